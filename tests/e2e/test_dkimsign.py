@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from functools import cache
@@ -45,6 +46,11 @@ MESSAGES = {
     "998": HEAD + b"Subject: long\r\n\r\n" + b"x" * 998 + b"\r\n" + b"y" * 1996 + b"\r\n",
     "large": HEAD + b"Subject: large\r\n\r\n" + b"a line of text\r\n" * 20_000,
 }  # fmt: skip
+#: Names of fields with blanks before their colons.
+SPACED = (
+    b"From : joe\r\nTo\t: root\r\nBcc : secret@good.example\r\nSubject \t: spaced\r\n  folded\r\n"
+    b"X-Other : x\r\nDate : Tue, 1 Dec 2026 08:00:00 +0000\r\n\r\nhello\r\n"
+)
 TABLE = "good.example rsa {rsa}\ngood.example ed {ed}\n"
 
 
@@ -99,6 +105,22 @@ def test_what_is_delivered_verifies(signing: Callable[..., Smtpd], form: str) ->
         assert {result for _, result in _results(changed)} == {"fail"}
 
 
+@pytest.mark.parametrize("form", ["simple/simple", "relaxed/relaxed"])
+def test_names_with_blanks_are_corrected(signing: Callable[..., Smtpd], form: str) -> None:
+    """Rspamd and dkimpy reject a signature that covers such a field; see also test_rspamd."""
+    server = signing("-c", form, "-t", "--oversign", "from:to:subject:date")
+    (raw,) = delivered(server, SPACED)
+    head = raw.partition(b"\r\n\r\n")[0]
+    assert b"\r\nFrom: joe@" in head
+    assert b"\r\nTo: root@" in head
+    assert b"\r\nSubject: spaced\r\n  folded\r\n" in head
+    assert head.count(b"\r\nDate") == 1
+    assert b"Bcc" not in head
+    assert not re.search(rb"(?m)^[!-9;-~]+[ \t]+:", head)
+    assert _results(raw) == [("ed", "pass"), ("rsa", "pass")]
+    assert _by_dkimpy(raw)
+
+
 def test_opendkim_agrees(signing: Callable[..., Smtpd], tmp_path: Path) -> None:
     program = shutil.which("opendkim")
     need(None if program else "opendkim is missing")
@@ -113,7 +135,7 @@ def test_opendkim_agrees(signing: Callable[..., Smtpd], tmp_path: Path) -> None:
     )
     conf = tmp_path / "opendkim.conf"
     conf.write_text(f"Mode v\nSyslog no\nTestPublicKeys {tmp_path / 'keys'}\n")
-    for number, raw in enumerate(delivered(server, *MESSAGES.values())):
+    for number, raw in enumerate(delivered(server, *MESSAGES.values(), SPACED)):
         for text, expected in ((raw, "succeeded"), (raw.replace(b"joe@", b"jim@"), "failed")):
             # Debian's OpenDKIM has no Ed25519, and reports the first signature alone.
             path = tmp_path / f"{number}.eml"

@@ -657,10 +657,11 @@ def test_a_daemon_without_a_lab(tmp_path: Path) -> None:
             ((), "R_DKIM_ALLOW", "R_DKIM_REJECT"),
             (("--arc-seal", "mx.good.example"), "ARC_ALLOW", "ARC_REJECT"),
         ):
-            ours = by_dkimsign(mail(), tmp_path / "key", *flags)
-            for message, symbol in ((ours, passes), (ours.replace(b"hello", b"hallo"), fails)):
-                symbols = ask(f"{one.url}/checkv2", message)["symbols"]
-                assert symbol in symbols
+            spaced = mail().replace(b"From:", b"From :").replace(b"Subject:", b"Subject\t:")
+            for message in (mail(), spaced):
+                ours = by_dkimsign(message, tmp_path / "key", *flags)
+                for text, symbol in ((ours, passes), (ours.replace(b"hello", b"hallo"), fails)):
+                    assert symbol in ask(f"{one.url}/checkv2", text)["symbols"]
         where = one.url, one.controller_url
         with pytest.raises(HTTPError):
             ask(f"{one.controller_url}/checkv2")
