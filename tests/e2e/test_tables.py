@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
+from threading import Thread
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
@@ -15,7 +19,7 @@ import pytest
 from smtpd_filters.testing.server import filter_command, versions
 from smtpd_filters.testing.server.layout import BIN, file_path
 from smtpd_filters.testing.server.releases import root_of
-from tests.e2e.sending import ALICE, BOB, GOOD, SENDER, greeted
+from tests.e2e.sending import ALICE, BOB, GOOD, SENDER, greeted, logged
 from tests.e2e.slapd import BASE, SLAPD, Slapd, person
 from tests.needed import need
 
@@ -137,6 +141,77 @@ def test_a_table_program(start: Start) -> None:
 
 #: The releases whose table programs speak the line protocol.
 LINE_PROTOCOL = [each for each in versions() if not each.startswith("6.")]
+
+
+def table_program(version: str, name: str) -> str:
+    """Return the path of a table program of the distribution."""
+    path = f"{LIBEXEC}/table-{name}"
+    need(
+        None if Path(f"{root_of(version)}{path}").exists() else f"no {path} for OpenSMTPD {version}"
+    )
+    return path
+
+
+@pytest.mark.parametrize("version", LINE_PROTOCOL, indirect=True)
+def test_table_sqlite_of_the_distribution(version: str, start: Start) -> None:
+    lines = (
+        f"dbpath {file_path('traps.db')}",
+        "query_mailaddr SELECT address FROM traps WHERE address = ?",
+    )
+    files: dict[str, str | bytes] = {"sqlite.conf": "\n".join(lines), "traps.db": database(ALICE)}
+    path = table_program(version, "sqlite")
+    server = rcpt(start, f"proc:{path} {file_path('sqlite.conf')}", files)
+    assert says(server, ALICE) == TRAPPED
+    assert says(server, BOB).startswith("250 ")
+    [program] = [each for each in server.find("table-sqlite") if each.arguments[0] == path]
+    os.kill(program.pid, signal.SIGKILL)
+    soon(server, "bob+news@local.example", "250 ")
+    assert says(server, ALICE) == TRAPPED
+    server.terminate()
+    assert server.find("table-sqlite") == []
+
+
+class _Socketmap(StreamRequestHandler):
+    """A server for table-socketmap(5): a line with table and key, and one with the reply."""
+
+    def handle(self) -> None:
+        for line in self.rfile:
+            key = line.decode().split()[-1]
+            self.wfile.write(b"OK bob@local.example\n" if key == ALICE else b"NOTFOUND \n")
+
+
+@contextmanager
+def socketmap(server: Smtpd) -> Iterator[None]:
+    """A socketmap server whose socket is among the files of a server."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "inside"
+        link.symlink_to(server.path(file_path("x")).parent)
+        path = link / "socketmap"
+        with ThreadingUnixStreamServer(str(path), _Socketmap) as running:
+            running.block_on_close = False  # for the connection that the program keeps
+            path.chmod(0o777)
+            Thread(target=running.serve_forever, daemon=True).start()
+            try:
+                yield
+            finally:
+                running.shutdown()
+                path.unlink()
+
+
+@pytest.mark.parametrize("version", LINE_PROTOCOL, indirect=True)
+def test_table_socketmap_of_the_distribution(version: str, start: Start) -> None:
+    """It offers a look-up, but no check: it is for mappings."""
+    table = f"proc:{table_program(version, 'socketmap')} {file_path('socketmap')}"
+    command = filter_command("rewrite", "--recipient-canonical", table, "--on-error", "tempfail")
+    server = start(filters={"rewrite": command})
+    assert says(server, ALICE) == FAILED
+    with socketmap(server):
+        soon(server, ALICE, "250 ")
+        soon(server, "bob+news@local.example", "250 ")
+    logged(server, f'rewrite rcpt-to result=rewrite reason="{ALICE} -> {BOB}"', 1)
+    assert server.alive()
+
+
 SCRIPT = f"""#!/bin/sh
 exec {BIN}/python -c 'from smtpd_filters.cli import main; raise SystemExit(main())' \\
     table serve "sqlite:$1" --kind domains --service domain

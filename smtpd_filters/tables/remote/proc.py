@@ -6,39 +6,41 @@ started with the first look-up, and again after it has ended or stopped to answe
 Invariants
 ----------
 *One child*: a table has at most one process, which ends with the filter.
-*A silent child ends*: after a look-up without any answer within its time it is killed.
+*A silent child ends*: after a look-up without any answer within its time its socket is closed, and
+`lookups.programs` ends it.
+*Not confined*: the program has the rights that smtpd would start it with. What it needs, such as a
+database or a server, is known to the program alone.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shlex
 import shutil
-import signal
-from pathlib import Path
-from threading import current_thread, main_thread
 from time import time
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.programs.children import Children
+from smtpd_filters.lookups.stream.connection import LostError, UnconnectedError
 
 from .backend import AnswerError, Backend, BackendError, value_of
 from .configuration import TIMES
 from .lines import ERROR, FOUND, NOT_FOUND, Host, LineError
 
 if TYPE_CHECKING:
+    from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.sandbox import Needs
 
     from .lines import Answer
 
-_CHUNK = 1 << 15
-#: Seconds between two starts of the program, and for it to end.
+#: Seconds between two starts of the program.
 _PAUSE = 1.0
 #: smtpd's services for kinds of tables that it hasn't.
 _SERVICES = {"mapping": "alias"}
 _LOOKED_UP = frozenset({"alias", "credentials", "userinfo", "mailaddrmap", "addrname", "relayhost"})
 _NAME = "smtpd-filters"
+_ENDED = "the program has ended"
 
 
 def open_backend(text: str, service: str) -> tuple[Backend, dict[str, float]]:
@@ -64,9 +66,8 @@ class TableProgram(Backend):
         self._command = command
         self._service = service
         self._verb = "lookup" if service in _LOOKED_UP else "check"
+        self._children: Children | None = None
         self._child: _Child | None = None
-        #: All that have been started and not been waited for.
-        self._children: set[_Child] = set()
         self._starting: asyncio.Task[_Child | str] | None = None
         self._started = float("-inf")
 
@@ -78,7 +79,7 @@ class TableProgram(Backend):
             answer = await child.ask(self._verb, self._service, key)
         except asyncio.CancelledError:
             if child.heard <= asked:
-                child.kill()
+                child.end("the program did not answer")
             raise
         if answer.status == ERROR:
             raise AnswerError(f"the program failed: {answer.value[:200] or 'no reason given'}")
@@ -106,45 +107,39 @@ class TableProgram(Backend):
         child: _Child | None = None
         try:
             if loop.time() < self._started + _PAUSE:
-                return "the program has ended"
+                return _ENDED
             self._started = loop.time()
-            _wait_for_children()
             async with asyncio.timeout(self.timeout):
-                process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    limit=_CHUNK,
-                )
-                child = _Child(process)
-                self._forget()
-                self._children.add(child)
+                child = _Child(await self._starter().connect())
                 await child.registered()
             if self._service not in child.host.services:
-                child.kill()
+                child.end(_ENDED)
                 return f"the program does not offer {self._service!r}"
-            self._child = child
-        except (OSError, LineError, TimeoutError) as error:
+        except (UnconnectedError, ConfigError, LineError, TimeoutError) as error:
             if child is not None:
-                child.kill()
+                child.end(str(error))
             return f"the program did not start: {str(error) or 'no registration'}"
         except asyncio.CancelledError:
             if child is not None:
-                child.kill()
+                child.end("the filter ends")
             raise
         else:
+            self._child = child
             return child
         finally:
             self._starting = None
 
+    def _starter(self) -> Children:
+        """Return the process that starts the program. Raises ConfigError if there can't be one."""
+        if self._children is None:
+            self._children = Children(self._command[0], self._command)
+        return self._children
+
     def declare(self, needs: Needs) -> None:
-        """Declare the program and the files that it is given; what else it needs isn't known."""
-        needs.to_run(self._command[0])
-        for word in self._command[1:]:
-            if word[0:1] == "/" and Path(word).exists():
-                needs.to_read(word)  # its configuration
-        needs.to_start_threads(2)
-        needs.to_open(4)
+        """Declare that a process with all rights, started here, sends the program's socket."""
+        self._starter()
+        needs.to_receive_descriptors()
+        needs.to_open(3)
 
     async def aclose(self) -> None:
         """End the program."""
@@ -152,39 +147,27 @@ class TableProgram(Backend):
             self._starting.cancel()
             await asyncio.gather(self._starting, return_exceptions=True)
             self._starting = None
-        self._child = None
+        if self._child is not None:
+            await self._child.aclose()
+            self._child = None
         self._started = float("-inf")
-        while self._children:
-            await self._children.pop().end()
-
-    def _forget(self) -> None:
-        """Drop the children that have ended."""
-        self._children = {each for each in self._children if not each.reaped}
-
-
-def _wait_for_children() -> None:
-    """Have the system keep the status of ended children, if the parent has had it dropped."""
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN and current_thread() is main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if self._children is not None:
+            children, self._children = self._children, None
+            await children.aclose()
 
 
 class _Child:
-    """A running program."""
+    """A running program, of which the connection is stdin and stdout."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.host = Host()
+        #: Why it can't be asked any more; "" if it can.
         self.ended = ""
         self.heard = 0.0
-        self._process = process
+        self._connection = connection
         self._pending: dict[str, asyncio.Future[Answer]] = {}
         self._ready = asyncio.Event()
-        self._reading = asyncio.get_running_loop().create_task(self._read())
-        self._write(self.host.configuration(_NAME))
-
-    @property
-    def reaped(self) -> bool:
-        """Whether nothing of it is left."""
-        return self._reading.done() and self._process.returncode is not None
+        self._talking = asyncio.get_running_loop().create_task(self._talk())
 
     async def registered(self) -> None:
         """Wait until it is ready. Raises LineError if it ends before."""
@@ -199,21 +182,19 @@ class _Child:
         number, line = self.host.request(time(), _NAME, verb, service, key)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._pending[number] = answer
-        self._write(line)
         try:
+            await self._connection.write(line)
             return await answer
+        except LostError:
+            raise BackendError(_ENDED) from None
         finally:
             self._pending.pop(number, None)
 
-    def _write(self, data: bytes) -> None:
-        if self._process.stdin is not None:
-            self._process.stdin.write(data)
-
-    async def _read(self) -> None:
-        cause, wrong = "the program has ended", False
-        stdout = self._process.stdout
+    async def _talk(self) -> None:
+        cause = _ENDED
         try:
-            while stdout is not None and (data := await stdout.read(_CHUNK)):
+            await self._connection.write(self.host.configuration(_NAME))
+            while data := await self._connection.read():
                 self.heard = asyncio.get_running_loop().time()
                 for answer in self.host.receive(data):
                     pending = self._pending.get(answer.number)
@@ -221,45 +202,24 @@ class _Child:
                         pending.set_result(answer)
                 if self.host.ready:
                     self._ready.set()
-                await asyncio.sleep(0)
         except LineError as error:
-            cause, wrong = f"the program wrote {error}", True
+            cause = f"the program wrote {error}"
+        except LostError:
+            pass
         finally:
-            self._end(cause, wrong=wrong)
+            self.end(cause)
 
-    def _end(self, cause: str, *, wrong: bool) -> None:
-        self.ended = self.ended or cause
+    def end(self, cause: str) -> None:
+        """Close its stdin and stdout at once; what waits for an answer has none, for this cause."""
+        self.ended = self.ended or cause or _ENDED
         self._ready.set()
+        self._connection.abort()
         for pending in self._pending.values():
             if not pending.done():
-                pending.set_exception(BackendError(cause))
-        if wrong:
-            self.kill()
-        elif self._process.stdin is not None:
-            # It has ended, or only closed its output. One that has ended must not be killed: that
-            # would take its status from asyncio.
-            self._process.stdin.close()
-            asyncio.get_running_loop().call_later(_PAUSE, self._kill_late)
+                pending.set_exception(BackendError(self.ended))
 
-    def _kill_late(self) -> None:
-        if self._process.returncode is None:
-            self.kill()
-
-    def kill(self) -> None:
-        """End it at once."""
-        self.ended = self.ended or "the program was killed"
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-
-    async def end(self) -> None:
-        """Close its input and wait; kill it if it doesn't end."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        try:
-            async with asyncio.timeout(_PAUSE):
-                await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
-        self._reading.cancel()
-        await asyncio.gather(self._reading, return_exceptions=True)
+    async def aclose(self) -> None:
+        """Close its stdin and stdout."""
+        self.end("the filter ends")
+        self._talking.cancel()
+        await asyncio.gather(self._talking, return_exceptions=True)

@@ -20,7 +20,7 @@ SYSTEM = Path("/")
 RELEASES = {"6.8": "bookworm", "7.6": "trixie"}
 VERSIONS = tuple(RELEASES)
 # The number of the recipe in tests/e2e/setup-roots.
-RECIPE = 4
+RECIPE = 5
 _added: dict[str, Path] = {}
 
 
