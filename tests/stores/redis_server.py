@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import subprocess
@@ -93,3 +94,71 @@ class RedisServer:
         """Kill the server."""
         self.process.kill()
         self.process.wait()
+
+
+def wait_for(server: RedisServer, command: str, text: bytes) -> None:
+    """Wait until a text is in the server's reply to a command."""
+    until = time.monotonic() + PATIENCE
+    found = b""
+    while text not in found:
+        assert time.monotonic() < until
+        # A sentinel that promotes a server ends its connections.
+        with contextlib.suppress(ConnectionError):
+            found = server.command(command)
+
+
+# -- several servers --------------------------------------------------------------------------
+
+
+def sentinel(folder: Path, port: int, spare: int, watching: int) -> tuple[RedisServer, ...]:
+    """Start a master, a replica and a sentinel, which names the master "mymaster"."""
+    quickly = ("--repl-diskless-sync-delay", "0")
+    master = RedisServer(folder / "master", *quickly, port=port)
+    of = ("--replicaof", "127.0.0.1", str(port))
+    replica = RedisServer(folder / "replica", *of, *quickly, port=spare)
+    configuration = folder / "sentinel.conf"
+    configuration.write_text(
+        f"sentinel monitor mymaster 127.0.0.1 {port} 1\n"
+        "sentinel down-after-milliseconds mymaster 500\n"
+        "sentinel failover-timeout mymaster 2000\n"
+    )
+    watcher = RedisServer(folder / "sentinel", port=watching, configuration=configuration)
+    return master, replica, watcher
+
+
+def watched(master: RedisServer, replica: RedisServer, watcher: RedisServer) -> None:
+    """Wait until the sentinel knows the replica, and may promote it: it has synchronised."""
+    wait_for(replica, "INFO replication", b"master_link_status:up")
+    known = b"name=mymaster,status=ok,address=127.0.0.1:%d,slaves=1" % master.port
+    wait_for(watcher, "INFO sentinel", known)
+
+
+def cluster(folder: Path, ports: Sequence[int]) -> list[RedisServer]:
+    """Start the nodes of a cluster, which `join_cluster` makes of them."""
+    flags = (
+        *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
+        *("--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"),
+    )
+    return [RedisServer(folder / str(port), *flags, port=port) for port in ports]
+
+
+def join_cluster(nodes: Sequence[RedisServer]) -> None:
+    """Join masters, the first half, and replicas, and wait until the cluster is up."""
+    hosts = [f"127.0.0.1:{node.port}" for node in nodes]
+    subprocess.run(
+        ["redis-cli", "--cluster", "create", *hosts, "--cluster-replicas", "1", "--cluster-yes"],  # noqa: S607
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    until = time.monotonic() + PATIENCE
+    while not all(map(_is_up, nodes)):
+        assert time.monotonic() < until
+
+
+def _is_up(node: RedisServer) -> bool:
+    """Return whether a node is in its cluster; a replica that never synchronised isn't promoted."""
+    replication = node.command("INFO", "replication")
+    return b"cluster_state:ok" in node.command("CLUSTER", "INFO") and (
+        b"connected_slaves:1" in replication or b"master_link_status:up" in replication
+    )

@@ -19,7 +19,15 @@ from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.redis_store import RedisStore
 from tests.needed import need
 from tests.stores.conftest import PATIENCE
-from tests.stores.redis_server import RedisServer, free_port, unavailable
+from tests.stores.redis_server import (
+    RedisServer,
+    cluster,
+    free_port,
+    join_cluster,
+    sentinel,
+    unavailable,
+    watched,
+)
 from tests.stores.test_operations import A, B, run
 
 if TYPE_CHECKING:
@@ -325,21 +333,12 @@ async def eventually(store: Store, key: bytes) -> None:
 def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
     need(unavailable())
     ports = [free_port() for _ in range(3)]
-    master = RedisServer(tmp_path / "master", "--repl-diskless-sync-delay", "0", port=ports[0])
-    replica = RedisServer(
-        tmp_path / "replica",
-        *("--replicaof", "127.0.0.1", str(ports[0]), "--repl-diskless-sync-delay", "0"),
-        port=ports[1],
-    )
-    sentinel = sentinel_of(tmp_path, ports[2], ports[0])
+    servers = master, replica, watching = sentinel(tmp_path, *ports)
     try:
 
         async def steps(store: Store) -> None:
             await eventually(store, A)
-            # A replica that never synchronised is not promoted.
-            wait_for(replica, "INFO replication", b"master_link_status:up")
-            known = b"name=mymaster,status=ok,address=127.0.0.1:%d,slaves=1" % ports[0]
-            wait_for(sentinel, "INFO sentinel", known)
+            watched(master, replica, watching)
             master.stop()
             await eventually(store, B)
             assert b"role:master" in replica.command("INFO", "replication")
@@ -348,40 +347,15 @@ def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
         address = f"redis+sentinel://127.0.0.1:{ports[2]}/mymaster"
         run(RedisStore(parse(address), timeout=2.0), steps)
     finally:
-        for each in (sentinel, replica, master):
+        for each in servers:
             each.stop()
-
-
-def wait_for(server: RedisServer, command: str, text: bytes) -> None:
-    """Wait until a text is in the server's reply to a command."""
-    until = time.monotonic() + PATIENCE
-    while text not in server.command(command):
-        assert time.monotonic() < until
-
-
-def sentinel_of(folder: Path, port: int, master: int) -> RedisServer:
-    configuration = folder / "sentinel.conf"
-    configuration.write_text(
-        f"sentinel monitor mymaster 127.0.0.1 {master} 1\n"
-        "sentinel down-after-milliseconds mymaster 500\n"
-        "sentinel failover-timeout mymaster 2000\n"
-    )
-    return RedisServer(folder / "sentinel", port=port, configuration=configuration)
 
 
 def test_a_cluster_goes_on_when_a_node_is_killed(tmp_path: Path) -> None:
     need(unavailable())
-    nodes = [
-        RedisServer(
-            tmp_path / str(number),
-            *("--cluster-enabled", "yes", "--cluster-node-timeout", "1000"),
-            *("--cluster-require-full-coverage", "no", "--repl-diskless-sync-delay", "0"),
-            port=port,
-        )
-        for number, port in enumerate(cluster_ports(6))
-    ]
+    nodes = cluster(tmp_path, cluster_ports(6))
     try:
-        make_cluster(nodes)
+        join_cluster(nodes)
 
         async def steps(store: Store) -> None:
             keys = [join("test", b"%d" % number) for number in range(60)]
@@ -414,25 +388,3 @@ def cluster_ports(count: int) -> list[int]:
                 continue
         found.append(port)
     return found
-
-
-def make_cluster(nodes: list[RedisServer]) -> None:
-    """Join masters and replicas, and wait until the cluster is up."""
-    hosts = [f"127.0.0.1:{node.port}" for node in nodes]
-    subprocess.run(
-        ["redis-cli", "--cluster", "create", *hosts, "--cluster-replicas", "1", "--cluster-yes"],  # noqa: S607
-        check=True,
-        capture_output=True,
-        timeout=PATIENCE,
-    )
-    until = time.monotonic() + PATIENCE
-    while not all(map(is_up, nodes)):
-        assert time.monotonic() < until
-
-
-def is_up(node: RedisServer) -> bool:
-    """Return whether a node is in its cluster; a replica that never synchronised isn't promoted."""
-    replication = node.command("INFO", "replication")
-    return b"cluster_state:ok" in node.command("CLUSTER", "INFO") and (
-        b"connected_slaves:1" in replication or b"master_link_status:up" in replication
-    )
