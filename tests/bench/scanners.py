@@ -57,7 +57,19 @@ def our_clamav() -> Iterator[list[str]]:
         yield command("clamav", "--clamd", address, "--connections", "64")
 
 
-BRIDGES: dict[str, Bridge] = {REFERENCE: our_rspamd, "filter-clamav": our_clamav}
+@contextmanager
+def our_spamd() -> Iterator[list[str]]:
+    """filter-spamd and its stub, with as many connections, and messages of any size."""
+    with stub("spamd") as address:
+        flags = ("--spamd", address, "--connections", "64", "--max-size", "25M")
+        yield command("spamd", *flags)
+
+
+BRIDGES: dict[str, Bridge] = {
+    REFERENCE: our_rspamd,
+    "filter-clamav": our_clamav,
+    "filter-spamd": our_spamd,
+}
 
 
 @contextmanager
@@ -137,7 +149,21 @@ class Clamd(asyncio.Protocol):
                     return
 
 
-STUBS: dict[str, type[asyncio.Protocol]] = {"clamd": Clamd}
+class Spamd(asyncio.Protocol):
+    """spamd's HEADERS, without a look at the message: the end of the input is answered."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin with a request."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def eof_received(self) -> None:
+        """Answer, and close."""
+        body = b"X-Spam-Status: No, score=0.0 required=5.0 tests=NONE\n\n"
+        head = b"SPAMD/1.1 0 EX_OK\r\nContent-length: %d\r\nSpam: False ; 0.0 / 5.0\r\n\r\n"
+        self._transport.write(head % len(body) + body)
+
+
+STUBS: dict[str, type[asyncio.Protocol]] = {"clamd": Clamd, "spamd": Spamd}
 
 
 async def serve(protocol: type[asyncio.Protocol]) -> None:
