@@ -90,26 +90,6 @@ def test_by_the_argument_of_the_filter_in_go(scan: Start, clamd: ClamAV) -> None
     assert folders(server) == [""]
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"\r\n" + bytes(sorted(set(range(1, 256)) - {10, 13})) + b"\r\n",
-        b"\r\n.\r\n..dots\r\n.\r\n",
-        b"",
-        b"\r\n",
-        b"\r\n" + b"x" * 900 + b"\r\n",
-        b'Content-Type: multipart/mixed; boundary="\r\n\r\n--\r\n--"\r\n--=\r\n',
-    ],
-    ids=["8-bit", "dots", "header only", "empty body", "long line", "malformed MIME"],
-)
-def test_clean_mail_passes_byte_for_byte(scan: Start, body: bytes) -> None:
-    server = scan()
-    assert attempt(server, message=mail(body)).code == 250
-    [delivered] = server.maildir("alice")
-    expected = local(mail(body)) or b"\n"
-    assert content_of(delivered.content).rstrip(b"\n") == expected.rstrip(b"\n")
-
-
 def test_marks(scan: Start) -> None:
     server = scan(flags=("--headers", "all", "--action", "header"))
     forged = b"X-Virus-Status: Clean, I swear\r\n"

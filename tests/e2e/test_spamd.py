@@ -19,6 +19,7 @@ from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e.learning import TEXTS
 from tests.e2e.sending import ZONE, Outcome, attempt, content_of, folders, local, logged
 from tests.e2e.spamd_set_up import GTUBE, LISTED, SLOW, URIBL, Spamd, mail, unavailable
+from tests.e2e.test_messages import BODIES
 from tests.needed import need
 
 if TYPE_CHECKING:
@@ -232,19 +233,10 @@ score-header = true
 
 # -- what must not change --------------------------------------------------------------------------
 
-EIGHT_BIT = bytes(range(1, 10)) + bytes(range(11, 13)) + bytes(range(14, 256)) + b"\r\n"
-BODIES = {
-    "8-bit": EIGHT_BIT + EIGHT_BIT[::-1][2:] + b"\r\n",
-    "none": b"",
-    "dots": b".\r\n..\r\n...\r\n.x\r\n",
-    "lone CR": b"one\rtwo\r\r\n\r\rx\r\n",
-    "long lines": b"x" * 998 + b"\r\n" + b"y" * 1996 + b"\r\n",
-    "MIME": b"--x\r\nContent-Type: multipart/mixed; boundary=x\r\n\r\n--x\r\n--x--\r\n--x\r\n",
-}
-
 
 @pytest.mark.parametrize("flags", [(), ("--compress", "zlib")], ids=["plain", "zlib"])
 def test_bodies_pass_unchanged(scan: Start, flags: tuple[str, ...]) -> None:
+    """Below the fields of spamd."""
     server = scan(flags=flags)
     messages = {kind: mail(subject=kind, body=body) for kind, body in BODIES.items()}
     for message in messages.values():
@@ -254,13 +246,6 @@ def test_bodies_pass_unchanged(scan: Start, flags: tuple[str, ...]) -> None:
     for kind, message in messages.items():
         assert b"\nX-Spam-Status: " in found[kind]
         assert sent(found[kind]) == local(message), kind
-
-
-def test_a_header_alone(scan: Start) -> None:
-    server = scan()
-    assert attempt(server, message=b"Subject: x\r\n").code == 250
-    [mailed] = server.maildir("alice")
-    assert b"\nSubject: x\n" in mailed.content
 
 
 LINE = b"All work and no play makes Jack a dull boy, said the old man.\r\n"
