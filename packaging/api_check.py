@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Compare what `smtpd_filters` exports with the interface of the last release.
+"""The check of the public interface against that of the last release.
 
-`packaging/api.txt` is that interface as a stub: every name of `smtpd_filters.__all__` with the
-public members of its classes.  griffe reads both and reports what would break code of a filter: a
-removed name, a parameter that was removed, moved, renamed or is newly required, a changed default.
-Additions pass.
+`packaging/api.txt` is the released interface as a stub: every name of `smtpd_filters.__all__` with
+the public members of its classes. griffe compares it with the sources and reports changes that
+break a filter's code: a removed name, a parameter that was removed, moved, renamed or became
+required, a changed default. Additions are compatible.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ def load(root: Path) -> griffe.Module:
 
 
 def target(member: griffe.Object | griffe.Alias) -> griffe.Object:
-    """Return what a name stands for, behind its imports."""
+    """Resolve an imported name to its definition."""
     return member.final_target if isinstance(member, griffe.Alias) else member
 
 
 def members(cls: griffe.Class) -> Iterator[griffe.Object]:
-    """Yield the members that are for others: the public ones, and how an instance is made."""
+    """Yield the public members, and `__init__`."""
     for name, member in sorted(cls.all_members.items()):
         if name == "__init__" or not name.startswith("_"):
             yield target(member)
 
 
 def stub(name: str, thing: griffe.Object, indent: str = "") -> Iterator[str]:
-    """Yield the lines that declare one thing."""
+    """Yield the stub's lines for one definition."""
     if isinstance(thing, griffe.Class):
         bases = ", ".join(map(str, thing.bases))
         yield f"{indent}class {name}({bases}):" if bases else f"{indent}class {name}:"
@@ -64,7 +64,7 @@ def stub(name: str, thing: griffe.Object, indent: str = "") -> Iterator[str]:
         keyword = "async def" if "async" in thing.labels else "def"
         yield f"{indent}{keyword} {signature.replace(', )', ')')}: ..."
     elif isinstance(thing, griffe.Attribute):
-        # The value of an instance's attribute is made at run time.
+        # The value of an instance's attribute is known at run time only.
         has_value = thing.value is not None and thing.labels != {"instance-attribute"}
         value = f" = {thing.value}" if has_value and "property" not in thing.labels else ""
         annotation = thing.annotation or (None if value else "object")
@@ -91,12 +91,12 @@ def released(root: Path) -> tuple[str, str]:
     text = (root / SNAPSHOT).read_text("utf-8")
     found = re.match(re.escape(HEAD).replace("VERSION", r"([0-9.]+)"), text)
     if not found:
-        raise SystemExit(f"{SNAPSHOT}: not written by packaging/api_check.py --write")
+        raise SystemExit(f"{SNAPSHOT}: invalid: write it with packaging/api_check.py --write")
     return text, found[1]
 
 
 def breakages(before: str, now: str) -> list[str]:
-    """Return what would break code written for an interface, a line each."""
+    """Return the incompatible changes between two interfaces, a line each."""
     old, new = (griffe.visit(PACKAGE, filepath=Path(SNAPSHOT), code=it) for it in (before, now))
     return [
         f"{found.obj.path}: {found.kind.value}: {found.old_value} -> {found.new_value}"
@@ -105,7 +105,7 @@ def breakages(before: str, now: str) -> list[str]:
 
 
 def main() -> int:
-    """Print what would break; the exit status tells whether that may be released."""
+    """Print incompatible changes; exit with 1 if they need a new major version."""
     parser = argparse.ArgumentParser(description="Compare what smtpd_filters exports.")
     parser.add_argument("--root", type=Path, default=ROOT, help="the sources")
     parser.add_argument("--write", action="store_true", help="write the interface of a release")
@@ -123,7 +123,7 @@ def main() -> int:
     found = breakages(text, now)
     for line in found:
         print(f"since {before}: {line}")
-    # CHANGELOG.md: what breaks a filter's code takes a new first number.
+    # CHANGELOG.md: an incompatible change requires a new major version.
     return 1 if found and int(version.split(".")[0]) <= int(before.split(".")[0]) else 0
 
 

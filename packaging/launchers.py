@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Write the executables that [project.scripts] of pyproject.toml names.
+"""The writer of the executables in [project.scripts] of pyproject.toml.
 
-What pip writes for them imports the regular expressions first and asks for all of the interpreter's
-start; smtpd waits for that once per filter.  Filters get a launcher that starts the interpreter
-isolated (-I: no environment variable and no user's site directory has a say in what a mail server
-runs) and without the module site (-S), and therefore names the directories of the modules itself.
-Other programs get one that is isolated; and one beside the filters, as smtpd looks nowhere else for
-what smtpd.conf names without a path: "smtpd-filters record", say.
+pip's scripts import `re` and start the interpreter with all of its site directories, and smtpd
+waits for each filter to start. A filter's launcher starts the interpreter isolated (-I: environment
+variables and users' site directories have no effect on the mail server) and without the module
+`site` (-S), so it adds the directories of the modules itself. Other programs get an isolated
+launcher, and a second one in the filters' directory, the only one in which smtpd looks for a
+program without a path, such as "smtpd-filters record".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILTER = """\
 import signal
 import sys
 
-# A reload right after a restart must not end a filter that is still being loaded: see startup.py.
+# A reload right after a restart must not end a filter that is still loading: see startup.py.
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 sys.path += [{path}]
@@ -39,19 +39,19 @@ sys.exit({function}())
 
 
 def _literal(directory: str) -> str:
-    """Python code for a directory; in it, %d is the interpreter's minor version."""
+    """Return a Python expression for a directory, in which %d is the minor version of Python."""
     quoted = f'"{directory}"'
     return f"{quoted} % sys.version_info[1]" if "%d" in directory else quoted
 
 
 def main() -> None:
-    """Write them all, and print the path of each."""
+    """Write all executables and print their paths."""
     parser = argparse.ArgumentParser(description="Write the executables of the project.")
     parser.add_argument("--python", required=True, help="the interpreter")
-    parser.add_argument("--path", required=True, action="append", help="where modules are")
-    parser.add_argument("--root", default="", help="put before --filters and --tools")
-    parser.add_argument("--filters", required=True, help="where smtpd looks for filters")
-    parser.add_argument("--tools", required=True, help="where users look for the others")
+    parser.add_argument("--path", required=True, action="append", help="a directory of modules")
+    parser.add_argument("--root", default="", help="a prefix of --filters and --tools")
+    parser.add_argument("--filters", required=True, help="the directory of filters")
+    parser.add_argument("--tools", required=True, help="the directory of all other programs")
     parser.add_argument("pyproject", type=Path)
     options = parser.parse_args()
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """make_completions [--check]: write packaging/completions/ from the declarations.
 
-They complete the words of smtpd-filters in bash, zsh and fish: its verbs, their flags and operands,
-and behind `run NAME` the flags of the filter.  With --check nothing is written; the exit status is
-1 if something would be.
+The files complete the arguments of smtpd-filters in bash, zsh and fish: verbs, their flags and
+operands, and after `run NAME` the flags of the filter. With --check nothing is written, and the
+exit status is 1 if a file is out of date.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent / "completions"
 TOOL = "smtpd-filters"
-#: What stands for a file in a flag's or an operand's metavar.
+#: The metavars of files.
 _FILES = {"PATH", "FILE", "DIR"}
 _RESERVED_HELP = ("Print the help and exit", "Print the version and exit")
 
 
 class Flag(NamedTuple):
-    """A flag, in all its spellings."""
+    """A flag with all its spellings."""
 
     spellings: tuple[str, ...]
     value: str  # its metavar; empty for a switch
-    words: tuple[str, ...]  # what its value is chosen from, if it is
+    words: tuple[str, ...]  # the choices of its value, if limited
     files: bool  # whether its value is a file
     help: str
     repeats: bool = False
 
 
 class Command(NamedTuple):
-    """A verb, or `run` with a filter: what may follow it."""
+    """The possible arguments of a verb, or of `run` with a filter."""
 
     name: str
     summary: str
     flags: list[Flag]
-    words: tuple[str, ...] = ()  # its first operand
-    files: bool = False  # whether files may follow
+    words: tuple[str, ...] = ()  # the choices of the first operand
+    files: bool = False  # whether operands may be files
     command: bool = False  # whether a command may follow "--"
 
 
 def flags(classes: Iterable[type[Settings]]) -> list[Flag]:
-    """The flags of some settings, and those that all programs have."""
+    """Return the flags of some settings, and those of all programs."""
     found = [
         Flag(
             each.flags,
@@ -73,14 +73,14 @@ def flags(classes: Iterable[type[Settings]]) -> list[Flag]:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence, up to its first semicolon."""
+    """Return the first sentence, up to its first semicolon."""
     for end in (". ", "; "):
         text = text.partition(end)[0]
     return text.rstrip(".")
 
 
 def filters() -> list[Command]:
-    """Every filter, and filter-chain, as what may follow `run`."""
+    """Return every filter and filter-chain, as arguments of `run`."""
     found = [
         Command(
             cls.name,
@@ -95,7 +95,7 @@ def filters() -> list[Command]:
 
 
 def verbs(names: tuple[str, ...]) -> list[Command]:
-    """Every verb; `names` are those of the filters."""
+    """Return every verb; `names` are the names of filters."""
     found = []
     for verb in map(load, VERBS):
         operands = [each for each in describe(verb.options) if not each.flags]
@@ -116,7 +116,7 @@ def verbs(names: tuple[str, ...]) -> list[Command]:
 
 
 def made() -> dict[str, str]:
-    """The text of each file, by its path below `HERE`."""
+    """Return the text of each file, by its path below `HERE`."""
     known = filters()
     every = verbs(tuple(each.name for each in known))
     return {
@@ -182,7 +182,7 @@ complete -F _smtpd_filters {tool}
 
 
 def bash(every: list[Command], known: list[Command]) -> str:
-    """The file for bash."""
+    """Return the file for bash."""
     contexts = [(each.name, each) for each in every]
     contexts += [(f"run {each.name}", each) for each in known]
     values, words = [], []
@@ -271,7 +271,7 @@ def _zsh_flag(flag: Flag) -> str:
     if flag.value:
         what = f"({' '.join(flag.words)})" if flag.words else "_files" if flag.files else " "
         action = f":{_zsh_help(flag.value.lower())}:{what}"
-    # A long one takes its value behind "=", too.
+    # A long flag also takes its value after "=".
     names = [f"{s}=" if flag.value and s.startswith("--") else s for s in flag.spellings]
     if len(names) == 1:
         return _zsh_quoted(f"{'*' if flag.repeats else ''}{names[0]}[{help_}]{action}")
@@ -298,7 +298,7 @@ def _zsh_case(each: Command) -> str:
 
 
 def zsh(every: list[Command], known: list[Command]) -> str:
-    """The file for zsh."""
+    """Return the file for zsh."""
     arguments = [
         f"        run)\n            _{TOOL}-run\n            ;;"
         if each.name == "run"
@@ -360,7 +360,7 @@ def _fish_flag(flag: Flag) -> str:
 
 
 def fish(every: list[Command], known: list[Command]) -> str:
-    """The file for fish."""
+    """Return the file for fish."""
     lines = [FISH.format(tool=TOOL)]
     start = f"complete -c {TOOL} -n"
     first = f"{start} 'test -z (__smtpd_filters_context)' -a"
@@ -382,7 +382,7 @@ def fish(every: list[Command], known: list[Command]) -> str:
 
 
 def main() -> int:
-    """Write the files, or look whether they are up to date."""
+    """Write the files, or with --check only compare them."""
     check = "--check" in sys.argv[1:]
     stale = 0
     for name, text in made().items():

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
-"""Make a FreeBSD package, without FreeBSD's tools, from a wheel and the sources it was built from.
+"""A builder of FreeBSD packages from a wheel and its sources, without FreeBSD's tools.
 
-A package is a tar archive: +COMPACT_MANIFEST and +MANIFEST first, both JSON, then the files under
-their absolute names (pkg-create(8), "MANIFEST FILE DETAILS").  Name, comment, maintainer, licence
-and dependencies are the port's; its message and description too.
+A package is a tar archive of +COMPACT_MANIFEST and +MANIFEST, both JSON, and the files under their
+absolute names (pkg-create(8), "MANIFEST FILE DETAILS"). Name, comment, maintainer, licence,
+dependencies, message and description are those of the port.
 
-The same input makes the same bytes: files are in order, belong to root and have the date of
-SOURCE_DATE_EPOCH.
+Builds are reproducible: files are sorted, belong to root and have the date of SOURCE_DATE_EPOCH.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
 PREFIX = "/usr/local"
-FILTERS = f"{PREFIX}/libexec/opensmtpd"  # where FreeBSD's smtpd looks
+FILTERS = f"{PREFIX}/libexec/opensmtpd"  # searched by FreeBSD's smtpd
 STATE = "/var/db/smtpd-filters"
-#: Where shells look for what they complete, below the prefix.
+#: The shells' directories of completions, below the prefix.
 COMPLETIONS = {
     "bash": "share/bash-completion/completions",
     "fish": "share/fish/vendor_completions.d",
     "zsh": "share/zsh/site-functions",
 }
 USER = "_smtpd"
-#: Nothing is older than this; it is also the default of hatchling.
+#: The date of files without SOURCE_DATE_EPOCH: hatchling's default.
 EPOCH = 1580601600
 EXECUTABLE, PLAIN = 0o755, 0o644
 
@@ -54,7 +53,7 @@ class File(NamedTuple):
 
 
 def variables(makefile: str) -> dict[str, str]:
-    """The assignments of a port's Makefile, with what they refer to among each other put in."""
+    """Return the variables of a port's Makefile, with references between them expanded."""
     joined = makefile.replace("\\\n", " ")
     found = {
         name: " ".join(value.split())
@@ -67,7 +66,7 @@ def variables(makefile: str) -> dict[str, str]:
 
 
 def dependencies(port: dict[str, str], python: str) -> dict[str, dict[str, str]]:
-    """What the port needs to run, as a manifest says it."""
+    """Return the port's dependencies at run time, in the form of a manifest."""
     minor = python.replace(".", "")
     needed = {f"python{minor}": {"origin": f"lang/python{minor}", "version": python}}
     for entry in port["RUN_DEPENDS"].split():
@@ -79,13 +78,13 @@ def dependencies(port: dict[str, str], python: str) -> dict[str, dict[str, str]]
 
 
 def messages(text: str) -> list[dict[str, str]]:
-    """What a pkg-message says, and when."""
+    """Parse a pkg-message: the texts and when they are shown."""
     pattern = r"\{ type: (\w+)\s+message: <<EOM\n(.*?)\nEOM\n\}"
     return [{"message": said, "type": kind} for kind, said in re.findall(pattern, text, re.DOTALL)]
 
 
 def compiled(source: bytes, path: str) -> bytes:
-    """The bytecode of a module, valid whatever the date of its file (PEP 552, unchecked hash)."""
+    """Return the bytecode of a module, valid for any date of its file (PEP 552, unchecked hash)."""
     code = compile(source, path, "exec", dont_inherit=True)
     flags = (1).to_bytes(4, "little")
     return (
@@ -97,15 +96,15 @@ def compiled(source: bytes, path: str) -> bytes:
 
 
 def modules(wheel: Path, python: str) -> dict[str, File]:
-    """What the wheel holds, where the interpreter finds it, with the bytecode if it can be made.
+    """Return the wheel's files at their installed paths, with bytecode if this Python can make it.
 
-    smtpd's user could not write bytecode, and would compile every module at every start.
+    smtpd's user has no permission to write bytecode: without it, every start compiles every module.
     """
     site = f"{PREFIX}/lib/python{python}/site-packages"
     ours = f"{sys.version_info[0]}.{sys.version_info[1]}" == python
     if not ours:
         print(
-            f"make_pkg: no bytecode: this is not Python {python}; filters will start slowly",
+            f"make_pkg: no bytecode, so filters start slowly: needs Python {python}",
             file=sys.stderr,
         )
     files = {}
@@ -122,7 +121,7 @@ def modules(wheel: Path, python: str) -> dict[str, File]:
 
 
 def launchers(source: Path, python: str) -> dict[str, File]:
-    """The executables."""
+    """Return the executables."""
     with tempfile.TemporaryDirectory() as root:
         command = [sys.executable, str(HERE / "launchers.py"), "--root", root]
         command += ["--python", f"{PREFIX}/bin/python{python}"]
@@ -136,7 +135,7 @@ def launchers(source: Path, python: str) -> dict[str, File]:
 
 
 def services(python: str) -> dict[str, File]:
-    """The scripts for rc, with what the port's SUB_LIST puts in."""
+    """Return the rc scripts, with the variables of the port's SUB_LIST expanded."""
     files = {}
     for path in sorted((HERE / "freebsd/files").glob("*.in")):
         text = path.read_text().replace("%%PREFIX%%", PREFIX)
@@ -146,7 +145,7 @@ def services(python: str) -> dict[str, File]:
 
 
 def examples(source: Path) -> dict[str, Path]:
-    """The examples, by the names they are installed under."""
+    """Return the examples by their installed names."""
     shown = [(source / "docs/examples", source / "docs/examples")]
     shown += [(source / "packaging", source / "packaging/dovecot")]
     return {
@@ -158,7 +157,7 @@ def examples(source: Path) -> dict[str, Path]:
 
 
 def documents(source: Path, package: str) -> dict[str, File]:
-    """Manual pages, what there is to read, the examples, what shells complete, the licence."""
+    """Return manual pages, documents, examples, completions and the licence."""
     files = {
         f"{PREFIX}/share/man/man{page.suffix[1:]}/{page.name}.gz": File(
             gzip.compress(page.read_bytes(), mtime=0)
@@ -181,7 +180,7 @@ def documents(source: Path, package: str) -> dict[str, File]:
 def manifest(
     port: dict[str, str], options: argparse.Namespace, files: dict[str, File]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The short manifest and the whole one."""
+    """Return the compact manifest and the full one."""
     freebsd = HERE / "freebsd"
     short = {
         "name": port["PORTNAME"],
@@ -211,7 +210,7 @@ def manifest(
 def archive(
     members: dict[str, File], date: int, compact: dict[str, Any], whole: dict[str, Any]
 ) -> bytes:
-    """The package."""
+    """Return the bytes of the package."""
 
     def member(name: str, mode: int, owner: str, group: str) -> tarfile.TarInfo:
         info = tarfile.TarInfo(name)
@@ -238,10 +237,10 @@ def archive(
 
 
 def main() -> None:
-    """Make the package, and print its path."""
+    """Write the package and print its path."""
     parser = argparse.ArgumentParser(description="Make a FreeBSD package from a wheel.")
     parser.add_argument("--python", default="3.11", help="FreeBSD's default version (%(default)s)")
-    parser.add_argument("--abi", default="FreeBSD:14:*", help="which releases (%(default)s)")
+    parser.add_argument("--abi", default="FreeBSD:14:*", help="supported releases (%(default)s)")
     parser.add_argument("--source", type=Path, default=HERE.parent, help="the sources")
     parser.add_argument("wheel", type=Path)
     parser.add_argument("output", type=Path, help="a directory")
@@ -252,7 +251,7 @@ def main() -> None:
     port = variables(makefile.replace("@VERSION@", project["version"]))
     package = f"{port['PORTNAME']}-{port['DISTVERSION']}"
     if not options.wheel.name.startswith(f"{package.replace('smtpd-', 'smtpd_')}-"):
-        sys.exit(f"make_pkg: the port is of {package}, the wheel is {options.wheel.name}")
+        sys.exit(f"make_pkg: {options.wheel.name}: expected a wheel of {package}")
     files = {
         **modules(options.wheel, options.python),
         **launchers(options.source, options.python),

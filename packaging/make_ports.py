@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The ports for FreeBSD and OpenBSD, completed from a finished sdist and wheel.
+"""The builder of the ports for FreeBSD and OpenBSD from an sdist and its wheel.
 
-Adds the version, distinfo, and OpenBSD's packing list; freebsd/ and openbsd/ have the rest.
+It adds the version, distinfo and OpenBSD's packing list to the files in freebsd/ and openbsd/.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ COMPLETIONS = {
     "fish": "share/fish/vendor_completions.d",
     "zsh": "share/zsh/site-functions",
 }
-#: OpenBSD's packages of single filters; where a file of ours has the same name, the two conflict.
+#: OpenBSD's packages of single filters, with which ours conflicts if it has a file of that name.
 SINGLES = ("admdscrub", "dkimsign", "dnsbl", "rspamd", "senderscore", "spamassassin", "spfgreylist")
 
 
 def freebsd_distinfo(sdist: Path) -> str:
-    """What fetch(1) is to find, as FreeBSD's ports say it."""
+    """Return FreeBSD's distinfo: the size and checksum of the sdist."""
     content = sdist.read_bytes()
     date = os.environ.get("SOURCE_DATE_EPOCH") or EPOCH
     return (
@@ -40,22 +40,22 @@ def freebsd_distinfo(sdist: Path) -> str:
 
 
 def openbsd_distinfo(sdist: Path) -> str:
-    """The same as OpenBSD's ports say it."""
+    """Return OpenBSD's distinfo."""
     content = sdist.read_bytes()
     digest = base64.b64encode(hashlib.sha256(content).digest()).decode()
     return f"SHA256 ({sdist.name}) = {digest}\nSIZE ({sdist.name}) = {len(content)}\n"
 
 
 def _versioned(name: str) -> str:
-    """A name with the version as a variable."""
+    """Replace the version in a name by its variable."""
     return re.sub(r"^(\w+)-[^/]+\.dist-info/", r"\1-${MODPY_DISTV}.dist-info/", name)
 
 
 def _of_wheel(names: list[str]) -> list[str]:
-    """Lines for the files of the wheel, for the bytecode of its modules, and for their directories.
+    """Return lines for the wheel's files, the bytecode of its modules, and the directories.
 
-    The port builds a wheel that names no scripts, so it has no entry_points.txt.  What installs it
-    compiles each module twice, plainly and without its assertions.
+    The port builds a wheel without scripts, hence without entry_points.txt. The installer compiles
+    each module twice: with and without assertions.
     """
     site = PurePosixPath("lib/python${MODPY_VERSION}/site-packages")
     entries = set()
@@ -66,7 +66,7 @@ def _of_wheel(names: list[str]) -> list[str]:
         entries.add(str(path))
         entries.update(f"{above}/" for above in path.parents if site in above.parents)
         if path.suffix == ".py":
-            cache = f"{path.parent}/${{MODPY_PYCACHE}}"  # with its slash
+            cache = f"{path.parent}/${{MODPY_PYCACHE}}"  # ends with a slash
             entries.add(cache)
             for extension in ("pyc", "${MODPY_PYOEXTENSION}"):
                 entries.add(f"{cache}{path.stem}.${{MODPY_PYC_MAGIC_TAG}}{extension}")
@@ -74,7 +74,7 @@ def _of_wheel(names: list[str]) -> list[str]:
 
 
 def _examples(source: Path) -> list[str]:
-    """The names of examples, and of their directories."""
+    """Return the names of the examples and of their directories."""
     ours, learning = source / "docs/examples", source / "packaging/dovecot"
     names = [path.name for path in ours.iterdir()]
     names += ["dovecot/", *(f"dovecot/{path.name}" for path in learning.iterdir())]
@@ -82,7 +82,7 @@ def _examples(source: Path) -> list[str]:
 
 
 def _completions(source: Path, shell: str) -> list[str]:
-    """The file that a shell completes by, and its directories."""
+    """Return the completion file of a shell, and its directories."""
     [file] = (source / "packaging/completions" / shell).iterdir()
     path = PurePosixPath(COMPLETIONS[shell]) / file.name
     above = [f"{each}/" for each in path.parents if len(each.parts) > 1]
@@ -90,7 +90,7 @@ def _completions(source: Path, shell: str) -> list[str]:
 
 
 def packing_list(wheel: Path, source: Path) -> str:
-    """OpenBSD's pkg/PLIST."""
+    """Return OpenBSD's pkg/PLIST."""
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
     project = tomllib.loads((source / "pyproject.toml").read_text())["project"]
@@ -120,7 +120,7 @@ def packing_list(wheel: Path, source: Path) -> str:
 
 
 def main() -> None:
-    """Write both ports below the output directory, and print where."""
+    """Write both ports below the output directory and print their paths."""
     parser = argparse.ArgumentParser(description="Complete the ports.")
     parser.add_argument("--source", type=Path, default=HERE.parent, help="the sources")
     parser.add_argument("sdist", type=Path)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Check that the version and the date of a release are the same everywhere.
+"""The check that the version and the date of a release are the same everywhere.
 
-`pyproject.toml` has the version and the first section of `CHANGELOG.md` the date.  Both are
+`pyproject.toml` has the version and the first section of `CHANGELOG.md` the date. Both are
 compared with `debian/changelog`, the manual pages, the ports, the installed package, and the
 interface in `packaging/api.txt`.  Each mismatch is one line, and makes the exit status 1.
 """
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 NAME = "smtpd-filters"
-#: Where a port has the version: `make_ports.py` and `make_pkg.py` put it in.
+#: The variable with a port's version, which `make_ports.py` and `make_pkg.py` set.
 PORTS = {"freebsd": "DISTVERSION", "openbsd": "MODPY_DISTV"}
 
 
 def project_version(root: Path) -> str:
-    """Return the version: its one place."""
+    """Return the version in `pyproject.toml`."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     return str(project["version"])
 
 
 def versions(root: Path) -> Iterator[str]:
-    """Yield what has another version than `pyproject.toml`."""
+    """Yield every version that differs from that of `pyproject.toml`."""
     version = project_version(root)
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         yield f"pyproject.toml: version {version}: expected three numbers"
@@ -52,7 +52,7 @@ def versions(root: Path) -> Iterator[str]:
 
 
 def dates(root: Path) -> Iterator[str]:
-    """Yield what has another date than the first section of `CHANGELOG.md`."""
+    """Yield every date that differs from that of the first section of `CHANGELOG.md`."""
     top = re.search(r"(?m)^## \S+ (.*)$", (root / "CHANGELOG.md").read_text("utf-8"))
     try:
         day = date.fromisoformat(top[1] if top else "")
@@ -76,7 +76,7 @@ def debian(root: Path) -> str:
 
 
 def installed(root: Path) -> Iterator[str]:
-    """Yield what `--version` would say of another version."""
+    """Yield the version of the installed package, which `--version` prints, if it differs."""
     version = project_version(root)
     try:
         found = metadata.version(NAME)
@@ -87,17 +87,17 @@ def installed(root: Path) -> Iterator[str]:
 
 
 def interface(root: Path) -> Iterator[str]:
-    """Yield whether `packaging/api.txt` is to be written."""
+    """Yield incompatible changes, and whether `packaging/api.txt` is out of date."""
     command = [sys.executable, str(HERE / "api_check.py"), "--root", str(root)]
     checked = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603  # our own
     yield from (f"interface: {line}" for line in checked.stdout.splitlines() if checked.returncode)
     made = subprocess.run([*command, "--print"], check=True, capture_output=True, text=True)  # noqa: S603  # our own
     if made.stdout != (root / "packaging" / "api.txt").read_text("utf-8"):
-        yield "packaging/api.txt: not this interface: run packaging/api_check.py --write"
+        yield "packaging/api.txt: out of date: run packaging/api_check.py --write"
 
 
 def main() -> int:
-    """Print each mismatch; the exit status tells whether there is one."""
+    """Print each mismatch; exit with 1 if there is one."""
     parser = argparse.ArgumentParser(description="Check that a release can be made.")
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the sources")
     root = parser.parse_args().root

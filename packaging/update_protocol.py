@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The tables and state diagrams of docs/protocol.md, made from the code and from recordings.
+"""The generator of the tables and state diagrams of docs/protocol.md.
 
-The diagram of the order of requests is made from sessions of two releases of smtpd
-(`fixtures/protocol`). That of the states of a session is found by calling `FilterConnection` with
-every sequence of steps (`Explorer`).
+The diagram of the order of requests comes from recorded sessions of two releases of smtpd
+(`fixtures/protocol`), the diagram of a session's states from calling `FilterConnection` with every
+sequence of steps (`Explorer`).
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def diagram(lines: Sequence[str]) -> str:
 
 
 class _Listener:
-    """A listener that answers nothing by itself."""
+    """A listener without answers of its own."""
 
     connection: FilterConnection
 
@@ -136,11 +136,11 @@ def _request(phase: str, argument: str = "") -> Callable[[FilterConnection], Non
 class Explorer:
     """The states of one session in a `FilterConnection`, and the steps between them.
 
-    A step is a call of the connection. One that the connection reports as a mistake of smtpd or of
-    ours is left out.
+    A step is a call of a method of the connection. Steps that the connection reports as a mistake
+    of smtpd or of the filter are left out.
     """
 
-    #: Each step with what it is called in the diagram.
+    #: Each step by its name in the diagram.
     STEPS: ClassVar[dict[str, Callable[[FilterConnection], None]]] = {
         "request": _request("mail-from", "<a@example.org>"),
         "commit": _request("commit"),
@@ -154,11 +154,11 @@ class Explorer:
             SESSION, PHASES["commit"].fallbacks["tempfail"]
         ),
     }
-    #: Steps that make sense only while the filter has a message.
+    #: Steps that are possible only while the filter has a message.
     OF_A_MESSAGE = frozenset({"send_lines()", "send_lines(end=True)", "pass_through()", "refuse()"})
 
     def __init__(self) -> None:
-        #: By state and next state: the steps, with what is written to smtpd.
+        #: By state and next state: the steps, with the lines that each writes to smtpd.
         self.edges: dict[tuple[str, str], list[str]] = {}
         paths: dict[str, tuple[str, ...]] = {"idle": ()}
         waiting = ["idle"]
@@ -178,13 +178,13 @@ class Explorer:
                     waiting.append(after)
 
     def _possible(self, state: str, step: str) -> bool:
-        """Return whether the step is taken in this state."""
-        if "pending" in state:  # smtpd sends nothing for a session while it waits for an answer
+        """Return whether the step is possible in this state."""
+        if "pending" in state:  # smtpd sends nothing for a session with a pending request
             return step == "answer()"
         return "message" in state or step not in self.OF_A_MESSAGE
 
     def _play(self, path: Sequence[str]) -> tuple[str, str, bool]:
-        """Take these steps; return the state, what the last one wrote, and whether one is wrong."""
+        """Take these steps; return the state, the last step's output, and whether one is wrong."""
         listener = _Listener()
         connection = listener.connection = FilterConnection(listener)
         connection.receive(b"config|subsystem|smtp-in\nconfig|ready\n")
@@ -200,7 +200,7 @@ class Explorer:
 
     @staticmethod
     def _state(connection: FilterConnection) -> str:
-        transit = connection._transit  # noqa: SLF001  # the diagram is that of the state within
+        transit = connection._transit  # noqa: SLF001  # the diagram shows private state
         stream = transit.streams.get(SESSION)
         refused = ", refused" if SESSION in transit.refused else ""
         if SESSION in connection._open:  # noqa: SLF001  # as above

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""The reference of the interface, docs/reference.md, made from docstrings and annotations.
+"""The generator of the API reference, docs/reference.md, from docstrings and annotations.
 
-The docstring of a class or function is its description.  An attribute's is the comment with `#:`
-above it, or that of the attribute it overrides; one that its class's docstring names needs none.
-`tests/test_api_reference.py` fails when the page is stale or when a public name is not described.
+A class or function is described by its docstring, an attribute by the comment with `#:` above it or
+by that of the attribute it overrides. An attribute named in the docstring of its class needs none.
+`tests/test_api_reference.py` fails if the page is out of date or a public name is not described.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "reference.md"
 PACKAGE = "smtpd_filters"
-#: The public modules, and the names of each; of a module with `__all__`, those.
+#: The public modules with their names; without names, those of `__all__`.
 MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters": (),
     "smtpd_filters.errors": ("UnavailableError",),
@@ -61,7 +61,7 @@ def load() -> griffe.Module:
 
 
 def target(member: griffe.Object | griffe.Alias) -> griffe.Object:
-    """Return what a name stands for, behind its imports."""
+    """Resolve an imported name to its definition."""
     return member.final_target if isinstance(member, griffe.Alias) else member
 
 
@@ -80,7 +80,7 @@ def description(thing: griffe.Object) -> str:
 
 
 def phase(thing: griffe.Object) -> str:
-    """Return what is known of a handler from its phase."""
+    """Return the description of a handler by its phase."""
     found = HANDLERS.get(thing.name)
     if found is None or not thing.parent or thing.parent.name != "Filter":
         return ""
@@ -89,7 +89,7 @@ def phase(thing: griffe.Object) -> str:
 
 
 def overridden(thing: griffe.Object) -> str:
-    """Return the description of what this member takes the place of."""
+    """Return the description of the member that this one overrides."""
     if isinstance(thing.parent, griffe.Class):
         for base in thing.parent.mro():
             above = base.members.get(thing.name)
@@ -99,13 +99,13 @@ def overridden(thing: griffe.Object) -> str:
 
 
 def named_by_its_class(thing: griffe.Object) -> bool:
-    """Whether the docstring of an attribute's class has its name."""
+    """Return whether the docstring of an attribute's class names it."""
     of = thing.parent.docstring if isinstance(thing.parent, griffe.Class) else None
     return of is not None and bool(re.search(rf"`[^`\n]*\b{thing.name}\b", of.value))
 
 
 def markdown(text: str) -> str:
-    """Put a docstring's headings and definitions in Markdown's form."""
+    """Convert the headings and definitions of a docstring to Markdown."""
     text = re.sub(r"(?m)^(\S.*)\n-{3,}$", r"**\1**\n", text)
 
     def defined(match: re.Match[str]) -> str:
@@ -116,7 +116,7 @@ def markdown(text: str) -> str:
 
 
 def signature(thing: griffe.Object, name: str) -> str:
-    """Return how the thing is called or annotated."""
+    """Return the signature or annotation."""
     if isinstance(thing, griffe.Function):
         words = ("classmethod", "staticmethod", "async")
         labels = [word for word in words if word in thing.labels]
@@ -137,7 +137,7 @@ def signature(thing: griffe.Object, name: str) -> str:
 
 
 def members(cls: griffe.Class, known: set[str]) -> Iterator[tuple[str, griffe.Object]]:
-    """Yield the public members; those of a base that is described itself are left to it."""
+    """Yield the public members, except those inherited from a base that the page describes."""
     for name, member in cls.all_members.items():
         thing = target(member)
         base = thing.parent.path if thing.parent else ""
