@@ -2,35 +2,40 @@
 #
 #   make demo     a real smtpd, good and bad clients, and the results of their mail
 #   make test     every test, and the branch coverage required of the core; TESTS=PATHS: some
-#   make unit     the tests that need no server, with a part of their examples, in a minute
+#   make unit     the tests within one process, with a part of their examples, in a minute
+#   make unit-all     those and the tests that start processes, but no servers
 #   make clock    the tests of the demo and on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
 #   make reference    write docs/reference.md and the tables of docs/protocol.md from the code
-#   make api-check      what breaks code that was written for the last release's interface
-#   make release-check  version, dates and interface of a release agree
+#   make api-check      incompatible changes to the interface of the last release
+#   make release-check  agreement of version, dates and interface of a release
 #   make bench    this project compared with established filters, as ratios
-#   make hops     the functions that a request and a body pass through; HOPS_ARGS=--calls: which
+#   make hops     the number of functions that a request and a body pass through; HOPS_ARGS=--calls: all
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
 #   make dist     the wheel and the sdist, in dist/
 #   make deb      the Debian package, built with Debian's own tools, in dist/
 #   make pkg      a FreeBSD package, and the ports for FreeBSD and OpenBSD, in dist/
-#   make clean    remove the files that these verbs have made
+#   make clean    remove the files made by these targets
 #
-# Each verb makes VENV if it is missing and, as root on Debian, installs the system packages that it
+# Each target makes VENV if it is missing and, as root on Debian, installs the system packages that it
 # uses. PYTHON is the interpreter for a new VENV.
 .POSIX:
 .SUFFIXES:
 
 VENV = .venv
 PYTHON =
-# Many tests mostly wait. The tests of a module on a server share it, and so a worker.
+# More than cores, because many tests wait. The tests of a module share a server and so a worker.
 WORKERS = 4
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS)
 PYTEST_ARGS =
 TESTS =
 REPORT = build/tests.xml
 UNIT_REPORT = build/unit.xml
-# The tests whose servers use the clock, and the offsets of the clock.
+# The tests without servers, with a part of their examples.
+WITHOUT_SERVERS = not e2e and not packaging and not allocations
+UNIT = tests/fetch-data $(BIN)/python || true; $(BYTECODE); mkdir -p build; \
+	SMTPD_FILTERS_TESTS=quick $(PYTEST) --quiet --dist worksteal --junit-xml=$(UNIT_REPORT)
+# The tests of servers that read the clock, and its offsets.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
 	tests/e2e/test_rspamd_reply.py tests/e2e/test_rspamd_request.py tests/e2e/test_learn.py \
@@ -43,12 +48,12 @@ INSTALLED = $(VENV)/.installed
 BIN = $(VENV)/bin
 # The real clock, without faketime or datefudge: pip checks certificates with it.
 TRUE_CLOCK = unset LD_PRELOAD
-# Tests start Python hundreds of times; without bytecode each start compiles all modules again.
+# Tests start Python hundreds of times; without bytecode each start compiles all modules.
 BYTECODE = unset PYTHONDONTWRITEBYTECODE
-# The modules whose branch coverage must be complete, and the tests that cover them: measuring doubles
-# the time of a test.
+# The modules with complete branch coverage, and the tests that cover them: measuring doubles the time
+# of a test.
 CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
-# What asks databases and servers is tested with real ones.
+# The clients of databases and servers are tested with real ones.
 BEYOND_CORE = smtpd_filters/tables/remote/*
 CORE_TESTS = tests/addresses tests/protocol tests/tables tests/scoring tests/checks/author tests/test_ask_and_decide.py \
 	tests/test_chain.py tests/test_completion.py tests/test_filter.py tests/test_guard.py tests/test_life.py \
@@ -57,15 +62,15 @@ CORE_REPORT = build/core.xml
 
 all: demo
 
-# If the virtual environment can't be made, recorded sessions can still be replayed.
+# Without a virtual environment the demo replays recorded sessions.
 demo:
 	@packaging/debian-deps demo || true
 	@if $(MAKE) $(INSTALLED); then \
 		exec packaging/moved-clock $(BIN)/python -m tests.demo; \
 	else exec $${PYTHON:-python3} -m tests.demo --replay; fi
 
-# If the system packages are installed, a skipped end-to-end test is an error. --basetemp: with the clock
-# moved, pytest would consider the temporary folders of other runs abandoned, and delete them.
+# With all system packages installed, a skipped end-to-end test is an error. --basetemp: with a moved
+# clock, pytest would take the temporary folders of other runs for abandoned ones and delete them.
 test: $(INSTALLED)
 	@$(BYTECODE); if packaging/debian-deps test; then SMTPD_FILTERS_E2E=required; export SMTPD_FILTERS_E2E; fi; \
 	if [ "$$(id -u)" -eq 0 ] && [ -x tests/e2e/setup-roots ]; then tests/e2e/setup-roots || exit; fi; \
@@ -82,11 +87,12 @@ test: $(INSTALLED)
 	packaging/moved-clock $(PYTEST) --dist loadfile --no-loadscope-reorder --junit-xml=$(REPORT) $(PYTEST_ARGS) "$$@" && \
 		[ -z "$${failed:-}" ]
 
-# All tests without a server; `make test` runs all tests.
+# The tests that start processes get their marker from tests/conftest.py.
 unit: $(INSTALLED)
-	@tests/fetch-data $(BIN)/python || true
-	@$(BYTECODE); mkdir -p build; SMTPD_FILTERS_TESTS=quick $(PYTEST) --quiet --dist worksteal \
-		-m "not e2e and not packaging and not allocations" --junit-xml=$(UNIT_REPORT) $(PYTEST_ARGS)
+	@$(UNIT) -m "$(WITHOUT_SERVERS) and not processes" $(PYTEST_ARGS)
+
+unit-all: $(INSTALLED)
+	@$(UNIT) -m "$(WITHOUT_SERVERS)" $(PYTEST_ARGS)
 
 clock: $(INSTALLED)
 	@packaging/debian-deps clock
@@ -137,7 +143,7 @@ clean:
 		.ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The tools are an extra, not a dependency group, because Debian 12's pip 23.0 has no support for groups.
+# The tools are an extra, not a dependency group, which Debian 12's pip 23.0 doesn't support.
 $(INSTALLED): pyproject.toml
 	@packaging/make-venv "$(VENV)" "$(PYTHON)"
 	@$(TRUE_CLOCK); \
@@ -149,4 +155,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test unit clock check reference api-check release-check bench hops fuzz dist deb pkg clean
+.PHONY: all demo test unit unit-all clock check reference api-check release-check bench hops fuzz dist deb pkg clean

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import resource
 import threading
 from pathlib import Path
 from time import monotonic
@@ -18,9 +19,10 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing.server import add_server, unavailable, versions
 from tests.effort import part
 from tests.needed import need
+from tests.processes import starts_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 # On a busy machine nothing is said by how long it takes to draw an example, or to try it. Where CI
 # is set, as by .ci/run, Hypothesis draws the same ones each time: news are for who looks for them.
@@ -42,6 +44,8 @@ _LAST_BREATH = 30.0
 #: What takes longest is begun first, lest one process be left with it when all others are done.
 #: These folders are markers as well: `make unit` leaves them out.
 _LONGEST_FIRST = ("packaging", "e2e")
+#: The markers of the tests that `make unit` leaves out.
+_NOT_IN_UNIT = {"allocations", "e2e", "packaging", "processes"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -73,12 +77,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("version", versions(), indirect=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before markers choose tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         folder = item.path.relative_to(here).parts[0]
         if folder in _LONGEST_FIRST:
             item.add_marker(folder)
+        if isinstance(item, pytest.Function) and starts_processes(item):
+            item.add_marker("processes")
 
     def rank(item: pytest.Item) -> int:
         folder = item.path.relative_to(here).parts[0]
@@ -87,8 +94,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=rank)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests, thousands of objects that stay, without collections of garbage."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
 def pytest_collection_finish() -> None:
-    """Keep the collected tests, which are thousands, out of every collection of garbage."""
+    """Keep the collected tests out of every collection of garbage."""
     gc.collect()
     gc.freeze()
 
@@ -146,15 +163,26 @@ def _left_behind(
     return left
 
 
+def _ended_processes() -> tuple[int, int]:
+    """Return figures that grow whenever the parent of a process learns that it ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return children.ru_minflt, children.ru_majflt
+
+
 @pytest.fixture(autouse=True)
-def nothing_left_behind() -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that leaves a task, thread, child process or open descriptor fails.
 
-    What fixtures of a wider scope hold is there before and after.
+    What fixtures of a wider scope hold is there before and after. A test that starts processes
+    fails if `make unit` would run it.
     """
     before = _descriptors(), _children(), set(threading.enumerate()), _tasks()
+    ended = _ended_processes()
     yield
     left = _left_behind(before)
+    marks = {mark.name for mark in request.node.iter_markers()}
+    if not marks & _NOT_IN_UNIT and _ended_processes() != ended:
+        pytest.fail("starts a process: mark it processes")
     until = monotonic() + _LAST_BREATH
     while left and monotonic() < until:
         # What only waits to be collected is not left, nor what a server's thread is closing.

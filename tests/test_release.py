@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# griffe runs git.
+pytestmark = pytest.mark.processes
 
 
 def load(name: str) -> Any:

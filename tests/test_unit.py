@@ -1,4 +1,4 @@
-"""`make unit` and what it leaves out are together what `make test` runs."""
+"""The targets `unit` and `unit-all`: what they leave out, and the check of their reports."""
 
 from __future__ import annotations
 
@@ -6,32 +6,46 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests import effort, needed
 from tests.effort import part
+from tests.processes import reaches
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 LEFT_OUT = {"allocations", "e2e", "packaging"}
+VARIABLES = dict(re.findall(r"(?m)^([A-Z_]+) = ((?:.*\\\n)*.*)$", MAKEFILE))
 
 
 def recipe(target: str) -> str:
     [found] = re.findall(rf"(?ms)^{target}: .*?\n((?:\t.*?\n)+)", MAKEFILE)
+    for name in ("UNIT", "WITHOUT_SERVERS"):
+        found = found.replace(f"$({name})", VARIABLES[name])
     return str(found)
 
 
-def test_it_is_chosen_by_markers_alone() -> None:
-    unit = recipe("unit")
+@pytest.mark.parametrize(
+    ("target", "left_out"), [("unit-all", LEFT_OUT), ("unit", {*LEFT_OUT, "processes"})]
+)
+def test_it_is_chosen_by_markers_alone(target: str, left_out: set[str]) -> None:
+    unit = recipe(target)
     [expression] = re.findall(r'-m "(.*?)"', unit)
-    assert set(expression.split(" and ")) == {f"not {marker}" for marker in LEFT_OUT}
+    assert set(expression.split(" and ")) == {f"not {marker}" for marker in left_out}
     command = unit[unit.index("$(PYTEST)") :]
     assert not re.search(r"--ignore|--deselect| -k |\$\(TESTS\)|tests/", command)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     markers = project["tool"]["pytest"]["ini_options"]["markers"]
-    assert {marker.partition(":")[0] for marker in markers} >= LEFT_OUT
+    assert {marker.partition(":")[0] for marker in markers} >= left_out
+
+
+def test_integration_runs_the_tests_that_start_processes_too() -> None:
+    steps = (ROOT / ".ci" / "run").read_text("utf-8")
+    assert "make unit-all && .venv/bin/python .ci/complete.py --unit" in steps
+    assert "make unit &&" not in steps
 
 
 def test_nothing_is_left_out_of_the_whole() -> None:
@@ -82,13 +96,13 @@ def complete(tmp_path: Path, *arguments: str, cases: str) -> list[str]:
 
 def test_a_complete_run(tmp_path: Path) -> None:
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    many = CASE.format("tests.test_unit", "") * 10_000
+    many = CASE.format("tests.test_unit", "") * 20_000
     assert complete(tmp_path, "--unit", own, cases=many) == []
     assert complete(tmp_path, cases=CASE.format("tests.e2e.test_helo", "")) == []
 
 
 def test_runs_that_are_not_complete(tmp_path: Path) -> None:
-    many = CASE.format("tests.test_unit", "") * 10_000
+    many = CASE.format("tests.test_unit", "") * 20_000
     skipped = CASE.format("tests.test_unit", '<skipped message="no mandoc"/>')
     own = f"{sys.version_info[0]}.{sys.version_info[1]}"
     assert complete(tmp_path, "--unit", own, cases=many + skipped) == [
@@ -98,4 +112,39 @@ def test_runs_that_are_not_complete(tmp_path: Path) -> None:
         f"incomplete: ran on Python {own}, not 3.1"
     ]
     assert complete(tmp_path, "--unit", own, cases="") == ["incomplete: only 0 tests ran"]
+    # As many as `make unit` runs.
+    few = CASE.format("tests.test_unit", "") * 13_000
+    assert complete(tmp_path, "--unit", own, cases=few) == ["incomplete: only 13000 tests ran"]
     assert complete(tmp_path, cases=many) == ["incomplete: no end-to-end test ran"]
+
+
+def starts_it_itself() -> int:
+    return subprocess.run([sys.executable, "-c", ""], check=True).returncode
+
+
+COMMAND = [sys.executable, "-m", "smtpd_filters.filters.trace"]
+
+
+class Tool:
+    def run(self) -> int:
+        return starts_it_itself()
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        starts_it_itself,
+        partial(starts_it_itself),
+        lambda: [each for each in (1, 2) if starts_it_itself()],
+        lambda: Tool().run(),
+        lambda: len(COMMAND),
+    ],
+)
+def test_code_that_starts_processes_is_recognised(test: object) -> None:
+    assert reaches(test)
+
+
+def test_other_code_starts_none() -> None:
+    assert not reaches(recipe)
+    assert not reaches(needed.need)
+    assert not reaches(test_a_part_is_at_least_one)

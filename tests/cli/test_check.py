@@ -30,6 +30,8 @@ ROOT = os.geteuid() == 0
 ME = user_name()
 #: smtpd's own user may not enter the directories of tests.
 AS_ME = ("--user", ME) if ROOT else ()
+# Every filter is started.
+pytestmark = pytest.mark.processes
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
 DYNDNS = "from smtpd_filters.filters.dyndns import main\nraise SystemExit(main())\n"
 

@@ -134,6 +134,7 @@ def test_a_recording_of_an_ancient_server_is_refused(tmp_path: Path, capsys: Cap
     assert "protocol 0.4 is too old" in fails(capsys, "replay", str(path), "--", "true")
 
 
+@pytest.mark.processes
 def test_a_program_that_cannot_be_run_is_reported(tmp_path: Path, capsys: Capture) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     Capture = pytest.CaptureFixture[str]
 
+# A program is started in place of sendmail.
+pytestmark = pytest.mark.processes
+
 DAY = "2026-11-29"
 BEGIN = 1_795_910_400
 ZONE: dict[str, dict[str, Any]] = {

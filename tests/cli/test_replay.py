@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 RECORDED = ROOT / "fixtures" / "protocol" / "7.8.0p1"
 PLAIN = RECORDED / "ehlo-message.session"
 MODULE = "smtpd_filters.filters"
+# Every filter that is asked is started.
+pytestmark = pytest.mark.processes
 
 
 def own(name: str, *flags: str) -> list[str]:

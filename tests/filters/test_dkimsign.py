@@ -402,6 +402,7 @@ def test_the_forms_of_a_key(tmp_path: Path, form: str, end: bytes) -> None:
     assert result.result == "pass"
 
 
+@pytest.mark.processes
 def test_a_costly_key_signs_in_processes_of_its_own(tmp_path: Path) -> None:
     path = written(tmp_path / "key", pem(bits=3072))
     flags = ("-k", path, "-s", "sel", "-d", "example.org", "--workers", "2")

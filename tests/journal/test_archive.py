@@ -189,12 +189,12 @@ def test_old_days_are_deleted(make: Make, tmp_path: Path) -> None:
 def test_the_oldest_of_too_many_bytes_are_deleted(make: Make, tmp_path: Path) -> None:
     size = 2 << 20
     archive = make(size=size)
-    for number in range(3000):
-        archive.write([refused(number * 5 + each) for each in range(5)], NOON + number)
+    for number in range(1500):
+        archive.write([refused(number * 10 + each) for each in range(10)], NOON + number)
     found = names(tmp_path)
     assert len(found) > 3
     assert "2026-11-30.sqlite" not in found
-    archive.purge(NOON + 3000)
+    archive.purge(NOON + 1500)
     total = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert total <= size + (6 << 20)
     journal = Journal(str(tmp_path))

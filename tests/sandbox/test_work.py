@@ -362,6 +362,7 @@ def test_nothing_is_loaded_for_nothing(sandbox: str) -> None:
     assert not {"ctypes", "struct", "_socket", "threading"} & loaded
 
 
+@pytest.mark.processes
 def test_the_processes_that_sign_are_confined_before_they_get_a_key() -> None:
     key = parse_private_key(new_private_key(RSA, 2048))
 

@@ -278,8 +278,8 @@ def in_time(fault: str) -> tuple[str, ...]:
     [
         (fault, content)
         for fault in CAUSES
-        for content in (INFECTED, INFECTED + LINE * 50_000)
         # Of a small message all is sent before the reply can be seen.
+        for content in (INFECTED, INFECTED + LINE * (50_000 if fault == "early-ok" else 5_000))
         if fault != "early-ok" or len(content) > SMALL
     ],
 )

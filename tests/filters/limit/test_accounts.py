@@ -287,6 +287,7 @@ def block(*flags: str) -> list[str]:
         return server.smtpd.log
 
 
+@pytest.mark.processes
 def test_a_command_is_run_once(script: Path) -> None:
     log = block("--notify-command", str(script))
     session = log[-1].split()[0]
@@ -294,6 +295,7 @@ def test_a_command_is_run_once(script: Path) -> None:
     assert words == ["user=alice_$(x)", "user messages 1/1h", "192.0.2.1", session]
 
 
+@pytest.mark.processes
 def test_a_mail_is_sent_once(script: Path) -> None:
     block("--notify-mail", "root@example.org", "--sendmail", str(script))
     assert (script.parent / "words").read_text().splitlines() == ["-i", "--", "root@example.org"]
@@ -314,6 +316,7 @@ def test_the_mail_has_a_word_for_each_part_of_a_subject() -> None:
     assert """ release client=192.0.2.1 'user=o'"'"'hara'\n""" in text
 
 
+@pytest.mark.processes
 def test_a_command_that_fails_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "program"
     path.write_text("#!/bin/sh\nexit 3\n")
@@ -322,6 +325,7 @@ def test_a_command_that_fails_is_logged(tmp_path: Path, capfd: pytest.CaptureFix
     assert f'limit notice error="{path}: exited with 3"\n' in capfd.readouterr().err
 
 
+@pytest.mark.processes
 def test_notices_that_are_not_taken_are_dropped(script: Path) -> None:
     """A process that has ended, or that does not keep up, holds up nobody."""
     with serving(

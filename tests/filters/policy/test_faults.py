@@ -406,6 +406,7 @@ def test_both_processes_that_start_programs_have_ended(behaviour: Path) -> None:
     with_client(use, started(behaviour))
 
 
+@pytest.mark.processes
 def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
     path = tmp_path / "program"
     path.write_text("no script")

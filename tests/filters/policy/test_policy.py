@@ -353,6 +353,7 @@ def test_a_port_alone_is_one_of_this_machine(server: Scripted) -> None:
     assert len(server.seen) == 1
 
 
+@pytest.mark.processes
 def test_each_server_is_reached_by_check_online(server: Scripted) -> None:
     names = (server.name, "/nonexistent", "exec:/bin/cat")
 
