@@ -24,7 +24,9 @@ from smtpd_filters.message import (
     stuff,
     unstuff,
 )
+from smtpd_filters.message.disguise import Name
 from smtpd_filters.message.folding import MAX_LINE, field_lines
+from smtpd_filters.message.obsolete import correct_names
 from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, directories
 from tests import effort
 
@@ -1193,3 +1195,65 @@ def test_edits_can_be_forgotten() -> None:
         held.revert()
         assert not held.headers.changed
         assert wire(held) == MAIL
+
+
+# -- names in any reading ------------------------------------------------------------------------
+
+SPAM = Name("X-Spam", prefix=True)
+#: Blocks, and the fields of each that are removed from the client's.
+READINGS: list[tuple[list[bytes], list[bytes]]] = [
+    ([b"Subject: a", b" X-Spam: folded", b"Y-X-Spam: b", b"X-Spa: c", b"X-Spam", b"To: d"], []),
+    ([b"Subject: a\rb", b"X-Spa"], []),
+    ([b"To: a", b"x-sPAM-Flag \t: No", b" folded", b"Cc: b"], [b"x-sPAM-Flag \t: No", b" folded"]),
+    ([b"X-Spam", b" -Flag", b"\t: No"], [b"X-Spam", b" -Flag", b"\t: No"]),
+    ([b"\x00X-Sp\xffam: No", b"X\x7f-Spam\xa0:"], [b"\x00X-Sp\xffam: No", b"X\x7f-Spam\xa0:"]),
+    ([b"To: a\r X-Spam-Flag : No", b"Cc: b"], [b"To: a\r X-Spam-Flag : No"]),
+    ([b" X-Spam: No", b"To: a"], [b" X-Spam: No"]),
+]
+
+
+@pytest.mark.parametrize(("lines", "removed"), READINGS)
+def test_a_name_in_any_reading(lines: list[bytes], removed: list[bytes]) -> None:
+    headers = Headers(lines)
+    count = SPAM.remove_foreign(headers)
+    assert headers.lines() == [line for line in lines if line not in removed]
+    assert headers.changed == bool(count) == bool(removed)
+    assert SPAM.remove_foreign(headers) == 0
+
+
+def test_fields_above_smtpds_own_are_of_earlier_filters() -> None:
+    above = [b"X-Spam: Yes", b"received: by mx"]
+    headers = Headers([*above, b"X-Spam: No", b"Received: by other"])
+    assert SPAM.remove_foreign(headers) == 1
+    assert headers.lines() == [*above, b"Received: by other"]
+
+
+def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:
+    name = Name("X-Own")
+    plain = [b"X-Own: a", b"x-own \t: b", b"X-Own-Other: c", b"Subject: \r"]
+    headers = Headers([*plain, b"X-Own\x0c: d", b"To: e\rX-Own: f"])
+    assert name.remove_disguised(headers) == 2
+    assert headers.lines() == plain
+    assert name.remove_disguised(headers) == 0
+    assert name.remove_disguised(Headers(plain[:3])) == 0
+    assert name.remove_disguised(Headers()) == 0
+
+
+@given(st.lists(st.sampled_from([b"X-Spam", b"\x00", b" ", b":", b"\r", b"a", b"-"]), max_size=12))
+def test_what_is_not_of_the_name_stays(pieces: list[bytes]) -> None:
+    headers = Headers([b"Received: a", b"".join(pieces), b"To: b"])
+    SPAM.remove_foreign(headers)
+    assert headers.lines()[0] == b"Received: a"
+    assert headers.lines()[-1] == b"To: b"
+    assert SPAM.remove_foreign(headers) == 0
+
+
+def test_blanks_after_names_are_removed() -> None:
+    lines = [b"From someone Mon Sep 17 00:00:00 2001", b"A\xff : b", b" c : d", b"To: : e"]
+    headers = Headers(lines)
+    assert not correct_names(headers)
+    assert headers.lines() == lines
+    assert not headers.changed
+    headers = Headers([b"From \t: a", *lines[1:3], b"X-Odd\t:", b"Bcc : b"])
+    assert correct_names(headers)
+    assert headers.lines() == [b"From: a", *lines[1:3], b"X-Odd:", b"Bcc: b"]

@@ -18,8 +18,6 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.dkimsign.author import author_domain
 from smtpd_filters.lookups.outcome import Found
-from smtpd_filters.message import Headers
-from smtpd_filters.message.obsolete import correct_names
 from smtpd_filters.testing import Conversation
 from tests.authentication.signing import chain, ed25519_key, rsa_key, verified
 
@@ -141,14 +139,6 @@ def test_blanks_between_a_name_and_its_colon_are_removed(key: str, form: str) ->
     for kept in (b"From: Joe <joe@example.org>", b"Subject: =?utf-8?q?J=C3=B6rg?=\r\n  folded"):
         assert b"\r\n%b\r\n" % kept in text
     assert b"\r\nX-Odd: a\r\n b : c\r\n" in text
-
-
-def test_lines_that_are_no_fields_keep_their_blanks() -> None:
-    lines = [b"From someone Mon Sep 17 00:00:00 2001", b"A\xff : b", b" : c", b"To: : d"]
-    headers = Headers(lines)
-    assert not correct_names(headers)
-    assert headers.lines() == lines
-    assert not headers.changed
 
 
 def test_the_tags_are_those_of_the_c_filter_in_its_order(key: str) -> None:
