@@ -5,7 +5,9 @@ One smtpd has a listener for each hop, and passes a message on to the next by SM
 - SIGN signs with DKIM;
 - HOP checks, and seals with ARC, as a server that forwards mail;
 - CHANGE changes the body, as a mailing list does;
-- LAST checks and delivers.
+- LIST checks, changes the body and seals, and passes on from an address that isn't the sender's;
+- LAST checks and delivers, and trusts the seals of HOP and LIST;
+- DOUBT does as well, and trusts other seals.
 
 The domain of the recipient chooses the way.
 """
@@ -26,33 +28,44 @@ from smtpd_filters.testing.server import (
     scratch_path,
     script_command,
 )
-from tests.e2e.sending import GOOD, ZONE, greeted, transact
+from tests.e2e.sending import DYNAMIC, GOOD, ZONE, greeted, logged, transact
 from tests.e2e.test_dkimsign import MESSAGES
 from tests.filters.test_dkimsign import pem
 
-SIGN, HOP, CHANGE, LAST = 25, 2526, 2527, 2528
+SIGN, HOP, CHANGE, LAST, LIST, DOUBT = 25, 2526, 2527, 2528, 2529, 2530
 SENDER = "joe@good.example"
 #: The ways from SIGN, by the domain of the recipient.
-DIRECT, FORWARDED, CHANGED, LATE = WAYS = (
-    "direct.example", "forwarded.example", "changed.example", "late.example"
+DIRECT, FORWARDED, CHANGED, LATE, TRUSTED, DOUBTED = WAYS = (
+    "direct.example", "forwarded.example", "changed.example", "late.example", "trusted.example",
+    "doubted.example",
 )  # fmt: skip
 # By default a server waits for some seconds before it connects to a route again.
 DECLARATIONS = f"""
 mta limit conn-delay-route 0
 mta limit reconn-delay-route 0
 filter "hop" chain {{ "hop-auth", "seal" }}
+filter "list" chain {{ "hop-auth", "change", "seal" }}
 action "to-hop" relay host smtp://127.0.0.1:{HOP} src {GOOD} helo mail.good.example
 action "to-change" relay host smtp://127.0.0.1:{CHANGE} src {GOOD} helo mail.good.example
 action "to-last" relay host smtp://127.0.0.1:{LAST} src {GOOD} helo mail.good.example
+action "to-list" relay host smtp://127.0.0.1:{LIST} src {GOOD} helo mail.good.example
+action "on-to-last" relay host smtp://127.0.0.1:{LAST} src {DYNAMIC} helo list.example
+action "on-to-doubt" relay host smtp://127.0.0.1:{DOUBT} src {DYNAMIC} helo list.example
 """
 LISTENERS = f"""
 listen on 127.0.0.1 port {SIGN} tag SIGN filter "sign"
 listen on 127.0.0.1 port {HOP} tag HOP filter "hop"
 listen on 127.0.0.1 port {CHANGE} tag CHANGE filter "change"
 listen on 127.0.0.1 port {LAST} tag LAST filter "auth"
+listen on 127.0.0.1 port {LIST} tag LIST filter "list"
+listen on 127.0.0.1 port {DOUBT} tag DOUBT filter "doubt"
 """
 MATCHES = f"""
 match tag LAST from any for any action "deliver"
+match tag DOUBT from any for any action "deliver"
+match tag LIST from any for domain {DOUBTED} action "on-to-doubt"
+match tag LIST from any for any action "on-to-last"
+match tag SIGN from any for domain {{ {TRUSTED}, {DOUBTED} }} action "to-list"
 match tag CHANGE from any for any action "to-last"
 match tag HOP from any for domain {LATE} action "to-change"
 match tag HOP from any for any action "to-last"
@@ -77,10 +90,11 @@ for line in sys.stdin:
 
 
 class Mail(NamedTuple):
-    """A delivered message: its way, its subject, its bytes, and the results at the last hop."""
+    """A delivered message: its way, its subject, its folder, and the results at the last hop."""
 
     way: str
     subject: str
+    folder: str
     content: bytes
     results: dict[str, str]
     properties: dict[str, str]
@@ -130,8 +144,12 @@ def send_all(version: str) -> Mails:
             "seal": signing("-d", "hop.example", "--arc-seal", "hop.example"),
             "change": script_command(file_path("change.py")),
             "auth": filter_command(
-                "auth", asking, "--authserv-id=last.example", "--dmarc=honour",
+                "auth", asking, "--authserv-id=last.example", "--dmarc-reject=reject",
                 "--trusted-sealers=hop.example",
+            ),
+            "doubt": filter_command(
+                "auth", asking, "--authserv-id=last.example", "--dmarc=honour",
+                "--trusted-sealers=other.example",
             ),
         },
         declarations=DECLARATIONS,
@@ -157,7 +175,10 @@ def send_all(version: str) -> Mails:
                 for each in content_of.results
             }
             properties = dict(pair for each in content_of.results for pair in each.properties)
-            found[way].append(Mail(way, str(mail.message["Subject"]), content, results, properties))
+            subject = str(mail.message["Subject"])
+            found[way].append(Mail(way, subject, mail.folder, content, results, properties))
+        logged(server, r"auth: .* result=proceed .*overridden by ARC sealer hop", len(SENT))
+        logged(server, r"doubt: .* result=junk .*policy=reject\"", len(SENT))
         return found
 
 
@@ -192,3 +213,17 @@ def test_mail_changed_on_its_way_fails(mails: Mails) -> None:
         assert "header.oldest-pass" not in mail.properties
     for way in (CHANGED, LATE):
         assert {mail.subject for mail in mails[way]} == {mail.subject for mail in mails[DIRECT]}
+
+
+def test_a_trusted_sealer_overrides_the_policy_and_not_the_result(mails: Mails) -> None:
+    """A list breaks SPF and DKIM under p=reject: its seal decides, and only where it is trusted."""
+    for way, folder, disposition in ((TRUSTED, "", "none"), (DOUBTED, "Junk", "reject")):
+        assert {mail.subject for mail in mails[way]} == {mail.subject for mail in mails[DIRECT]}
+        for mail in mails[way]:
+            assert b"\na footer\n" in mail.content
+            assert mail.results.items() >= {
+                "smtp.mailfrom": "fail", "dkim": "fail", "arc": "pass", "dmarc": "fail",
+            }.items()  # fmt: skip
+            assert mail.properties["policy.dmarc"] == disposition
+            assert mail.folder == folder
+            assert (b"overridden by a trusted ARC sealer" in mail.content) == (way == TRUSTED)
