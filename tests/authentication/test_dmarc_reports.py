@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import ANY
 
 import pytest
+import xmlschema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +82,33 @@ def test_a_document() -> None:
         ["local_policy", "why & <how>"],
     ]
     assert len(every(root, "record")) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<version>1.0</version>", "<version>1.1</version>"),
+        ("<org_name>Example</org_name>", ""),
+        ("<generator>tests 1</generator>", "<software>tests 1</software>"),
+        ("<p>reject</p>", "<p>refuse</p>"),
+        ("<discovery_method>treewalk<", "<discovery_method>walk<"),
+        ("<testing>n<", "<testing>no<"),
+        ("<source_ip>192.0.2.1<", "<source_ip>client<"),
+        ("<count>12<", "<count>many<"),
+        ("<disposition>none</disposition>", ""),
+        ("<dkim>fail</dkim>", ""),
+        ("<type>policy_test_mode<", "<type>sampled_out<"),
+        ("<selector>sel</selector>", ""),
+        ("<scope>mfrom<", "<scope>helo<"),
+        ("<identifiers>", "<identifiers><header_from>b.example</header_from>"),
+    ],
+)
+def test_the_schema_finds_departures(old: str, new: str) -> None:
+    text = xml(report((ROW, 12))).decode()
+    changed = text.replace(old, new, 1)
+    assert changed != text
+    with pytest.raises((xmlschema.XMLSchemaValidationError, AssertionError, ValueError)):
+        validate(changed.encode())
 
 
 def test_the_names_of_a_report() -> None:
