@@ -10,6 +10,7 @@
 #   make api-check      incompatible changes to the interface of the last release
 #   make release-check  agreement of version, dates and interface of a release
 #   make bench    this project compared with established filters, as ratios
+#   make storm    1,000 failures of each supervised program under load, some hours; STORM_ARGS: fewer
 #   make hops     the number of functions that a request and a body pass through; HOPS_ARGS=--calls: all
 #   make fuzz     the protocol under a fuzzer, for FUZZ_SECONDS
 #   make dist     the wheel and the sdist, in dist/
@@ -42,6 +43,7 @@ CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rs
 	tests/e2e/test_dovecot.py tests/cli/test_learn.py
 BENCH_ARGS = --check
 HOPS_ARGS =
+STORM_ARGS =
 FUZZ_SECONDS = 600
 
 INSTALLED = $(VENV)/.installed
@@ -120,6 +122,11 @@ bench: $(INSTALLED)
 	@packaging/debian-deps bench || true
 	@$(BIN)/python -m tests.bench.run $(BENCH_ARGS)
 
+storm: $(INSTALLED)
+	@packaging/debian-deps test || true
+	@if [ "$$(id -u)" -eq 0 ]; then tests/e2e/setup-roots || exit; fi
+	@$(BIN)/python -m tests.bench.storm $(STORM_ARGS)
+
 hops: $(INSTALLED)
 	@$(BIN)/python -m tests.bench.hops $(HOPS_ARGS)
 
@@ -155,4 +162,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test unit unit-all clock check reference api-check release-check bench hops fuzz dist deb pkg clean
+.PHONY: all demo test unit unit-all clock check reference api-check release-check bench storm hops fuzz dist deb pkg clean

@@ -59,6 +59,7 @@ class Traffic:
     envelope  the arguments of MAIL and RCPT; all mail is for ALICE
     source    the clients' address
     refusal   the code with which every `EVERY`th message is to be refused; 0: none is
+    outcast   the address of clients all of whose messages are refused with 550; "": there are none
     appended  a regular expression of the fields that may stand below a delivered header
     scanned   a regular expression found in the header of each delivered message
     """
@@ -67,6 +68,7 @@ class Traffic:
     envelope: Callable[[int], tuple[str, str]] = envelope
     source: str = "127.0.0.1"
     refusal: int = 0
+    outcast: str = ""
     appended: bytes = b""
     scanned: bytes = b""
 
@@ -141,28 +143,30 @@ class Load:
     def _load(self, seed: int) -> None:
         chance = random.Random(seed)  # noqa: S311  # the same load in every run
         while not self._over.is_set() and self.server.alive():
-            with self.server.connection(self.traffic.source) as connection:
+            outcast = bool(self.traffic.outcast) and chance.random() < 1 / EVERY
+            source = self.traffic.outcast if outcast else self.traffic.source
+            with self.server.connection(source) as connection:
                 refused = self.result.refused
-                self._session(connection, chance)
+                self._session(connection, chance, outcast=outcast)
             if self.result.refused > refused:
                 self._over.wait(0.05)  # a client that is refused doesn't come back at once
 
-    def _session(self, connection: Connection, chance: random.Random) -> None:
+    def _session(self, connection: Connection, chance: random.Random, *, outcast: bool) -> None:
         """Send a few messages, or until something is refused."""
         if not self._expect(self._timed(connection.reply, "the connection"), 220):
             return
         if not self._expect(self._command(connection, "EHLO client.example"), 250):
             return
         for _ in range(chance.randrange(1, 4)):
-            if not self._message(connection, chance):
+            if not self._message(connection, chance, outcast=outcast):
                 return
         self._command(connection, "QUIT")
 
-    def _message(self, connection: Connection, chance: random.Random) -> bool:
+    def _message(self, connection: Connection, chance: random.Random, *, outcast: bool) -> bool:
         with self._news:
             number = next(self._numbers)
         sender, recipient = self.traffic.envelope(number)
-        denial = self.traffic.refusal if self.traffic.refused(number) else 0
+        denial = 550 if outcast else self.traffic.refusal if self.traffic.refused(number) else 0
         for line, code in ((f"MAIL {sender}", 250), (f"RCPT {recipient}", 250), ("DATA", 354)):
             if not self._expect(self._command(connection, line), code, denial):
                 return False

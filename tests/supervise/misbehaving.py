@@ -1,13 +1,14 @@
 """A filter program that misbehaves when an address or a line of a message tells it to.
 
-    misbehaving.py [--register PHASES] [--reports NAMES] [--whole] [--late FILE] [--once FILE]
+    misbehaving.py [--register PHASES] [--reports NAMES] [--whole] [--refuse] [--once FILE]
 
 The local part of the sender, or a line `Do: MODE` of a message, names the mode (`MODES`); any other
 is answered with proceed. Its reply to the recipient `who@...` is a 550 with its process id and the
-reports it got of the session. With `--whole` messages are returned when they are complete. With
-`--fail FILE` it exits at its start while the file exists; with `--once FILE` each mode is done only
-if that file does not exist, which is then made. At SIGUSR1 it writes nonsense, at SIGUSR2 half of a
-line, at SIGWINCH it uses memory without end.
+reports it got of the session. With `--refuse` the sender `refuse@...` is refused. With `--whole`
+messages are returned when they are complete. With `--fail FILE` it exits at its start while the
+file exists; with `--once FILE` each mode is done only if that file does not exist, which is then
+made. At SIGUSR1 it writes nonsense, at SIGUSR2 half of a line, at SIGWINCH it uses memory without
+end.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Program:
         if phase == b"rcpt-to" and argument.startswith(b"who@"):
             reports = " ".join(self.seen.get(session.decode(), ()))
             answer += b"reject|550 %d %b\n" % (os.getpid(), reports.encode())
+        elif phase == b"mail-from" and self.options.refuse and argument.startswith(b"refuse@"):
+            answer += b"reject|550 5.7.1 refused\n"
         else:
             answer += b"proceed\n"
         self.write(answer)
@@ -184,6 +187,7 @@ def main() -> None:
         "--reports", default="link-connect link-identify link-disconnect tx-begin tx-mail tx-rcpt"
     )
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--refuse", action="store_true")
     parser.add_argument("--once", default="")
     parser.add_argument("--fail", default="")
     options = parser.parse_args()
