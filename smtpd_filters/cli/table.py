@@ -42,6 +42,15 @@ KINDS: dict[str, type[Table]] = {
     "strings": StringTable,
     "mapping": MappingTable,
 }
+#: smtpd's services (table(5)) and the kinds whose tables answer them; the first is the default.
+_SERVED = {
+    "domain": ("domains", "hosts"),
+    "mailaddr": ("addresses",),
+    "netaddr": ("networks", "ips"),
+    "regex": ("regex",),
+    "string": ("strings",),
+    **dict.fromkeys(("alias", "credentials", "userinfo", "addrname", "mailaddrmap"), ("mapping",)),
+}
 #: Exit statuses: the key is not in the table, and the table could not be asked.
 ABSENT, UNAVAILABLE = 1, 3
 #: Kinds without look-ups by key.
@@ -68,14 +77,16 @@ class Options(Settings):
     key = operand(TEXT, default="", metavar="KEY", help="For get: the key.")
     kind = option(
         choice(*KINDS),
-        default="domains",
-        help="The kind of the table, which decides how keys are compared with it.",
+        default=None,
+        help="The kind of the table, which decides how keys are compared with it. By default that "
+        "of --service, or domains.",
     )
     service = option(
         TEXT,
         default="",
-        help="For serve: the services of table(5) to register, separated by commas. By default "
-        "the one that the kind has in smtpd.",
+        help="The service of table(5), such as alias or credentials, by which a database or a "
+        "directory chooses the query. For serve: the services to register, separated by commas, "
+        "each with a table of its own kind. By default the one that the kind has in smtpd.",
     )
     json = option(SWITCH, default=False, help="Print JSON.")
 
@@ -88,7 +99,7 @@ def run(options: Options, _rest: list[str]) -> int:
         return serve(options.table, options.kind, options.service)
     if (options.action == GET) != bool(options.key):
         raise ConfigError("get requires a KEY" if options.action == GET else "KEY requires get")
-    table = open_table(options.table, options.kind, by_key=options.action != LIST)
+    table = opened(options.table, options.kind, options.service, by_key=options.action != LIST)
     if options.action == GET:
         return asyncio.run(_get(table, options))
     if options.action == LIST:
@@ -96,9 +107,27 @@ def run(options: Options, _rest: list[str]) -> int:
     return _check(table, options)
 
 
-def open_table(spec: str, kind: str, *, by_key: bool) -> Table:
-    """Open a table as a filter does that looks single keys up, or that loads all entries."""
+def services_of(kind: str | None, services: str) -> list[str]:
+    """Return the services that are given, or else the one of the kind."""
+    given = [each for each in services.replace(",", " ").split() if each]
+    kind = kind or "domains"
+    return given or [next(name for name, kinds in _SERVED.items() if kind in kinds)]
+
+
+def opened(spec: str, kind: str | None, service: str, *, by_key: bool) -> Table:
+    """Open a table as a filter does that looks single keys up, or that loads all entries.
+
+    Raises ConfigError, also for a service of another kind.
+    """
+    kinds = _SERVED.get(service)
+    if service and kinds is None:
+        raise ConfigError(f"--service {service}: expected {', '.join(sorted(_SERVED))}")
+    if kinds is not None and kind is not None and kind not in kinds:
+        raise ConfigError(f"--kind {kind}: service {service} needs {' or '.join(kinds)}")
+    kind = kind or (kinds or ("domains",))[0]
     cls = KINDS[kind]
+    if service:
+        cls = type(cls.__name__, (cls,), {"__slots__": (), "service": service})
     return cls.load_asking(spec) if by_key and kind not in _LOADED else cls.load(spec)
 
 
@@ -142,7 +171,7 @@ async def _get(table: Table, options: Options) -> int:
 
 def _list(table: Table, options: Options) -> int:
     if table.remote is None:
-        rows = entries_of(options.table, mapping=options.kind == "mapping")
+        rows = entries_of(options.table, mapping=isinstance(table, MappingTable))
     else:
         asyncio.run(_fetch(table))
         if table.remote.down:

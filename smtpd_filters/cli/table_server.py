@@ -40,43 +40,30 @@ DEADLINE = 1.5
 _CHUNK = 1 << 16
 #: Requests in progress; smtpd sends one at a time.
 _MAX = 100
-#: The services of a kind of table in smtpd, if none are given.
-_OF_KIND = {
-    "domains": "domain",
-    "hosts": "domain",
-    "addresses": "mailaddr",
-    "networks": "netaddr",
-    "ips": "netaddr",
-    "regex": "regex",
-    "strings": "string",
-    "mapping": "alias",
-}
 #: smtpd converts keys to lower case, passwords included.
 _REFUSED = {"auth": "smtpd converts passwords to lower case before it asks (OpenSMTPD #1268)"}
 #: Services without a key of ours: `fetch` asks for any entry.
 _FETCHED = frozenset({"source", "relayhost"})
 
 
-def serve(spec: str, kind: str, services: str) -> int:
+def serve(spec: str, kind: str | None, services: str) -> int:
     """Serve a table until the input ends; return the exit status. Raises ConfigError."""
-    from .table import open_table
+    from .table import opened, services_of
 
-    chosen = [each for each in services.replace(",", " ").split() if each] or [_OF_KIND[kind]]
+    chosen = services_of(kind, services)
     for each in chosen:
         if each in _REFUSED:
             raise ConfigError(f"--service {each}: {_REFUSED[each]}")
         if each not in SERVICES or each in _FETCHED:
             raise ConfigError(f"--service {each}: expected {', '.join(sorted(_possible()))}")
-    table = open_table(spec, kind, by_key=True)
-    mapped = {"alias", "credentials", "userinfo", "addrname", "mailaddrmap"}
-    if bool(mapped.intersection(chosen)) != isinstance(table, MappingTable):
-        raise ConfigError(f"--kind {kind}: service {chosen[0]} needs another kind")
+    tables = {each: opened(spec, kind, each, by_key=True) for each in chosen}
     syslog.openlog("smtpd-filters-table", syslog.LOG_PID, syslog.LOG_MAIL)
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if table.remote is not None:
-        table.remote.attach(_log)
-    asyncio.run(_Server(table, chosen).run())
+    for table in tables.values():
+        if table.remote is not None:
+            table.remote.attach(_log)
+    asyncio.run(_Server(tables).run())
     return 0
 
 
@@ -89,26 +76,29 @@ def _log(text: str) -> None:
 
 
 class _Server:
-    def __init__(self, table: Table, services: list[str]) -> None:
-        self._table = table
-        self._services = services
+    def __init__(self, tables: dict[str, Table]) -> None:
+        #: The table of each service.
+        self._tables = tables
         self._program = Program()
         self._answering: set[asyncio.Task[None]] = set()
         self._registered = False
 
     async def run(self) -> None:
         """Answer requests until the input ends."""
-        refreshing = None
-        if self._table.remote is not None and not self._table.asks:
-            refreshing = asyncio.create_task(_refresh(self._table.refresher()))
+        refreshing = [
+            asyncio.create_task(_refresh(each.refresher()))
+            for each in self._tables.values()
+            if each.remote is not None and not each.asks
+        ]
         while data := await asyncio.to_thread(os.read, 0, _CHUNK):
             self._receive(data)
         if self._answering:
             await asyncio.wait(self._answering, timeout=DEADLINE)
-        for task in (*self._answering, *([refreshing] if refreshing else [])):
+        for task in (*self._answering, *refreshing):
             task.cancel()
-        if self._table.remote is not None:
-            await self._table.remote.aclose()
+        for table in self._tables.values():
+            if table.remote is not None:
+                await table.remote.aclose()
 
     def _receive(self, data: bytes) -> None:
         try:
@@ -126,7 +116,7 @@ class _Server:
             self._program.invalid = ""
         if self._program.configured and not self._registered:
             self._registered = True
-            _write(self._program.registration(self._services))
+            _write(self._program.registration(self._tables))
 
     async def _answer(self, request: Request) -> None:
         """Answer a request; never raises."""
@@ -146,9 +136,9 @@ class _Server:
     async def _result(self, request: Request) -> tuple[str, str]:
         if request.verb == "update":
             return "ok", ""
-        if request.service not in self._services or request.verb == "fetch":
+        table = self._tables.get(request.service)
+        if table is None or request.verb == "fetch":
             return ERROR, f"{request.verb} of {request.service} is not offered"
-        table = self._table
         if isinstance(table, MappingTable):
             found = await table.look_up_value(request.key)
         else:

@@ -122,6 +122,32 @@ def request(verb: str, service: str, number: int, key: str) -> str:
     return f"table|0.1|1.5|t|{verb}|{service}|{number:08x}|{key}"
 
 
+def test_services_of_different_kinds(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = database.with_name("sqlite.conf")
+    queries = (
+        "query_domain SELECT 'example.org' WHERE ? = 'example.org'",
+        "query_alias SELECT address FROM users WHERE name = ?",
+        "query_mailaddrmap SELECT name FROM users WHERE name = ?",
+    )
+    file.write_text("\n".join((f"dbpath {database}", *queries)))
+    lines = served(
+        *(f"sqlite:{file}", "--service", "domain,alias,mailaddrmap"),
+        lines=[
+            request("check", "domain", 1, "example.org"),
+            request("lookup", "alias", 2, "joe"),
+            request("lookup", "mailaddrmap", 3, "joe"),
+        ],
+    )
+    assert sorted(lines[-3:]) == [
+        "check-result|00000001|found",
+        "lookup-result|00000002|found|joe@example.org",
+        "lookup-result|00000003|found|joe",
+    ]
+    for service, value in (("alias", "joe@example.org"), ("mailaddrmap", "joe")):
+        assert main(["table", "get", f"sqlite:{file}", "joe", "--service", service]) == 0
+        assert capsys.readouterr().out.startswith(f"joe: is {value} (")
+
+
 def test_serve(database: Path) -> None:
     lines = served(
         *(query(database), "--kind", "mapping", "--service", "alias,mailaddrmap"),
