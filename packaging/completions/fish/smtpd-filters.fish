@@ -194,7 +194,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in stats' -l number -x -d 'How man
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l kind -x -a 'domains hosts addresses networks ips regex strings mapping' -d 'The kind of the table, which decides how keys are compared with it'
-complete -c smtpd-filters -n '__smtpd_filters_in table' -l service -x -d 'For serve: the services of table(5) to register, separated by commas'
+complete -c smtpd-filters -n '__smtpd_filters_in table' -l service -x -d 'The service of table(5), such as alias or credentials, by which a database or a directory chooses the query'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l json -d 'Print JSON'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l version -d 'Print the version and exit'
