@@ -14,6 +14,7 @@ have no effect.
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import NamedTuple
 
 #: Linux has an identifier of the boot; elsewhere one is recognised by the monotonic clock.
@@ -66,6 +67,7 @@ def read_times() -> Times:
     return Times(boot_id(), time.clock_gettime(clock), time.time())
 
 
+@cache
 def boot_id(path: str = _BOOT_ID) -> str:
     """Return the identifier of this boot, or "" if the system has none."""
     try:

@@ -1,9 +1,9 @@
 """A store in a SQLite file, for the filters of one machine.
 
 A thread of the store does all work on the file (`sqlite_file`), so that the event loop never waits
-for a disk. It takes the requests that are queued, up to `BATCH`, and applies them in one
-transaction. It starts with the first request: the sandbox binds threads only if they start after it
-(docs/decisions/sandbox.md).
+for a disk. It gets the requests of a turn of the loop together, takes those that are queued, up to
+`BATCH`, and applies them in one transaction. It starts with the first request: the sandbox binds
+threads only if they start after it (docs/decisions/sandbox.md).
 
 Invariants
 ----------
@@ -24,6 +24,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import deque
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -103,7 +104,16 @@ class SQLiteStore(Store):
         self.label = f"sqlite:{path}"
         self._timeout = timeout
         self._note = note
-        self._queue: SimpleQueue[_Request | None] = SimpleQueue()
+        #: The requests of this turn of the loop.
+        self._turn: list[_Request] = []
+        self._queue: SimpleQueue[Sequence[_Request] | None] = SimpleQueue()
+        #: The numbers of all requests: counted by the loop when made, and by the thread when taken.
+        self._made = self._taken = 0
+        #: The ends of the requests that are pending, in their order, and the timer of the first.
+        self._ends: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+        #: The requests that the thread has got and not taken.
+        self._got: deque[_Request] = deque()
         #: The loop's clock at which the thread began its transaction; 0.0 while it waits.
         self._busy_since = 0.0
         self._closed = False
@@ -151,18 +161,28 @@ class SQLiteStore(Store):
         busy = self._busy_since
         if busy and time.monotonic() - busy > self._timeout:
             raise self._unavailable("does not respond")
-        if self._queue.qsize() >= MAX_QUEUED:
+        if self._made - self._taken >= MAX_QUEUED:
             raise self._unavailable("too many requests are pending")
         if self._thread is None:
             self._start()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[Any] = loop.create_future()
-        timer = loop.call_later(self._timeout, self._expire, done)
-        try:
-            self._queue.put(_Request(done, operations, page, groups))
-            return await done
-        finally:
-            timer.cancel()
+        self._ends.append((loop.time() + self._timeout, done))
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout, self._expire, loop)
+        # A thread that was woken by each request would take turns with this one: with the
+        # interpreter's lock that costs more than the request.
+        if not self._turn:
+            loop.call_soon(self._hand_over)
+        self._turn.append(_Request(done, operations, page, groups))
+        self._made += 1
+        return await done
+
+    def _hand_over(self) -> None:
+        """Give the thread the requests of this turn."""
+        if self._turn:
+            turn, self._turn = self._turn, []
+            self._queue.put(turn)
 
     def _start(self) -> None:
         thread = Thread(target=self._run, name="store", daemon=True)
@@ -172,9 +192,18 @@ class SQLiteStore(Store):
             raise self._unavailable(str(error) or "out of memory") from None
         self._thread = thread
 
-    def _expire(self, done: asyncio.Future[Any]) -> None:
-        if not done.done():
-            done.set_exception(self._unavailable(f"no answer within {self._timeout:g} s"))
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the requests whose time is over."""
+        self._timer = None
+        now = loop.time()
+        while self._ends:
+            end, done = self._ends[0]
+            if not done.done():
+                if end > now:
+                    self._timer = loop.call_at(end, self._expire, loop)
+                    break
+                done.set_exception(self._unavailable(f"no answer within {self._timeout:g} s"))
+            self._ends.popleft()
 
     def _unavailable(self, cause: str) -> UnavailableError:
         return UnavailableError(f"{self.label}: {cause}")
@@ -202,6 +231,7 @@ class SQLiteStore(Store):
     async def aclose(self) -> None:
         """End the thread after the requests that are queued."""
         self._closed = True
+        self._hand_over()
         self._queue.put(None)
         if self._thread is not None:
             try:
@@ -220,6 +250,8 @@ class SQLiteStore(Store):
                 request.done.set_exception(result)
             else:
                 request.done.set_result(result)
+        while self._ends and self._ends[0][1].done():
+            self._ends.popleft()
 
     def _log_notes(self) -> None:
         while True:
@@ -249,14 +281,19 @@ class SQLiteStore(Store):
     def _next_batch(self) -> tuple[list[_Request], bool]:
         """Wait for requests; return them, and whether the store is closed behind them."""
         batch: list[_Request] = []
-        request = self._queue.get()
-        while request is not None:
-            if not request.done.done():  # it may have expired in the queue
-                batch.append(request)
-            if len(batch) >= BATCH:
-                return batch, False
+        got = self._got
+        turn = () if got else self._queue.get()
+        while turn is not None:
+            got.extend(turn)
+            while got:
+                if len(batch) >= BATCH:
+                    return batch, False
+                request = got.popleft()
+                self._taken += 1
+                if not request.done.done():  # it may have expired in the queue
+                    batch.append(request)
             try:
-                request = self._queue.get_nowait()
+                turn = self._queue.get_nowait()
             except Empty:
                 return batch, False
         return batch, True

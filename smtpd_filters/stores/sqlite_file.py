@@ -45,6 +45,9 @@ MIGRATIONS = (
 APPLICATION_ID = 0x736D7466
 #: Later times, in seconds since 1970, are damage: 9999-12-31 is the last one that Python has.
 MAX_TIME = 253_402_300_800.0
+#: Pages of the log, 16 MiB, after which SQLite copies them into the file: this waits for the disk,
+#: and a page that was written several times since is copied once.
+CHECKPOINT = 4000
 #: Rows that a transaction deletes besides its own, at least.
 SWEEP = 256
 #: Seconds between two sweeps, and between two notes of the time in the file.
@@ -170,6 +173,7 @@ class File:
         self._connection = connection
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             self._migrate(connection)

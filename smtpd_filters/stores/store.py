@@ -87,7 +87,10 @@ class Store:
             return (await self._apply(operations))[0]
         if not operations or len(operations) > MAX_OPERATIONS:
             raise ValueError(f"{len(operations)} operations: must be 1 to {MAX_OPERATIONS}")
-        if len({shard_of(operation.key) for operation in operations}) != 1:
+        first = operations[0].key
+        head = first[: first.index(b"}") + 1]
+        same = all(operation.key.startswith(head) for operation in operations)
+        if not same and len({shard_of(operation.key) for operation in operations}) != 1:
             raise ValueError("the keys of one request must have the same shard")
         return tuple(await self._apply(operations))
 

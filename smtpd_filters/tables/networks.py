@@ -6,6 +6,7 @@ importing `ipaddress` or `socket` costs several milliseconds at start.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from operator import itemgetter
 
 from .index import Index
@@ -107,6 +108,8 @@ class IPTable(NetworkTable):
     contents = _Addresses
 
 
+# A client's address is parsed at each command, and by each filter of a chain.
+@lru_cache(1024)
 def parse_address(text: str) -> tuple[int, int]:
     """Parse an address in smtpd's notation; return its width in bits (32 or 128) and its value.
 

@@ -23,12 +23,14 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.stores import Add, Count, Get, Put, join
 from smtpd_filters.stores.clock import Epoch, Times, epoch
-from smtpd_filters.stores.sqlite import MAX_QUEUED, SQLiteStore
+from smtpd_filters.stores.sqlite import BATCH, MAX_QUEUED, SQLiteStore
 from smtpd_filters.stores.sqlite_file import MIGRATIONS
 from tests.stores.conftest import PATIENCE, Clock, open_sqlite
 from tests.stores.test_operations import A, run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smtpd_filters.stores import Store
 
 
@@ -511,3 +513,68 @@ def test_signals_are_left_to_the_filter(tmp_path: Path, clock: Clock, notes: lis
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert caught
+
+
+def test_the_requests_of_a_turn_are_one_transaction(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(str(path_of(tmp_path)), timeout=PATIENCE, note=notes.append)
+    apply = store._file.apply
+    sizes: list[int] = []
+
+    def counted(requests: Sequence[Any]) -> Any:
+        sizes.append(len(requests))
+        return apply(requests)
+
+    monkeypatch.setattr(store._file, "apply", counted)
+
+    async def steps(store: Store) -> None:
+        keys = [join("t", b"%d" % number) for number in range(BATCH + 1)]
+        assert [*await asyncio.gather(*(store.ask(Count(key, 9)) for key in keys))] == [1] * len(
+            keys
+        )
+        assert sizes == [BATCH, 1]
+
+    run(store, steps)
+    assert not store._ends
+
+
+def test_what_was_asked_before_the_end_is_done(tmp_path: Path, notes: list[str]) -> None:
+    store = SQLiteStore(str(path_of(tmp_path)), timeout=PATIENCE, note=notes.append)
+
+    async def steps() -> None:
+        asked = [asyncio.ensure_future(store.ask(Count(A, 9))) for _ in range(3)]
+        await asyncio.sleep(0)  # they are handed over in the next turn
+        await store.aclose()
+        assert [*await asyncio.gather(*asked)] == [1, 2, 3]
+
+    asyncio.run(steps())
+
+
+def test_each_request_has_its_own_end(
+    tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SQLiteStore(str(path_of(tmp_path)), timeout=0.3, note=notes.append)
+    gate = threading.Event()
+    monkeypatch.setattr(
+        store._file, "apply", lambda batch: gate.wait(PATIENCE) and [[None] for _ in batch]
+    )
+
+    async def steps(store: Store) -> None:
+        loop = asyncio.get_running_loop()
+
+        async def waited() -> float:
+            began = loop.time()
+            with pytest.raises(UnavailableError, match="no answer"):
+                await store.ask(Get(A))
+            return loop.time() - began
+
+        try:
+            first = asyncio.ensure_future(waited())
+            await asyncio.sleep(0)
+            second = await waited()
+            assert min(await first, second) >= 0.29
+        finally:
+            gate.set()
+
+    run(store, steps)
