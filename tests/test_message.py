@@ -1232,8 +1232,10 @@ def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:
     name = Name("X-Own")
     plain = [b"X-Own: a", b"x-own \t: b", b"X-Own-Other: c", b"Subject: \r"]
     headers = Headers([*plain, b"X-Own\x0c: d", b"To: e\rX-Own: f"])
+    assert name.hidden_values(headers) == [b" d", b" f"]
     assert name.remove_disguised(headers) == 2
     assert headers.lines() == plain
+    assert name.hidden_values(headers) == []
     assert name.remove_disguised(headers) == 0
     assert name.remove_disguised(Headers(plain[:3])) == 0
     assert name.remove_disguised(Headers()) == 0

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _BLANKS = (b" ", b"\t")
 # Blanks, controls, bytes beyond ASCII and folds, which a name can't have and a reader may drop.
 _DROPPED = rb"(?:[^\n!-~]|\n(?=[ \t]))*+"
+# Up to a line end, or a bare CR, that no blank follows.
+_VALUE = re.compile(rb"(?:[^\r\n]|[\r\n]++[ \t])*+")
 _RECEIVED = re.compile(rb"received[ \t]*+:", re.IGNORECASE)
 
 
@@ -38,6 +40,18 @@ class Name:
         self._behind_cr = re.compile(
             rb"\r[ \t]*+%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE
         )
+
+    def hidden_values(self, headers: Headers) -> list[bytes]:
+        """Return the values of the fields that have the name only in some reading.
+
+        They include what follows a bare CR and the name; of a folded value all lines.
+        """
+        text = _searchable(headers.lines())
+        found = [each.end() for each in self._read.finditer(text) if not self._is_plain(each)]
+        if b"\r" in text:
+            found += [each.end() for each in self._behind_cr.finditer(text)]
+        # The pattern matches any text.
+        return [match[0] for at in found if (match := _VALUE.match(text, at))]
 
     def occurs(self, headers: Headers) -> bool:
         """Return whether `remove_foreign` has to look at each field."""

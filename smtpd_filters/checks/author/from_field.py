@@ -14,6 +14,7 @@ import re
 
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
+from smtpd_filters.message.disguise import Name
 
 from .addresses_in_text import sightings
 from .candidate import Candidate
@@ -62,7 +63,7 @@ _CONTROLS_AND_SPACES = re.compile(r"[\x00-\x08\n-\x1f\x7f-\x9f\u2028\u2029]+")
 # Bytes that aren't UTF-8. Programs display them as Windows-1252, as a mark, or not at all.
 _INVALID = re.compile("[\udc80-\udcff]")
 _BY_WINDOWS = {0xDC00 + byte: bytes([byte]).decode("cp1252", "ignore") for byte in range(128, 256)}
-_BEHIND_CR = re.compile(rb"\r[Ff][Rr][Oo][Mm][ \t]*+:((?:[^\r\n]|[\r\n]++[ \t])*+)")
+_FROM = Name("From")
 
 
 class TooLargeError(ValueError):
@@ -127,14 +128,11 @@ class Author:
 def values_of_from(headers: Headers) -> list[str]:
     """Return the values of all `From:` fields of a message.
 
-    They include fields that begin after a bare CR: it ends a line for some programs, though RFC
-    5322 section 2.3 forbids it.
+    They include fields that only some programs take for one: such as begin after a bare CR, which
+    RFC 5322 section 2.3 forbids, or have a folded name or characters in it that a name can't have.
     """
     values = headers.get_all("From")
-    lines = headers.lines()
-    if any(b"\r" in line for line in lines):
-        found = _BEHIND_CR.findall(b"\n".join(lines))
-        values += [value.decode("utf-8", "surrogateescape") for value in found]
+    values += [value.decode("utf-8", "surrogateescape") for value in _FROM.hidden_values(headers)]
     return values
 
 

@@ -44,8 +44,9 @@ def authors_of(headers: Headers, server_name: str | None) -> Authors:
     values = values_of_from(headers)
     if headers.cut:
         return Authors(problem="header too large")
-    if len(values) != 1:
-        return Authors(problem="several From fields" if values else "no From field")
+    if len(values) != 1 or "From" not in headers:
+        # One that only some programs take for From is none.
+        return Authors(problem="several From fields" if len(values) > 1 else "no From field")
     try:
         author = read_from(values)
     except TooLargeError as error:

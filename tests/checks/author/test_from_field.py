@@ -285,6 +285,20 @@ def test_a_bare_carriage_return_begins_a_line_for_some() -> None:
     assert values_of_from(Headers([b"From: a@b.example"])) == ["a@b.example"]
 
 
+def test_a_name_that_only_some_programs_read_counts() -> None:
+    headers = Headers(
+        [
+            b"X-From: z@b.example",
+            b"From\x00: a@b.example,",
+            b" c@d.example",
+            b"\xef\xbb\xbffr om\t",
+            b" : e@f.example",
+            b"From someone: Mon Sep 17",
+        ]
+    )
+    assert values_of_from(headers) == [" a@b.example,\n c@d.example", " e@f.example"]
+
+
 def test_there_is_a_limit_to_what_is_read() -> None:
     half = " " * (FROM_MAX // 2 - 3) + "a@b"
     assert listed(read_from([half, half]).addresses) == ["a@b"]

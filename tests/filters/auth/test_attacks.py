@@ -125,6 +125,12 @@ FIELDS = {
     "A12, Sender": b"From\r\n : <a@evil.example>\r\nSender: " + BANK + b"\r\n",
     "A13, Resent-From": b"From\r\n : <a@evil.example>\r\nResent-From: " + BANK + b"\r\n",
     "a blank before the colon": b"From : " + BANK + b"\r\nFrom: <a@evil.example>\r\n",
+    "a folded name, the other way": b"From: <a@evil.example>\r\nFrom\r\n : " + BANK + b"\r\n",
+    "a control character in the name": b"From\x0c: " + BANK + b"\r\nFrom: <a@evil.example>\r\n",
+    "a byte order mark before the name": b"\xef\xbb\xbfFrom: "
+    + BANK
+    + b"\r\nFrom: <a@evil.example>\r\n",
+    "a byte in the name": b"From: <a@evil.example>\r\nFr\xa0om: " + BANK + b"\r\n",
     "a bare CR": b"From: <a@evil.example>\rFrom: " + BANK + b"\r\n",
     "two addresses": b"From: " + BANK + b", <a@evil.example>\r\n",
     "A14, two addresses, the other way": b"From: <a@evil.example>, " + BANK + b"\r\n",
