@@ -42,10 +42,23 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "names in h=": lambda: signed(
         MESSAGE.replace(b"To:", b"A: b\r\n" * 4000 + b"To:"), TEMPLATE.replace("to:", "a:" * 250)
     ),
+    "many names": lambda: signed(
+        MESSAGE.replace(b"To:", b"".join(b"X%d: a\r\n" % n for n in range(16_000)) + b"To:")
+    ),
     "a field of blanks": lambda: signed(MESSAGE.replace(b"To:", b"To: " + BLANKS + b"x" + BLANKS)),
     "a hundred fields": lambda: (b"DKIM-Signature: " + b";" * 2000 + b"\r\n") * 100 + MESSAGE,
     "many tags": lambda: (b"DKIM-Signature: " + b"a=;" * 2000 + b"\r\n") * 30 + MESSAGE,
 }
+
+
+@pytest.mark.parametrize("unsigned", [1, 5_000])
+def test_the_fields_of_a_large_header_are_the_same(unsigned: int) -> None:
+    head = b"".join(b"X%d: a\r\n b\r\n" % number for number in range(unsigned))
+    content = signed(MESSAGE.replace(b"To:", b"to: c\r\n" + head + b"To:"))
+    above = content.replace(b"\r\nTo:", b"\r\nto: d\r\nTo:")
+    below = content.replace(b"\r\n\r\n", b"\r\n to\r\nTO : d\r\n\r\n", 1)
+    found = [verified_message(message(each), key_record())[0] for each in (content, above, below)]
+    assert [each.result for each in found] == ["pass", "pass", "fail"]
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -129,6 +129,7 @@ class Chain:
         self._older: list[tuple[Lines, SignatureTags]] = []
         #: The result, as soon as it is known.
         self._known: ArcResult | None = None
+        fields.find(KINDS)
         if not any(map(fields.named, KINDS)):
             self._known = NO_CHAIN
             return
@@ -145,6 +146,8 @@ class Chain:
             except Problem:
                 break
             self._older.append((each.message, tags))
+        signatures = (self._message, *(tags for _, tags in self._older))
+        fields.find({name for tags in signatures for name in tags.names})
 
     @property
     def names(self) -> tuple[str, ...]:

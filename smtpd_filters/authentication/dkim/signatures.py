@@ -86,6 +86,7 @@ class Signatures:
         wanted = tuple(authors)
         candidates.sort(key=lambda each: _distance(each.known.domain, wanted))
         self._candidates = candidates[:limit]
+        fields.find({name for each in self._candidates if each.tags for name in each.tags.names})
         self.left_out = len(found) - len(self._candidates)
 
     def __bool__(self) -> bool:

@@ -6,6 +6,8 @@ A field is the list of its raw lines; which lines form one is decided as in
 Invariants
 ----------
 *Once*: a field is canonicalised once for each form, however many signatures cover it.
+*Asked for*: of a large block only the fields that were asked for are kept while the DNS is waited
+for: 16,000 take far more memory than their text.
 *Bottom up*: a name that occurs several times in h= selects the fields of that name from the bottom;
 beyond the topmost it selects nothing, which protects against added fields.
 """
@@ -19,7 +21,7 @@ from .canonical import FIELD
 from .tags import emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
     from typing import TypeAlias
 
     from smtpd_filters.message import Headers
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 #: Bytes of a header block whose signatures are verified.
 MAX_BLOCK: Final = 256 << 10
 _WHITE: Final = (b" ", b"\t")
+#: Lines of a block whose fields are all found at once; honest mail has fewer.
+_FEW: Final = 256
 
 
 class SignedFields:
@@ -40,19 +44,29 @@ class SignedFields:
         #: Whether the block is too long to be verified, or was cut.
         self.too_long = headers.cut or sum(map(len, lines)) > MAX_BLOCK
         self._lines = lines
-        #: All fields, if they were asked for: a block may have 16,000.
+        #: All fields, if they were asked for.
         self._every: list[tuple[bytes, Lines]] | None = None
-        named: dict[bytes, list[Lines]] = {}
-        for name, field in _split(lines):
-            if name in named:
-                named[name].append(field)
-            else:
-                named[name] = [field]
-        self._named = named
+        #: The fields by name: of all names in a small block, else of those that were asked for.
+        self._named: dict[bytes, list[Lines]] = {}
+        self._complete = len(lines) <= _FEW
         self._canonical: dict[tuple[str, int], bytes] = {}
+        if self._complete:
+            for name, field in _split(lines):
+                self._named.setdefault(name, []).append(field)
+
+    def find(self, names: Iterable[bytes]) -> None:
+        """Find the fields of several names in lower case in one pass, for `named`."""
+        if self._complete:
+            return
+        wanted: dict[bytes, list[Lines]] = {name: [] for name in names if name not in self._named}
+        if wanted:
+            for name, field in _split(self._lines, wanted):
+                wanted[name].append(field)
+            self._named |= wanted
 
     def named(self, key: bytes) -> list[Lines]:
         """Return the fields of a name in lower case, from the top."""
+        self.find((key,))
         return self._named.get(key, [])
 
     def from_the_bottom(self) -> list[tuple[bytes, Lines]]:
@@ -70,7 +84,10 @@ class SignedFields:
         return text
 
     def selected(self, names: Iterable[bytes], signature: Lines | None = None) -> Iterator[Lines]:
-        """Yield the fields that a list of names in lower case selects, without the signature."""
+        """Yield the fields that a list of names in lower case selects, without the signature.
+
+        In a large block, `find` first finds those of several lists at once.
+        """
         left: dict[bytes, list[Lines]] = {}
         for name in names:
             stack = left.get(name)
@@ -93,15 +110,20 @@ def without_value(signature: Lines, form: str) -> bytes:
     return FIELD[form](lines).removesuffix(b"\r\n")
 
 
-def _split(lines: Iterable[bytes]) -> Iterator[tuple[bytes, Lines]]:
-    """Yield the fields of a block, from the top, with their names in lower case."""
-    field: Lines = []
+def _split(
+    lines: Iterable[bytes], wanted: Container[bytes] | None = None
+) -> Iterator[tuple[bytes, Lines]]:
+    """Yield the fields of a block, from the top, with their names in lower case: those `wanted`."""
+    field: Lines | None = None
     for line in lines:
         if line.startswith(_WHITE):
-            field.append(line)
+            if field is not None:
+                field.append(line)
             continue
-        field = [line]
         name, colon, _ = line.partition(b":")
-        if colon:
+        name = name.rstrip(b" \t").lower()
+        field = None
+        if colon and (wanted is None or name in wanted):
             # Continuation lines follow. A name that is invalid is in no h=.
-            yield name.rstrip(b" \t").lower(), field
+            field = [line]
+            yield name, field
