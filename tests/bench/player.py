@@ -212,8 +212,12 @@ class Player:
 
     def cpu(self) -> int:
         """CPU nanoseconds that the filter has used so far, in all its threads."""
-        tasks = Path(f"/proc/{self._process.pid}/task")
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())
+        return _used(self._process.pid)
+
+    def cpu_of_each(self) -> list[int]:
+        """CPU nanoseconds of the filter and of each of the processes that it has started."""
+        path = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+        return [_used(pid) for pid in (self._process.pid, *map(int, path.read_text().split()))]
 
     def anonymous(self) -> int:
         """Bytes of anonymous memory, in which all leaks of a filter are.
@@ -236,3 +240,9 @@ class Player:
         """
         kib = self._rollup()
         return 1024 * (kib["Private_Clean"] + kib["Private_Dirty"]), 1024 * kib["Rss"]
+
+
+def _used(pid: int) -> int:
+    """Return the CPU nanoseconds of a process, in all its threads."""
+    tasks = Path(f"/proc/{pid}/task")
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir())

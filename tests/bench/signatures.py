@@ -177,10 +177,29 @@ def measure_signing(key: Path, lines: int, count: int) -> dict[str, dict[str, fl
     return found
 
 
-def write_key(folder: Path) -> Path:
+def measure_workers(key: Path, count: int) -> dict[str, dict[str, float]]:
+    """Return the rates of our filter with one process that signs, and with two, in one round.
+
+    The key should be one that they are for: of more than 2048 bits. One rate is that of the wall
+    clock, the other that of a second of processor time of the busiest process, which is the limit
+    where each has a core, whatever else the machine does.
+    """
+    found = {}
+    for name, workers in (("one worker", 1), ("two workers", 2)):
+        command = [*_commands(key)["ours"], "--workers", str(workers)]
+        with Player(command) as player:
+            sessions(player, max(20, count // 10), 20, line_message(33))  # warm
+            before = player.cpu_of_each()
+            rate = sessions(player, count, 20, line_message(33)).rate
+            used = [after - each for after, each in zip(player.cpu_of_each(), before, strict=True)]
+            found[name] = {"sessions/s": rate, "limit, sessions/s": 1e9 * count / max(used)}
+    return found
+
+
+def write_key(folder: Path, bits: int = 2048) -> Path:
     """Write the key of the filters that sign."""
-    key = folder / "key"
-    key.write_bytes(pem())
+    key = folder / f"key{bits}"
+    key.write_bytes(pem(bits=bits))
     key.chmod(0o640)
     return key
 
