@@ -58,8 +58,6 @@ FILTER = "auth"
 SENDMAIL = "/usr/sbin/sendmail"
 #: Seconds that sendmail may take.
 PATIENCE = 60.0
-#: Bytes of Base64 for one of a file, with line ends: RFC 2045 section 6.8.
-ENLARGED = 1.4
 
 
 class _Day(Kind[str]):
@@ -210,8 +208,6 @@ class _Reporting:
             # The owner's mistake is not ours; a failed look-up may pass.
             self._failed = self._failed or to.temporary
             _print(f"  not sent to {to.uri}: {to.problem}")
-        elif to.limit is not None and len(data) * ENLARGED > to.limit:
-            _print(f"  not sent to {to.address}: larger than {to.limit} bytes")
         elif not self._left:
             self._problem(f"  not sent to {to.address}: --limit is reached")
         elif not await claim(self._store, self._day, domain, to.address):

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from smtpd_filters.authentication.inquiry import Engine
     from smtpd_filters.lookups.outcome import Outcome
 
-# RFC 9989 section 4.6 (RFC 7489 section 6.2): "!" and a maximum size may follow a URI.
+# RFC 9989 section 4.8: a "!" and a maximum size behind a URI are obsolete, and ignored.
 _MAILTO = re.compile(
-    r"mailto:([^?!]+)(?:\?[^!]*)?(?:!([0-9]{1,12})([kmgt]?))?", re.IGNORECASE | re.DOTALL
+    r"mailto:([^?!]+)(?:\?[^!]*)?(?:![0-9]{1,12}[kmgt]?)?", re.IGNORECASE | re.DOTALL
 )
 # A plain address: it is given to sendmail as a word of its command line, and written in To, where
 # an encoded word would be decoded.
@@ -29,7 +29,6 @@ _ADDRESS = re.compile(
     r"(?!.*=\?)[A-Za-z0-9!#$%&'*+/=?^_`{|}~][A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]*@([^@\s]+)"
 )
 _DOMAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})+")
-_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 #: Octets of a name in the DNS, as text.
 _NAME_MAX = 253
 
@@ -38,13 +37,11 @@ _NAME_MAX = 253
 class Destination:
     """A URI, with the address if reports may be sent there, and otherwise the `problem`.
 
-    `limit` is the size of a report in bytes that it accepts, None without a limit. `temporary` is
-    set if a look-up failed.
+    `temporary` is set if a look-up failed.
     """
 
     uri: str
     address: str = ""
-    limit: int | None = None
     problem: str = ""
     temporary: bool = False
 
@@ -130,8 +127,7 @@ def _read(uri: str) -> Destination:
     host = canonical(parts[1]) if parts else ""
     if not is_domain(host):
         return Destination(uri, problem="not a plain address")
-    limit = int(match[2]) * _UNITS[match[3].lower()] if match[2] else None
-    return Destination(uri, f"{address.rpartition('@')[0]}@{host}", limit)
+    return Destination(uri, f"{address.rpartition('@')[0]}@{host}")
 
 
 def _host(destination: Destination) -> str:
