@@ -82,7 +82,6 @@ class MtaSide:
         self._packets = Packets(self._limits.packet)
         #: What the milter has agreed to; None before.
         self.agreed: Agreement | None = None
-        #: The event whose answer is due; b"" if none is.
         self._due = b""
         self._rank = -1
         #: Kinds of events that the milter wants no more of for this message.
@@ -99,6 +98,11 @@ class MtaSide:
     def waiting(self) -> bool:
         """Whether an answer is due."""
         return bool(self._due)
+
+    @property
+    def due(self) -> bytes:
+        """The event whose answer is due; b"" if none is."""
+        return self._due
 
     def negotiate(self) -> bytes:
         """Return the first packet."""

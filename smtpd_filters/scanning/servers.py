@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.lookups.stream import Address, Client
     from smtpd_filters.lookups.stream.connection import Connection
+    from smtpd_filters.runtime.log import FilterLog
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.settings.shared import Closable
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
         #: The settings, with `timeout` and `connections`.
         settings: Any
+        log: FilterLog
         deadline: float
         #: The part of `deadline` for the servers' replies (`SHARE`).
         share: float
@@ -82,6 +84,7 @@ class StreamSetting(ServersSetting["Client"]):
             connections=filter_.settings.connections,
             ping=self._ping,
             idle=self._idle,
+            note=filter_.log.event,
         )
 
     def probes(self, filter_: Scanner) -> Iterator[Probe]:

@@ -22,7 +22,7 @@ from smtpd_filters.milter.macros import chosen
 
 from .content import Wishes
 from .facts import bracketed, encoded
-from .links import FailedError
+from .links import FailedError, admitted
 from .outcomes import closing, refusal
 
 TYPE_CHECKING = False
@@ -123,21 +123,21 @@ class Dialogue:
         over, refused = self.settled()
         if over:
             return refused
-        used = self.link is not None and not self.link.closed
-        try:
+        with admitted(self.milter.links.commands):
+            used = self.link is not None and not self.link.closed
+            try:
+                return await self._in_step(event, recipient, draft)
+            except FailedError as error:
+                if not (used and error.lost):
+                    raise
             return await self._in_step(event, recipient, draft)
-        except FailedError as error:
-            if not (used and error.lost):
-                raise
-        return await self._in_step(event, recipient, draft)
 
     async def _in_step(
         self, event: bytes, recipient: str | None, draft: Draft | None
     ) -> Refusal | None:
         link = self.link
         if link is None or link.closed:
-            link = await self.milter.links.open()
-            self.link = link
+            link = await self._open()
             self._greeted, self._serial, self._sent_to = None, 0, 0
         try:
             async with link.use():
@@ -146,11 +146,23 @@ class Dialogue:
         except MilterError as error:  # what can't be said to a milter, such as a long field
             link.abort()
             raise FailedError(str(error)) from None
+        except FailedError as error:
+            error.silent = error.silent and self.milter.links.missed(link.mta.due)
+            link.abort()
+            raise
         except BaseException:  # cancelled as well: an answer may be due
             link.abort()
             raise
         link.rest()
         return refused
+
+    async def _open(self) -> Link:
+        try:
+            self.link = link = await self.milter.links.open()
+        except FailedError as error:
+            error.silent = False  # counted there
+            raise
+        return link
 
     async def _reach(
         self, link: Link, event: bytes, recipient: str | None, draft: Draft | None

@@ -9,14 +9,19 @@ connection.
 for longest is closed. Its session opens another when it needs one.
 *Short of descriptors*: a lack of descriptors on this machine doesn't count as a failure of the
 milter; a session waits for one, as long as for a connection.
+*Not waited for*: after timeouts in a row sessions don't wait for a connection, or for an answer to
+a command; one at a time tries (`failover.breaker.Circuit`). A timeout for the content of a message
+says nothing about the milter, since a client can make it take long.
 *In time*: a report of progress restarts the time for an answer, and nothing else does.
 """
 
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
+from smtpd_filters.lookups.failover.breaker import Circuit
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
 from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.lookups.sockets import PAUSE
@@ -31,14 +36,17 @@ from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
+    from smtpd_filters.lookups.failover.breaker import Note
     from smtpd_filters.lookups.stream.address import Address
     from smtpd_filters.milter import Edit, Offer
 
 #: Units of work (`pace`) for a report of progress.
 _PROGRESS = 5
+#: The commands, in their order.
+_COMMANDS = (v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA)
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
 
@@ -46,19 +54,57 @@ TOGETHER = 1 << 16
 class FailedError(Exception):
     """A milter has failed; the text is the cause, without details that differ each time.
 
-    `lost` says that it closed a connection, so that a new one may work.
+    `lost` says that it closed a connection, so that a new one may work; `silent` that it has said
+    nothing in time.
     """
 
-    def __init__(self, cause: str, *, lost: bool = False) -> None:
+    def __init__(self, cause: str, *, lost: bool = False, silent: bool = False) -> None:
         super().__init__(cause)
         self.lost = lost
+        self.silent = silent
+
+
+@contextmanager
+def admitted(circuit: Circuit) -> Iterator[None]:
+    """Admit a session, or raise FailedError while the circuit is open."""
+    clock = asyncio.get_running_loop().time
+    is_trial = circuit.is_open
+    if not circuit.admits(clock()):
+        raise FailedError(circuit.cause)
+    try:
+        yield
+    except FailedError as error:
+        if error.silent:
+            circuit.silent(str(error), clock())
+            if circuit.is_due:
+                circuit.open()
+        raise
+    finally:
+        if is_trial:
+            circuit.release()
 
 
 class Links:
-    """The connections to one milter, `limit` at most; `seconds` are for connecting."""
+    """The connections to one milter, `limit` at most; `seconds` are for connecting.
 
-    def __init__(self, address: Address, offer: Offer, *, limit: int, seconds: float) -> None:
+    `note` logs that the milter is no longer waited for, and that it answers again.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        offer: Offer,
+        *,
+        limit: int,
+        seconds: float,
+        note: Note | None = None,
+    ) -> None:
         self._address = address
+        #: For connections, and for answers to commands. A milter may negotiate and then hang.
+        self._connecting = Circuit(address.label, note)
+        self.commands = Circuit(address.label, note)
+        #: The command whose answer was missing last: one to an earlier command is no answer.
+        self._missed = v.CONNECT
         self._offer = offer
         self._seconds = seconds
         self._turns = asyncio.Semaphore(limit)
@@ -68,6 +114,12 @@ class Links:
 
     async def open(self) -> Link:
         """Return a new connection that has negotiated. Raises FailedError."""
+        with admitted(self._connecting):
+            link = await self._open()
+            self._connecting.answered()
+            return link
+
+    async def _open(self) -> Link:
         try:
             async with asyncio.timeout(self._seconds):
                 await self._turn()
@@ -84,9 +136,27 @@ class Links:
                     raise
                 return link
         except TimeoutError:
-            raise FailedError(f"no connection after {self._seconds:g} s") from None
+            cause = f"no connection after {self._seconds:g} s"
+            raise FailedError(cause, silent=not self._crowded()) from None
         except UnconnectedError as error:
-            raise FailedError(reason(error.cause, "cannot connect")) from None
+            silent = connect_trouble(error.cause).failure is Failure.SILENT
+            raise FailedError(reason(error.cause, "cannot connect"), silent=silent) from None
+
+    def missed(self, event: bytes) -> bool:
+        """Note an answer that did not come in time; return whether it is one to a command."""
+        if event not in _COMMANDS:
+            return False
+        self._missed = event
+        return True
+
+    def answered(self, event: bytes) -> None:
+        """Note an answer to an event."""
+        if event not in _COMMANDS or _COMMANDS.index(event) >= _COMMANDS.index(self._missed):
+            self.commands.answered()
+
+    def _crowded(self) -> bool:
+        """Whether all connections are in use: waiting for one is not the milter's failure."""
+        return self._turns.locked()
 
     async def _connect(self) -> Connection:
         """Return a new connection; wait for a descriptor while this machine is short of them."""
@@ -228,6 +298,7 @@ class Link:
     ) -> Verdict | ReplyCode | None:
         """Return the answer that ends an event. Raises MilterError and LostError."""
         mta, connection = self.mta, self._connection
+        event = mta.due
         mta.receive(await self._more())
         while True:
             while (answer := mta.answer()) is None:
@@ -239,6 +310,7 @@ class Link:
                 self._timer.restart()
                 await pace().admit(_PROGRESS)  # many may have come at once
             elif isinstance(answer, Verdict | ReplyCode):
+                self._links.answered(event)
                 if mta.done:
                     connection.acknowledge()  # for an answer too much to come before the next event
                 return answer
@@ -323,7 +395,7 @@ class _Timer:
         try:
             await self._limit.__aexit__(kind, error, traceback)
         except TimeoutError:
-            raise FailedError(f"no answer after {self._seconds:g} s") from None
+            raise FailedError(f"no answer after {self._seconds:g} s", silent=True) from None
 
     def start(self, seconds: float) -> None:
         """Begin to wait for an answer."""

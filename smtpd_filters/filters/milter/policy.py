@@ -180,7 +180,13 @@ class Milter(Filter):
         self._milters = [
             Configured(
                 address,
-                Links(address, offer, limit=settings.connections, seconds=settings.connect_timeout),
+                Links(
+                    address,
+                    offer,
+                    limit=settings.connections,
+                    seconds=settings.connect_timeout,
+                    note=self.log.event,
+                ),
                 command=settings.command_timeout,
                 content=settings.content_timeout,
                 discarded=Reject(DISCARDED) if settings.discard == "reject" else None,

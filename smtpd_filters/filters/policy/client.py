@@ -17,6 +17,7 @@ from .servers import Program
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from smtpd_filters.lookups.failover.breaker import Note
     from smtpd_filters.lookups.outcome import Unavailable
     from smtpd_filters.lookups.stream.connection import Connection
 
@@ -30,7 +31,13 @@ class PolicyClient(Client):
     """A client for policy servers; times are in seconds, as those of its base."""
 
     def __init__(
-        self, servers: Sequence[Server], *, timeout: float, deadline: float, connections: int
+        self,
+        servers: Sequence[Server],
+        *,
+        timeout: float,
+        deadline: float,
+        connections: int,
+        note: Note | None = None,
     ) -> None:
         """Start what starts programs. Raises ConfigError."""
         self._children: list[Children] = []
@@ -43,6 +50,7 @@ class PolicyClient(Client):
             deadline=deadline,
             connections=connections,
             idle=IDLE,
+            note=note,
         )
 
     def _started(self, program: Program) -> Children:

@@ -126,6 +126,7 @@ class ClientSetting(_Base):
                 timeout=settings.timeout,
                 deadline=filter_.deadline * filter_.share,
                 connections=settings.connections,
+                note=filter_.log.event,
             )
         except ConfigError as error:
             raise ConfigError(f"--server: {error}") from None

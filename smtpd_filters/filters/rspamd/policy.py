@@ -76,6 +76,7 @@ class _ClientSetting(ServersSetting[Client]):
             timeout=settings.timeout,
             deadline=filter_.deadline * filter_.share,
             connections=settings.connections,
+            note=filter_.log.event,
         )
 
     def probes(self, filter_: Rspamd) -> Iterator[Probe]:

@@ -8,13 +8,30 @@ The state of each server's circuit is one of three:
 - Half open: after that, one request asks the server in its turn, while all others still pass it
   over. An answer closes the circuit; without one it stays open for another `SET_BACK` seconds.
 
-An error reply is an answer: the server is alive. A single server is always asked. Time is passed
-in, in seconds of any monotonic clock.
+An error reply is an answer: the server is alive. A single server is always in its turn.
+
+`Circuit` is that of all servers together. It opens when none of them answers any more, so that not
+every request waits for a timeout: while it is open, one request at a time is a trial, and all
+others fail at once. Only failures that cost time count; a server that refuses connections is asked
+each time, so that it is used as soon as it is back.
+
+Time is passed in, in seconds of any monotonic clock.
 """
 
 from __future__ import annotations
 
 from smtpd_filters.lookups.retry import SET_BACK, SILENCES, Servers
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeAlias
+
+    #: Logs an event with values, as `FilterLog.event`.
+    Note: TypeAlias = Callable[..., None]
+
+#: Seconds between two trials; a server that is back is noticed after them.
+REST = 5.0
 
 
 class Breaker(Servers):
@@ -33,3 +50,65 @@ class Breaker(Servers):
     def is_open(self, server: int) -> bool:
         """Return whether the server has failed too often since its last answer."""
         return self._silences[server] >= SILENCES
+
+
+class Circuit:
+    """The circuit of servers that are asked for the same; `label` is for the log.
+
+    `note` logs that it has opened and that it has closed.
+    """
+
+    __slots__ = ("_cause", "_label", "_note", "_silences", "_trying", "_until", "is_open")
+
+    def __init__(self, label: str, note: Note | None = None) -> None:
+        self._label = label
+        self._note = note
+        self.is_open = False
+        #: Failures in a row; and whether one request is a trial now, or when the next one may be.
+        self._silences = 0
+        self._trying = False
+        self._until = 0.0
+        self._cause = ""
+
+    @property
+    def cause(self) -> str:
+        """The cause of failure of a request that isn't admitted."""
+        return f"{self._cause}; not asked again for now"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there were enough failures to open it."""
+        return self._silences >= SILENCES and not self.is_open
+
+    def admits(self, now: float) -> bool:
+        """Return whether to ask; while it is open that is a trial, which ends with `release`."""
+        if not self.is_open:
+            return True
+        if self._trying or now < self._until:
+            return False
+        self._trying = True
+        return True
+
+    def release(self) -> None:
+        """End a trial."""
+        self._trying = False
+
+    def answered(self) -> None:
+        """Record an answer: close it."""
+        self._silences = 0
+        if self.is_open:
+            self.is_open = False
+            if self._note is not None:
+                self._note("answers again", server=self._label)
+
+    def silent(self, cause: str, now: float) -> None:
+        """Record a failure that has cost time; `open` is a separate step."""
+        self._silences += 1
+        self._cause = cause
+        self._until = now + REST
+
+    def open(self) -> None:
+        """Open it."""
+        self.is_open = True
+        if self._note is not None:
+            self._note("no longer waited for", server=self._label, cause=self._cause)

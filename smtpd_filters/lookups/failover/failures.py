@@ -55,6 +55,8 @@ def connect_trouble(why: BaseException) -> Trouble:
         number = _shortage() or number
     if number in _SHORT:
         return Trouble(Failure.SHORT, os.strerror(number).lower())
+    if number is None and isinstance(why, TimeoutError):
+        return Trouble(Failure.SILENT, "no connection")
     failure = Failure.LOCAL if number in _LOCAL else Failure.UNREACHABLE
     return Trouble(failure, reason(why, "cannot connect"))
 

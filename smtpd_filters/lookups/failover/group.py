@@ -9,6 +9,9 @@ cause, within its deadline; only cancellation is raised.
 *Fail-over*: servers are asked in the given order, except those with an open circuit (`breaker`).
 After a refused or broken connection, a timeout or an invalid reply, the next server is asked; when
 all have failed, those that broke the connection are asked again after a pause (`retry`).
+*Not waited for*: when requests have timed out at all servers, and no server answers a ping if there
+is one, requests fail at once, except for one at a time (`breaker.Circuit`). Requests that take a
+healthy server too long, as a client can make some, don't keep others from being served.
 *Timeouts aren't repeated*: a request that timed out would probably do so again, usually because
 of load.
 *Repeated once*: a request without any reply is sent again at once before it counts as a failure,
@@ -28,7 +31,7 @@ import time
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import Failure, Plan
 
-from .breaker import Breaker
+from .breaker import Breaker, Circuit
 from .failures import CLOSED, Trouble
 
 TYPE_CHECKING = False
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Protocol, TypeVar
 
     from .attempts import Attempts
+    from .breaker import Note
 
     T = TypeVar("T")
 
@@ -55,16 +59,19 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 #: How often each server is asked at most.
 ROUNDS = 2
+#: Seconds for a ping.
+PING = 2.0
 
 
 class Group:
     """The servers of a client, by their labels for the log.
 
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
-    `clock` is any monotonic clock.
+    `clock` is any monotonic clock. `note` logs that no server answers, and that one does again.
+    `pings` says whether the servers can be pinged.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each limit
         self,
         hosts: Sequence[Host],
         labels: Sequence[str],
@@ -72,6 +79,8 @@ class Group:
         timeout: float,
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
+        note: Note | None = None,
+        pings: bool = False,
     ) -> None:
         from smtpd_filters.lookups.sockets import Shortage
 
@@ -79,6 +88,8 @@ class Group:
         self.shortage = Shortage()
         self._servers = tuple(hosts)
         self._breaker = Breaker(labels)
+        self._circuit = Circuit(", ".join(labels), note)
+        self._pings = pings
         self.timeout = timeout
         self._deadline = deadline
         self._clock = clock
@@ -91,23 +102,68 @@ class Group:
         """
         if self._closed:
             return Unavailable(CLOSED)
-        now = self._clock()
+        circuit, now = self._circuit, self._clock()
+        is_trial = circuit.is_open
+        if not circuit.admits(now):
+            return Unavailable(circuit.cause)
+        try:
+            if is_trial and self._pings and not await self._is_alive(attempts):
+                circuit.silent("no answer to a ping", self._clock())
+                return Unavailable(circuit.cause)
+            return await self._ask(attempts, now)
+        finally:
+            if is_trial:
+                circuit.release()
+
+    async def _ask(self, attempts: Attempts[T], now: float) -> T | Unavailable:
+        """Ask the servers, in turn."""
         until = attempts.until = now + self._deadline
+        silent = False
         plan = Plan(self._breaker, now, attempts=ROUNDS, timeout=self.timeout, deadline=until)
         while True:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
+                if silent:
+                    await self._note_silence(attempts, step.cause)
                 return step
             result = await attempts.ask(step)
             if not isinstance(result, Trouble):
                 plan.answered()
+                self._circuit.answered()
                 attempts.trouble = plan.cause("")
                 return result
             if result.final:
                 return Unavailable(result.cause)
             plan.failed(result.failure, result.cause, self._clock())
+            if result.failure is Failure.BROKEN:
+                self._circuit.answered()
+            silent = silent or result.failure is Failure.SILENT
             if result.failure is Failure.SHORT:
                 await self._wait_for_resources(until)
+
+    async def _note_silence(self, attempts: Attempts[T], cause: str) -> None:
+        """Record that no server has answered; open the circuit if none is alive."""
+        circuit = self._circuit
+        circuit.silent(cause, self._clock())
+        if not circuit.is_due:
+            return
+        if self._pings and await self._is_alive(attempts):
+            circuit.answered()
+        elif circuit.is_due:  # others may have opened it meanwhile, or had an answer
+            circuit.open()
+
+    async def _is_alive(self, attempts: Attempts[T]) -> bool:
+        """Return whether any server answers a ping."""
+        import asyncio
+
+        async def ping(server: int) -> bool:
+            try:
+                async with asyncio.timeout(min(PING, self.timeout)):
+                    return await attempts.is_healthy(server)
+            except TimeoutError:
+                return False
+
+        return any(await asyncio.gather(*map(ping, range(len(self._servers)))))
 
     async def _wait_for_resources(self, until: float) -> None:
         """Wait until a connection or a descriptor is free, or until the deadline."""

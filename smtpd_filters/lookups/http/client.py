@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import TypeVar
 
+    from smtpd_filters.lookups.failover.breaker import Note
     from smtpd_filters.lookups.outcome import Unavailable
 
     from .messages import Request, Response
@@ -31,12 +32,12 @@ class Client(Group):
 
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
     `connections` is how many requests may be pending at one server; further ones wait. `clock` is
-    any monotonic clock.
+    any monotonic clock. `note` logs that no server answers, and that one does again.
 
     Raises ConfigError for an invalid URL.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # one for each limit
         self,
         urls: Sequence[str],
         *,
@@ -44,6 +45,7 @@ class Client(Group):
         deadline: float,
         connections: int = CONNECTIONS,
         clock: Callable[[], float] = time.monotonic,
+        note: Note | None = None,
     ) -> None:
         try:
             endpoints = [Endpoint(url) for url in urls]
@@ -57,7 +59,15 @@ class Client(Group):
             raise ConfigError(f"aiohttp is needed to ask {label}: {error}") from None
         self.hosts = [Host(endpoint, connections) for endpoint in endpoints]
         labels = [endpoint.label for endpoint in endpoints]
-        super().__init__(self.hosts, labels, timeout=timeout, deadline=deadline, clock=clock)
+        super().__init__(
+            self.hosts,
+            labels,
+            timeout=timeout,
+            deadline=deadline,
+            clock=clock,
+            note=note,
+            pings=True,
+        )
 
     async def ask(
         self, request: Request, read: Callable[[Response], Awaitable[T]]

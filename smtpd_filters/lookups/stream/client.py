@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from typing import Any, Protocol, TypeVar
 
+    from smtpd_filters.lookups.failover.breaker import Note
     from smtpd_filters.lookups.outcome import Unavailable
 
     from .connection import Connection
@@ -57,6 +58,7 @@ class Client(Group):
     for how long an unused connection is kept, 0 for not at all. `ping` is an exchange that every
     healthy server completes: if it succeeds after the server broke off twice without a reply, the
     server rejects this request, and its circuit stays closed. `clock` is any monotonic clock.
+    `note` logs that no server answers, and that one does again.
     """
 
     def __init__(  # noqa: PLR0913  # one for each limit
@@ -70,6 +72,7 @@ class Client(Group):
         lifetime: float = LIFETIME,
         ping: Callable[[Connection], Awaitable[Any]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        note: Note | None = None,
     ) -> None:
         from .attempts import Host  # imports asyncio, at start
 
@@ -78,7 +81,15 @@ class Client(Group):
         ]
         self.ping = ping
         labels = [address.label for address in addresses]
-        super().__init__(self.hosts, labels, timeout=timeout, deadline=deadline, clock=clock)
+        super().__init__(
+            self.hosts,
+            labels,
+            timeout=timeout,
+            deadline=deadline,
+            clock=clock,
+            note=note,
+            pings=ping is not None,
+        )
 
     async def ask(
         self, exchange: Callable[[Connection], Awaitable[T]], *, trouble: list[str] | None = None

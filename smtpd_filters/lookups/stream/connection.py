@@ -113,7 +113,8 @@ class Connection(asyncio.BufferedProtocol):
             # After a failed write asyncio ends the connection in the next turn of the loop.
             while self._transport.is_closing() and not self._ended:
                 await self._change()
-            if self._data or self._ended:
+            # Also what the loop has not read yet, or a reply to nothing would be that to the end.
+            if self._ended or self.unread:
                 return False
             self._transport.write(chunk)
             await admit(_CHUNK + len(chunk) // _SENT_PER_UNIT)

@@ -126,6 +126,11 @@ class _Tcp(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
     request_queue_size = 128
 
+    def server_bind(self) -> None:
+        """Bind with a small receive buffer: the kernel must not take whole messages unread."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        super().server_bind()
+
 
 class _Unix(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True

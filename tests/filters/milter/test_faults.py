@@ -13,6 +13,8 @@ import pytest
 
 from smtpd_filters.filters.milter import Milter, links, probe
 from smtpd_filters.filters.milter.endpoints import ENDPOINT
+from smtpd_filters.lookups.failover import breaker
+from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.lookups.stream import connection
 from smtpd_filters.lookups.stream.connection import UnconnectedError
 from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
@@ -285,6 +287,100 @@ def test_a_milter_that_wants_messages_since_its_restart() -> None:
         assert send(greeted(smtpd)).reply == LATER
         assert "it wants messages, unlike at start" in smtpd.log[-1]
         assert send(there).unchanged  # over its connection
+
+
+FAST = ("--command-timeout", "0.2")
+OPENED, CLOSED = "no longer waited for", "answers again"
+
+
+def lines_with(log: list[str], words: str) -> int:
+    """Return how many lines have these words."""
+    return sum(words in each for each in log)
+
+
+HANGING = pytest.mark.parametrize("event", [v.NEGOTIATE, v.CONNECT, v.HELO, v.MAIL])
+FIRST = pytest.mark.parametrize("first", ["connect", "mail-from"])
+
+
+def hang(stub: Stub, event: bytes) -> None:
+    """Let a milter not answer this event."""
+    if event == v.NEGOTIATE:
+        stub.agreement = b""
+    else:
+        stub.answers = {event: b""}
+
+
+@FIRST
+@HANGING
+def test_a_milter_that_hangs_costs_a_few_sessions_their_time(
+    event: bytes, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "REST", 3600.0)
+    soon = ("--connect-timeout", "0.2") if event == v.NEGOTIATE else FAST
+    flags = (*soon, "--first-phase", first)
+    with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
+        hang(stub, event)
+        for _ in range(SILENCES):
+            assert lines_with(smtpd.log, OPENED) == 0
+            assert fails(smtpd)
+        asked = len(stub.connections)
+        assert lines_with(smtpd.log, OPENED) == 1
+        for _ in range(5):
+            assert fails(smtpd)
+        assert len(stub.connections) == asked
+        assert lines_with(smtpd.log, "not asked again for now") > 0
+        assert (lines_with(smtpd.log, OPENED), lines_with(smtpd.log, CLOSED)) == (1, 0)
+
+
+@FIRST
+@HANGING
+def test_a_milter_that_no_longer_hangs_is_used_again(
+    event: bytes, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(breaker, "REST", 0.0)
+    soon = ("--connect-timeout", "0.2") if event == v.NEGOTIATE else FAST
+    flags = (*soon, "--first-phase", first)
+    with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
+        hang(stub, event)
+        for _ in range(SILENCES + 2):  # some are trials
+            assert fails(smtpd)
+        assert (lines_with(smtpd.log, OPENED), lines_with(smtpd.log, CLOSED)) == (1, 0)
+        stub.agreement, stub.answers = PLAIN, {}
+        # A machine that is busy may take longer than that.
+        assert not all(fails(smtpd) for _ in range(100))
+        assert (lines_with(smtpd.log, OPENED), lines_with(smtpd.log, CLOSED)) == (1, 1)
+
+
+def fails(smtpd: Conversation) -> bool:
+    """Return whether a session fails, at the first commands or when it has just begun."""
+    there = smtpd.connect()
+    if there.greeting.refused or there.ehlo("mail.example.net").refused:
+        return True
+    return there.mail_from("bob@example.net").reply == LATER
+
+
+@pytest.mark.parametrize("event", [v.HEADER, v.BODY, v.END_OF_BODY])
+def test_messages_that_take_a_milter_too_long_keep_no_others_from_it(event: bytes) -> None:
+    """Any client can send some."""
+    soon = ("--content-timeout", "0.05")
+    with milter() as stub, Conversation(Milter, "--milter", stub.address, *soon) as smtpd:
+        stub.answers = {event: b""}
+        for _ in range(2 * SILENCES):
+            assert send(greeted(smtpd)).reply == LATER
+        stub.answers = {}
+        assert not greeted(smtpd).mail_from("bob@example.net").reply
+        assert lines_with(smtpd.log, OPENED) == 0
+
+
+def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:
+    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        port = port_of(stub)
+        stub.stop()
+        for _ in range(2 * SILENCES):
+            assert greeted(smtpd).mail_from("bob@example.net").reply == LATER
+        stub.listen(port=port)
+        assert send(greeted(smtpd)).unchanged
+        assert lines_with(smtpd.log, OPENED) == 0
 
 
 def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from smtpd_filters.lookups.failover.breaker import Breaker
+from smtpd_filters.lookups.failover.breaker import REST, Breaker, Circuit
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SET_BACK, SILENCES, Failure, Plan
 
@@ -97,3 +97,66 @@ def test_a_cause_names_servers_in_the_operators_order() -> None:
         assert not isinstance(plan.next(0), Unavailable)
         plan.failed(Failure.SILENT, "timeout", 0)
     assert plan.next(0) == Unavailable("a timeout, b timeout")
+
+
+# -- all servers together --------------------------------------------------------------------
+
+
+def noted() -> tuple[Circuit, list[tuple[str, str]]]:
+    """Return a circuit and the lines that it logs, with their causes."""
+    lines: list[tuple[str, str]] = []
+
+    def note(event: str, *, server: str, cause: str = "") -> None:
+        assert server == "a, b"
+        lines.append((event, cause))
+
+    return Circuit("a, b", note), lines
+
+
+def failed(circuit: Circuit, now: float = 0.0) -> None:
+    """Let so many requests fail that it opens."""
+    for _ in range(SILENCES):
+        assert not circuit.is_open
+        assert circuit.admits(now)
+        circuit.silent("a timeout", now)
+    assert circuit.is_due
+    circuit.open()
+    assert not circuit.is_due
+
+
+def test_an_open_circuit_admits_one_trial_at_a_time() -> None:
+    circuit, lines = noted()
+    failed(circuit)
+    assert lines == [("no longer waited for", "a timeout")]
+    assert circuit.cause == "a timeout; not asked again for now"
+    assert [circuit.admits(now) for now in (0, 1, REST - 0.1)] == [False] * 3
+    assert circuit.admits(REST)
+    assert not circuit.admits(100)  # the trial goes on
+    circuit.silent("b timeout", 100)
+    circuit.release()
+    assert [circuit.admits(100 + REST - 0.1), circuit.admits(100 + REST)] == [False, True]
+    assert not circuit.is_due
+    circuit.answered()
+    circuit.release()
+    assert [circuit.admits(0), circuit.admits(0)] == [True, True]
+    assert lines[1:] == [("answers again", "")]
+
+
+def test_a_trial_without_a_result_is_followed_by_another() -> None:
+    circuit, lines = noted()
+    failed(circuit)
+    for _ in range(3):
+        assert circuit.admits(REST)
+        circuit.release()
+    assert len(lines) == 1
+
+
+def test_only_failures_in_a_row_open_a_circuit() -> None:
+    circuit, lines = noted()
+    for _ in range(3 * SILENCES):
+        circuit.silent("a timeout", 0)
+        circuit.answered()
+        assert not circuit.is_due
+    failed(circuit)  # as many as before
+    assert len(lines) == 1
+    assert not Circuit("a").is_due

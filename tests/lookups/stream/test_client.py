@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smtpd_filters.lookups import happy_eyeballs
+from smtpd_filters.lookups.failover.breaker import REST
 from smtpd_filters.lookups.failover.failures import CLOSED, OVERSIZED
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
@@ -18,6 +20,7 @@ from smtpd_filters.runtime.pace import Pace
 from tests.effort import part
 from tests.loading import loaded
 from tests.lookups.stream.peer import broken, close, echo, flood, half, hang, reset, says, served
+from tests.lookups.stream.silent import silent_address
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -163,10 +166,6 @@ def test_a_request_without_a_reply_is_repeated_once() -> None:
 
 
 def test_a_server_that_breaks_off_but_answers_a_ping_is_healthy() -> None:
-    async def ping(connection: Connection) -> None:
-        await connection.write(b"ping\n")
-        await whole_line(connection)
-
     said = asked(broken, line, broken, echo, ping=ping)
     assert said.cause.endswith("closed the connection, but answers a ping")
 
@@ -180,6 +179,126 @@ def test_a_dead_server_costs_a_few_time_outs() -> None:
             return bad.accepted
 
     assert asyncio.run(ask()) == SILENCES
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def noting(lines: list[str]) -> Callable[..., None]:
+    """Return a log that keeps the events."""
+    return lambda event, **_: lines.append(event)
+
+
+async def ping(connection: Connection) -> None:
+    """Send a line and read it."""
+    await connection.write(b"ping\n")
+    await whole_line(connection)
+
+
+def test_a_lone_dead_server_costs_a_few_time_outs_and_is_tried_again() -> None:
+    lines: list[str] = []
+
+    async def ask() -> list[Any]:
+        clock = Clock()
+        async with served(*[hang] * (SILENCES + 1), echo) as peer:
+            one = client(peer.address, timeout=0.1, clock=clock, note=noting(lines))
+            said = [await one.ask(line) for _ in range(SILENCES)]
+            assert lines == ["no longer waited for"]
+            one.timeout = 60.0  # from now on a time-out would fail the test
+            said += await asyncio.gather(*[one.ask(line) for _ in range(10)])
+            assert peer.accepted == SILENCES
+            clock.now = REST
+            trial = asyncio.ensure_future(one.ask(line))
+            await until(lambda: peer.accepted > SILENCES)
+            said += [await one.ask(line)]
+            trial.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await trial
+            assert await one.ask(line) == b"hello\n"
+            assert await asyncio.gather(*[one.ask(line) for _ in range(3)]) == [b"hello\n"] * 3
+            return said
+
+    said = asyncio.run(ask())
+    assert lines == ["no longer waited for", "answers again"]
+    causes = {each.cause.partition(" ")[2] for each in said}
+    assert causes == {"timeout", "timeout; not asked again for now"}
+    assert [each.cause.endswith("for now") for each in said] == [False] * SILENCES + [True] * 11
+
+
+def test_requests_that_take_a_healthy_server_too_long_keep_no_others_from_it() -> None:
+    """Any client can make some."""
+    lines: list[str] = []
+
+    async def ask() -> list[Any]:
+        scripts = [*[hang] * (SILENCES - 1), hang, echo] * 3
+        async with served(*scripts, echo) as peer:
+            one = client(peer.address, timeout=0.2, ping=ping, note=noting(lines))
+            said = [await one.ask(line) for _ in range(3 * SILENCES)]
+            one.timeout = 5.0
+            return [*said, await one.ask(line)]
+
+    *said, last = asyncio.run(ask())
+    assert all(each.cause.endswith(" timeout") for each in said)
+    assert last == b"hello\n"
+    assert lines == []
+
+
+def test_a_trial_begins_with_a_ping() -> None:
+    lines: list[str] = []
+
+    async def ask() -> tuple[int, int]:
+        clock = Clock()
+        async with served(hang) as one, served(hang) as two:
+            asked = client(
+                one.address, two.address, timeout=0.1, ping=ping, clock=clock, note=noting(lines)
+            )
+            for _ in range(SILENCES):
+                assert isinstance(await asked.ask(line), Unavailable)
+            before = one.accepted, two.accepted
+            assert lines == ["no longer waited for"]
+            clock.now = REST
+            said = await asked.ask(line)
+            assert said == Unavailable("no answer to a ping; not asked again for now")
+            return one.accepted - before[0], two.accepted - before[1]
+
+    assert asyncio.run(ask()) == (1, 1)
+    assert lines == ["no longer waited for"]
+
+
+def test_a_server_that_refuses_connections_is_asked_each_time() -> None:
+    """So it is used as soon as it is back."""
+    lines: list[str] = []
+
+    async def ask() -> Any:
+        one = client(NOWHERE, note=noting(lines))
+        for _ in range(2 * SILENCES):
+            said = await one.ask(line)
+            assert said == Unavailable("127.0.0.1:1 connection refused")
+        return lines
+
+    assert asyncio.run(ask()) == []
+
+
+def test_a_silent_address_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(happy_eyeballs, "CONNECT", 0.05)
+    lines: list[str] = []
+
+    async def ask() -> list[Any]:
+        with silent_address() as (host, port):
+            one = client(Address(host, port), note=noting(lines))
+            return [await one.ask(line) for _ in range(SILENCES + 1)]
+
+    *said, last = [each.cause.partition(" ")[2] for each in asyncio.run(ask())]
+    assert said == ["no connection"] * SILENCES
+    assert last == "no connection; not asked again for now"
+    assert lines == ["no longer waited for"]
 
 
 def test_it_is_over_at_the_deadline() -> None:
