@@ -48,6 +48,18 @@ NOTES = 8
 QUARANTINE = "X-Milter-Quarantine"
 
 
+def fits(name: bytes, value: bytes) -> bool:
+    """Return whether a field fits into a packet, with a null behind its name and its value."""
+    return len(name) + len(value) + 2 <= v.MAX_PAYLOAD
+
+
+def cut(name: bytes, value: bytes) -> bytes:
+    """Return as much of a value as fits, up to the end of a line if possible."""
+    room = v.MAX_PAYLOAD - len(name) - 2
+    end = value.rfind(b"\n", 0, room + 1)
+    return value[: end if end > 0 else room]
+
+
 class Draft:
     """A message with the edits of the milters that have seen it.
 

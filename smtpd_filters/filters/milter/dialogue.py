@@ -19,11 +19,12 @@ from __future__ import annotations
 from smtpd_filters.milter import MilterError, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.milter.macros import chosen
+from smtpd_filters.scanning.outcomes import safe
 
-from .content import Wishes
+from .content import Wishes, cut, fits
 from .facts import bracketed, encoded
 from .links import FailedError, admitted
-from .outcomes import closing, refusal
+from .outcomes import LONG_FIELD, closing, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ class Milter:
     """One milter as it is configured: its address, its times, its connections.
 
     `agreed` is the result of the trial at start; None if it was not reached. `discarded` is the
-    decision for a message that it discards, None to accept it.
+    decision for a message that it discards, None to accept it. `cuts` says whether it gets a part
+    of a field that doesn't fit into a packet.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # given by name
         self,
         address: Address,
         links: Links,
@@ -59,11 +61,13 @@ class Milter:
         command: float,
         content: float,
         discarded: Reject | None,
+        cuts: bool = True,
     ) -> None:
         self.address = address
         self.links = links
         self.command, self.content = command, content
         self.discarded = discarded
+        self.cuts = cuts
         self.agreed: Agreement | None = None
         self.label = address.label
 
@@ -284,7 +288,11 @@ class Dialogue:
         mta, seconds = link.mta, self.milter.content
         if draft is not None and mta.wants(v.HEADER):
             for name, value in draft.headers.fields():
-                sent = mta.header(name, value)
+                part = value if fits(name, value) else self._cut(draft, name, value)
+                if part is None:
+                    self._refused = self.facts.serial, LONG_FIELD
+                    return True
+                sent = mta.header(name, part)
                 if link.put(sent):
                     continue
                 if self._judged(v.HEADER, await link.tell(sent, seconds)):
@@ -292,6 +300,18 @@ class Dialogue:
                 if not mta.wants(v.HEADER):
                     break
         return False
+
+    def _cut(self, draft: Draft, name: bytes, value: bytes) -> bytes | None:
+        """Return the lines of a field that fit into a packet, or None to refuse the message.
+
+        Milters judge by the address in From, which would be out of their sight.
+        """
+        if not self.milter.cuts or name.lower() == b"from":
+            return None
+        part = cut(name, value)
+        shown = safe(name, 80)
+        draft.note(f"{self.milter.label} was sent {len(part)} bytes of {len(value)} of {shown}")
+        return part
 
     async def _end_of_header(self, link: Link, _draft: Draft | None) -> bool:
         sent = link.mta.end_of_header(self._macros(link, v.END_OF_HEADER))

@@ -19,6 +19,8 @@ LATER = "451 4.7.1 Service unavailable - try again later"
 #: RFC 3463 section 3.8, X.7.0: "Other or undefined security status".
 SHUTDOWN = "421 4.7.0 Service unavailable, closing transmission channel"
 DISCARDED = "550 5.7.1 Message rejected"
+#: RFC 3463 section 3.4, X.3.4: "Message too big for system".
+LONG_FIELD = Reject("552 5.3.4 A field of the header is too long")
 #: Codes after which the connection is closed: RFC 5321 section 3.8, RFC 7504 section 3.
 _CLOSING = frozenset({421, 521})
 

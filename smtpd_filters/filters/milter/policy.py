@@ -133,6 +133,13 @@ class Milter(Filter):
             "Unless it is refused, it gets the milter's reason in the field X-Milter-Quarantine.",
         )
         envelope_changes = envelope_option()
+        long_fields = option(
+            choice("cut", "reject"),
+            default="cut",
+            help="What to do with a header field that doesn't fit into a packet, which has 65,535 "
+            "bytes: send milters the lines that fit, as Postfix does, and log it; or refuse the "
+            "message. A message with such a From field is refused in any case.",
+        )
         daemon_name = option(
             TEXT,
             default="",
@@ -190,6 +197,7 @@ class Milter(Filter):
                 command=settings.command_timeout,
                 content=settings.content_timeout,
                 discarded=Reject(DISCARDED) if settings.discard == "reject" else None,
+                cuts=settings.long_fields == "cut",
             )
             for address in settings.milter
         ]

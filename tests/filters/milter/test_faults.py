@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.filters.milter import Milter, links, probe
+from smtpd_filters.filters.milter.content import cut, fits
 from smtpd_filters.filters.milter.endpoints import ENDPOINT
 from smtpd_filters.lookups.failover import breaker
 from smtpd_filters.lookups.retry import SILENCES
@@ -267,12 +268,59 @@ def test_no_milter_at_all(agreement: bytes) -> None:
         assert outcome(stub, "--on-error", "proceed")[0] == ""
 
 
-def test_a_field_that_fits_into_no_packet() -> None:
-    with milter() as stub:
-        long = b"A: " + b"\r\n ".join([b"x" * 900] * 80)
-        with Conversation(Milter, "--milter", stub.address) as smtpd:
-            assert send(greeted(smtpd), long + b"\r\n\r\n").reply == LATER
-            assert "bytes in one packet" in smtpd.log[-1]
+#: The longest field that fits: in a packet its name and its value have a null each.
+LONGEST = v.MAX_PAYLOAD - 1
+TOO_LONG = "552 5.3.4 A field of the header is too long"
+
+
+def field_of(name: bytes, size: int) -> tuple[bytes, list[bytes]]:
+    """Return a field whose lines have so many bytes with LF, and the lines of its value."""
+    lines = [b" " + b"x" * 900] * (size // 902)
+    value = b"\n".join(lines)
+    rest = size - len(name) - len(value) - 2
+    lines.append(b" " * min(rest, 1) + b"y" * (rest - 1))
+    assert len(name) + len(b"\n".join(lines)) + 1 == size
+    return b"%b:%b\r\n" % (name, b"\r\n".join(lines)), lines
+
+
+@pytest.mark.parametrize("over", [0, 1, 5000])
+def test_a_field_that_fits_into_no_packet(over: int) -> None:
+    field, lines = field_of(b"To", LONGEST + over)
+    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        mail = send(greeted(smtpd), field + b"Subject: x\r\n\r\n")
+        assert mail.unchanged
+    (name, value), *_ = stub.seen.fields(v.HEADER)
+    assert stub.seen.fields(v.HEADER)[1:] == [(b"Subject", b" x")]
+    assert name == b"To"
+    whole = b"\n".join(lines)
+    if not over:
+        assert value == whole
+        return
+    assert whole.startswith(value + b"\n ")
+    # No further line would have fitted.
+    assert len(name) + len(value) + 2 + 902 > v.MAX_PAYLOAD
+    said = f"was sent {len(value)} bytes of {len(whole)} of To"
+    assert lines_with(smtpd.log, said) == 1
+
+
+def test_a_field_with_a_line_that_fits_into_no_packet() -> None:
+    """Only another milter can make one, of two packets' length at most."""
+    value = b"x" * v.MAX_PAYLOAD
+    assert cut(b"A", value) == value[: v.MAX_PAYLOAD - 3]
+    assert fits(b"A", cut(b"A", value))
+    assert cut(b"A", b"\n " + value) == (b"\n " + value)[: v.MAX_PAYLOAD - 3]
+
+
+@pytest.mark.parametrize(("name", "flags"), [(b"To", ("--long-fields", "reject")), (b"fRom", ())])
+def test_a_field_that_is_not_cut(name: bytes, flags: tuple[str, ...]) -> None:
+    field, _ = field_of(name, LONGEST + 1)
+    with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
+        there = greeted(smtpd)
+        assert send(there, field + b"\r\n").reply == TOO_LONG
+        assert send(there).unchanged  # the next message, after an ABORT
+        short, _ = field_of(name, LONGEST)
+        assert send(there, short + b"\r\n").unchanged
+    assert stub.seen.commands.startswith(b"CHMRTAMRTL")
 
 
 def test_a_milter_that_wants_messages_since_its_restart() -> None:
