@@ -65,10 +65,18 @@ def our_spamd() -> Iterator[list[str]]:
         yield command("spamd", *flags)
 
 
+@contextmanager
+def our_policy() -> Iterator[list[str]]:
+    """filter-policy and its stub: a request for the recipient, and the header for a PREPEND."""
+    with stub("policy") as address:
+        yield command("policy", "--server", address, "--connections", "64")
+
+
 BRIDGES: dict[str, Bridge] = {
     REFERENCE: our_rspamd,
     "filter-clamav": our_clamav,
     "filter-spamd": our_spamd,
+    "filter-policy": our_policy,
 }
 
 
@@ -163,7 +171,22 @@ class Spamd(asyncio.Protocol):
         self._transport.write(head % len(body) + body)
 
 
-STUBS: dict[str, type[asyncio.Protocol]] = {"clamd": Clamd, "spamd": Spamd}
+class Policy(asyncio.Protocol):
+    """A policy server that has no objection: the empty line behind a request is answered."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._end = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer a request at its end, which may come in pieces."""
+        self._end = (self._end + data)[-2:]
+        if self._end == b"\n\n":
+            self._transport.write(b"action=DUNNO\n\n")
+
+
+STUBS: dict[str, type[asyncio.Protocol]] = {"clamd": Clamd, "spamd": Spamd, "policy": Policy}
 
 
 async def serve(protocol: type[asyncio.Protocol]) -> None:

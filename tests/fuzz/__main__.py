@@ -1,7 +1,7 @@
-"""The fuzzer as a program: `python -m tests.fuzz [mime|spamd] [libFuzzer's options] [CORPUS...]`.
+"""The fuzzer as a program: `python -m tests.fuzz [PARSER] [libFuzzer's options] [CORPUS...]`.
 
-It fuzzes the protocol, or with `mime` the reader of MIME, or with `spamd` the parser of spamd's
-replies.
+It fuzzes the protocol and the milter protocol, or with PARSER (`OTHERS`) the reader of MIME, or the
+parser of the replies of LDAP servers, spamd, clamd or policy servers.
 
 Inputs that fail are left in `build/fuzz`; `python -m tests.fuzz FILE` runs one of them again.
 """
@@ -24,15 +24,30 @@ with atheris.instrument_imports(
         "smtpd_filters.milter",
         "smtpd_filters.mime",
         "smtpd_filters.tables.remote.ldap_client",
+        "smtpd_filters.filters.clamav",
+        "smtpd_filters.filters.policy",
         "smtpd_filters.filters.spamd",
         "smtpd_filters.lookups.spamd",
         "smtpd_filters.supervise",
     ]
 ):
-    from tests.fuzz import fuzz_ldap, fuzz_mime, fuzz_protocol, fuzz_spamd
+    from tests.fuzz import (
+        fuzz_clamd,
+        fuzz_ldap,
+        fuzz_mime,
+        fuzz_policy,
+        fuzz_protocol,
+        fuzz_spamd,
+    )
 
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
-OTHERS = {"ldap": fuzz_ldap, "mime": fuzz_mime, "spamd": fuzz_spamd}
+OTHERS = {
+    "clamd": fuzz_clamd,
+    "ldap": fuzz_ldap,
+    "mime": fuzz_mime,
+    "policy": fuzz_policy,
+    "spamd": fuzz_spamd,
+}
 
 
 def main() -> None:

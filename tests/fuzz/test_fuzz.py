@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.messages import Messages
-from tests.fuzz import fuzz_protocol
+from tests.fuzz import fuzz_clamd, fuzz_policy, fuzz_protocol
 from tests.runtime.process import TOKENS, sid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
 
 STREAM = b"report|0.7|1.0|smtp-in|timeout|7641df9700000001|%b\n" % (b"x" * 100) * 40
+PIECES = [b"\0", b"\r", b"\n\n", b"|", b"action=", b" FOUND\0", b"stream: OK\0", b" " * 300]
 every_way = pytest.mark.parametrize("way", [b"\x00", b"\x60", b"\xc0"])
 
 
@@ -64,3 +68,15 @@ def test_the_short_ways_to_grow_an_input() -> None:
     assert fuzz_protocol._repeat(b"\x00", stream, 2) == b"a|b\nc\na|b\nc\n"
     assert fuzz_protocol._repeat(b"\x60", stream, 2) == b"a|b\na|b\nc\nc\n"
     assert fuzz_protocol._repeat(b"\xc0", stream, 2) == b"a|bb\ncc\n"
+
+
+@pytest.mark.parametrize("parser", [fuzz_clamd, fuzz_policy])
+@given(data=st.data())
+def test_replies_with_faults(parser: ModuleType, data: st.DataObject) -> None:
+    """What the fuzzer does, with faults in valid replies, and pieces of them in a row."""
+    seed = bytearray(data.draw(st.sampled_from(parser.seeds())))
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(seed)))
+        end = at + data.draw(st.sampled_from([0, 1, 2, 9]))
+        seed[at:end] = data.draw(st.binary(max_size=3) | st.sampled_from(PIECES))
+    parser.fuzz(bytes(seed))

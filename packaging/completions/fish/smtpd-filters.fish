@@ -555,6 +555,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l recipients -x -a
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l discard -x -a 'reject accept' -d 'What to do with a message that a milter discards, which smtpd can\'t: refuse it, or accept it'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l quarantine -x -a 'junk tempfail reject accept' -d 'What to do with a message that a milter quarantines'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l envelope-changes -x -a 'log tempfail' -d 'What to do on a request for another sender or other recipients, which smtpd accepts from no filter: log it and continue, or refuse the message with a temporary code'
+complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l long-fields -x -a 'cut reject' -d 'What to do with a header field that doesn\'t fit into a packet, which has 65,535 bytes: send milters the lines that fit, as Postfix does, and log it'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l daemon-name -x -d 'The value of the macro {daemon_name}, by which a milter may choose its policy'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l protocol-version -x -d 'The newest version of the milter protocol to offer'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l connections -x -d 'How many connections to a milter are open at a time'

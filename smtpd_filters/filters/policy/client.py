@@ -63,6 +63,8 @@ class PolicyClient(Client):
 
         async def exchange(connection: Connection) -> str:
             parser = ReplyParser()
+            if connection.unread:
+                raise BadReplyError("a reply before the request")
             await connection.write(request)
             action = None
             while action is None:
