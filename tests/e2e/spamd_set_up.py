@@ -90,22 +90,24 @@ def unavailable() -> str | None:
 class Spamd:
     """A context manager that runs a daemon; the module describes it.
 
-    `users` are the preferences of users by name; `cf` are further lines of the configuration.
-    Raises LabError with the log if the daemon doesn't start.
+    `users` are the preferences of users by name; `cf` are further lines of the configuration, and
+    `plugins` modules beside it, by name. Raises LabError with the log if the daemon doesn't start.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only, each with a default
         self,
         lab: Lab,
         *,
         users: Mapping[str, str] | None = None,
         cf: Sequence[str] = (),
+        plugins: Mapping[str, str] | None = None,
         tell: bool = True,
         children: int = 2,
     ) -> None:
         self._lab = lab
         self._users = dict(users or {})
         self._cf = cf
+        self._plugins = dict(plugins or {})
         self._options = ["--allow-tell"] if tell else []
         self._children = children
         self._output = Output()
@@ -158,6 +160,8 @@ class Spamd:
             (self.directory / "site" / path.name).write_bytes(path.read_bytes())
         text = CONFIGURATION.format(nameserver=nameserver)
         (self.directory / "site/local.cf").write_text("\n".join([text, *self._cf, ""]))
+        for name, text in self._plugins.items():
+            (self.directory / "site" / name).write_text(text)
         for name, preferences in {"": "", **self._users}.items():
             home = self.directory / "users" / (name or "nobody")
             home.mkdir(parents=True)

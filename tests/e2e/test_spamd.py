@@ -41,6 +41,28 @@ USERS = {
     "hurried": "time_limit 1",
 }
 SPAM = "X-Test-Spam: yes"
+#: SpamCop takes reports by mail: here in a mailbox of the server. Only Razor can revoke reports,
+#: with its own servers: a plugin does it here.
+REPORTS = [
+    "spamcop_to_address bob@local.example",
+    "spamcop_from_address anna@good.example",
+    "spamcop_relayhost 127.0.0.1:25",
+    "loadplugin Revoking Revoking.pm",
+]
+REVOKING = """\
+package Revoking;
+use strict;
+use Mail::SpamAssassin::Plugin;
+use Mail::SpamAssassin::Logger;
+our @ISA = ("Mail::SpamAssassin::Plugin");
+sub plugin_revoke {
+    my ($self, $options) = @_;
+    $options->{revoke}->{revoke_available} = 1;
+    $options->{revoke}->{revoke_return} = 1;
+    info("reporter: revoked " . $options->{msg}->get_header("Message-ID"));
+}
+1;
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +77,7 @@ def lab() -> Iterator[Lab]:
 def daemon(lab: Lab) -> Iterator[Spamd]:
     """The module's spamd."""
     need(unavailable())
-    with Spamd(lab, users=USERS) as started:
+    with Spamd(lab, users=USERS, cf=REPORTS, plugins={"Revoking.pm": REVOKING}) as started:
         yield started
 
 
@@ -377,3 +399,40 @@ def test_another_users_classifier_is_not_touched(
     homes = {each.name for each in (daemon.directory / "users").iterdir()}
     assert {"one@local.example", "two@local.example"} <= homes
     assert re.search(r"Tell: Setting local for one@", "\n".join(daemon.log))
+
+
+def test_a_report_and_its_revocation(
+    start: Start, lab: Lab, daemon: Spamd, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "mail"
+    path.write_bytes(b"X-Spam: Yes\r\n" + mail("Received: from spammer.example by x", SPAM))
+    words = ["--spamd", str(daemon.socket), "--user", "anna@good.example", str(path)]
+    # As long as the service can't be reached, nothing has been reported.
+    assert main(["learn", "report", *words]) == 75
+    assert "no service for reports has accepted the message" in capsys.readouterr().err
+    server = start(lab=lab)
+    assert main(["learn", "report", *words]) == 0
+    assert capsys.readouterr().out.startswith("1 learned")
+    [report] = server.maildir("bob")
+    assert report.message["Subject"] == "report spam"
+    [reported] = report.message.iter_parts()
+    assert reported.get_content_type() == "message/rfc822"
+    assert mail(SPAM).replace(b"\r\n", b"\n") in report.content.replace(
+        b"Received: from spammer.example by x\n", b""
+    )
+    since = len(daemon.log)
+    assert main(["learn", "revoke", *words]) == 0
+    assert capsys.readouterr().out.startswith("1 learned")
+    daemon.wait_for(r"reporter: revoked <20\.1\.300\.tests@good\.example>", since=since)
+
+
+def test_a_daemon_that_must_not_be_told(
+    lab: Lab, tmp_path: Path, capsys: Capture, version: str
+) -> None:
+    assert version
+    path = tmp_path / "mail"
+    path.write_bytes(mail())
+    with Spamd(lab, tell=False, children=1) as daemon:
+        for action in ("spam", "ham", "forget", "report", "revoke"):
+            assert main(["learn", action, "--spamd", str(daemon.socket), str(path)]) == 77
+            assert "start it with --allow-tell" in capsys.readouterr().err
