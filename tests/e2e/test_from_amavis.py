@@ -13,9 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+import dkim
 import pytest
 
 from smtpd_filters.cli import main
+from smtpd_filters.testing.dns import merge
 from smtpd_filters.testing.server import (
     DOMAIN,
     Lab,
@@ -32,6 +34,8 @@ from tests.e2e.learning import TEXTS
 from tests.e2e.policy_set_up import MAILBOX, no_quota_status, quota_status
 from tests.e2e.sending import ALICE, GOOD, GOOD6, NAMELESS, SENDER, ZONE, attempt, greeted
 from tests.e2e.spamd_set_up import GTUBE, Spamd, mail
+from tests.e2e.test_milter import RECORD
+from tests.filters.test_dkimsign import pem
 from tests.needed import need
 from tests.test_moving import section
 
@@ -44,8 +48,9 @@ PAGE = section("Amavis")
 #: Its blocks, in their order.
 BLOCKS = re.findall(r"(?ms)^```\w*\n(.*?)^```$", PAGE)
 CONF, CHAIN, CANONICAL, SIEVE, LEARN = BLOCKS
-#: A line of local.cf.
+#: Lines of local.cf: one of the page, and senders who are welcome if their signature is valid.
 [THRESHOLD] = re.findall(r"`(required_score \d+)`", PAGE)
+WELCOME = "welcomelist_auth *@welcome.example"
 CHAINS = "chains.toml"
 #: The files that it names.
 FILES = {"networks": f"{NAMELESS}/32\n", "sender_canonical": CANONICAL}
@@ -57,6 +62,34 @@ LISTENERS = {
     "on egress ": "on 127.0.0.1 port 25 ",
 }
 SPAM = "X-Test-Spam: yes"  # 6.5 points
+ALMOST = "X-Test-Almost: yes"  # 3.7 points; with 1.8 that any mail has, fewer than the threshold
+RULE = ("header LOCAL_ALMOST X-Test-Almost =~ /yes/", "score LOCAL_ALMOST 3.7")
+#: Each row of the table, by its beginning, and the tests of what it says; those of other modules
+#: are of settings that aren't in the lines of the page.
+ROWS = {
+    "`permit_mynetworks`": "test_trusted_networks_and_users_send_what_looks_like_spam",
+    "`@av_scanners`": "test_a_virus_is_refused_whoever_sends_it",
+    "`final_virus_destiny": "test_a_virus_is_refused_whoever_sends_it "
+    "test_clamav.py::test_what_is_refused_is_kept",
+    "`$banned_filename_re`": "test_a_banned_attachment",
+    "`final_bad_header_destiny": "test_a_malformed_header",
+    "`X-Virus-Scanned`": "test_mail_that_is_in_order",
+    "`sa_tag_level_deflt": "test_mail_that_is_in_order",
+    "`sa_tag2_level_deflt": "test_spam_is_tagged_and_filed test_the_threshold_of_spam",
+    "`sa_spam_subject_tag`": "test_spam_is_tagged_and_filed",
+    "`sa_kill_level_deflt": "test_spam_is_tagged_and_filed",
+    "`sa_mail_body_size_limit`": "test_a_message_that_spamc_would_not_send",
+    "`sa_local_tests_only`": "test_learning "
+    "test_spamd.py::test_a_listed_domain_by_the_lists_in_the_dns",
+    "`@local_domains_maps`": "test_mail_that_is_in_order test_another_domain",
+    "`sender_canonical_maps": "test_a_sender_is_rewritten",
+    "`blacklist_from`": "test_senders_on_the_black_list",
+    "`whitelist_from`": "test_a_welcome_sender",
+    "Dovecot's quota": "test_a_full_mailbox",
+    "`@bypass_spam_checks_maps`": "test_spamd.py::test_users",
+    "`max_servers`": "test_spamd.py::test_fifty_at_a_time",
+    "`reject_rbl_client`": "test_dnsbl.py::test_who_is_listed",
+}
 
 
 def lines(pattern: str) -> str:
@@ -74,7 +107,8 @@ def lab() -> Iterator[Lab]:
         spamd_set_up.unavailable(),
     ):
         need(reason)
-    with Lab(ZONE) as made:
+    key = {"rsa._domainkey.welcome.example": {"TXT": RECORD}}
+    with Lab(merge(ZONE, key)) as made:
         yield made
 
 
@@ -91,7 +125,8 @@ def spamd(lab: Lab) -> Iterator[Spamd]:
     # Not a folder of pytest's, which only root may enter.
     with TemporaryDirectory(prefix="bayes-") as bayes:
         Path(bayes).chmod(0o777)
-        with Spamd(lab, cf=[THRESHOLD, f"bayes_path {bayes}/bayes"]) as daemon:
+        cf = [THRESHOLD, WELCOME, *RULE, f"bayes_path {bayes}/bayes"]
+        with Spamd(lab, cf=cf) as daemon:
             yield daemon
 
 
@@ -122,6 +157,17 @@ def server(dovecot: Lab, lab: Lab, spamd: Spamd) -> Iterator[Smtpd]:
             lab=lab,
         ) as made:
             yield made
+
+
+def test_each_row_of_the_table_has_its_tests() -> None:
+    rows = [line for line in PAGE.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len(ROWS)
+    here = Path(__file__)
+    for row, (beginning, tests) in zip(rows, ROWS.items(), strict=True):
+        assert row.startswith(f"| {beginning}")
+        for test in tests.split():
+            module, _, name = test.rpartition("::")
+            assert f"def {name}(" in (here.parent / (module or here.name)).read_text(), test
 
 
 def last(server: Smtpd) -> Delivered:
@@ -160,6 +206,44 @@ def test_spam_is_tagged_and_filed(server: Smtpd, dovecot: Lab) -> None:
     assert sieve(dovecot, found) == "Junk"
     refused = attempt(server, message=mail(body=GTUBE))
     assert (refused.stage, refused.code) == (".", 554)
+
+
+def test_the_threshold_of_spam(server: Smtpd) -> None:
+    assert attempt(server, message=mail(ALMOST)).stage == ""
+    found = last(server)
+    assert (found.folder, found.message["Subject"]) == ("", "hello")
+    status = re.search(r"score=([\d.]+) required=6\.0", found.message["X-Spam-Status"])
+    assert status, found.message["X-Spam-Status"]
+    assert 5 < float(status[1]) < 6
+
+
+def test_a_welcome_sender(server: Smtpd) -> None:
+    """By a valid signature, not by an address that anybody can write."""
+    sender = b"joe@welcome.example"
+    message = mail(SPAM).replace(SENDER.encode(), sender)
+    assert attempt(server, message=message).stage == ""
+    assert last(server).folder == "Junk"
+    signature = dkim.sign(message, b"rsa", b"welcome.example", pem(form="PKCS1"))
+    assert attempt(server, message=signature + message).stage == ""
+    assert last(server).folder == ""
+
+
+def test_a_message_that_spamc_would_not_send(server: Smtpd) -> None:
+    large = mail(SPAM, body=(b"x" * 70 + b"\r\n") * 8000)
+    assert attempt(server, message=large).stage == ""
+    assert last(server).folder == ""
+    assert "X-Spam-Status" not in last(server).message
+    assert last(server).message["X-Virus-Status"] == "Clean"
+
+
+def test_a_malformed_header(server: Smtpd) -> None:
+    refused = attempt(server, message=b"From: a@good.example\r\nnot a field\r\n\r\nhello\r\n")
+    assert (refused.stage, refused.code) == (".", 550)
+
+
+def test_another_domain(server: Smtpd) -> None:
+    refused = attempt(server, recipients=["alice@elsewhere.example"], message=mail())
+    assert (refused.stage, refused.code) == ("RCPT", 550)
 
 
 def sieve(dovecot: Lab, found: Delivered) -> str:
