@@ -1,4 +1,4 @@
-"""Tests of packaging/dovecot: moving mail in a real Dovecot trains a real Rspamd."""
+"""Tests of packaging/dovecot: moving mail in a real Dovecot trains Rspamd, or SpamAssassin."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters.cli import main
 from smtpd_filters.testing.rspamd.daemon import PASSWORD, Rspamd
 from smtpd_filters.testing.rspamd.daemon import unavailable as no_rspamd
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from smtpd_filters.testing.server import Lab
 from tests.e2e.dovecot_set_up import PASSWORD_FILE, VERSIONS, Dovecot, unavailable
 from tests.e2e.learning import BAYES, counts, mail, total
+from tests.e2e.spamd_set_up import Spamd
+from tests.e2e.spamd_set_up import unavailable as no_spamd
 from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,43 @@ def test_what_leaves_junk_is_ham(dovecot: Dovecot, rspamd: Rspamd, user: str) ->
         assert counts(rspamd, user, (1, 0)) == (1, 0)
         client.move("Junk", "Work")
     assert counts(rspamd, user, (0, 1)) == (0, 1)
+    assert dovecot.complaints(since) == []
+
+
+@pytest.fixture(scope="module")
+def spamd(lab: Lab) -> Iterator[Spamd]:
+    need(no_spamd())
+    with Spamd(lab) as daemon:
+        yield daemon
+
+
+def test_spamd_is_taught_in_place_of_rspamd(  # noqa: PLR0913  # fixtures
+    dovecot: Dovecot,
+    rspamd: Rspamd,
+    spamd: Spamd,
+    user: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each user's own classifier, which learns the other class when the message is moved back."""
+    path = tmp_path / "mail"
+    path.write_bytes(mail(user, "spam"))
+    since = len(dovecot.log)
+
+    def move(source: str, target: str, kind: str) -> None:
+        told = len(spamd.log)
+        client.move(source, target)
+        spamd.wait_for(rf"Tell: Setting local for {re.escape(user)}:", since=told)
+        # Known in this class already: in the other one it would be learned now.
+        words = ["--spamd", str(spamd.socket), "--user", user, str(path)]
+        assert main(["learn", kind, *words]) == 0
+        assert capsys.readouterr().out.startswith("0 learned, 1 known already")
+
+    with dovecot.script(SPAMD=spamd.server), dovecot.client(user) as client:
+        client.put("INBOX", path.read_bytes())
+        move("INBOX", "Junk", "spam")
+        move("Junk", "INBOX", "ham")
+    assert counts(rspamd, user) == (0, 0)
     assert dovecot.complaints(since) == []
 
 
