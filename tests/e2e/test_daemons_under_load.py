@@ -247,7 +247,8 @@ def case_pymilter(lab: Lab) -> Iterator[Subject]:
         554,
         bad=partial(message, subject="void"),
         appended=rb"(\nX-(Size|Macros|Parameters): .*)*",
-        scanned=rb"(?m)^X-Size: ",
+        # The macros are there for each message of a session.
+        scanned=rb"\nX-Size: \d+\nX-Macros: mx\.local\.example [0-9a-f]{8}\n",
     )
     with milter(lab, pymilter(lab, SCRIPT), mail) as subject:
         yield subject

@@ -260,6 +260,7 @@ def test_a_large_body_in_pieces_and_skip() -> None:
     [
         (b"A: b\r\n\r\n", [(b"A", b" b")], b""),
         (b"A: b\r\n", [(b"A", b" b")], b""),
+        (b"A:\r\n b\r\nC:\t\r\n\td \r\n\r\n", [(b"A", b"\n b"), (b"C", b"\t\n\td ")], b""),
         (b"\r\nx\r\n", [], b"x\r\n"),
         (b"A: \xff\r\n\r\na\rb\r\n", [(b"A", b" \xff")], b"a\rb\r\n"),
         (b"From x\r\nA: b\r\n\r\nx\r\n", [(b"A", b" b")], b"x\r\n"),
@@ -500,6 +501,20 @@ def test_quarantine() -> None:
         assert deliver(stub, "--quarantine", "accept").headers.get("X-Spam") is None
         assert deliver(stub, "--quarantine", "reject").reply == "550 5.7.1 Message rejected"
         assert deliver(stub, "--quarantine", "tempfail").reply.startswith("451 4.7.1 ")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reply"),
+    [
+        (ReplyCode(550, "5.7.1", (b"virus",)), "550 5.7.1 virus"),
+        (Verdict(v.REJECT), "550 5.7.1 Command rejected"),
+        (Verdict(v.TEMPFAIL), "451 4.7.1 Service unavailable"),
+    ],
+)
+def test_a_refusal_after_a_quarantine_is_one(verdict: Answer, reply: str) -> None:
+    with milter(answers=at_end(Quarantine(b"virus"), verdict)) as stub:
+        assert deliver(stub).reply.startswith(reply)
+        assert deliver(stub, "--quarantine", "accept").reply.startswith(reply)
 
 
 def test_changes_of_the_envelope() -> None:

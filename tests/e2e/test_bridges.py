@@ -1,4 +1,4 @@
-"""Mail that no daemon edits passes each bridge byte for byte, on every server."""
+"""Each bridge: what no daemon edits is unchanged, and a daemon of another kind is an error."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.server import Lab, filter_command
+from smtpd_filters.testing.server import Lab, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e import clamd_set_up, spamd_set_up
 from tests.e2e.clamd_set_up import ClamAV
 from tests.e2e.milter_set_up import pymilter
-from tests.e2e.sending import GOOD, ZONE, content_of, greeted, local, transact
+from tests.e2e.sending import GOOD, ZONE, attempt, content_of, greeted, local, transact
 from tests.e2e.spamd_set_up import Spamd
 from tests.e2e.test_messages import BODIES, HEAD
 from tests.e2e.test_milter import SCRIPT
@@ -53,6 +53,14 @@ COMMANDS = {
     "spamd": ("--spamd", "PEER", "--headers", "none", "--junk-at", "never"),
     "milter": ("--milter", "inet:PEER"),
     "policy": ("--server", "PEER", "--at", "mail-from", "--at", "data", "--at", "end-of-message"),
+}
+
+
+WAITS = {
+    "clamav": ("--timeout", "1"),
+    "spamd": ("--timeout", "1"),
+    "milter": ("--connect-timeout", "1", "--command-timeout", "1"),
+    "policy": ("--timeout", "1"),
 }
 
 
@@ -101,3 +109,22 @@ def test_what_nobody_edits(start: Start, peers: tuple[Lab, dict[str, str]], name
     for mail in found:
         kind, message = sent.pop(int(mail.message["X-Number"]))
         assert content_of(mail.content) == local(message), kind
+
+
+#: The scripted policy server isn't among them: it fails for any request that isn't one.
+WRONG = [(name, other) for name in COMMANDS for other in ("clamav", "spamd", "milter")]
+
+
+@pytest.mark.parametrize("version", [system_version()], indirect=True)
+@pytest.mark.parametrize(("name", "other"), [pair for pair in WRONG if len({*pair}) > 1])
+def test_the_daemon_of_another_bridge(
+    start: Start, peers: tuple[Lab, dict[str, str]], name: str, other: str
+) -> None:
+    """Nothing is accepted, whatever it answers, and smtpd stays up."""
+    lab, addresses = peers
+    flags = [word.replace("PEER", addresses[other]) for word in COMMANDS[name]]
+    server = start(lab=lab, filters={"bridge": filter_command(name, *flags, *WAITS[name])})
+    message = HEAD + b"\r\nhello\r\n"
+    assert attempt(server, GOOD, message=message).code == 451
+    assert attempt(server, GOOD, message=message).code == 451
+    assert server.maildir("alice") == []
