@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dkim
@@ -12,7 +14,7 @@ from smtpd_filters.authentication.dkim.private_keys import parse_private_key
 from smtpd_filters.milter import AddHeader, NewBody, ReplyCode, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.testing.dns import merge
-from smtpd_filters.testing.server import Lab, filter_command
+from smtpd_filters.testing.server import Lab, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e.daemon import FILES, Daemon, unavailable
 from tests.e2e.milter_set_up import opendkim, opendmarc, pymilter
@@ -24,7 +26,6 @@ from tests.needed import need
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from smtpd_filters.milter import Event
     from smtpd_filters.testing.server import Smtpd
@@ -39,6 +40,8 @@ PUBLISHED = {
     "good.example": {"TXT": "v=spf1 -all"},
 }
 LATER = "Temporary failure"
+#: 20 MB.
+LARGE = b"".join(b"%d " % number + b"x" * 980 + b"\r\n" for number in range(21_000))
 #: A program that gives every answer: the subject says which.
 SCRIPT = r"""
 import sys
@@ -96,6 +99,7 @@ class Scripted(Milter.Base):
         elif subject == "envelope":
             self.chgfrom("<other@good.example>")
             self.addrcpt("<carol@local.example>")
+            self.addrcpt("<dave@local.example>", "NOTIFY=NEVER")
             self.delrcpt("<nobody@local.example>")
         elif subject == "shutdown":
             self.setreply("421", "4.7.0", "closing")
@@ -111,7 +115,7 @@ class Scripted(Milter.Base):
 Milter.factory = Scripted
 Milter.set_flags(sum((
     Milter.ADDHDRS, Milter.CHGHDRS, Milter.CHGBODY, Milter.QUARANTINE,
-    Milter.ADDRCPT, Milter.DELRCPT, Milter.CHGFROM,
+    Milter.ADDRCPT, Milter.ADDRCPT_PAR, Milter.DELRCPT, Milter.CHGFROM,
 )))
 Milter.runmilter("scripted", "inet:%s@127.0.0.1" % sys.argv[1], 60)
 """
@@ -284,7 +288,27 @@ def test_every_answer_of_a_program(start: Start, lab: Lab, scripted: Daemon) -> 
     assert b"X-Gone" not in head
     assert found["quarantine"].message["X-Spam"] == "Yes"
     assert found["quarantine"].message["X-Milter-Quarantine"] == "held here"
-    assert logged(server, r"not possible: change sender to <other@good.example>; not possible", 1)
+    [line] = logged(server, r"not possible: change sender to <other@good.example>; not possible", 1)
+    for change in ("add recipient <carol@", "add recipient <dave@", "delete recipient <nobody@"):
+        assert change in line
+
+
+@pytest.mark.parametrize("version", [system_version()], indirect=True)
+def test_large_messages_at_once_take_little_memory(
+    start: Start, lab: Lab, scripted: Daemon
+) -> None:
+    server = begin(start, lab, scripted)
+    with ThreadPoolExecutor(3) as pool:
+        message = mail("accept", body=LARGE)
+        sent = [pool.submit(attempt, server, sender=SENDER, message=message) for _ in range(3)]
+        assert {each.result().code for each in sent} == {250}
+    for process in server.find("filter-milter"):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert int(status.partition("VmHWM:")[2].split()[0]) < 80 << 10
+    found = server.maildir("alice")
+    assert len(found) == 3
+    for each in found:
+        assert each.content.partition(b"\n\n")[2] == LARGE.replace(b"\r\n", b"\n")
 
 
 def test_a_milter_that_is_killed_stopped_and_started(start: Start, lab: Lab) -> None:
