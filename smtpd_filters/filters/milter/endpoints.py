@@ -7,8 +7,9 @@ understood as well.
 
 from __future__ import annotations
 
-from smtpd_filters.lookups.stream.address import Address
+from smtpd_filters.lookups.stream.address import Address, checked_path
 from smtpd_filters.settings import Kind
+from smtpd_filters.settings.kinds import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class _Endpoint(Kind[Address]):
     def parse(self, text: str) -> Address:
         for prefix in _UNIX:
             if text.startswith(prefix):
-                return Address.parse(text.removeprefix(prefix))
+                return Address(path=checked_path(text.removeprefix(prefix)))
         rest = text
         for prefix in _INET:
             rest = rest.removeprefix(prefix)
@@ -35,7 +36,10 @@ class _Endpoint(Kind[Address]):
             rest = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         elif rest != text and rest.isdigit():
             rest = f"localhost:{rest}"  # libmilter: any interface of this machine
-        return Address.parse(rest)
+        try:
+            return Address.parse(rest)
+        except ValueError:
+            raise ValueError(f"expected {self.noun}, not {quote(text)}") from None
 
     def show(self, value: Address) -> str:
         return f"unix:{value.path}" if value.path else f"inet:{value.label}"
