@@ -1,5 +1,7 @@
 """Protection against an early SIGHUP, in effect from the first statement of a filter's process.
 
+It also has the command to start this interpreter again.
+
 If an operator reloads tables right after a restart, the signal reaches filters that are still being
 loaded; the first that it ends takes smtpd with it. This module therefore ignores the signal until
 the event loop handles it, after the tables have been read. It does so only in processes that smtpd
@@ -12,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 
 
 def started_by_smtpd() -> bool:
@@ -21,6 +24,18 @@ def started_by_smtpd() -> bool:
     except OSError:
         return False
     return stat.S_ISSOCK(source.st_mode) and os.path.samestat(source, sink)
+
+
+def python(module: str) -> list[str]:
+    """Return the command that runs `main` of a module by this interpreter, with its modules.
+
+    Nothing in the environment or a user's directory has a say in what runs.
+    """
+    start = (
+        f"import sys; sys.path[:] = {sys.path!r}; sys.pycache_prefix = {sys.pycache_prefix!r}; "
+        f"from {module} import main; sys.exit(main())"
+    )
+    return [sys.executable, "-IS", "-c", start]
 
 
 if started_by_smtpd():

@@ -7,6 +7,7 @@ import sys
 
 from smtpd_filters.errors import ConfigError, not_started
 from smtpd_filters.settings import CHECKING, MAX_DEADLINE
+from smtpd_filters.startup import python
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,14 +40,9 @@ def supervise_this(
     flags.append(f"--long-lines={process.long_lines}")
     if process.verbose:
         flags.append("--verbose")
-    start = (
-        f"import sys; sys.path[:] = {sys.path!r}; sys.pycache_prefix = {sys.pycache_prefix!r}; "
-        "from smtpd_filters.supervise.program import main; sys.exit(main())"
-    )
+    start = python("smtpd_filters.supervise.program")
     try:
-        os.execv(  # noqa: S606  # the same program again
-            sys.executable, [sys.executable, "-IS", "-c", start, *flags, "--", *command]
-        )
+        os.execv(sys.executable, [*start, *flags, "--", *command])  # noqa: S606  # the same program
     except OSError as error:
         raise not_started(error) from None
 
