@@ -126,6 +126,9 @@ class Trace(Filter):
         if not directory.startswith("/"):
             # smtpd's working directory is arbitrary.
             raise ConfigError(f"--record: expected an absolute path, not {quote(directory)}")
+        # The filters of the same process look names up.
+        from smtpd_filters.lookups.dns.records import encode  # only if needed
+
         disguise = None
         if settings.anonymise:
             # Imported only if needed.
@@ -137,6 +140,7 @@ class Trace(Filter):
             self.log,
             body=not (settings.no_body or settings.anonymise),
             disguise=disguise,
+            encode=encode,
             max_size=settings.max_size,
             max_files=settings.max_files,
         )

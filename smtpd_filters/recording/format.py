@@ -38,6 +38,10 @@ RECORDER = "recorder"
 END = b"EOF on stdin"
 """The remark at the end of smtpd's output."""
 
+LOOKUP = b"look-up "
+"""The start of a remark with the outcome of a look-up in the DNS, as JSON: the type of the records,
+the name, and what `smtpd_filters.lookups.dns.records` makes of the outcome."""
+
 _MARKS = {b"< ": FROM_SMTPD, b"> ": FROM_FILTER, b"# ": REMARK}
 _META = re.compile(rb"# ([A-Za-z][A-Za-z0-9_-]*): (.*)", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")

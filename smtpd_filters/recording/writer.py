@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 from errno import EACCES
+from json import dumps
 from time import gmtime, monotonic, strftime
 
 from smtpd_filters.errors import ConfigError, os_reason, user_name
@@ -30,6 +31,7 @@ from .format import (
     END,
     FROM_FILTER,
     FROM_SMTPD,
+    LOOKUP,
     RECORDER,
     REMARK,
     encode_entry,
@@ -40,6 +42,7 @@ from .redaction import mask
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from smtpd_filters.runtime.log import FilterLog
 
@@ -53,6 +56,8 @@ MAX_OPEN = 8
 MAX_SESSIONS = 50_000
 #: Bytes queued for the disk; beyond that the recording pauses.
 MAX_PENDING = 16 << 20
+#: Look-ups that are remembered to be in a file; beyond that some are written again.
+MAX_LOOKUPS = 20_000
 #: Seconds without recording after a failure.
 PAUSE = 60.0
 _OURS = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9]+-[0-9]{6,}\.session")
@@ -90,8 +95,9 @@ class _Client:
 class Recorder:
     """A tap that writes all traffic to files in `directory`.
 
-    With `body`, bodies of messages are included; with `disguise`, names are pseudonyms. Failures
-    are written to `log`, the filter's. `max_size` is the size of a file in bytes, `max_files` the
+    With `body`, bodies of messages are included; with `disguise`, names are pseudonyms;
+    with `encode`, which makes JSON of an outcome and its type of records, look-ups are remarks.
+    Failures are written to `log`. `max_size` is the size of a file in bytes, `max_files` the
     number of files kept. The other limits are those of this module: open files and sessions at a
     time, bytes queued for the disk, and the seconds to wait for it at the end.
     """
@@ -106,6 +112,7 @@ class Recorder:
         *,
         body: bool = True,
         disguise: Disguise | None = None,
+        encode: Callable[[Any, str], object] | None = None,
         max_size: int = 16 << 20,
         max_files: int = 10,
         max_open: int = MAX_OPEN,
@@ -117,6 +124,7 @@ class Recorder:
         """Raise ConfigError if the directory can't be written to."""
         self._directory, self._log, self._clock = directory, log, clock
         self._body, self._disguise = body, disguise
+        self._encode = encode
         self._max_size, self._max_files = max_size, max_files
         self._max_open, self._max_sessions = max_open, max_sessions
         self._max_pending, self._closing = max_pending, closing
@@ -184,6 +192,22 @@ class Recorder:
             else:
                 self._record_output(row)
         self._flush()
+
+    def looked_up(self, name: str, rdtype: str, outcome: object) -> None:
+        """Record the outcome of a look-up, once in each file; never raises."""
+        try:
+            if not self._open or self._encode is None or self._disguise is not None:
+                return
+            file = self._open[-1]
+            known = hash(outcome)  # outcomes themselves may be large
+            if file.lookups.get((rdtype, name)) != known:
+                if len(file.lookups) >= MAX_LOOKUPS:
+                    file.lookups.clear()
+                file.lookups[rdtype, name] = known
+                record = dumps([rdtype, name, self._encode(outcome, rdtype)])
+                file.buffer.append(encode_entry(REMARK, LOOKUP + record.encode()))
+        except Exception as error:  # noqa: BLE001  # *Mail first*
+            self._log.limited("look-up", "record", error=show(error))
 
     def close(self) -> None:
         """Close all files, waiting at most `closing` seconds for the disk."""

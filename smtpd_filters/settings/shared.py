@@ -103,6 +103,8 @@ class Pool:
 
     def __init__(self, **defaults: object) -> None:
         self.defaults = defaults
+        #: Called with the outcomes of what the resources are asked, if they tell.
+        self._observer: object = None
         self._opened: dict[tuple[type, Hashable], tuple[Shared[Any], Closable]] = {}
 
     def get(self, setting: Shared[T], filter_: Any) -> T:
@@ -111,6 +113,7 @@ class Pool:
         key = type(setting), setting.key(filter_)
         if key not in self._opened:
             self._opened[key] = setting, setting.open(filter_)
+            self._tell(self._opened[key][1])
         opened: Any = self._opened[key][1]
         return opened  # type: ignore[no-any-return]  # a setting opens one type
 
@@ -120,6 +123,16 @@ class Pool:
         if option in self.defaults and option not in settings.given:
             return self.defaults[option]
         return vars(settings)[option]
+
+    def observe(self, observer: object) -> None:
+        """Have an observer called with the outcomes of look-ups, now and later."""
+        self._observer = observer
+        for _, opened in self._opened.values():
+            self._tell(opened)
+
+    def _tell(self, opened: Any) -> None:
+        if self._observer is not None and hasattr(opened, "observer"):
+            opened.observer = self._observer
 
     def __len__(self) -> int:
         return len(self._opened)

@@ -57,7 +57,7 @@ CLOSED = "the resolver is closed"
 RECORD_TYPES = frozenset({"A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"})
 
 
-def _check_question(name: object, rdtype: object) -> None:
+def check_question(name: object, rdtype: object) -> None:
     """Raise TypeError or ValueError for a mistake of the caller; a name's form isn't checked."""
     if not isinstance(name, str):
         raise TypeError(f"a name must be str, not {type(name).__name__}")
@@ -124,6 +124,9 @@ class Resolver:
         self._clock = clock
         self._under_way: dict[tuple[str, str], asyncio.Task[Outcome[Any]]] = {}
         self._closed = False
+
+    #: Called with name, type and outcome of each look-up, also of one that was cached.
+    observer: Callable[[str, str, Outcome[Any]], None] | None = None
 
     @property
     def servers(self) -> list[tuple[str, int]]:
@@ -221,15 +224,18 @@ class Resolver:
         # Names in the cache are valid: looking there first mostly avoids the validation.
         known = self._cache.get((name, rdtype), now)
         if known is None:
-            _check_question(name, rdtype)
+            check_question(name, rdtype)
             try:
                 checked = names.domain(name)
             except ValueError:
                 return NotFound(INVALID)
             if checked != name:
-                known = self._cache.get((checked, rdtype), now)
+                name = checked
+                known = self._cache.get((name, rdtype), now)
             if known is None and self._closed:
                 return Unavailable(CLOSED)
+        if self.observer is not None and known is not None:
+            self.observer(name, rdtype, known)
         return known
 
     def missing(self, names: Iterable[str], rdtype: RecordType) -> bool:
@@ -277,7 +283,7 @@ class Resolver:
 
         Raises TypeError if it is not str.
         """
-        _check_question(address, "PTR")
+        check_question(address, "PTR")
         try:
             name = names.reverse(address)
         except ValueError:
@@ -366,6 +372,8 @@ class Resolver:
         lifetime = self._lifetimes.of(outcome)
         if lifetime > 0:
             self._cache.put((name, rdtype), outcome, now + lifetime, size_of(outcome))
+        if self.observer is not None:
+            self.observer(name, rdtype, outcome)
         return outcome
 
     async def _follow(self, plan: Plan, name: str, rdtype: str) -> Outcome[Any]:
