@@ -30,7 +30,7 @@ FRAMEWORK = {
         ),
         *("restore", "revert", "snapshot", "stored"),
     },
-    "Resolver": {"aclose"},
+    "Resolver": {"aclose", "observer"},
     "Table": {
         "asked_keys",
         "contents",

@@ -17,6 +17,7 @@ the same of its files with secrets.
 from __future__ import annotations
 
 import re
+from copy import copy
 
 from smtpd_filters.errors import ConfigError, first_of
 from smtpd_filters.main import make
@@ -155,7 +156,7 @@ class ChainFile:
         import tomllib  # start-up time of --help
 
         self.path = path
-        self._content = content
+        self.content = content
         try:
             top = tomllib.loads(content)
         except ValueError as error:  # TOMLDecodeError, or a number too long for Python
@@ -183,6 +184,15 @@ class ChainFile:
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 1
             raise ConfigError(f"{path}:{line}: not UTF-8") from None
+
+    def with_changes(self, kind: str, name: str, changes: Mapping[str, object]) -> ChainFile:
+        """Return a copy with other values for keys of `[KIND.NAME]`; None stands for no value."""
+        tables = self._chains if kind == "chain" else self._filters
+        table = {**tables.get(name, {}), **changes}
+        table = {key: value for key, value in table.items() if value is not None}
+        changed = copy(self)
+        setattr(changed, "_chains" if kind == "chain" else "_filters", {**tables, name: table})
+        return changed
 
     @property
     def chains(self) -> list[str]:
@@ -239,7 +249,7 @@ class ChainFile:
         found = _NAMED.match(str(error).removeprefix(self.path))
         if not found or found["key"] not in _RULES:
             return error
-        line = _line_of(self._content, found["table"], found["key"])
+        line = _line_of(self.content, found["table"], found["key"])
         if not line:
             return error
         return ConfigError(f"{self.path}:{line}{str(error).removeprefix(self.path)}")

@@ -62,9 +62,20 @@ def find(command: Sequence[str], *, libexec: Sequence[str] = LIBEXEC) -> list[st
 class Process:
     """A running filter; `close` ends it."""
 
-    def __init__(self, command: Sequence[str], timeout: float, *, show_log: bool = False) -> None:
-        """Start the filter; raise ConfigError if that fails."""
+    def __init__(
+        self,
+        command: Sequence[str],
+        timeout: float,
+        *,
+        show_log: bool = False,
+        inherit: Sequence[int] = (),
+    ) -> None:
+        """Start the filter; raise ConfigError if that fails.
+
+        One that `inherit`s descriptors stays in our process group, so that it is ended with us.
+        """
         self._timeout = timeout
+        self._leads = not inherit
         self._log = None if show_log else tempfile.TemporaryFile()  # noqa: SIM115  # closed by close()
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -73,7 +84,8 @@ class Process:
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=self._log,
-                start_new_session=True,
+                start_new_session=self._leads,
+                pass_fds=inherit,
             )
         except OSError as error:
             self._socket.close()
@@ -103,7 +115,10 @@ class Process:
         """End the process, by SIGKILL if it still runs."""
         self._socket.close()
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            if self._leads:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
         self._process.wait()
         if self._log is not None:
             self._log.close()

@@ -23,6 +23,7 @@ from smtpd_filters.settings import (
 )
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.settings.secrets import read_secret
+from smtpd_filters.startup import python
 from smtpd_filters.stores.setting import STORE, open_store
 
 from .journal_use import key_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.stores import Store
     from smtpd_filters.web.guard import Access
+    from smtpd_filters.web.trials import Setup
 
 PORT = 8026
 #: Bytes of a password that is read from standard input.
@@ -125,6 +127,23 @@ class Options(Settings):
     store_ca_file = STORE_OPTIONS["store_ca_file"]
     store_prefix = STORE_OPTIONS["store_prefix"]
     store_timeout = STORE_OPTIONS["store_timeout"]
+    try_ = option(
+        PATH,
+        default=None,
+        help="The file of a chain (smtpd-filters.toml), to try other settings of it on the "
+        "recorded sessions of the last day. The file isn't changed. Requires --recordings.",
+    )
+    try_chain = option(
+        TEXT,
+        default="",
+        help="The chain of the file of --try; required only if it has several.",
+    )
+    recordings = option(
+        PATH,
+        default=None,
+        help="The directory of recordings for --try: that of smtpd-filters record, or of "
+        "filter-trace with --record.",
+    )
     tls = option(
         SWITCH,
         default=False,
@@ -153,7 +172,8 @@ def run(options: Options, _rest: list[str]) -> int:
     access = _access(options)
     key = key_of(options.directory)
     stores = Stores(_store(options, "greylist"), _store(options, "limits"))
-    app = application(lambda: Journal(options.directory, key=key), access, stores)
+    trials = _trials(options)
+    app = application(lambda: Journal(options.directory, key=key), access, stores, trials)
     addresses = [
         Listening(path=host) if host.startswith("/") else Listening(host, port)
         for host, port in options.listen
@@ -173,6 +193,34 @@ def _store(options: Options, name: str) -> Callable[[], Store] | None:
         raise ConfigError(f"--{name}: {address.path}: missing, or not writable for this user")
     values = {each: vars(options)[each] for each in STORE_OPTIONS} | {"store": address}
     return lambda: open_store(values, _note)
+
+
+def _trials(options: Options) -> Setup | None:
+    """Return how other settings are tried. Raises ConfigError."""
+    from smtpd_filters.web.trials import Setup
+
+    from .chain_file import ChainFile
+
+    if options.try_ is None:
+        for name in ("try_chain", "recordings"):
+            if name in options.given:
+                raise ConfigError(f"{options.options[name].shown} requires --try")
+        return None
+    if options.recordings is None:
+        raise ConfigError("--try requires --recordings")
+    if not os.access(options.recordings, os.R_OK | os.X_OK):
+        raise ConfigError(f"--recordings: {options.recordings}: missing, or not readable")
+    try:
+        name = ChainFile.read(options.try_).chain(options.try_chain)
+    except ConfigError as error:
+        raise ConfigError(f"--try: {error}") from None
+    request = {
+        "file": os.path.abspath(options.try_),  # noqa: PTH100  # paths as text
+        "name": name,
+        "recordings": os.path.abspath(options.recordings),  # noqa: PTH100
+        "journal": os.path.abspath(options.directory),  # noqa: PTH100
+    }
+    return Setup(python("smtpd_filters.cli.trial.program"), request)
 
 
 def _access(options: Options) -> Access:

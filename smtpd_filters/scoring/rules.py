@@ -52,6 +52,7 @@ class RuleError(ConfigError):
 class _Thousandths(Kind[float]):
     """A number with at most three decimals."""
 
+    inward = True
     metavar = "NUMBER"
     noun = "a number"
     toml = (int, float)
@@ -69,6 +70,7 @@ class _Thousandths(Kind[float]):
 class _PointsKind(Kind["dict[str, float]"]):
     """Points by action; one number stands for all actions."""
 
+    inward = True
     metavar = "POINTS"
     noun = "points: a number, or a table such as { junk = 2, reject = 5 }"
     toml = (int, float, dict)
@@ -93,6 +95,11 @@ class _PointsKind(Kind["dict[str, float]"]):
                 self._action(name): self._number.from_toml(each) for name, each in value.items()
             }
         return dict.fromkeys(ACTIONS, self._number.from_toml(value))
+
+    def to_toml(self, value: dict[str, float]) -> object:
+        """Return a number, or a table."""
+        same = len(value) == len(ACTIONS) and len(set(value.values())) == 1
+        return next(iter(value.values())) if same else dict(value)
 
     @staticmethod
     def _action(name: str) -> str:

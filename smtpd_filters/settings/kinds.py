@@ -81,6 +81,8 @@ class Kind(Generic[T]):
     metavar: str = ""  # the placeholder of the value in help; empty if the flag takes no value
     literal: bool = False  # the metavar is to be typed as it is, not a placeholder
     repeats = False  # the flag may be given several times; the values (tuples) are joined
+    #: Whether no value can name a file, a host, a command, a table or anything else outside.
+    inward = False
     noun: str = ""  # completes "expected ..."
     noun_in_code: str = ""  # the same for a value given in code, if another
     toml: tuple[type, ...] = (str,)
@@ -106,6 +108,10 @@ class Kind(Generic[T]):
         if type(value) not in self.toml:
             raise ValueError(f"expected {self.noun}, not {_toml_type(value)}")
         return self.parse(str(value))
+
+    def to_toml(self, value: T) -> object:
+        """Return what `from_toml` converts to this value."""
+        return self.show(value) if str in self.toml else value
 
     def check(self, value: T) -> None:
         """Raise ValueError if a value given in code isn't of this kind."""
@@ -157,6 +163,7 @@ class _Text(Kind[str]):
 
 
 class _Reply(_Text):
+    inward = True
     noun = 'a reply with its codes, such as "550 5.7.1 Not from here"'
 
     def parse(self, text: str) -> str:
@@ -205,6 +212,7 @@ class _Path(Kind[str]):
 
 
 class _Switch(Kind[bool]):
+    inward = True
     noun = "true or false"
     toml = (bool,)
 
@@ -219,6 +227,7 @@ class _Switch(Kind[bool]):
 
 
 class _Choice(Kind[W]):
+    inward = True
     literal = True
     noun = "one of the choices, as a string"
 
@@ -239,6 +248,7 @@ class _Choice(Kind[W]):
 class _Ranged(Kind[N]):
     """A quantity with optional bounds, both inclusive."""
 
+    inward = True
     lowest: N | None = None  # the default lower bound
 
     def __init__(self, low: N | None = None, high: N | None = None) -> None:

@@ -18,11 +18,14 @@ from .connections import Connections
 from .guard import Access, Guard, check_exposure
 from .memory import Memory, Stores
 from .page import Pages
+from .trial import TrialPages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from smtpd_filters.journal.query import Journal
+
+    from .trials import Setup
 
 #: Bytes of a form.
 MAX_FORM = 64 << 10
@@ -48,18 +51,27 @@ def application(
     journal: Callable[[], Journal],
     access: Access,
     stores: Stores = Stores(),  # noqa: B008  # immutable
+    trials: Setup | None = None,
 ) -> web.Application:
-    """Return the application; `journal` makes a reader of the journal for each query."""
+    """Return the application; `journal` makes a reader of the journal for each query.
+
+    `trials` is how other settings are tried; None if they can't be.
+    """
     guard = Guard(access)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_FORM)
     further = [("/greylist", "Greylist")] if stores.greylist else []
     further += [("/limits", "Limits")] if stores.limits else []
-    pages = Pages(journal, guard, further=further)
+    further += [("/try", "Try settings")] if trials is not None else []
+    pages = Pages(journal, guard, further=further, tries=trials is not None)
     app.add_routes(pages.routes())
     memory = Memory(pages, stores, access.prefix)
     app.add_routes(memory.routes())
     app.on_startup.append(memory.started)
     app.on_cleanup.append(memory.stopped)
+    if trials is not None:
+        trying = TrialPages(pages, guard, trials)
+        app.add_routes(trying.routes())
+        app.on_shutdown.append(trying.stopping)
     app.on_startup.append(pages.started)
     app.on_shutdown.append(pages.stopping)
     if access.prefix:

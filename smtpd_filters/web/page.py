@@ -126,8 +126,13 @@ class Pages:
         clock: Callable[[], float] = time.time,
         *,
         further: Sequence[tuple[str, str]] = (),
+        tries: bool = False,
     ) -> None:
-        """Make the handlers; `further` are paths and names of more pages for the navigation."""
+        """Make the handlers.
+
+        `further` are paths and names of more pages for the navigation; `tries` is whether other
+        settings can be tried.
+        """
         self._journal = journal
         self._guard = guard
         self._clock = clock
@@ -144,6 +149,8 @@ class Pages:
         self._templates.globals.update(
             prefix=guard.access.prefix,
             OUTCOMES=texts.OUTCOMES,
+            FATES=texts.FATES,
+            tries=tries,
             SPANS=SPANS,
             stacked=STACKED,
             navigation=(*NAVIGATION, *further),
@@ -158,6 +165,7 @@ class Pages:
             verdict=texts.verdict,
             cause=texts.cause,
             visible=texts.visible,
+            visible_lines=texts.visible_lines,
         )
 
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -269,6 +277,10 @@ class Pages:
             raise web.HTTPNotFound(text="No such message, or it was purged.\n")
         story, others = found
         return self.render(request, "story.html", story=story, others=others, unread=unread)
+
+    async def find(self, id_: str) -> Story | None:
+        """Return a story by its id; None if there is none."""
+        return (await self._read(lambda journal: journal.story(id_)))[0]
 
     async def ranked(self, request: web.Request) -> web.Response:
         """Show the most active senders, clients or users."""

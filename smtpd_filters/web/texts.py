@@ -33,6 +33,8 @@ OUTCOMES = {
     "abandoned": "given up by the client",
     "none": "no message",
 }
+#: The same of a message that is replayed.
+FATES = {**OUTCOMES, "passes": "no longer refused"}
 _VERBS = {
     "proceed": "let it pass",
     "junk": "marked it as junk",
@@ -56,6 +58,11 @@ def visible(text: object) -> str:
             for each in shown
         )
     return f"{shown}…" if cut else shown
+
+
+def visible_lines(text: str) -> str:
+    """Return a text of several lines with escapes for invisible characters."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def foreign(text: object) -> Markup:

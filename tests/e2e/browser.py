@@ -58,6 +58,11 @@ class Browser:
         """Set the size of the window; headless Chromium has no frame."""
         self.driver.set_window_size(width, height)
 
+    @property
+    def address(self) -> str:
+        """The address of the page."""
+        return str(self.driver.current_url)
+
     def go(self, address: str) -> None:
         """Load a page."""
         self.driver.get(address)

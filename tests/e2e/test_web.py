@@ -12,10 +12,11 @@ from urllib.request import urlopen
 
 import pytest
 
-from smtpd_filters.testing.server import filter_command
+from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.data import ROOT
 from tests.e2e.browser import Browser
 from tests.e2e.sending import ALICE, BOB, GOOD, NAMELESS, ZONE, attempt
+from tests.e2e.test_chain_file import CHAINS, command
 from tests.e2e.test_journal import PATIENCE, SOCKET, TOOL, Kept
 from tests.journal.made import stored
 from tests.needed import need
@@ -33,6 +34,22 @@ ACCEPTED, REFUSED = 5, 3
 REJECT = ("--require", "rdns", "--action", "reject")
 PASSWORD = "correct horse"  # noqa: S105  # a test's
 RULES = ROOT / "docs" / "examples" / "prometheus-rules.yml"
+TRIED = f"""\
+journal = "{SOCKET}"
+
+[chain.inbound]
+filters = ["recorder", "fcrdns", "helo"]
+
+[filter.recorder]
+use = "trace"
+detail = "none"
+record = "{scratch_path("sessions")}"
+
+[filter.fcrdns]
+require = "rdns"
+verify = true
+action = "reject"
+"""
 PICTURES = ROOT / "build" / "screenshots"
 
 
@@ -182,6 +199,97 @@ def _look_at_all_sizes(browser: Browser, address: str) -> None:
         browser.go(f"{address}/")
         browser.driver.save_screenshot(str(PICTURES / f"overview-{width}.png"))
     assert browser.errors() == []
+
+
+def test_settings_are_tried_in_a_browser(start: Start, kept: Kept, tmp_path: Path) -> None:
+    server = start(
+        zone=ZONE,
+        files={CHAINS: TRIED},
+        filters={"chain": command("--chain", "inbound")},
+        binds=kept.binds,
+    )
+    for number in range(ACCEPTED):
+        assert attempt(server, GOOD, sender=f"s{number}@good.example").stage == ""
+    for _ in range(REFUSED):
+        assert attempt(server, NAMELESS, recipients=[BOB]).stage
+    kept.why("@good.example", ACCEPTED)
+    kept.why(NAMELESS, REFUSED)
+    chain = tmp_path / "chain.toml"
+    chain.write_text(TRIED)
+    recordings = server.path(scratch_path("sessions"))
+    page = Page(kept.days, "--try", str(chain), "--recordings", str(recordings))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            _try_settings(browser, page.address)
+            _try_what_is_not_offered(browser, page.address)
+    finally:
+        page.end()
+    assert chain.read_text() == TRIED
+
+
+def _try_settings(browser: Browser, address: str) -> None:
+    browser.resize(1400, 900)
+    browser.go(f"{address}/search?q={NAMELESS}")
+    browser.run("document.querySelector('tbody a').click()")
+    browser.wait("fcrdns decided at connect", "main")
+    browser.click("Try this against other settings")
+    browser.wait("Try other settings", "h1")
+    # The table of the filter that decided is open.
+    assert browser.text("details[open] summary") == "[filter.fcrdns]"
+    form = browser.address
+    browser.run(
+        "const dry = document.querySelector(\"details[open] [name='set.dry-run']\");"
+        "dry.value = 'true'; dry.form.querySelector('button').click()"
+    )
+    told = browser.wait("Nothing has been changed", "main")
+    assert f"{REFUSED} of {ACCEPTED + REFUSED} messages differ." in told
+    # What the filter asked is in the recordings.
+    assert "not certain" not in told
+    assert "[filter.fcrdns]\ndry-run = true" in told
+    rows = browser.run(
+        "return [...document.querySelectorAll('tbody tr')].map("
+        "row => [...row.cells].map(cell => cell.innerText))"
+    )
+    assert len(rows) == REFUSED
+    assert "this message" in rows[0][0]
+    for row in rows:
+        assert row[3] == NAMELESS
+        assert "refused at connect" in row[4]
+        assert "no longer refused" in row[5]
+    result = browser.address
+    for width, height in ((390, 844), (1400, 900)):
+        browser.resize(width, height)
+        for path in (form, result):
+            browser.go(path)
+            browser.run("for (const each of document.querySelectorAll('details')) each.open = true")
+            assert browser.violations() == [], (width, path)
+            assert browser.run("return document.documentElement.scrollWidth") <= width, path
+        browser.driver.save_screenshot(str(PICTURES / f"trial-{width}.png"))
+    assert browser.errors() == []
+
+
+def _try_what_is_not_offered(browser: Browser, address: str) -> None:
+    """Change the form, as a stranger would."""
+    for name, value, text in (
+        ("set.nameserver", "192.0.2.1", "is no setting that can be tried"),
+        ("set.use", "/tmp/evil.py", "is no setting that can be tried"),  # noqa: S108  # not ours
+        ("set.action", "file:/etc/passwd", "action: invalid choice"),
+    ):
+        browser.go(f"{address}/try")
+        browser.run(
+            "const [name, value] = arguments;"
+            "const form = document.querySelector('[value=fcrdns]').form;"
+            "for (const each of form.querySelectorAll('[name^=set]')) each.remove();"
+            "const field = document.createElement('input');"
+            "field.name = name; field.value = value; form.append(field);"
+            "form.querySelector('button').click()",
+            name,
+            value,
+        )
+        browser.wait(text, "main")
+    # The status of these pages is in the console.
+    assert all("422" in each for each in browser.errors())
 
 
 def test_what_clients_write_stays_text(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from smtpd_filters.web.trials import Setup
+
 #: Elements and attributes that load or run something, or are blocked by the policy.
 ACTIVE = {"script", "iframe", "object", "embed", "img", "base", "style", "svg:script"}
 
@@ -97,11 +99,12 @@ def visit(
     visiting: Callable[[Visitor], Awaitable[None]],
     access: Access = Access(),  # noqa: B008  # immutable
     stores: Stores = Stores(),  # noqa: B008  # immutable
+    trials: Setup | None = None,
 ) -> None:
-    """Serve the page of a journal, and of stores, for a visit."""
+    """Serve the page of a journal, of stores and of trials, for a visit."""
 
     async def run() -> None:
-        runner = web.AppRunner(application(lambda: Journal(str(directory)), access, stores))
+        runner = web.AppRunner(application(lambda: Journal(str(directory)), access, stores, trials))
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -15,6 +15,7 @@ _NUMBER = NUMBER(low=0, high=MAX_POINTS / 4)
 class _Action(Kind[str]):
     """A word, or a number of points: `points=2.5`."""
 
+    inward = True
     metavar = "ACTION"
     noun = f"{', '.join(WORDS)} or points=N"
 

@@ -40,6 +40,7 @@ class Threshold(Value):
 
 
 class _ThresholdKind(Kind[Threshold]):
+    inward = True
     metavar = "SCORE|spam|never"
     noun = "a score, spam or never"
     toml = (int, float, str)
