@@ -41,7 +41,7 @@ MODE = 0o620
 #: Datagrams between the two threads, their bytes, and stories of one transaction.
 MAX_QUEUE, MAX_QUEUED, BATCH = 50_000, 64 << 20, 500
 #: Seconds between two transactions, and between two lines about losses.
-INTERVAL, REPORTING = 0.2, 60.0
+INTERVAL, REPORTING = 0.5, 60.0
 #: Datagrams read between two looks at the signals.
 READS = 1000
 _BUFFER = 1 << 20

@@ -82,6 +82,8 @@ class Client:
         """Read the banner and send the greeting."""
         self.socket = connection
         self.at = 0
+        #: When the current message began.
+        self.began = 0.0
         self.expect(b"220")
         connection.sendall(b"HELO mail.sender.example\r\n")
         self.expect(b"250")
@@ -99,6 +101,8 @@ class Client:
 
     def say(self) -> None:
         """Send the next command."""
+        if self.at == 0:
+            self.began = time.perf_counter()
         self.socket.sendall(SCRIPT[self.at][0])
 
     def read_reply(self) -> bool:
@@ -108,8 +112,11 @@ class Client:
         return self.at == 0
 
 
-def load(server: Smtpd, messages: int) -> float:
-    """Send so many messages over all connections; return messages per second."""
+def load(server: Smtpd, messages: int, times: list[float] | None = None) -> float:
+    """Send so many messages over all connections; return messages per second.
+
+    `times` gets the seconds that each message took, from MAIL to the last reply.
+    """
     with ExitStack() as stack:
         clients = {}
         poll = select.poll()
@@ -127,6 +134,8 @@ def load(server: Smtpd, messages: int) -> float:
                 client = clients[descriptor]
                 if client.read_reply():
                     left -= 1
+                    if times is not None:
+                        times.append(time.perf_counter() - client.began)
                     if not unsent:
                         continue
                     unsent -= 1
