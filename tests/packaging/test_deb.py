@@ -16,7 +16,7 @@ from tests.packaging.conftest import another_day, copy_of
 from tests.packaging.roots import SUITES, Machine, need, run_in
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 pytestmark = pytest.mark.e2e
 
@@ -88,9 +88,14 @@ def depends(deb: Path) -> str:
     return done.stdout.strip()
 
 
-def later(deb: Path, directory: Path) -> Path:
-    """The same package as a later version."""
+def later(deb: Path, directory: Path, edits: Mapping[str, tuple[str, str]] | None = None) -> Path:
+    """The same package as a later version, with replaced texts in some of its files."""
     subprocess.run([DPKG_DEB, "-R", deb, directory], check=True)
+    for name, (old, new) in (edits or {}).items():
+        file = directory / name
+        text = file.read_text()
+        assert old in text
+        file.write_text(text.replace(old, new))
     control = directory / "DEBIAN/control"
     control.write_text(re.sub(r"(?m)^(Version: .*)$", r"\1+later", control.read_text()))
     made = directory.with_suffix(".deb")
@@ -184,6 +189,20 @@ def test_an_upgrade_keeps_state_and_owner(built: Built, machine: Machine, tmp_pa
     # What the administrator has said about it goes before what we think.
     assert machine.run("stat", "-c", "%U:%G %a", f"/{STATE}") == "opensmtpd:root 770\n"
     assert machine.run("dpkg", "--audit") == ""
+
+
+def test_an_upgrade_under_load_and_back_loses_nothing(
+    built: Built, machine: Machine, tmp_path: Path
+) -> None:
+    """Sessions go on, those that are open as well, and new code answers after each change."""
+    machine.run("dpkg", "-i", old := machine.put(built.deb))
+    policy = "usr/lib/python3/dist-packages/smtpd_filters/filters/mailfrom/policy.py"
+    text = "5.7.1 Sender address not allowed from here"
+    new = later(built.deb, tmp_path / "later", {policy: (text, f"{text} (later)")})
+    passes = machine.put(built.source / "packaging/debian/tests/mail-passes")
+    program = machine.put(Path(__file__).with_name("upgrade_under_load.py"))
+    said = machine.run("python3", program, passes, old, machine.put(new))
+    assert re.search(r"[0-9]{3} messages, [0-9]+ refused, 2 changes", said), said
 
 
 def test_it_takes_the_place_of_single_filters(built: Built, machine: Machine) -> None:
