@@ -397,7 +397,7 @@ class Engine:
         elif link is None and (link := self._bind(session)) is None:
             self._ask_nobody(session, phase, token, row)
         elif phase.wire in link.phases:
-            expected = b"filter-result|%b|%b|proceed\n" % (id_, token)
+            expected = b"filter-result|" + id_ + b"|" + token + b"|proceed\n"  # faster than `%`
             link.open[expected] = session
             link.out.append(row)
             # From here on no memory is needed.

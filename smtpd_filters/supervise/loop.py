@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import select
 import signal
+from select import POLLIN, POLLOUT
 from time import monotonic
 
 from smtpd_filters.runtime.channel import HIGH_WATER, LOW_WATER, Channel, Signals
@@ -78,10 +79,12 @@ class Loop:
         self._now = monotonic()
         self._tick_at = 0.0
         self._soon = True
+        #: Something was ready in the last round, and no tick has been due since.
+        self._brisk = False
         self.stop = False
         self._by_fd[self.signals.wakeup] = self._signalled
         self._by_fd[self.smtpd.source] = self._read_smtpd
-        self._mask(self.signals.wakeup, select.POLLIN)
+        self._mask(self.signals.wakeup, POLLIN)
 
     def run(self) -> None:
         """Serve until the input of smtpd ends."""
@@ -109,14 +112,15 @@ class Loop:
         events = self.poll.poll(self._timeout())
         now = monotonic()
         if self.smtpd.size < HIGH_WATER:
-            engine.now += min(now - self._now, STEP)
+            engine.transit.now += min(now - self._now, STEP)
         self._now = now
+        self._brisk = bool(events)
         for fd, _ in events:
             handler = self._by_fd.get(fd)
             if handler is not None:
                 handler()
         if self._soon or now >= self._tick_at:
-            self._soon = False
+            self._soon = self._brisk = False
             self._tick_at = now + TICK
             fleet.reap(now)
             engine.expire()
@@ -127,12 +131,16 @@ class Loop:
         """Return the milliseconds to wait: none limit while nothing is pending."""
         if self.engine.smtpd.stalled or self._soon:
             return 0
-        busy = bool(self.engine.waiting)
-        for worker in self.fleet.workers:
-            link = worker.link
-            if link.feeding and worker.channel.size < LOW_WATER:
+        workers = self.fleet.workers
+        for worker in workers:
+            if worker.link.feeding and worker.channel.size < LOW_WATER:
                 return 0
-            busy = busy or bool(link.open or link.messages or worker.channel.size)
+        if self._brisk:
+            # More will come, so the next look is at the next tick, even if nothing is pending.
+            return max(self._tick_at - self._now, 0.0) * 1000 + 1
+        busy = bool(self.engine.waiting) or any(
+            worker.link.open or worker.link.messages or worker.channel.size for worker in workers
+        )
         due = self.fleet.next_time(self._now)
         if busy:
             due = min(TICK, due) if due is not None else TICK
@@ -195,7 +203,7 @@ class Loop:
         worker.moved = self.engine.now
         self._by_fd[process.fd] = lambda: self._read_program(worker)
         self._by_fd[process.stderr] = lambda: self._read_log(worker)
-        self._mask(process.stderr, select.POLLIN)
+        self._mask(process.stderr, POLLIN)
 
     def _unwatch(self, worker: Worker) -> None:
         """Wait for a program no more; read what one has left that has exited."""
@@ -237,8 +245,9 @@ class Loop:
 
     def _flush(self) -> None:
         """Write what can be written now, then choose what to wait for."""
-        engine, smtpd = self.engine, self.smtpd
-        smtpd.write(engine.answers, engine.lines)
+        engine, smtpd, masks = self.engine, self.smtpd, self._masks
+        if engine.answers or engine.lines or smtpd.size:
+            smtpd.write(engine.answers, engine.lines)
         room = smtpd.size < HIGH_WATER
         full = engine.smtpd.stalled
         for worker in self.fleet.workers:
@@ -247,12 +256,17 @@ class Loop:
             self._write_program(worker)
             size = worker.channel.size
             full = full or size >= PROGRAM_HIGH_WATER
-            mask = select.POLLOUT if size else 0
+            mask = POLLOUT if size else 0
             if room and not (worker.closed or worker.link.fault):
-                mask |= select.POLLIN
-            self._mask(worker.process.fd, mask)
-        self._mask(smtpd.sink, select.POLLOUT if smtpd.size else 0)
-        self._mask(smtpd.source, 0 if full else select.POLLIN)
+                mask |= POLLIN
+            if masks.get(worker.process.fd, 0) != mask:
+                self._mask(worker.process.fd, mask)
+        for fd, mask in (
+            (smtpd.sink, POLLOUT if smtpd.size else 0),
+            (smtpd.source, 0 if full else POLLIN),
+        ):
+            if masks.get(fd, 0) != mask:
+                self._mask(fd, mask)
 
     def _write_program(self, worker: Worker) -> None:
         link, channel = worker.link, worker.channel

@@ -65,6 +65,7 @@ class ProgramSide:
         self._log, self._transit, self._answers = log, transit, answers
         self._on_registration = registered
         self._observer = observer or Unobserved()
+        self._observed = observer is not None
 
     def receive(self, link: Link, data: bytes) -> None:
         """Process bytes of a program, up to its first fault."""
@@ -138,27 +139,37 @@ class ProgramSide:
 
     def _process(self, link: Link, rows: list[bytes]) -> None:
         """Process lines of a program: those of messages in blocks, others one at a time."""
-        returning, open_, answers = link.returning, link.open, self._answers
+        returning = link.returning
+        if not returning:
+            self._answered(link, rows)
+            return
         gathered: dict[bytes, list[bytes]] = {}
         for head, group in groupby(rows, _head):
             if head in returning:
                 gathered.setdefault(head, []).extend(group)
-                continue
-            for row in group:
-                session = open_.pop(row, None)
-                if session is not None:  # proceed
-                    answers.append(row)
-                    if session.phase is not None:
-                        took = self._transit.now - session.since
-                        self._observer.passed(session, session.phase, took)
-                    session.phase = None
-                    link.useful = True
-                else:
-                    if gathered:
-                        self._blocks_back(link, gathered)
-                    self._single(link, row[:-1])
+            else:
+                self._answered(link, group, gathered)
         if gathered:
             self._blocks_back(link, gathered)
+
+    def _answered(
+        self, link: Link, rows: Iterable[bytes], gathered: dict[bytes, list[bytes]] | None = None
+    ) -> None:
+        """Process lines that belong to no message; before any but `proceed`, those `gathered`."""
+        open_, answers = link.open, self._answers
+        for row in rows:
+            session = open_.pop(row, None)
+            if session is not None:  # proceed
+                answers.append(row)
+                if self._observed and session.phase is not None:
+                    took = self._transit.now - session.since
+                    self._observer.passed(session, session.phase, took)
+                session.phase = None
+                link.useful = True
+            else:
+                if gathered:
+                    self._blocks_back(link, gathered)
+                self._single(link, row[:-1])
 
     def _blocks_back(self, link: Link, gathered: dict[bytes, list[bytes]]) -> None:
         """Process lines of messages, by their heads, and remove them from `gathered`."""
