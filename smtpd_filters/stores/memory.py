@@ -39,6 +39,7 @@ class MemoryStore(Store):
     """
 
     label = "memory:"
+    one_place = True
 
     def __init__(
         self,

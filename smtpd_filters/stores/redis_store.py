@@ -68,6 +68,7 @@ class RedisStore(Store):
         connections: int = CONNECTIONS,
     ) -> None:
         self.label = address.label
+        self.one_place = address.scheme != "cluster"
         self._damage = Damage(self.label, note)
         self._timeout = timeout
         self._prefix = prefix.encode()

@@ -92,6 +92,8 @@ class SQLiteStore(Store):
     may pass, such as a full disk, is noted, and the file is opened later.
     """
 
+    one_place = True
+
     def __init__(
         self,
         path: str,

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+from smtpd_filters.errors import UnavailableError
+
 from .keys import is_key, shard_of
 from .operations import Join
 
@@ -43,6 +45,8 @@ class Store:
 
     #: The address for the log.
     label: str
+    #: Whether all shards are in one place, as in a file or on one server.
+    one_place: bool = False
     _damage: Damage
 
     @staticmethod
@@ -94,6 +98,20 @@ class Store:
             raise ValueError("the keys of one request must have the same shard")
         return tuple(await self._apply(operations))
 
+    async def ask_together(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[Any]:
+        """Make several requests at the same time; return the results of each, or its exception.
+
+        In a store in one place they are a single request, which succeeds or fails as a whole.
+        """
+        operations = [operation for request in requests for operation in request]
+        if not self.one_place or len(operations) > MAX_OPERATIONS:
+            return await gather_results(self, requests)
+        try:
+            results = iter(await self._apply(operations))
+        except UnavailableError as error:
+            return [error] * len(requests)
+        return [[next(results) for _ in request] for request in requests]
+
     async def _apply(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
         """Do what `ask` does; return the results."""
         raise NotImplementedError
@@ -139,6 +157,18 @@ class Store:
     async def aclose(self) -> None:
         """Release everything; never raise.  Later requests raise UnavailableError."""
         raise NotImplementedError
+
+
+async def gather_results(store: Store, requests: Sequence[Sequence[Operation[Any]]]) -> list[Any]:
+    """Make requests of their own; return the results of each, or its exception."""
+    from asyncio import gather  # the loop is running
+
+    async def asked(request: Sequence[Operation[Any]]) -> Sequence[Any]:
+        found = await store.ask(*request)
+        return found if len(request) > 1 else (found,)
+
+    results: list[Any] = await gather(*map(asked, requests), return_exceptions=True)
+    return results
 
 
 CLOSED = "the store is closed"

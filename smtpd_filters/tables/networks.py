@@ -119,6 +119,7 @@ def parse_address(text: str) -> tuple[int, int]:
     return _address(text.strip("[]").partition("%")[0] if "%" in text else text)
 
 
+@lru_cache(1024)
 def network_of(address: str, prefix4: int, prefix6: int) -> str:
     """Return the network of an address, `192.0.2.0/24`, by the prefix length for its family.
 

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
 PARTS = (
     "milters",
     *("data_lines", "decisions", "start", "growth", "crowd", "lookups", "chains", "real", "rspamd"),
-    *("stalls", "supervised", "greylist", "signatures", "tables", "scanners", "content", "journal"),
+    *(
+        "stalls",
+        "supervised",
+        "greylist",
+        "limits",
+        "signatures",
+        "tables",
+        "scanners",
+        "content",
+        "journal",
+    ),
 )
 MIB = 1 << 20
 # Where the packages of Debian, FreeBSD and OpenBSD put filters.
@@ -562,6 +572,18 @@ class Bench:
             self.report.figures[f"greylist, {name}"] = values
         for name, value, sense, limit in targets:
             self.target(f"greylist: {name}", value, sense, limit)
+
+    def limits(self) -> None:
+        """Measure filter-limit by store, beside the same chain without it."""
+        from tests.bench import limits
+
+        progress("limits")
+        count, rounds = (300, 1) if self.sizes is QUICK else (limits.SESSIONS, limits.ROUNDS)
+        with tempfile.TemporaryDirectory() as folder:
+            figures, share = limits.measure(count, rounds, Path(folder))
+        for name, values in figures.items():
+            self.report.figures[f"limits, {name}"] = values
+        self.target("limits: sessions/s, sqlite : memory", share, ">=", 0.4)
 
     def tables(self) -> None:
         """Measure look-ups in remote tables, and what loading a list holds up."""

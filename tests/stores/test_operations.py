@@ -28,6 +28,7 @@ from smtpd_filters.stores import (
 from smtpd_filters.stores.keys import shard_of
 from smtpd_filters.stores.memory import MemoryStore
 from smtpd_filters.stores.operations import MAX_TTL, MAX_VALUE
+from smtpd_filters.stores.store import MAX_OPERATIONS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -271,6 +272,27 @@ def test_a_request_has_one_shard_and_a_bounded_number_of_operations(store: Store
             await store.ask(*[Get(A)] * 33)
         with pytest.raises(ValueError, match="0 operations"):
             await store.ask()
+
+    run(store, steps)
+
+
+def test_requests_of_several_shards_may_be_made_together(store: Store) -> None:
+    async def steps(store: Store) -> None:
+        requests: list[list[Any]] = [
+            [Count(A, 9), Count(B, 9)],
+            [Put(OTHER, b"v", 9)],
+            [Get(OTHER), Count(A, 9)],
+        ]
+        first, second, third = await store.ask_together(requests)
+        assert [*first] == [1, 1]
+        assert [*second] == [None]
+        assert [third[0].value, third[1]] == [b"v", 2]
+        many: list[list[Any]] = [
+            [Count(join("test", b"%d" % number), 9)] for number in range(MAX_OPERATIONS + 1)
+        ]
+        assert [[*each] for each in await store.ask_together(many)] == [[1]] * len(many)
+        await store.aclose()
+        assert [type(each) for each in await store.ask_together(requests)] == [UnavailableError] * 3
 
     run(store, steps)
 

@@ -17,7 +17,6 @@ A look-up that fails leads to the next of them, so that a failure never refuses 
 from __future__ import annotations
 
 import asyncio
-from functools import lru_cache
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
     from smtpd_filters.checks.dynamic import DynamicNames
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.session import Session
-
-#: A client asks several times, for its recipients and messages.
-_network_of = lru_cache(1024)(network_of)
 
 #: An evaluation of SPF costs as much as ten decisions: seconds for which its result is kept, and
 #: the number of clients.
@@ -74,7 +70,7 @@ class Clients:
 
     def network(self, address: str) -> str:
         """Return the network of a client's address."""
-        return _network_of(address, *self._prefixes)
+        return network_of(address, *self._prefixes)
 
     async def domain(self, session: Session, address: str, sender: str) -> str:
         """Return the domain that is the client, or ""; `sender` is that of the envelope."""

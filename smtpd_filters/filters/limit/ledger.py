@@ -2,8 +2,8 @@
 
 Invariants
 ----------
-*One round trip*: the claims of a command are one request for each subject, and the requests of
-several subjects are made at the same time.
+*One round trip*: the claims of a command are one request for each subject, and those of several
+subjects are made together: as one, unless the store is a cluster.
 *Nothing for a refusal*: a command that is refused puts back the tokens and leases it has taken, and
 is no part of the networks of a user, or of the past with which a rise is compared, whichever limit
 refuses it.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import lru_cache
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -72,12 +73,18 @@ class Claim(NamedTuple):
     @property
     def key(self) -> bytes:
         """The key in the store."""
-        return key(self.subject, self.rule.text.encode())
+        return _key_of(self.subject, self.rule)
 
     @property
     def name(self) -> bytes:
         """The member's name in the store."""
         return self.member.encode()
+
+
+# Each claim needs its key several times, and a client makes the same claims with each message.
+@lru_cache(2048)
+def _key_of(subject: str, rule: Rule) -> bytes:
+    return key(subject, rule.text.encode())
 
 
 class Breach(NamedTuple):
@@ -148,18 +155,18 @@ class Ledger:
         return Result(found.breaches, found.taken, found.blocked)
 
     async def _ask_all(self, batches: Sequence[Sequence[_Step]], found: _Found) -> None:
-        if len(batches) == 1:
-            await self._ask(batches[0], found)
-        elif batches:
-            asked = (self._ask(batch, found) for batch in batches)
-            for error in await asyncio.gather(*asked, return_exceptions=True):
-                if error is not None:
-                    raise error
-
-    async def _ask(self, steps: Sequence[_Step], found: _Found) -> None:
-        results: Any = await self._store.ask(*(step.operation for step in steps))
-        for step, result in zip(steps, results if len(steps) > 1 else (results,), strict=True):
-            step.read(result, found)
+        if not batches:
+            return
+        requests = [[step.operation for step in batch] for batch in batches]
+        failure = None
+        for batch, results in zip(batches, await self._store.ask_together(requests), strict=True):
+            if isinstance(results, BaseException):
+                failure = results
+                continue
+            for step, result in zip(batch, results, strict=True):
+                step.read(result, found)
+        if failure is not None:
+            raise failure
 
     def _steps(self, claim: Claim) -> Sequence[_Step]:
         rule = claim.rule
