@@ -277,6 +277,14 @@ def test_what_is_imported_passes(tool: Tool, tmp_path: Path) -> None:
         (b'{"client": "a.example", "state": "counted", "left": 1}', "line 1: not a record"),
         (b'{"client": "a.example", "state": "waiting", "left": 1}', "line 1: not a record"),
         (b'{"client": 5, "state": "known", "left": 1}', "line 1: not a record"),
+        (
+            b'{"client": "a.example", "state": "counted", "left": 1, "count": %s}' % (b"9" * 4200),
+            "line 1: not a record",
+        ),
+        (
+            b'{"client": "a", "state": "known", "left": 1, "address": "a\\nb"}',
+            "line 1: not a record",
+        ),
         (b'{"client": "\\ud800", "state": "known", "left": 1}', "line 1: not a record"),
     ],
 )

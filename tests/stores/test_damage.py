@@ -37,6 +37,7 @@ from smtpd_filters.stores.damage import INTERVAL, Damage, is_sound
 from smtpd_filters.stores.operations import MAX_TTL, MAX_VALUE, Row
 from smtpd_filters.stores.redis_store import RedisStore
 from smtpd_filters.stores.sqlite import SQLiteStore
+from tests.effort import part
 from tests.needed import need
 from tests.stores.conftest import PATIENCE
 from tests.stores.redis_server import RedisServer, unavailable
@@ -225,7 +226,9 @@ BYTES = st.one_of(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=part(40),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     value=st.one_of(st.none(), SCALARS, BYTES, st.lists(st.just("a"), min_size=1, max_size=2)),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.stores import Add, Put, split
+from smtpd_filters.stores.damage import MAX_COUNT
 from smtpd_filters.stores.operations import MAX_TTL
 
 from .triplets import (
@@ -121,7 +122,7 @@ def of_json(fields: Mapping[str, Any]) -> Record:
         and _is_address(record.address)
         and record.state in states
         and all(type(each) in (int, float) and each >= 0 for each in (record.left, record.age))
-        and (record.count is None or (type(record.count) is int and record.count > 0))
+        and (record.count is None or (type(record.count) is int and 0 < record.count <= MAX_COUNT))
         and (record.state == COUNTED) is (record.count is not None)
     )
     if not valid:
@@ -131,7 +132,7 @@ def of_json(fields: Mapping[str, Any]) -> Record:
 
 def _is_address(text: str) -> bool:
     """Return whether a text may be an address; "" is none."""
-    return text.isascii() and len(text) <= MAX_ADDRESS
+    return text.isascii() and text.isprintable() and len(text) <= MAX_ADDRESS
 
 
 def _is_text(text: object) -> bool:
