@@ -92,23 +92,22 @@ def run(options: Options, _rest: list[str]) -> int:
         raise ConfigError("top has no SUBJECT (see show)")
 
     async def work(store: Store) -> int:
-        named = await _stored(store, options) or subject
-        return await _WORK[options.action](store, options, named)
+        literal = " ".join(_words(options))
+        # What the filter has written is not read again: a local part may have quotes of its own.
+        if "=" in literal and literal != subject and await _is_stored(store, literal):
+            return await _WORK[options.action](store, options, literal)
+        return await _WORK[options.action](store, options, subject)
 
     return with_store(options, SPACE, work)
 
 
-async def _stored(store: Store, options: Options) -> str:
-    """Return the subject of the operands as they are, if the store has it; else ""."""
-    words = [word if "=" in word else part("user", word) for word in _words(options)]
-    subject = " ".join(words)
-    if not subject:
-        return ""
+async def _is_stored(store: Store, subject: str) -> bool:
+    """Return whether the store has something of a subject."""
     async for _ in store.scan(key_prefix(subject)):
-        return subject
+        return True
     async for _ in store.groups(key_prefix(subject)):
-        return subject
-    return ""
+        return True
+    return False
 
 
 def subject_of(options: Options) -> str:

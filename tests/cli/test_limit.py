@@ -220,6 +220,21 @@ def test_a_combination_may_be_one_word_as_it_is_printed(
         assert limit(store, "show", "client=192.0.2.1", "sender=alice@example.com") == 0
 
 
+def test_a_local_part_with_quotes_is_named_as_it_is_printed(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with talk(store) as smtpd:
+        client = smtpd.connect(address="192.0.2.1")
+        client.ehlo("mail.example.com")
+        client.mail_from(r'"\"a\""@example.com')
+        assert client.rcpt_to("a@example.org").verb == "proceed"
+        subject = 'client=192.0.2.1 sender="a"@example.com'
+        limit(store, "top")
+        assert f"{subject}: 1 of" in capsys.readouterr().out
+        assert limit(store, "reset", subject) == 0
+        assert limit(store, "reset", subject) == 1
+
+
 @given(st.text())
 def test_a_subject_is_read_as_it_was_shown(name: str) -> None:
     subject = part("user", name.encode("utf-8", "replace").decode())
