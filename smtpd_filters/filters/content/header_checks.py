@@ -20,8 +20,9 @@ from smtpd_filters.protocol.decisions import Reject, check_reply, reply
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.kinds import quote
 from smtpd_filters.tables.captures import Captures
+from smtpd_filters.tables.dialects import compiled
+from smtpd_filters.tables.postfix import divided, filled, pieces
 
-from .dialects import compiled
 from .patterns import Patterns
 
 TYPE_CHECKING = False
@@ -60,7 +61,6 @@ _FIELD = re.compile(rb"[!-9;-~]++[ \t]*+:")
 _STATUS = re.compile(r"([245]\d\d)(?:\s+|$)|([245]\.\d{1,3}\.\d{1,3})(?:\s+|$)")
 #: Parts of a pattern whose groups are used: the work for each byte.
 PLACES = 500
-_SUBSTITUTE = re.compile(r"\$(?:\$|(\d+)|\{(\d+)\}|\((\d+)\))")
 # RFC 3463 section 3.8, X.7.1: "Delivery not authorized, message refused". Postfix's own text.
 _REFUSED = "Message content rejected"
 
@@ -68,15 +68,16 @@ _REFUSED = "Message content rejected"
 class Rule(NamedTuple):
     """A line of a file: the number of its pattern, whether it is negated, and its action.
 
-    `until` is the index of the rule behind the block that `if` begins; 0 for other lines.
+    `pieces` are those of its text. `until` is the index of the rule behind the block that `if`
+    begins; 0 for other lines.
     """
 
     pattern: int
     negated: bool
     action: str
-    text: str
     place: str
     captures: Captures | None = None
+    pieces: tuple[str | int, ...] = ()
     until: int = 0
 
 
@@ -154,12 +155,13 @@ class Checks:
             if matched:
                 if rule.action == DUNNO:
                     return None
-                text = rule.text
+                values = {}
                 if rule.captures is not None:
                     places = (yield from rule.captures.search(raw)) or ()
-                    values = {n: raw[a:b] for n, (a, b) in enumerate(places) if a >= 0}
-                    text = _filled(text, values)
-                return Action(rule.action, text.replace("$$", "$"), rule.place)
+                    values = {
+                        n: raw[a:b].replace(b"\n", b"") for n, (a, b) in enumerate(places) if a >= 0
+                    }
+                return Action(rule.action, filled(rule.pieces, values), rule.place)
         return None
 
     # -- files ---------------------------------------------------------------------------
@@ -196,9 +198,8 @@ class Checks:
                 raise ValueError(f"unexpected text behind the pattern of if: {quote(text)}")
             blocks.append((len(self._rules), number))
             # A block without lines is passed over as well.
-            rule = Rule(
-                self._patterns.add(node), negated, "", "", place, None, len(self._rules) + 1
-            )
+            number_of_pattern = self._patterns.add(node)
+            rule = Rule(number_of_pattern, negated, "", place, until=len(self._rules) + 1)
             self._rules.append(rule)
             return
         node, negated, text = self._pattern(line)
@@ -209,20 +210,7 @@ class Checks:
 
     def _pattern(self, line: str) -> tuple[Node, bool, str]:
         """Parse a pattern with its flags; return it, whether it is negated, and what follows."""
-        negated = line.startswith("!")
-        body = line[1:].lstrip() if negated else line
-        delimiter = body[:1]
-        if not delimiter or delimiter.isalnum() or delimiter.isspace() or delimiter == "\\":
-            raise ValueError(f"expected /pattern/flags action, not {quote(line)}")
-        at = 1
-        while at < len(body) and body[at] != delimiter:
-            at += 2 if body[at] == "\\" else 1
-        if at >= len(body):
-            raise ValueError(f"no closing {delimiter}")
-        pattern = body[1:at].replace(
-            "\\" + delimiter, delimiter if delimiter == "/" else "\\" + delimiter
-        )
-        flags, _, text = body[at + 1 :].partition(" ")
+        pattern, negated, flags, text = divided(line)
         if "!" in flags:
             raise ValueError("two patterns in one line are not supported: use if and endif")
         ignore_case, dot_all = self._flags(flags)
@@ -232,7 +220,7 @@ class Checks:
             ignore_case=ignore_case,
             dot_all=dot_all,
         )
-        return node, negated, text.strip()
+        return node, negated, text
 
     def _flags(self, flags: str) -> tuple[bool, bool]:
         ignore_case = dot_all = True
@@ -253,11 +241,7 @@ class Checks:
             raise ValueError(f"{action}: {_IMPOSSIBLE[action]}")
         if action not in ACTIONS:
             raise ValueError(f"{quote(action)} is not one of {', '.join(ACTIONS)}")
-        numbers = [
-            int(first or second or third)
-            for first, second, third in _SUBSTITUTE.findall(text)
-            if first or second or third
-        ]
+        numbers = [each for each in pieces(text) if isinstance(each, int)]
         captures = None
         if numbers:
             if negated:
@@ -273,7 +257,7 @@ class Checks:
                 # Its code is that of the file, not one from a group, which a client would choose.
                 code, status, rest = _divided(text)
                 text = f"{code} {status} {rest}"
-        return Rule(self._patterns.add(node), negated, action, text, place, captures)
+        return Rule(self._patterns.add(node), negated, action, place, captures, tuple(pieces(text)))
 
     def _check_field(self, action: str, text: str) -> None:
         name, colon, _ = text.partition(":")
@@ -316,19 +300,6 @@ def _new_lines(text: str) -> list[bytes]:
         return field_lines(name.strip(), value.strip())
     except ValueError:  # a name from a group, which isn't one
         return field_lines("X-Invalid-Field", text)
-
-
-def _filled(text: str, values: dict[int, bytes]) -> str:
-    """Return a text with the groups in it."""
-
-    def value(match: re.Match[str]) -> str:
-        number = match[1] or match[2] or match[3]
-        if not number:
-            return "$$"
-        found = values.get(int(number), b"").replace(b"\n", b"")
-        return found.decode("utf-8", "surrogateescape").replace("$", "$$")
-
-    return _SUBSTITUTE.sub(value, text)
 
 
 def _logical_lines(path: str) -> Iterator[tuple[int, str]]:

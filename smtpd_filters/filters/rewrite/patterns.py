@@ -1,10 +1,6 @@
 r"""Regular expressions of canonical addresses, in the form of Postfix's regexp_table(5).
 
     /^(.*)@(.*)\.lan$/       $1-${2}.lan@example.org
-    !/@example\.org$/        postmaster@example.org
-    if /@example\.com$/
-    /^(sales|info)@/          $1@example.org
-    endif
 
 Invariants
 ----------
@@ -17,14 +13,13 @@ address: an address that goes on behind it is another one.
 
 from __future__ import annotations
 
-import re
-
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables.automaton import Automaton
 from smtpd_filters.tables.captures import Captures
-from smtpd_filters.tables.ere import parse
+from smtpd_filters.tables.dialects import compiled
+from smtpd_filters.tables.postfix import divided, filled, pieces
 from smtpd_filters.tables.source import BLANKS, KEY_MAX
-from smtpd_filters.tables.table import Content, Table, checked_key, lower
+from smtpd_filters.tables.table import Content, Table, checked_key
 
 from .addresses import checked
 
@@ -40,9 +35,7 @@ _MEMORY = 64
 _WORK = 200
 #: Work for a byte of an address in an automaton, about 0.06 us, and for a state of `Captures`.
 BYTE, STATE = 1, 5
-_REFERENCE = re.compile(r"\$(?:(\d+)|\{(\d+)\}|\((\d+)\)|(\$)|)")
-_SPECIAL = frozenset("|.*+?()[]{}^$")
-_PERL = {"d": "0-9", "w": "[:alnum:]_", "s": "[:space:]"}
+_ANY_CASE = b"(?i)"
 
 
 class Pattern:
@@ -50,16 +43,19 @@ class Pattern:
 
     __slots__ = ("_automaton", "groups", "negated", "node", "text", "whole")
 
-    def __init__(self, text: str, *, negated: bool, anchors: bool) -> None:
+    def __init__(self, text: str, *, perl: bool, negated: bool, anchors: bool) -> None:
         self.text = text
         self.negated = negated
         #: Whether it has to match the whole key.
         self.whole = anchors and not negated and not _is_anchored(text)
-        source = lower(text).encode("utf-8", "surrogateescape")
+        source = text.encode("utf-8", "surrogateescape")
         #: What is captured, without the anchors that are added.
-        self.node = parse(source)
+        self.node = compiled(source, perl=perl, ignore_case=True)
+        whole = b"^(" + source.removeprefix(_ANY_CASE) + b")$"
         self._automaton = Automaton()
-        self._automaton.add(parse(b"^(" + source + b")$") if self.whole else self.node)
+        self._automaton.add(
+            compiled(whole, perl=perl, ignore_case=True) if self.whole else self.node
+        )
         self._automaton.finish(_MEMORY)
 
     def covers(self, key: bytes) -> bool:
@@ -83,7 +79,7 @@ class Rule:
         self.pattern = pattern
         self.conditions = tuple(conditions)
         #: The texts and the numbers of groups that the address consists of.
-        self.pieces = _pieces(replacement)
+        self.pieces = pieces(replacement)
         numbers = [each for each in self.pieces if isinstance(each, int)]
         self.captures: Captures | None = None
         if not numbers:
@@ -108,14 +104,8 @@ class Rule:
         found = self.captures.match(key)
         if found is None:
             return None
-        parts = []
-        for each in self.pieces:
-            if isinstance(each, int):
-                begin, end = found[each]
-                parts.append(text[begin:end].decode("utf-8", "surrogateescape") if end > 0 else "")
-            else:
-                parts.append(each)
-        return "".join(parts)
+        groups = {n: text[a:b] for n, (a, b) in enumerate(found) if a >= 0}
+        return filled(self.pieces, groups)
 
 
 class _Rules(Content):
@@ -154,28 +144,12 @@ class _Rules(Content):
 
     def _pattern(self, text: str, *, anchors: bool) -> tuple[Pattern, str]:
         """Parse `/pattern/flags text`; return the pattern and the text behind it."""
-        negated = text.startswith("!")
-        text = text.removeprefix("!").lstrip(BLANKS)
-        limit = text[:1]
-        if not limit or limit.isalnum() or limit in "\\{":
-            raise ValueError("expected /pattern/ address, if /pattern/ or endif")
-        end = 1
-        while end < len(text) and text[end] != limit:
-            end += 2 if text[end] == "\\" else 1
-        if end >= len(text):
-            raise ValueError(f"no {limit} at the end of the pattern")
-        pattern = text[1:end]
-        if limit not in _SPECIAL:  # else the backslash makes it an ordinary character
-            pattern = pattern.replace(f"\\{limit}", limit)
-        flags, _, rest = text[end + 1 :].partition(" ")
-        flags, _, more = flags.partition("\t")
+        pattern, negated, flags, rest = divided(text)
         if flags:
             raise ValueError(
                 f"flags ({flags[:20]}) are not possible: letter case is always ignored"
             )
-        if self.perl:
-            pattern = _posix(pattern)
-        return Pattern(pattern, negated=negated, anchors=anchors), f"{more} {rest}".strip(BLANKS)
+        return Pattern(pattern, perl=self.perl, negated=negated, anchors=anchors), rest
 
     def finish(self) -> Iterator[None]:
         if self._conditions:
@@ -276,58 +250,7 @@ def _encoded(key: str) -> bytes | None:
 
 def _is_anchored(text: str) -> bool:
     """Whether a pattern has an anchor of its own at one end."""
+    text = text.removeprefix(_ANY_CASE.decode())
     body = text.removesuffix("$")
     escaped = (len(body) - len(body.rstrip("\\"))) % 2
-    return text.startswith("^") or (text.endswith("$") and not escaped)
-
-
-def _pieces(text: str) -> list[str | int]:
-    """Split the text behind a pattern at its references: `$1`, `${1}`, `$(1)`, `$$`."""
-    found: list[str | int] = []
-    at = 0
-    for match in _REFERENCE.finditer(text):
-        found.append(text[at : match.start()])
-        number = match[1] or match[2] or match[3]
-        if number is not None and len(number) < 4:
-            found.append(int(number))
-        elif match[4]:
-            found.append("$")
-        else:
-            raise ValueError("a dollar is followed by the number of a group: $1, ${1}; write $$")
-        at = match.end()
-    found.append(text[at:])
-    return [each for each in found if each != ""]
-
-
-def _posix(text: str) -> str:
-    r"""Return a pattern of Perl as a POSIX one; raise ValueError where there is none.
-
-    `\d`, `\w`, `\s` and their opposites are translated. What else Perl has on its own, such as
-    `(?:` and `*?`, is an error here or in `ere`.
-    """
-    if "(?" in text:
-        raise ValueError("(?...) is not possible here: write a plain group")
-    made: list[str] = []
-    bracket = False
-    chars = iter(text)
-    for char in chars:
-        if char == "\\":
-            letter = next(chars, "")
-            if letter.lower() in _PERL and letter:
-                inside = _PERL[letter.lower()]
-                if bracket and letter.isupper():
-                    raise ValueError(f"\\{letter} is not possible in brackets")
-                if not bracket:
-                    inside = f"[{'^' if letter.isupper() else ''}{inside}]"
-                made.append(inside)
-            elif bracket and (letter.isalnum() or letter in "]-^\\"):
-                raise ValueError(f"\\{letter} is not possible in brackets, write it as in POSIX")
-            else:
-                made.append(letter if bracket else f"\\{letter}")
-            continue
-        if char == "[" and not bracket:
-            bracket = True
-        elif char == "]" and bracket and made[-1] not in ("[", "^"):
-            bracket = False
-        made.append(char)
-    return "".join(made)
+    return text.startswith(("^", "\\A")) or (text.endswith("$") and not escaped)

@@ -63,6 +63,10 @@ def look_up(spec: str, address: str) -> str | None:
         ("regexp:{ '|^a/b@x\\|| c@x.org' }", "a/b@x|", "c@x.org"),
         ("pcre:{ '/^(\\w+)\\.(\\d+)@(.*)$/ $1-$2@x.org' }", "ab.12@y", "ab-12@x.org"),
         ("pcre:{ '/^([\\w.]+)@\\S+$/ $1@x.org' }", "a.b@y", "a.b@x.org"),
+        ("pcre:{ '/^(?:a|b)(.*?)(-.*)?@/ $1@x.org' }", "bob-x@y", "ob@x.org"),
+        ("pcre:{ '/(?i)A@y/ b@x.org' }", "a@y", "b@x.org"),
+        ("pcre:{ '/(?i)A@y/ b@x.org' }", "a@y.z", None),
+        ("pcre:{ '/\\AA@y/ b@x.org' }", "a@y.z", "b@x.org"),
     ],
 )
 def test_a_look_up(spec: str, address: str, canonical: str | None) -> None:
@@ -88,9 +92,8 @@ def test_a_look_up(spec: str, address: str, canonical: str | None) -> None:
         ("regexp:{ 'if /a/', '/a@b/ x@y.z' }", "without endif"),
         ("regexp:{ endif }", "endif without if"),
         ("regexp:{ 'if /a/ x' }", "text after the pattern"),
-        ("pcre:{ '/(?:a)@b/ x@y.z' }", "(?...) is not possible"),
-        ("pcre:{ '/a*?@b/ x@y.z' }", "repeat of a repeat"),
-        ("pcre:{ '/[\\]]@b/ x@y.z' }", "not possible in brackets"),
+        ("pcre:{ '/(?=a)@b/ x@y.z' }", "(?= is not supported"),
+        ("regexp:{ '/a*?@b/ x@y.z' }", "repeat of a repeat"),
         ("regexp:/nonexistent/file", "/nonexistent/file"),
     ],
 )

@@ -7,11 +7,11 @@ numbers, for `captures`.
 
 from __future__ import annotations
 
-from smtpd_filters.tables.ere import POSITIONS_MAX, Anchor, Bytes, Parser, Repeat, Sequence
+from .ere import POSITIONS_MAX, Anchor, Bytes, Parser, Repeat, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smtpd_filters.tables.ere import Node
+    from .ere import Node
 
 _ALL = (1 << 256) - 1
 
