@@ -61,9 +61,9 @@ def interrupting(watchdog: Watchdog, times: int) -> list[OverdueError]:
         try:
             watchdog._check(number, frame)
         except OverdueError as error:
+            if len(raised) + 1 == times:
+                watchdog.running = 0.0  # first: the next signal may come before the next line
             raised.append(error)
-            if len(raised) == times:
-                watchdog.running = 0.0
             raise
 
     watchdog._handler = look

@@ -55,12 +55,15 @@ class Clamd:
                 except OSError:
                     pass
 
+        # Inherited by connections, so that the system doesn't take a large message at once.
+        small = (socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         if path:
             self._server: socketserver.BaseServer = _Unix(path, Handler)
             self.address = path
         else:
             tcp = _Tcp(("127.0.0.1", 0), Handler)
             self._server, self.address = tcp, f"127.0.0.1:{tcp.server_address[1]}"
+            tcp.socket.setsockopt(*small)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     def __enter__(self) -> Self:

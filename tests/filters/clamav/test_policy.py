@@ -278,8 +278,9 @@ def in_time(fault: str) -> tuple[str, ...]:
     [
         (fault, content)
         for fault in CAUSES
-        # Of a small message all is sent before the reply can be seen.
-        for content in (INFECTED, INFECTED + LINE * (50_000 if fault == "early-ok" else 5_000))
+        # Of a message that fits into the system's buffers (tcp_wmem: 4 MB) all is sent before the
+        # reply can be seen.
+        for content in (INFECTED, INFECTED + LINE * (100_000 if fault == "early-ok" else 5_000))
         if fault != "early-ok" or len(content) > SMALL
     ],
 )

@@ -1214,7 +1214,7 @@ def test_its_score_is_one_of_points(server: DNSServer, address: str, points: str
 def test_as_points_the_least_score_counts_if_a_list_is_silent(server: DNSServer) -> None:
     server.zone["*.silent.example"] = {"drop": True}
     lists = ("--client", f"{ZONE}*3", "--client", "silent.example*2")
-    flags = (*lists, "--untested", "silent.example", "--points", "--timeout", "100ms")
+    flags = (*lists, "--untested", "silent.example", "--points", *SHORT)
     with Conversation(
         Dnsbl, *flags, "--nameserver", f"{server.address}:{server.port}", rules=SCORED
     ) as smtpd:
