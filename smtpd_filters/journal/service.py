@@ -51,13 +51,20 @@ class Service:
     """A journal with its socket and its files.
 
     `note` takes lines for the log; `group` is the number of the group that may write to the socket,
-    or None for the process's own.
+    or None for the process's own. `max_queued` is the limit of the queue in bytes.
     """
 
     def __init__(
-        self, archive: Archive, path: str, *, group: int | None, note: Callable[[str], object]
+        self,
+        archive: Archive,
+        path: str,
+        *,
+        group: int | None,
+        note: Callable[[str], object],
+        max_queued: int = MAX_QUEUED,
     ) -> None:
         self._archive, self._path, self._group, self._note = archive, path, group, note
+        self._max_queued = max_queued
         self._merger = Merger()
         self._queue: deque[bytes] = deque()
         #: Bytes that were put into the queue by one thread, and taken from it by the other.
@@ -171,7 +178,7 @@ class Service:
                 break
             except OSError:  # of a sender
                 continue
-            if len(queue) >= MAX_QUEUE or self._put - self._taken > MAX_QUEUED:
+            if len(queue) >= MAX_QUEUE or self._put - self._taken > self._max_queued:
                 self.counts["overflow"] += 1
                 continue
             self._put += len(data)

@@ -37,8 +37,14 @@ DELAY = 0.25
 CONNECT = 5.0
 
 
-async def connected(host: str, port: int) -> socket.socket:
-    """Return a socket connected to one of the addresses of a host. Raises OSError."""
+async def connected(
+    host: str, port: int, *, delay: float = DELAY, limit: float = CONNECT
+) -> socket.socket:
+    """Return a socket connected to one of the addresses of a host. Raises OSError.
+
+    In seconds, `delay` is the time until the next address is tried as well, and `limit` the time
+    for each address.
+    """
     stream, numeric = socket.SOCK_STREAM, socket.AI_NUMERICHOST
     if packed_address(host) is None:
         loop = asyncio.get_running_loop()
@@ -47,8 +53,8 @@ async def connected(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=stream, flags=numeric)
     places = interleaved([(int(family), place) for family, _, _, _, place in found])
     if len(places) == 1:  # without a task of its own
-        return await _connect(*places[0])
-    return await _first(places)
+        return await _connect(*places[0], limit)
+    return await _first(places, delay, limit)
 
 
 def connected_in(host: str, port: int, seconds: float) -> socket.socket:
@@ -78,11 +84,11 @@ def interleaved(places: Sequence[Place]) -> list[Place]:
     return [place for turn in turns for place in turn if place is not None]
 
 
-async def _connect(family: int, place: Any) -> socket.socket:  # as socket's
+async def _connect(family: int, place: Any, limit: float) -> socket.socket:  # as socket's
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
-        async with asyncio.timeout(CONNECT):
+        async with asyncio.timeout(limit):
             await asyncio.get_running_loop().sock_connect(sock, place)
     except OSError as error:
         sock.close()
@@ -96,13 +102,13 @@ async def _connect(family: int, place: Any) -> socket.socket:  # as socket's
     return sock
 
 
-async def _first(places: Sequence[Place]) -> socket.socket:
+async def _first(places: Sequence[Place], delay: float, limit: float) -> socket.socket:
     """Return the first connection that is established. Raises OSError."""
     attempts: list[asyncio.Task[socket.socket]] = []
     try:
         for place in places:
-            attempts.append(asyncio.create_task(_connect(*place)))
-            if won := await _winner(attempts, DELAY):
+            attempts.append(asyncio.create_task(_connect(*place, limit)))
+            if won := await _winner(attempts, delay):
                 return won
         while not all(attempt.done() for attempt in attempts):
             if won := await _winner(attempts, None):

@@ -18,7 +18,6 @@ from smtpd_filters.authentication.dmarc.reports import (
     Report,
     Row,
     destinations,
-    document,
     xml,
 )
 from smtpd_filters.authentication.dmarc.reports.rows import MAX_NAME, MAX_STORED, cut
@@ -136,10 +135,9 @@ def test_the_name_of_a_file_fits(labels: int) -> None:
         assert domain.endswith(policy)
 
 
-def test_a_report_with_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(document, "MAX_ROWS", 2)
+def test_a_report_with_too_many_rows() -> None:
     rows = [(replace(ROW, source=f"192.0.2.{n}"), n) for n in (1, 2, 3)]
-    root = validate(xml(report(*rows)))
+    root = validate(xml(report(*rows), max_rows=2))
     assert [text_at(each, "row/count") for each in every(root, "record")] == ["3", "2"]
     assert text_at(root, "report_metadata/error") == "1 rows left out"
 

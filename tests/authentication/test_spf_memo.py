@@ -106,8 +106,9 @@ def test_what_is_kept(own: Memo, record: Any, kept: bool) -> None:  # noqa: FBT0
     assert len(own) == kept
 
 
-def test_the_number_of_verdicts_is_bounded(own: Memo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memo, "MAX_ENTRIES", 2)
+def test_the_number_of_verdicts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Memo(max_entries=2)
+    monkeypatch.setattr(memo, "MEMO", own)
     cache = Cache({f"n{n}.test": {"TXT": "v=spf1 -all"} for n in range(4)})
     for number in (0, 1, 0, 2):
         cache.check(f"a@n{number}.test")

@@ -133,9 +133,8 @@ class Socket:
         return self.data[:size]
 
 
-def test_a_flood_of_large_datagrams_takes_limited_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_QUEUED", 100_000)
-    made = Service(Kept(), "/none", group=None, note=print)
+def test_a_flood_of_large_datagrams_takes_limited_memory() -> None:
+    made = Service(Kept(), "/none", group=None, note=print, max_queued=100_000)
     made._read(Socket(b"x" * 100_000, 900))  # type: ignore[arg-type]
     assert sum(map(len, made._queue)) <= 100_000 + MAX_DATAGRAM
     assert made.counts["overflow"] == 900 - len(made._queue)

@@ -4,12 +4,13 @@ import asyncio
 import errno
 import socket
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smtpd_filters.lookups import happy_eyeballs
-from smtpd_filters.lookups.happy_eyeballs import connected, connected_in, interleaved
+from smtpd_filters.lookups.happy_eyeballs import connected_in, interleaved
 from tests.lookups.stream.silent import names, silent_address
 
 if TYPE_CHECKING:
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
 
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A silent address fails after these seconds; a test that waited for it would take as long."""
-    monkeypatch.setattr(happy_eyeballs, "DELAY", 0.01)
-    monkeypatch.setattr(happy_eyeballs, "CONNECT", 60.0)
+#: A test that waited for a silent address would take as long as `limit`.
+connected = partial(happy_eyeballs.connected, delay=0.01, limit=60.0)
 
 
 @pytest.fixture
@@ -63,23 +61,20 @@ def test_a_silent_address_costs_nothing(
 def test_a_refused_address_is_followed_by_the_next_at_once(
     monkeypatch: pytest.MonkeyPatch, port: int
 ) -> None:
-    monkeypatch.setattr(happy_eyeballs, "DELAY", 60.0)
     names(monkeypatch, "::1", "127.0.0.9", "127.0.0.1", port=port)
 
     async def ask() -> Any:
-        with await connected("mail.example", port) as sock:
+        with await connected("mail.example", port, delay=60.0) as sock:
             return sock.getpeername()[0]
 
     assert run(ask) == "127.0.0.1"
 
 
 def test_the_cause_is_not_that_of_a_silent_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happy_eyeballs, "CONNECT", 0.05)
-
     async def cause(*hosts: Any, port: int) -> BaseException:
         names(monkeypatch, *hosts, port=port)
         with pytest.raises(OSError) as caught:  # noqa: PT011  # which one is looked at below
-            await connected("mail.example", port)
+            await connected("mail.example", port, limit=0.05)
         return caught.value
 
     async def ask() -> None:
@@ -136,7 +131,7 @@ def test_a_cancelled_caller_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatc
 def test_the_address_that_is_too_late_is_closed(port: int) -> None:
     async def ask() -> None:
         connect = happy_eyeballs._connect
-        both = [asyncio.create_task(connect(V4, ("127.0.0.1", port))) for _ in range(2)]
+        both = [asyncio.create_task(connect(V4, ("127.0.0.1", port), 60.0)) for _ in range(2)]
         await asyncio.wait(both)
         won = await happy_eyeballs._winner(both, None)
         assert won is not None

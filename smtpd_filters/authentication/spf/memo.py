@@ -28,9 +28,10 @@ _FIXED = frozenset("idovpr")
 
 
 class Memo:
-    """The verdicts by client, domain and receiver, the least recently used first."""
+    """At most `max_entries` verdicts by client, domain and receiver, least recently used first."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self._max_entries = max_entries
         self._entries: dict[
             tuple[str, str, str], tuple[Verdict, tuple[tuple[Question, Outcome[Any]], ...]]
         ] = {}
@@ -66,7 +67,7 @@ class Memo:
         if sum(map(size_of, outcomes.values())) > MAX_SIZE:
             return
         self._entries[key] = verdict, tuple(outcomes.items())
-        if len(self._entries) > MAX_ENTRIES:
+        if len(self._entries) > self._max_entries:
             del self._entries[next(iter(self._entries))]
 
 

@@ -147,15 +147,22 @@ def _reason(result: str, reason: str) -> str:
 
 
 class Reporter:
-    """The record of results, in a store."""
+    """The record of results, in a store.
 
-    def __init__(self, log: FilterLog) -> None:
+    `max_pending` is the number of results that may wait for the store, and `last` the seconds that
+    they have at the end.
+    """
+
+    def __init__(
+        self, log: FilterLog, *, max_pending: int = MAX_PENDING, last: float = LAST
+    ) -> None:
         self._log = log
+        self._max_pending, self._last = max_pending, last
         self._pending: set[asyncio.Task[None]] = set()
 
     def note(self, store: Store, published: Published, row: Row) -> None:
         """Count a message; return at once."""
-        if len(self._pending) >= MAX_PENDING:
+        if len(self._pending) >= self._max_pending:
             self.failed("too many results wait for the store")
             return
         task = asyncio.get_running_loop().create_task(
@@ -177,7 +184,7 @@ class Reporter:
     async def aclose(self) -> None:
         """Wait, for some seconds, until everything is counted."""
         if self._pending:
-            await asyncio.wait(self._pending, timeout=LAST)
+            await asyncio.wait(self._pending, timeout=self._last)
         for task in self._pending:
             task.cancel()
 

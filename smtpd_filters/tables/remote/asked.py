@@ -107,6 +107,8 @@ class Asked:
     ) -> None:
         self.backend = backend
         self._ttl, self._missing, self._stale = ttl, missing, stale
+        #: The number of look-ups that may be pending.
+        self.max_pending = PENDING_MAX
         self._clock = clock
         self._cache: Cache[Answer] = Cache(CACHED, MEMORY)
         self._pending: dict[str, asyncio.Task[Answer]] = {}
@@ -153,7 +155,7 @@ class Asked:
             return task
         if not self._breaker.admits(self._clock()):
             return self._breaker.cause
-        if len(self._pending) >= PENDING_MAX:
+        if len(self._pending) >= self.max_pending:
             return "too many look-ups"
         task = self._pending[key] = asyncio.get_running_loop().create_task(self._ask(key))
         return task

@@ -58,13 +58,14 @@ def open_backend(text: str, service: str) -> tuple[Backend, dict[str, float]]:
 
 
 class TableProgram(Backend):
-    """One table behind a program."""
+    """One table behind a program, which is started at most once in `pause` seconds."""
 
     lists = False
 
-    def __init__(self, command: list[str], service: str) -> None:
+    def __init__(self, command: list[str], service: str, *, pause: float = _PAUSE) -> None:
         self._command = command
         self._service = service
+        self._pause = pause
         self._verb = "lookup" if service in _LOOKED_UP else "check"
         self._children: Children | None = None
         self._child: _Child | None = None
@@ -106,7 +107,7 @@ class TableProgram(Backend):
         loop = asyncio.get_running_loop()
         child: _Child | None = None
         try:
-            if loop.time() < self._started + _PAUSE:
+            if loop.time() < self._started + self._pause:
                 return _ENDED
             self._started = loop.time()
             async with asyncio.timeout(self.timeout):

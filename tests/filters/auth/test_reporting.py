@@ -211,9 +211,7 @@ ROW = Row("192.0.2.1", "example.org", "", "none", dkim=False, spf=False)
 PUBLISHED = Published("example.org")
 
 
-def test_the_results_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "MAX_PENDING", 2)
-    monkeypatch.setattr(reporting, "LAST", 0.0)
+def test_the_results_that_wait_are_bounded() -> None:
     log = _Captured()
 
     class Stuck(MemoryStore):
@@ -221,7 +219,7 @@ def test_the_results_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
             await asyncio.Event().wait()
 
     async def flood() -> None:
-        reporter = Reporter(FilterLog(log, "auth"))
+        reporter = Reporter(FilterLog(log, "auth"), max_pending=2, last=0.0)
         for _ in range(3):
             reporter.note(Stuck(), PUBLISHED, ROW)
         await reporter.aclose()

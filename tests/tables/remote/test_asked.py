@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.tables.remote import asked as module
-from smtpd_filters.tables.remote.asked import FAILURES, PENDING_MAX, REST, Asked, askable
+from smtpd_filters.tables.remote.asked import FAILURES, REST, Asked, askable
 from smtpd_filters.tables.remote.backend import (
     VALUE_MAX,
     AnswerError,
@@ -208,16 +207,15 @@ def test_a_slow_source_misses_its_deadline() -> None:
     run(main())
 
 
-def test_pending_look_ups_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PENDING_MAX", 5)
-
+def test_pending_look_ups_are_bounded() -> None:
     async def main() -> None:
         backend = Scripted()
         backend.gate = asyncio.Event()
         asked = table(backend, Clock())
+        asked.max_pending = 5
         asked.start(str(number) for number in range(50))
         await asyncio.sleep(0)
-        assert len(backend.asked) == 5 < PENDING_MAX
+        assert len(backend.asked) == 5
         assert "too many look-ups" in (await asked.ask("x")).cause
         await asked.aclose()
 

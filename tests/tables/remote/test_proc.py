@@ -27,8 +27,9 @@ def run(
     work: Callable[[TableProgram], Coroutine[Any, Any, None]],
     mode: str = "",
     service: str = "domain",
+    **more: float,
 ) -> None:
-    table = TableProgram([*PROGRAM.removeprefix("proc:").split(), mode], service)
+    table = TableProgram([*PROGRAM.removeprefix("proc:").split(), mode], service, **more)
 
     async def main() -> None:
         try:
@@ -95,9 +96,7 @@ def test_a_mute_program_is_killed() -> None:
 
 
 @pytest.mark.parametrize("key", ["die.example", "garbage.example", "slow.example"])
-def test_a_program_that_fails_is_started_again(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.tables.remote.proc._PAUSE", 0.0)
-
+def test_a_program_that_fails_is_started_again(key: str) -> None:
     async def work(table: TableProgram) -> None:
         before = await table.look_up("pid")
         if key == "slow.example":
@@ -110,7 +109,7 @@ def test_a_program_that_fails_is_started_again(key: str, monkeypatch: pytest.Mon
         assert after is not None
         assert after != before
 
-    run(work, service="alias")
+    run(work, service="alias", pause=0.0)
 
 
 def test_fifty_requests_at_once_and_no_child_is_left() -> None:

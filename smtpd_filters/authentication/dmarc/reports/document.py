@@ -72,17 +72,17 @@ class Report:
         )
 
 
-def xml(report: Report) -> bytes:
-    """Return the XML document of a report."""
+def xml(report: Report, *, max_rows: int = MAX_ROWS) -> bytes:
+    """Return the XML document of a report, with at most `max_rows` rows, the most frequent ones."""
     lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<feedback xmlns="{NAMESPACE}">']
-    lines += _inside(_feedback(report))
+    lines += _inside(_feedback(report, max_rows))
     lines.append("</feedback>\n")
     return "\n".join(lines).encode("utf-8")
 
 
-def _feedback(report: Report) -> Iterator[str]:
+def _feedback(report: Report, max_rows: int) -> Iterator[str]:
     rows = sorted(report.rows, key=lambda each: (-each[1], each[0].stored()))
-    left_out = len(rows) - MAX_ROWS
+    left_out = len(rows) - max_rows
     yield _element("version", "1.0")
     yield from _group(
         "report_metadata",
@@ -99,7 +99,7 @@ def _feedback(report: Report) -> Iterator[str]:
         ],
     )
     yield from _group("policy_published", _policy(report.published))
-    for row, count in rows[:MAX_ROWS]:
+    for row, count in rows[:max_rows]:
         yield from _group("record", _record(row, count))
 
 
