@@ -58,6 +58,8 @@ MAX_SESSIONS = 50_000
 MAX_PENDING = 16 << 20
 #: Look-ups that are remembered to be in a file; beyond that some are written again.
 MAX_LOOKUPS = 20_000
+#: Look-ups that are kept until there is a file, such as those at the start of a filter.
+MAX_EARLY = 200
 #: Seconds without recording after a failure.
 PAUSE = 60.0
 _OURS = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9]+-[0-9]{6,}\.session")
@@ -134,6 +136,8 @@ class Recorder:
         self._ready = False
         #: Lines read together with the hand-shake, as from a pipe; smtpd itself waits.
         self._early: list[bytes] = []
+        #: Look-ups from before there was a file, by type and name.
+        self._early_lookups: dict[tuple[str, str], object] = {}
         self._clients: dict[bytes, _Client] = {}
         #: Sessions whose end was in the last input: their answers may still follow.
         self._ended: list[bytes] = []
@@ -196,18 +200,24 @@ class Recorder:
     def looked_up(self, name: str, rdtype: str, outcome: object) -> None:
         """Record the outcome of a look-up, once in each file; never raises."""
         try:
-            if not self._open or self._encode is None or self._disguise is not None:
+            if self._encode is None or self._disguise is not None:
                 return
-            file = self._open[-1]
-            known = hash(outcome)  # outcomes themselves may be large
-            if file.lookups.get((rdtype, name)) != known:
-                if len(file.lookups) >= MAX_LOOKUPS:
-                    file.lookups.clear()
-                file.lookups[rdtype, name] = known
-                record = dumps([rdtype, name, self._encode(outcome, rdtype)])
-                file.buffer.append(encode_entry(REMARK, LOOKUP + record.encode()))
+            if self._open:
+                self._record_lookup(self._open[-1], name, rdtype, outcome)
+            elif len(self._early_lookups) < MAX_EARLY:
+                self._early_lookups[rdtype, name] = outcome
         except Exception as error:  # noqa: BLE001  # *Mail first*
             self._log.limited("look-up", "record", error=show(error))
+
+    def _record_lookup(self, file: File, name: str, rdtype: str, outcome: object) -> None:
+        """Write the outcome of a look-up, unless it is in the file."""
+        known = hash(outcome)  # outcomes themselves may be large
+        if self._encode is not None and file.lookups.get((rdtype, name)) != known:
+            if len(file.lookups) >= MAX_LOOKUPS:
+                file.lookups.clear()
+            file.lookups[rdtype, name] = known
+            record = dumps([rdtype, name, self._encode(outcome, rdtype)])
+            file.buffer.append(encode_entry(REMARK, LOOKUP + record.encode()))
 
     def close(self) -> None:
         """Close all files, waiting at most `closing` seconds for the disk."""
@@ -319,6 +329,9 @@ class Recorder:
         self._disk.do(file, lambda: self._prune(stamp, kept))
         self._disk.do(file, file.open)
         self._open.append(file)
+        early, self._early_lookups = self._early_lookups, {}
+        for (rdtype, name), outcome in early.items():
+            self.looked_up(name, rdtype, outcome)
         return file
 
     def _head(self) -> bytes:

@@ -169,3 +169,17 @@ def test_large_outcomes_are_not_kept(tmp_path: Path) -> None:
     assert sum(sys.getsizeof(each) for each in file.lookups.values()) < 1000
     recorder.close()
     assert len(recorded(tmp_path)) == 5
+
+
+def test_look_ups_before_the_first_session_are_in_its_file(tmp_path: Path) -> None:
+    recorder = writer.Recorder(str(tmp_path), FilterLog(Log(), "trace"), encode=encode)
+    recorder.received(b"config|ready\n")
+    for number in range(writer.MAX_EARLY + 5):
+        recorder.looked_up(f"a{number}.example", "A", NotFound("nxdomain"))
+    recorder.sent(b"register|ready\n")
+    recorder.received(b"report|0.7|1.0|smtp-in|link-connect|1|x|fail|192.0.2.7:1|192.0.2.1:25\n")
+    recorder.looked_up("a0.example", "A", NotFound("nxdomain"))
+    recorder.close()
+    found = recorded(tmp_path)
+    assert len(found) == writer.MAX_EARLY
+    assert found[0] == ["A", "a0.example", {"n": "nxdomain"}]
