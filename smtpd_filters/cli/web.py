@@ -197,10 +197,6 @@ def _store(options: Options, name: str) -> Callable[[], Store] | None:
 
 def _trials(options: Options) -> Setup | None:
     """Return how other settings are tried. Raises ConfigError."""
-    from smtpd_filters.web.trials import Setup
-
-    from .chain_file import ChainFile
-
     if options.try_ is None:
         for name in ("try_chain", "recordings"):
             if name in options.given:
@@ -208,6 +204,10 @@ def _trials(options: Options) -> Setup | None:
         return None
     if options.recordings is None:
         raise ConfigError("--try requires --recordings")
+    from smtpd_filters.web.trials import Setup
+
+    from .chain_file import ChainFile
+
     if not os.access(options.recordings, os.R_OK | os.X_OK):
         raise ConfigError(f"--recordings: {options.recordings}: missing, or not readable")
     try:

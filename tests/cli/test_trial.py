@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.cli import main
 from smtpd_filters.cli.chain_file import ChainFile
 from smtpd_filters.cli.trial import changes, past, program
 from smtpd_filters.errors import ConfigError
@@ -33,6 +34,10 @@ client = ["zen.example"]
 untested = ["zen.example"]
 score = 8
 """
+CLIENTS = (
+    "10.100.51.198", "77.113.0.203", "66.100.51.198", "20.100.51.198", "25.2.0.192",
+    "42.113.0.203",
+)  # fmt: skip
 LISTED = "200.113.0.203.zen.example"
 
 
@@ -141,8 +146,7 @@ def test_what_a_filter_was_never_asked_is_not_certain(tmp_path: Path) -> None:
 
 def test_recorded_look_ups_answer_filters(tmp_path: Path) -> None:
     tried = made(tmp_path, DNSBL, ("dyndns", "dnsbl"))
-    clean = ["10.100.51.198", "77.113.0.203", "66.100.51.198", "20.100.51.198", "25.2.0.192"]
-    outcomes: dict[str, Any] = {f"A {each}.zen.example": {"n": "nxdomain"} for each in clean}
+    outcomes: dict[str, Any] = {f"A {each}.zen.example": {"n": "nxdomain"} for each in CLIENTS[:-1]}
     outcomes |= {f"A {LISTED}": {"f": ["127.0.0.2"]}, f"TXT {LISTED}": {"f": ["spam"]}}
     looked_up(tried.recordings / "a.session", outcomes)
     found = tried.result("chain.in", reject_at="8")
@@ -152,6 +156,35 @@ def test_recorded_look_ups_answer_filters(tmp_path: Path) -> None:
     assert found["unsure"] == 1
     found = tried.result("filter.dnsbl", score="9")
     assert by_session(found) == {NAMELESS: ("junk", "refused")}
+
+
+def test_a_list_counts_if_its_test_entries_are_recorded_too(tmp_path: Path) -> None:
+    rules = DNSBL.replace('untested = ["zen.example"]\n', "")
+    tried = made(tmp_path, rules, ("dyndns", "dnsbl"))
+    path = tried.recordings / "a.session"
+    looked_up(path, {f"A {LISTED}": {"f": ["127.0.0.2"]}, f"TXT {LISTED}": {"f": ["spam"]}})
+    found = tried.result("chain.in", session=NAMELESS, reject_at="8")
+    [row] = [row for row in found["rows"] if row["this"]]
+    assert "A 2.0.0.127.zen.example" in row["missing"]
+    looked_up(
+        path,
+        {
+            "A 2.0.0.127.zen.example": {"f": ["127.0.0.2"]},
+            "A 1.0.0.127.zen.example": {"n": "nxdomain"},
+            # IPv4-mapped: ::FFFF:7F00:1 and ::FFFF:7F00:2.
+            **{
+                f"A {last}.0.0.0.0.0.f.7.f.f.f.f.{'0.' * 20}zen.example": {"n": "nxdomain"}
+                for last in (1, 2)
+            },
+            **{
+                f"TXT {last}.0.0.0.0.0.f.7.f.f.f.f.{'0.' * 20}zen.example": {"n": "nxdomain"}
+                for last in (1, 2)
+            },
+        },
+    )
+    found = tried.result("chain.in", reject_at="8")
+    assert by_session(found) == {NAMELESS: ("junk", "refused")}
+    assert {what for what, _ in found["missing"]} == {f"A {each}.zen.example" for each in CLIENTS}
 
 
 def test_the_filter_that_is_changed_is_asked_without_look_ups_too(tmp_path: Path) -> None:
@@ -377,6 +410,30 @@ def test_an_invalid_request_is_an_error(data: bytes) -> None:
     done = subprocess.run(COMMAND, input=data, capture_output=True, check=True, timeout=60)
     assert done.stderr == b""
     assert "error" in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--recordings", "{0}/recordings"], "--recordings requires --try"),
+        (["--try-chain", "in"], "--try-chain requires --try"),
+        (["--try", "{0}/chain.toml"], "--try requires --recordings"),
+        (["--try", "{0}/chain.toml", "--recordings", "{0}/none"], "missing, or not readable"),
+        (["--try", "{0}/none", "--recordings", "{0}/recordings"], "--try: {0}/none: No such file"),
+        (
+            ["--try", "{0}/chain.toml", "--try-chain", "x", "--recordings", "{0}/recordings"],
+            "--try: {0}/chain.toml: no [chain.x]",
+        ),
+    ],
+)
+def test_wrong_flags_end_the_page(
+    tmp_path: Path, flags: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["web", *(each.format(tmp_path) for each in flags)])
+    assert ended.value.code == 2
+    assert text.format(tmp_path) in capsys.readouterr().err
 
 
 # -- the file --------------------------------------------------------------------------------
