@@ -26,7 +26,7 @@ class Attempts(Generic[T]):
     `broken` are the exceptions of a broken connection, after which a request may be repeated.
     """
 
-    __slots__ = ("_excluded", "_group", "_passed_over", "_sent_to", "trouble", "until")
+    __slots__ = ("_excluded", "_group", "_passed_over", "_sent_to", "is_trial", "trouble", "until")
 
     broken: tuple[type[Exception], ...] = (OSError,)
 
@@ -35,6 +35,8 @@ class Attempts(Generic[T]):
         #: The deadline; and the cause of failure of the servers asked before the one that replied.
         self.until = 0.0
         self.trouble = ""
+        #: Whether it is sent although no server answers (`Circuit`).
+        self.is_trial = False
         #: Servers that are not asked again, with the cause; and servers passed over once.
         self._excluded: dict[int, str] = {}
         self._passed_over: set[int] = set()
@@ -81,6 +83,9 @@ class Attempts(Generic[T]):
                 turns.release()
                 self._passed_over.add(server)
                 return Trouble(Failure.LOCAL, "passed over")
+            if not self.is_trial and group.circuit.is_open:
+                turns.release()
+                return Trouble(Failure.LOCAL, group.circuit.cause, final=True)
         else:
             await turns.acquire()
         left = group.left(self.until)

@@ -88,7 +88,8 @@ class Group:
         self.shortage = Shortage()
         self._servers = tuple(hosts)
         self._breaker = Breaker(labels)
-        self._circuit = Circuit(", ".join(labels), note)
+        #: The circuit of all servers together.
+        self.circuit = Circuit(", ".join(labels), note)
         self._pings = pings
         self.timeout = timeout
         self._deadline = deadline
@@ -102,8 +103,8 @@ class Group:
         """
         if self._closed:
             return Unavailable(CLOSED)
-        circuit, now = self._circuit, self._clock()
-        is_trial = circuit.is_open
+        circuit, now = self.circuit, self._clock()
+        is_trial = attempts.is_trial = circuit.is_open
         if not circuit.admits(now):
             return Unavailable(circuit.cause)
         try:
@@ -129,21 +130,21 @@ class Group:
             result = await attempts.ask(step)
             if not isinstance(result, Trouble):
                 plan.answered()
-                self._circuit.answered()
+                self.circuit.answered()
                 attempts.trouble = plan.cause("")
                 return result
             if result.final:
                 return Unavailable(result.cause)
             plan.failed(result.failure, result.cause, self._clock())
             if result.failure is Failure.BROKEN:
-                self._circuit.answered()
+                self.circuit.answered()
             silent = silent or result.failure is Failure.SILENT
             if result.failure is Failure.SHORT:
                 await self._wait_for_resources(until)
 
     async def _note_silence(self, attempts: Attempts[T], cause: str) -> None:
         """Record that no server has answered; open the circuit if none is alive."""
-        circuit = self._circuit
+        circuit = self.circuit
         circuit.silent(cause, self._clock())
         if not circuit.is_due:
             return

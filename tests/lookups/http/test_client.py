@@ -37,6 +37,7 @@ from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, Answer, RspamdStub
 from smtpd_filters.testing.server.credentials import certificate
 from tests.effort import part
 from tests.loading import loaded
+from tests.lookups.stream import peer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -1200,6 +1201,38 @@ def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
         assert all(isinstance(each, Said) for each in said)
         assert stub.asked == 3 + 1
         assert other.asked == 4 + 4
+
+
+def noting(lines: list[str]) -> Callable[..., None]:
+    """Return a log that keeps the events."""
+    return lambda event, **_: lines.append(event)
+
+
+def test_slow_requests_keep_no_others_from_a_server_that_answers_a_ping(stub: RspamdStub) -> None:
+    lines: list[str] = []
+    stub.answer = Answer(behaviour="drop")
+    work = requests(2 * SILENCES, at_once=False)
+    said = served(stub.url, work=work, timeout=0.3, note=noting(lines))
+    assert said == [Unavailable(f"{stub.url} timeout")] * 2 * SILENCES
+    assert lines == []
+
+
+def test_a_lone_server_that_answers_no_ping_is_not_waited_for() -> None:
+    lines: list[str] = []
+
+    async def work() -> tuple[list[Any], int]:
+        async with peer.served(peer.hang) as server:
+            url = f"http://{server.address.label}"
+            client = Client((url,), timeout=0.3, deadline=20.0, note=noting(lines))
+            said = await requests(2 * SILENCES, at_once=False)(client)
+            await client.aclose()
+            return [each.cause.removeprefix(f"{url} ") for each in said], server.accepted
+
+    causes, connections = asyncio.run(work())
+    assert causes[:SILENCES] == ["timeout"] * SILENCES
+    assert causes[SILENCES:] == ["timeout; not asked again for now"] * SILENCES
+    assert lines == ["no longer waited for"]
+    assert connections == SILENCES + 1  # the ping
 
 
 # -- the end -------------------------------------------------------------------------------

@@ -232,6 +232,28 @@ def test_a_lone_dead_server_costs_a_few_time_outs_and_is_tried_again() -> None:
     assert [each.cause.endswith("for now") for each in said] == [False] * SILENCES + [True] * 11
 
 
+def test_requests_that_wait_for_their_turn_are_not_sent_in_vain() -> None:
+    async def ask() -> tuple[Any, Any]:
+        async with served(echo) as peer:
+            one = client(peer.address, connections=1)
+            turns = one.hosts[0].turns
+            await turns.acquire()
+            waiting = asyncio.ensure_future(one.ask(line))
+            await asyncio.sleep(0)
+            one.circuit.silent("silence", 0)
+            one.circuit.open()
+            trial = asyncio.ensure_future(one.ask(line))
+            await asyncio.sleep(0)
+            turns.release()
+            said = await waiting
+            assert peer.accepted == 0
+            return said, await trial
+
+    said, trial = asyncio.run(ask())
+    assert said == Unavailable("silence; not asked again for now")
+    assert trial == b"hello\n"
+
+
 def test_requests_that_take_a_healthy_server_too_long_keep_no_others_from_it() -> None:
     """Any client can make some."""
     lines: list[str] = []
