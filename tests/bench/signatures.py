@@ -188,7 +188,7 @@ def measure_workers(key: Path, count: int) -> dict[str, dict[str, float]]:
     for name, workers in (("one worker", 1), ("two workers", 2)):
         command = [*_commands(key)["ours"], "--workers", str(workers)]
         with Player(command) as player:
-            sessions(player, max(20, count // 10), 20, line_message(33))  # warm
+            sessions(player, 60, 20, line_message(33))  # each process loads its library
             before = player.cpu_of_each()
             rate = sessions(player, count, 20, line_message(33)).rate
             used = [after - each for after, each in zip(player.cpu_of_each(), before, strict=True)]

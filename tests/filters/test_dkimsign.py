@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import subprocess
 from time import time
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 
 from smtpd_filters.authentication.dkim.private_keys import parse_private_key
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.dkimsign import Dkimsign
+from smtpd_filters.filters.dkimsign import Dkimsign, workers
 from smtpd_filters.filters.dkimsign.author import author_domain
 from smtpd_filters.lookups.outcome import Found
+from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.testing import Conversation
 from tests.authentication.signing import chain, ed25519_key, rsa_key, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from smtpd_filters.authentication.dkim.private_keys import PrivateKey
     from smtpd_filters.authentication.dkim.signatures import Signature
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.testing.client import Delivery
@@ -425,6 +428,31 @@ def test_a_costly_key_signs_in_processes_of_its_own(tmp_path: Path) -> None:
     with Conversation(Dkimsign, *flags[:-1], "0") as smtpd:
         assert "_workers" not in vars(smtpd.filters[0])
         sign()
+
+
+@pytest.mark.processes
+def test_requests_of_one_turn_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All processes are as idle at first; each request counts before the next one is given."""
+    asked: list[object] = []
+    ask = workers._Worker.ask
+
+    def recorded(worker: workers._Worker, key: PrivateKey, digest: bytes) -> asyncio.Task[bytes]:
+        asked.append(worker)
+        return ask(worker, key, digest)
+
+    monkeypatch.setattr(workers._Worker, "ask", recorded)
+    key = parse_private_key(pem())
+
+    async def sign_all() -> list[bytes]:
+        both = workers.Workers(2, FilterLog(Log(fd=2), "dkimsign"))
+        try:
+            return await asyncio.gather(*(both.sign(key, b"%032d" % n) for n in range(6)))
+        finally:
+            await both.aclose()
+
+    assert asyncio.run(sign_all()) == [key.sign(b"%032d" % number) for number in range(6)]
+    assert len(set(asked)) == 2
+    assert [asked.count(each) for each in set(asked)] == [3, 3]
 
 
 def test_a_short_key_is_used_and_logged(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ class Workers:
         signature = b""
         if not worker.ended:
             # A request goes on if its caller is cancelled: the reply belongs to it.
-            signature = await asyncio.shield(asyncio.ensure_future(worker.ask(key, digest)))
+            signature = await asyncio.shield(worker.ask(key, digest))
         if not signature:
             self._log.limited("worker", "a process for signatures has ended")
             return key.sign(digest)
@@ -108,9 +108,20 @@ class _Worker:
         except OSError:
             self.ended = True
 
-    async def ask(self, key: PrivateKey, digest: bytes) -> bytes:
-        """Return a signature; empty if the process has ended."""
+    def ask(self, key: PrivateKey, digest: bytes) -> asyncio.Task[bytes]:
+        """Ask for a signature; empty if the process has ended.
+
+        It counts as waiting at once, so that requests of one turn are shared out.
+        """
         self.waiting += 1
+        asked = asyncio.get_running_loop().create_task(self._ask(key, digest), name="signature")
+        asked.add_done_callback(self._answered)
+        return asked
+
+    def _answered(self, _asked: asyncio.Task[bytes]) -> None:
+        self.waiting -= 1
+
+    async def _ask(self, key: PrivateKey, digest: bytes) -> bytes:
         try:
             async with self._lock:
                 if self.ended:
@@ -123,8 +134,6 @@ class _Worker:
         except (OSError, EOFError):
             self.ended = True
             return b""
-        finally:
-            self.waiting -= 1
 
     async def _receive(self, size: int) -> bytes:
         data = b""
