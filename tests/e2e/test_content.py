@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
-from smtpd_filters.testing.server import file_path, filter_command, scratch_path
+import pytest
+
+from smtpd_filters.testing.server import (
+    file_path,
+    filter_command,
+    scratch_path,
+    system_version,
+)
 from tests.authentication.signing import verified
-from tests.e2e.sending import ZONE, attempt, logged
+from tests.e2e.sending import ZONE, attempt, crowd, logged
 from tests.e2e.test_dkimsign import keys
 from tests.filters.test_dkimsign import pem
 from tests.mime.reading import EXE, attached, mixed, zipped
@@ -98,3 +106,32 @@ def test_a_part_is_removed_and_the_rest_stays(start: Start) -> None:
     assert edited[2].endswith(note + after)
     assert b"\nX-Tag: <one>\n" in edited[0]
     assert unchanged[2] == archive.partition(b"\n\n")[2]
+
+
+LARGE = {
+    "35 MB": attached(EXE + b"\0" * (25 << 20), b"Content-Type: x/y; name=a.bin\n"),
+    "10,000 parts": mixed(*[b"Content-Type: x/y; name=a.exe\n\nMZ\n"] * 10_000),
+    "100 levels": b"Content-Type: message/rfc822\n\n" * 100
+    + b"Content-Type: x/y; name=a.exe\n\nMZ\n",
+}
+CLEAN = attached(
+    b"%PDF-1.4\n" + bytes(range(256)) * (100 << 10), b"Content-Type: application/pdf\n"
+)
+#: Kilobytes that the filter has at most; the messages are larger, and there are several at once.
+MEMORY = 90 << 10
+
+
+@pytest.mark.parametrize("version", [system_version()], indirect=True)
+def test_large_messages_at_once(start: Start) -> None:
+    """Each is judged to its end, in bounded memory, and what is clean is delivered as it was."""
+    server = start(filters={"content": filter_command("content")})
+    clients = [{"server": server, "message": wire(each)} for each in (*LARGE.values(), CLEAN)]
+    *refused, delivered = crowd(attempt, clients)
+    assert [each.code for each in refused] == [550] * 3
+    assert refused[0].text == "5.7.1 Attachments of this kind are not accepted"
+    assert (delivered.stage, delivered.code) == ("", 250)
+    [mail] = server.maildir("alice")
+    assert mail.content.partition(b"\n\n")[2] == CLEAN.partition(b"\n\n")[2]
+    for process in server.find("filter-content"):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        assert int(status.partition("VmHWM:")[2].split()[0]) < MEMORY
