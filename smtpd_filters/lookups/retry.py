@@ -23,11 +23,13 @@ from __future__ import annotations
 
 import enum
 
+from smtpd_filters.runtime.counters import INVALID, LOCAL, TIMEOUT, UNREACHABLE
+
 from .outcome import Unavailable, Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # After this many timeouts in a row, a server is queried last for `SET_BACK` seconds.
 SILENCES = 3
@@ -47,6 +49,17 @@ class Failure(enum.Enum):
     SHORT = "short"  # this machine lacks a resource for now: out of descriptors
 
 
+#: How each of them is counted.
+COUNTED = {
+    Failure.SILENT: TIMEOUT,
+    Failure.UNREACHABLE: UNREACHABLE,
+    Failure.BROKEN: INVALID,
+    Failure.USE_TCP: INVALID,
+    Failure.LOCAL: LOCAL,
+    Failure.SHORT: LOCAL,
+}
+
+
 class Ask(Value):
     """The next query: the server (an index), TCP or UDP, `pause` before it, `timeout`; seconds."""
 
@@ -63,7 +76,7 @@ class Ask(Value):
 class Servers:
     """The name servers by their labels, with their recent timeouts."""
 
-    __slots__ = ("_back_until", "_silences", "labels")
+    __slots__ = ("__weakref__", "_back_until", "_silences", "labels")
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
@@ -76,7 +89,16 @@ class Servers:
         return sorted(range(len(self.labels)), key=lambda server: self._is_back(server, now))
 
     def _is_back(self, server: int, now: float) -> bool:
-        return self._silences[server] >= SILENCES and now < self._back_until[server]
+        return self.is_open(server) and now < self._back_until[server]
+
+    def is_open(self, server: int) -> bool:
+        """Return whether the server has failed too often since its last answer."""
+        return self._silences[server] >= SILENCES
+
+    def circuits(self) -> Iterator[tuple[str, bool]]:
+        """Yield each server's label, and whether it has failed too often."""
+        for server, label in enumerate(self.labels):
+            yield label, self.is_open(server)
 
     def answered(self, server: int) -> None:
         """Record an answer of the server, of whatever content."""
@@ -93,7 +115,7 @@ class Plan:
 
     __slots__ = (
         "_attempts", "_causes", "_deadline", "_pause", "_queue", "_round", "_servers",
-        "_standing", "_tcp", "_timeout",
+        "_standing", "_tcp", "_timeout", "failure",
     )  # fmt: skip
 
     def __init__(
@@ -113,6 +135,8 @@ class Plan:
         self._tcp = False
         self._pause = 0.0
         self._causes: dict[int, str] = {}
+        #: How the last failure is counted: one of a server, if there was one.
+        self.failure = ""
 
     def next(self, now: float) -> Ask | Unavailable:
         """Return the next query, or Unavailable if there is nothing left to try."""
@@ -134,6 +158,8 @@ class Plan:
     def failed(self, failure: Failure, cause: str, now: float) -> None:
         """Record the failure of the query that `next` returned; `cause` is for the log."""
         server = self._queue[0]
+        if failure is not Failure.LOCAL or not self.failure:
+            self.failure = COUNTED[failure]
         self._pause = 0.0
         if failure is Failure.SHORT:
             self._causes[server] = cause

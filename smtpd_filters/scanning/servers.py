@@ -64,9 +64,11 @@ class StreamSetting(ServersSetting["Client"]):
         *,
         ping: Callable[[Connection], Awaitable[Any]] | None = None,
         idle: float = 0.0,
+        kind: str = "",
     ) -> None:
         self._ping = ping
         self._idle = idle
+        self._kind = kind
 
     def key(self, filter_: Scanner) -> tuple[object, ...]:
         """Return what makes two clients alike."""
@@ -85,6 +87,7 @@ class StreamSetting(ServersSetting["Client"]):
             ping=self._ping,
             idle=self._idle,
             note=filter_.log.event,
+            kind=self._kind,
         )
 
     def probes(self, filter_: Scanner) -> Iterator[Probe]:

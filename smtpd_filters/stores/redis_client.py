@@ -14,12 +14,14 @@ from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
+from smtpd_filters.runtime.counters import INVALID, TIMEOUT, UNREACHABLE
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from .address import Address
 
-__all__ = ["BROKEN", "Connections", "NoScriptError", "cause"]
+__all__ = ["BROKEN", "Connections", "NoScriptError", "cause", "failure"]
 
 #: A connection that broke, or could not be made. A timeout is not among them.
 BROKEN = (exceptions.ConnectionError, ConnectionError)
@@ -110,6 +112,14 @@ def cause(error: BaseException) -> str:
     return type(error).__name__
 
 
+def failure(text: str) -> str:
+    """Return how a cause is counted: one of `counters.FAILURES`."""
+    return _COUNTED.get(text, INVALID)
+
+
+_TIMEOUT, _LOST = "timeout", "connection failed or lost"
+_NO_CLUSTER, _NO_MASTER = "the cluster is unreachable", "no sentinel knows the master"
+_COUNTED = {_TIMEOUT: TIMEOUT, **dict.fromkeys((_LOST, _NO_CLUSTER, _NO_MASTER), UNREACHABLE)}
 _REJECTED = "authentication failed (--store-password-file)"
 #: By words of the server's error; the first one is used.
 _TEXTS = (
@@ -134,10 +144,10 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.AuthenticationError, _REJECTED),
     (exceptions.BusyLoadingError, "is loading its data"),
     (exceptions.ReadOnlyError, "is a read-only replica"),
-    (exceptions.RedisClusterException, "the cluster is unreachable"),
-    (MasterNotFoundError, "no sentinel knows the master"),
-    (exceptions.TimeoutError, "timeout"),
-    (asyncio.TimeoutError, "timeout"),
-    (exceptions.ConnectionError, "connection failed or lost"),
-    (OSError, "connection failed or lost"),
+    (exceptions.RedisClusterException, _NO_CLUSTER),
+    (MasterNotFoundError, _NO_MASTER),
+    (exceptions.TimeoutError, _TIMEOUT),
+    (asyncio.TimeoutError, _TIMEOUT),
+    (exceptions.ConnectionError, _LOST),
+    (OSError, _LOST),
 )

@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.lookups.retry import SILENCES
+from smtpd_filters.runtime.counters import COUNTERS, INVALID, LOCAL, PASSED_OVER, TIMEOUT
 
 from .damage import Damage
 from .operations import Get
 from .redis_script import decode, encode, script
-from .store import CLOSED, Store
+from .store import CLOSED, Store, StoreUnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from .address import Address
     from .operations import Entry, Operation
@@ -55,6 +56,8 @@ class RedisStore(Store):
 
     Raises ConfigError if redis-py is missing.
     """
+
+    kind = "redis"
 
     def __init__(  # noqa: PLR0913  # settings, given by name
         self,
@@ -91,6 +94,11 @@ class RedisStore(Store):
         self._next_try = 0.0
         self._closed = False
         self._commands: set[asyncio.Task[Any]] = set()
+        COUNTERS.watch(self.kind, self)
+
+    def circuits(self) -> Iterator[tuple[str, bool]]:
+        """Yield its label, and whether it is passed over."""
+        yield self.label, self._failures >= SILENCES
 
     async def _apply(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
         keys = [self._prefix + operation.key for operation in operations]
@@ -114,10 +122,10 @@ class RedisStore(Store):
         now = time.monotonic()
         if self._failures >= SILENCES:
             if now < self._next_try:
-                raise self._unavailable("failed repeatedly, passed over for now")
+                raise self._unavailable("failed repeatedly, passed over for now", PASSED_OVER)
             self._next_try = now + SET_BACK  # this request tries it
         if self._waiting >= MAX_PENDING:
-            raise self._unavailable("too many requests are pending")
+            raise self._unavailable("too many requests are pending", LOCAL)
         # A task of its own, which is not cancelled (*No late replies*).
         command = asyncio.create_task(self._run(keys, arguments))
         self._commands.add(command)
@@ -125,12 +133,13 @@ class RedisStore(Store):
         done, _ = await asyncio.wait({command}, timeout=self._timeout)
         if not done:
             self._failed(now)
-            raise self._unavailable(f"no answer within {self._timeout:g} s")
+            raise self._unavailable(f"no answer within {self._timeout:g} s", TIMEOUT)
         try:
             results = command.result()
         except Exception as error:  # noqa: BLE001  # redis-py raises many, and foreign ones
             self._failed(now)
-            raise self._unavailable(self._redis.cause(error)) from None
+            cause = self._redis.cause(error)
+            raise self._unavailable(cause, self._redis.failure(cause)) from None
         self._failures = 0
         return results
 
@@ -162,8 +171,8 @@ class RedisStore(Store):
         if self._failures >= SILENCES:
             self._next_try = max(self._next_try, now + SET_BACK)
 
-    def _unavailable(self, cause: str) -> UnavailableError:
-        return UnavailableError(f"{self.label}: {cause}")
+    def _unavailable(self, cause: str, failure: str = INVALID) -> UnavailableError:
+        return StoreUnavailableError(f"{self.label}: {cause}", failure)
 
     async def scan(self, prefix: bytes) -> AsyncIterator[tuple[bytes, Entry]]:
         """Iterate over entries."""

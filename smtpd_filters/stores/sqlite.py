@@ -30,11 +30,12 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.errors import ConfigError, UnavailableError, user_name
+from smtpd_filters.runtime.counters import INVALID, LOCAL, TIMEOUT
 
 from .clock import read_times
 from .damage import Damage
 from .sqlite_file import File, FileError
-from .store import CLOSED, Store
+from .store import CLOSED, Store, StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -93,6 +94,7 @@ class SQLiteStore(Store):
     """
 
     one_place = True
+    kind = "sqlite"
 
     def __init__(
         self,
@@ -162,9 +164,9 @@ class SQLiteStore(Store):
             raise UnavailableError(CLOSED)
         busy = self._busy_since
         if busy and time.monotonic() - busy > self._timeout:
-            raise self._unavailable("does not respond")
+            raise self._unavailable("does not respond", TIMEOUT)
         if self._made - self._taken >= MAX_QUEUED:
-            raise self._unavailable("too many requests are pending")
+            raise self._unavailable("too many requests are pending", LOCAL)
         if self._thread is None:
             self._start()
         loop = asyncio.get_running_loop()
@@ -191,7 +193,7 @@ class SQLiteStore(Store):
         try:
             thread.start()
         except (RuntimeError, MemoryError) as error:  # a limit of the user or the system
-            raise self._unavailable(str(error) or "out of memory") from None
+            raise self._unavailable(str(error) or "out of memory", LOCAL) from None
         self._thread = thread
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -204,11 +206,12 @@ class SQLiteStore(Store):
                 if end > now:
                     self._timer = loop.call_at(end, self._expire, loop)
                     break
-                done.set_exception(self._unavailable(f"no answer within {self._timeout:g} s"))
+                cause = f"no answer within {self._timeout:g} s"
+                done.set_exception(self._unavailable(cause, TIMEOUT))
             self._ends.popleft()
 
-    def _unavailable(self, cause: str) -> UnavailableError:
-        return UnavailableError(f"{self.label}: {cause}")
+    def _unavailable(self, cause: str, failure: str = INVALID) -> UnavailableError:
+        return StoreUnavailableError(f"{self.label}: {cause}", failure)
 
     async def scan(self, prefix: bytes) -> AsyncIterator[tuple[bytes, Entry]]:
         """Iterate over entries, in the order of their keys."""

@@ -17,9 +17,11 @@ two is unknown after a timeout.
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from smtpd_filters.errors import UnavailableError
+from smtpd_filters.runtime.counters import COUNTERS, INVALID
 
 from .keys import is_key, shard_of
 from .operations import Join
@@ -40,6 +42,14 @@ W = TypeVar("W")
 MAX_OPERATIONS = 32
 
 
+class StoreUnavailableError(UnavailableError):
+    """A request that failed; `failure` is how it is counted: one of `counters.FAILURES`."""
+
+    def __init__(self, cause: str, failure: str = INVALID) -> None:
+        super().__init__(cause)
+        self.failure = failure
+
+
 class Store:
     """A store, which `Store.setting` opens for a filter."""
 
@@ -48,6 +58,8 @@ class Store:
     #: Whether all shards are in one place, as in a file or on one server.
     one_place: bool = False
     _damage: Damage
+    #: How its requests are counted (`runtime.counters`); "" for not at all.
+    kind = ""
 
     @staticmethod
     def setting() -> StoreSetting:
@@ -88,7 +100,7 @@ class Store:
         ValueError for keys of several shards or too many operations.
         """
         if len(operations) == 1:
-            return (await self._apply(operations))[0]
+            return (await self._counted(operations))[0]
         if not operations or len(operations) > MAX_OPERATIONS:
             raise ValueError(f"{len(operations)} operations: must be 1 to {MAX_OPERATIONS}")
         first = operations[0].key
@@ -96,7 +108,21 @@ class Store:
         same = all(operation.key.startswith(head) for operation in operations)
         if not same and len({shard_of(operation.key) for operation in operations}) != 1:
             raise ValueError("the keys of one request must have the same shard")
-        return tuple(await self._apply(operations))
+        return tuple(await self._counted(operations))
+
+    async def _counted(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
+        """Apply operations, and count the request."""
+        if not self.kind:
+            return await self._apply(operations)
+        counts = COUNTERS.of(self.kind)
+        began = monotonic()
+        try:
+            results = await self._apply(operations)
+        except UnavailableError as error:
+            counts.ended_since(began, getattr(error, "failure", INVALID))
+            raise
+        counts.ended_since(began)
+        return results
 
     async def ask_together(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[Any]:
         """Make several requests at the same time; return the results of each, or its exception.
@@ -107,7 +133,7 @@ class Store:
         if not self.one_place or len(operations) > MAX_OPERATIONS:
             return await gather_results(self, requests)
         try:
-            results = iter(await self._apply(operations))
+            results = iter(await self._counted(operations))
         except UnavailableError as error:
             return [error] * len(requests)
         return [[next(results) for _ in request] for request in requests]

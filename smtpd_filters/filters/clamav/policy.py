@@ -143,7 +143,7 @@ class Clamav(Filter):
 
     #: The addresses of the daemons.
     servers: tuple[Address, ...]
-    _client = StreamSetting(ping=_ping)
+    _client = StreamSetting(ping=_ping, kind="clamd")
     _intake: Intake
     _quarantine: Quarantine | None
     _suspicious: RegexTable

@@ -51,6 +51,7 @@ class PolicyClient(Client):
             connections=connections,
             idle=IDLE,
             note=note,
+            kind="policy",
         )
 
     def _started(self, program: Program) -> Children:

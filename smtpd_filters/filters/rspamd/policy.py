@@ -77,6 +77,7 @@ class _ClientSetting(ServersSetting[Client]):
             deadline=filter_.deadline * filter_.share,
             connections=settings.connections,
             note=filter_.log.event,
+            kind="rspamd",
         )
 
     def probes(self, filter_: Rspamd) -> Iterator[Probe]:

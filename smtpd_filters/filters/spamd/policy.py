@@ -166,7 +166,9 @@ class Spamd(Filter):
 
     #: The addresses of the daemons.
     servers: tuple[Address, ...]
-    _client: Client = StreamSetting(ping=_ping)  # type: ignore[assignment]  # a descriptor
+    _client: Client = StreamSetting(  # type: ignore[assignment]  # a descriptor
+        ping=_ping, kind="spamd"
+    )
     _messages: Intake
     _command: str
 

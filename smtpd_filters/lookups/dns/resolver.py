@@ -29,6 +29,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.cache import Cache, Lifetimes, size_of
 from smtpd_filters.lookups.outcome import INVALID, NODATA, Found, NotFound, Unavailable
 from smtpd_filters.lookups.retry import Failure, Plan, Servers
+from smtpd_filters.runtime.counters import COUNTERS, LOCAL, TIMEOUT
 
 from . import names
 
@@ -113,6 +114,8 @@ class Resolver:
         self._price = transport.SEND
         self._crowded = CROWDED
         self._servers = Servers([endpoint.label for endpoint in self._endpoints])
+        self._counts = COUNTERS.of("dns")
+        COUNTERS.watch("dns", self._servers)
         self._timeout = timeout
         self._deadline = deadline
         self._attempts = attempts
@@ -354,13 +357,13 @@ class Resolver:
             task.exception()
 
     async def _look_up(self, name: str, rdtype: str) -> Outcome[Any]:
-        now = self._clock()
+        began = self._clock()
         plan = Plan(
             self._servers,
-            now,
+            began,
             attempts=self._attempts,
             timeout=self._timeout,
-            deadline=now + self._deadline,
+            deadline=began + self._deadline,
         )
         outcome: Outcome[Any]
         try:
@@ -369,6 +372,10 @@ class Resolver:
         except TimeoutError:
             outcome = Unavailable(plan.cause("deadline passed"))
         now = self._clock()
+        failure = ""
+        if isinstance(outcome, Unavailable):
+            failure = LOCAL if outcome.cause == self._crowded else plan.failure or TIMEOUT
+        self._counts.ended(now - began, failure)
         lifetime = self._lifetimes.of(outcome)
         if lifetime > 0:
             self._cache.put((name, rdtype), outcome, now + lifetime, size_of(outcome))

@@ -26,7 +26,9 @@ class Attempts(Generic[T]):
     `broken` are the exceptions of a broken connection, after which a request may be repeated.
     """
 
-    __slots__ = ("_excluded", "_group", "_passed_over", "_sent_to", "is_trial", "trouble", "until")
+    __slots__ = (
+        "_excluded", "_group", "_passed_over", "_sent_to", "failure", "is_trial", "trouble", "until",
+    )  # fmt: skip
 
     broken: tuple[type[Exception], ...] = (OSError,)
 
@@ -37,6 +39,8 @@ class Attempts(Generic[T]):
         self.trouble = ""
         #: Whether it is sent although no server answers (`Circuit`).
         self.is_trial = False
+        #: How the request is counted if it fails: one of `counters.FAILURES`.
+        self.failure = ""
         #: Servers that are not asked again, with the cause; and servers passed over once.
         self._excluded: dict[int, str] = {}
         self._passed_over: set[int] = set()

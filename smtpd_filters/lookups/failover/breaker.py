@@ -47,10 +47,6 @@ class Breaker(Servers):
             self._back_until[order[0]] = now + SET_BACK
         return order
 
-    def is_open(self, server: int) -> bool:
-        """Return whether the server has failed too often since its last answer."""
-        return self._silences[server] >= SILENCES
-
 
 class Circuit:
     """The circuit of servers that are asked for the same; `label` is for the log.

@@ -29,7 +29,8 @@ from __future__ import annotations
 import time
 
 from smtpd_filters.lookups.outcome import Unavailable
-from smtpd_filters.lookups.retry import Failure, Plan
+from smtpd_filters.lookups.retry import COUNTED, Failure, Plan
+from smtpd_filters.runtime.counters import COUNTERS, LOCAL, PASSED_OVER, TIMEOUT
 
 from .breaker import Breaker, Circuit
 from .failures import CLOSED, Trouble
@@ -37,7 +38,7 @@ from .failures import CLOSED, Trouble
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol, TypeVar
 
     from .attempts import Attempts
@@ -68,7 +69,8 @@ class Group:
 
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
     `clock` is any monotonic clock. `note` logs that no server answers, and that one does again.
-    `pings` says whether the servers can be pinged.
+    `pings` says whether the servers can be pinged. Requests of a `kind` are counted
+    (`runtime.counters`).
     """
 
     def __init__(  # noqa: PLR0913  # one for each limit
@@ -78,6 +80,7 @@ class Group:
         *,
         timeout: float,
         deadline: float,
+        kind: str = "",
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
         pings: bool = False,
@@ -91,6 +94,9 @@ class Group:
         #: The circuit of all servers together.
         self.circuit = Circuit(", ".join(labels), note)
         self._pings = pings
+        self._counts = COUNTERS.of(kind) if kind else None
+        if kind:
+            COUNTERS.watch(kind, self)
         self.timeout = timeout
         self._deadline = deadline
         self._clock = clock
@@ -101,15 +107,26 @@ class Group:
 
         After a reply, `attempts.trouble` is the cause of failure of the servers asked before.
         """
+        began = self._clock()
+        result = await self._run(attempts)
+        if self._counts is not None:
+            failed = isinstance(result, Unavailable)
+            self._counts.ended(self._clock() - began, attempts.failure if failed else "")
+        return result
+
+    async def _run(self, attempts: Attempts[T]) -> T | Unavailable:
         if self._closed:
+            attempts.failure = LOCAL
             return Unavailable(CLOSED)
         circuit, now = self.circuit, self._clock()
         is_trial = attempts.is_trial = circuit.is_open
         if not circuit.admits(now):
+            attempts.failure = PASSED_OVER
             return Unavailable(circuit.cause)
         try:
             if is_trial and self._pings and not await self._is_alive(attempts):
                 circuit.silent("no answer to a ping", self._clock())
+                attempts.failure = TIMEOUT
                 return Unavailable(circuit.cause)
             return await self._ask(attempts, now)
         finally:
@@ -126,6 +143,7 @@ class Group:
             if isinstance(step, Unavailable):
                 if silent:
                     await self._note_silence(attempts, step.cause)
+                attempts.failure = plan.failure or TIMEOUT  # the deadline has passed
                 return step
             result = await attempts.ask(step)
             if not isinstance(result, Trouble):
@@ -134,6 +152,7 @@ class Group:
                 attempts.trouble = plan.cause("")
                 return result
             if result.final:
+                attempts.failure = COUNTED[result.failure]
                 return Unavailable(result.cause)
             plan.failed(result.failure, result.cause, self._clock())
             if result.failure is Failure.BROKEN:
@@ -175,6 +194,11 @@ class Group:
                 await self.shortage.freed()
         except TimeoutError:
             pass
+
+    def circuits(self) -> Iterator[tuple[str, bool]]:
+        """Yield each server's label, and whether it is passed over."""
+        for label, is_open in self._breaker.circuits():
+            yield label, is_open or self._circuit.is_open
 
     def turns(self, server: int) -> asyncio.Semaphore:
         """Return the turns of a server."""

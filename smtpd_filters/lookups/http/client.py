@@ -31,8 +31,9 @@ class Client(Group):
     """A client for the servers at `urls`, which are as for `Endpoint`.
 
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
-    `connections` is how many requests may be pending at one server; further ones wait. `clock` is
-    any monotonic clock. `note` logs that no server answers, and that one does again.
+    `connections` is how many requests may be pending at one server; further ones wait. Requests of
+    a `kind` are counted (`runtime.counters`). `clock` is any monotonic clock. `note` logs that no
+    server answers, and that one does again.
 
     Raises ConfigError for an invalid URL.
     """
@@ -44,6 +45,7 @@ class Client(Group):
         timeout: float,
         deadline: float,
         connections: int = CONNECTIONS,
+        kind: str = "",
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class Client(Group):
             labels,
             timeout=timeout,
             deadline=deadline,
+            kind=kind,
             clock=clock,
             note=note,
             pings=True,

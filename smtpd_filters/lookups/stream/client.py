@@ -57,8 +57,9 @@ class Client(Group):
     `connections` is how many exchanges may be pending at one server; further ones wait. `idle` is
     for how long an unused connection is kept, 0 for not at all. `ping` is an exchange that every
     healthy server completes: if it succeeds after the server broke off twice without a reply, the
-    server rejects this request, and its circuit stays closed. `clock` is any monotonic clock.
-    `note` logs that no server answers, and that one does again.
+    server rejects this request, and its circuit stays closed. Exchanges of a `kind` are counted
+    (`runtime.counters`). `clock` is any monotonic clock. `note` logs that no server answers, and
+    that one does again.
     """
 
     def __init__(  # noqa: PLR0913  # one for each limit
@@ -71,6 +72,7 @@ class Client(Group):
         idle: float = 0.0,
         lifetime: float = LIFETIME,
         ping: Callable[[Connection], Awaitable[Any]] | None = None,
+        kind: str = "",
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
     ) -> None:
@@ -86,6 +88,7 @@ class Client(Group):
             labels,
             timeout=timeout,
             deadline=deadline,
+            kind=kind,
             clock=clock,
             note=note,
             pings=ping is not None,

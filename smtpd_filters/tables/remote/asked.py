@@ -17,13 +17,21 @@ from time import monotonic
 
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.cache import Cache
+from smtpd_filters.runtime.counters import (
+    COUNTERS,
+    INVALID,
+    LOCAL,
+    PASSED_OVER,
+    TIMEOUT,
+    UNREACHABLE,
+)
 from smtpd_filters.tables.source import KEY_MAX
 
 from .backend import AnswerError, BackendError, unexpected
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from .backend import Backend
 
@@ -34,6 +42,8 @@ MEMORY = 8 << 20
 PENDING_MAX = 1000
 FAILURES = 3
 REST = 2.0
+#: How its look-ups are counted (`runtime.counters`).
+KIND = "table"
 # RFC 3463 section 3.5, X.4.3: "Directory server failure".
 STATUS = "4.4.3"
 #: Bytes of an entry of the cache without its texts.
@@ -68,9 +78,14 @@ class Breaker:
         #: The cause of the last failure; "" if the last look-up succeeded.
         self.cause = ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether a source has failed too often since its last answer."""
+        return self._failures >= FAILURES
+
     def admits(self, now: float) -> bool:
         """Return whether to ask; true for one look-up when the rest is over."""
-        if self._failures < FAILURES:
+        if not self.is_open:
             return True
         if now < self._until:
             return False
@@ -117,6 +132,11 @@ class Asked:
         self._down = False
         #: Takes a text for the log.
         self.note: Callable[[str], object] | None = None
+        COUNTERS.watch(KIND, self)
+
+    def circuits(self) -> Iterator[tuple[str, bool]]:
+        """Yield the source's label, and whether look-ups fail at once."""
+        yield self.backend.label, self._breaker.is_open
 
     def cached(self, key: str) -> Answer | None:
         """Return the answer if it is in memory and fresh."""
@@ -154,8 +174,10 @@ class Asked:
         if (task := self._pending.get(key)) is not None:
             return task
         if not self._breaker.admits(self._clock()):
+            COUNTERS.of(KIND).ended(0.0, PASSED_OVER)
             return self._breaker.cause
         if len(self._pending) >= self.max_pending:
+            COUNTERS.of(KIND).ended(0.0, LOCAL)
             return "too many look-ups"
         task = self._pending[key] = asyncio.get_running_loop().create_task(self._ask(key))
         return task
@@ -163,19 +185,28 @@ class Asked:
     async def _ask(self, key: str) -> Answer:
         """Ask the source; never raises, except if it is cancelled."""
         backend = self.backend
+        began = monotonic()
+        failure: str | None = None  # cancelled
         try:
             async with asyncio.timeout(backend.timeout):
                 value = await backend.look_up(key)
+            failure = ""
         except AnswerError as error:
+            failure = INVALID
             self._note_success()
             return Answer(None, cause=str(error))
         except BackendError as error:
+            failure = UNREACHABLE
             return self._note_failure(str(error))
         except TimeoutError:
+            failure = TIMEOUT
             return self._note_failure(f"no answer within {backend.timeout:g} s")
         except Exception as error:  # noqa: BLE001  # of a library
+            failure = INVALID
             return self._note_failure(unexpected(error))
         finally:
+            if failure is not None:
+                COUNTERS.of(KIND).ended_since(began, failure)
             self._pending.pop(key, None)
         self._note_success()
         if backend.version != self._version:
