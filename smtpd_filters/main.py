@@ -53,7 +53,7 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
     if general.supervised:
         from .supervise.short_form import supervise_this
 
-        supervise_this(argv, general.on_error, general.deadline, general)
+        supervise_this(argv, general.on_error, general.deadline, general, cls.name)
     return serve_chain(
         lambda log: make_chain([set_up(make(cls, own), log, general)], log),
         process=general,

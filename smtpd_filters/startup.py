@@ -26,14 +26,16 @@ def started_by_smtpd() -> bool:
     return stat.S_ISSOCK(source.st_mode) and os.path.samestat(source, sink)
 
 
-def python(module: str) -> list[str]:
+def python(module: str, call: str = "main()") -> list[str]:
     """Return the command that runs `main` of a module by this interpreter, with its modules.
+
+    `call` is how it is called.
 
     Nothing in the environment or a user's directory has a say in what runs.
     """
     start = (
         f"import sys; sys.path[:] = {sys.path!r}; sys.pycache_prefix = {sys.pycache_prefix!r}; "
-        f"from {module} import main; sys.exit(main())"
+        f"from {module} import main; sys.exit({call})"
     )
     return [sys.executable, "-IS", "-c", start]
 

@@ -170,7 +170,7 @@ def _supervise(words: Sequence[str], own: Options, places: Sequence[str]) -> Non
     outcomes = {policy.on_error for policy in policies}
     on_error = next((each for each in ("tempfail", "junk") if each in outcomes), "proceed")
     deadline = max((policy.deadline for policy in policies), default=0.0)
-    supervise_this(words, on_error, deadline, file.process(name))
+    supervise_this(words, on_error, deadline, file.process(name), name)
 
 
 def _default_path(places: Sequence[str]) -> str:

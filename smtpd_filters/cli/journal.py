@@ -50,7 +50,7 @@ class Options(Settings):
     free = option(
         SIZE(low=1 << 20),
         default=256 << 20,
-        help="How much space must be free on the file system: nothing is written below that.",
+        help="How much space must be free on the file system: no message is stored below that.",
     )
     addresses = option(
         choice(*MODES),

@@ -18,6 +18,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Decision, Points, Rewrite
 from smtpd_filters.protocol.vis import unvis
 from smtpd_filters.runtime.log import fold_traceback
 
+from . import process_state
 from .wire import PACKED, VERSION, encode, trimmed
 
 TYPE_CHECKING = False
@@ -127,6 +128,11 @@ class Collector:
     def __init__(self, sender: Sender, who: str, log: Log) -> None:
         self.sender = sender
         self._who, self._log = _clip(who, MAX_NAME), log
+        #: Of a story without a verdict nothing is sent: another process tells it.
+        self.sparing = False
+        self._state = process_state.ProcessState(sender, self._who)
+        #: When the state is sent, by the monotonic clock; and the ends that the last one had.
+        self._next_state, self._ends = 0.0, 0
         #: By report: what to call with the session and the report's fields.
         self.watches: dict[str, Callable[[Any, tuple[bytes, ...]], None]] = {
             name: self._guarded(handle)
@@ -348,10 +354,31 @@ class Collector:
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
+    # -- the process -----------------------------------------------------------------------
+
+    def beat(self, sessions: int, ends: int = 0) -> float:
+        """Send the state of the process if it is time; return the seconds until the next time.
+
+        `sessions` are open; `ends` is how often a supervised program has ended, each of which is
+        sent at once.
+        """
+        now = monotonic()
+        if now >= self._next_state or ends != self._ends:
+            self._next_state, self._ends = now + process_state.INTERVAL, ends
+            try:
+                self._state.send(sessions, ends)
+            except BaseException as error:  # noqa: BLE001  # *Never raises*
+                self._note_failure(error)
+        return self._next_state - now
+
     # -- sending -------------------------------------------------------------------------
 
     def _send(self, session: Keeper, story: Story, kind: str) -> None:
         """Send a story, and begin the next one of the session."""
+        if self.sparing and not story.verdicts:
+            story.begin()
+            story.sent = True
+            return
         rows = _packed(story.passed)
         rows += [trimmed(row) for row in story.verdicts]
         id_ = session.id
@@ -390,6 +417,12 @@ class Collector:
     def _failed(self, session: Keeper, error: BaseException) -> None:
         try:
             session.story = None
+        except BaseException:  # noqa: BLE001, S110  # *Never raises*
+            pass
+        self._note_failure(error)
+
+    def _note_failure(self, error: BaseException) -> None:
+        try:
             self._log.limited("journal bug", "journal", "bug", error=fold_traceback(error))
         except BaseException:  # noqa: BLE001, S110  # *Never raises*
             pass

@@ -32,6 +32,7 @@ from .privacy import Privacy
 from .reception import MAX_TEXT
 from .records import Overview, Passing, Ranked, Search, Totals
 from .rollups import BUCKETS, HOUR
+from .states import States, read
 from .stories import OUTCOMES, Story, loaded, story
 
 if TYPE_CHECKING:
@@ -375,6 +376,10 @@ class Journal:
             except OSError:  # purged meanwhile
                 pass
         return found[0][0], found[-1][0], size
+
+    def states(self) -> States | None:
+        """Return what the processes do now, as the journal knows it; None if it wrote nothing."""
+        return read(self.directory)
 
     # -- files -----------------------------------------------------------------------------
 

@@ -47,17 +47,27 @@ Part = dict[str, Any]
 
 
 class InvalidError(ValueError):
-    """A datagram that is not a part of a story."""
+    """A datagram that is neither a part of a story nor the state of a process."""
 
 
 def parse(data: bytes) -> Part:
-    """Parse a datagram. Raises InvalidError."""
+    """Parse a part of a story. Raises InvalidError."""
+    return part_of(decode(data))
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Parse a datagram: a part of a story, or the state of a process. Raises InvalidError."""
     try:
         found = json.loads(data, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise InvalidError("not JSON") from None
     if not isinstance(found, dict) or found.get("v") != VERSION:
         raise InvalidError("another version")
+    return found
+
+
+def part_of(found: dict[str, Any]) -> Part:
+    """Return a part of a story from a datagram's object. Raises InvalidError."""
     session, msgid, kind = found.get("s"), found.get("m", ""), found.get("k")
     if not isinstance(session, str) or not _ID.fullmatch(session):
         raise InvalidError("no session")

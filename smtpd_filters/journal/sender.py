@@ -52,7 +52,7 @@ class Sender:
         """Declare what it needs in a sandbox."""
         needs.to_connect_unix(self.path)
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, *, counted: bool = True) -> bool:
         """Send a datagram, or drop and count it; return whether it was sent.  Never raises."""
         try:
             if self._connected or self._connect():
@@ -61,8 +61,9 @@ class Sender:
             self._failed(error)
         except MemoryError:
             pass
-        self.dropped += 1
-        self.unreported += 1
+        if counted:
+            self.dropped += 1
+            self.unreported += 1
         return False
 
     def _send(self, data: bytes) -> bool:

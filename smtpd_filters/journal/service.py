@@ -30,8 +30,9 @@ from smtpd_filters.errors import ConfigError, os_reason
 from .archive import Archive
 from .day import NewerError
 from .merging import Merger
-from .reception import MAX_DATAGRAM, InvalidError, parse
+from .reception import MAX_DATAGRAM, InvalidError, decode, part_of
 from .sender import MAX_PATH
+from .states import WRITTEN, Collected, remove
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 MODE = 0o620
 #: Datagrams between the two threads, their bytes, and stories of one transaction.
 MAX_QUEUE, MAX_QUEUED, BATCH = 50_000, 64 << 20, 500
-#: Seconds between two transactions, and between two lines about losses.
-INTERVAL, REPORTING = 0.5, 60.0
+#: Seconds between two transactions, between two lines about losses, and between two files of
+#: processes' states.
+INTERVAL, REPORTING, SHOWING = 0.5, 60.0, 5.0
 #: Datagrams read between two looks at the signals.
 READS = 1000
 _BUFFER = 1 << 20
@@ -66,6 +68,8 @@ class Service:
         self._archive, self._path, self._group, self._note = archive, path, group, note
         self._max_queued = max_queued
         self._merger = Merger()
+        self._states = Collected()
+        self._hides = False
         self._queue: deque[bytes] = deque()
         #: Bytes that were put into the queue by one thread, and taken from it by the other.
         self._put = self._taken = 0
@@ -195,13 +199,14 @@ class Service:
             try:
                 self._parse_all()
                 self._write_due(everything=ending)
+                self._write_states()
                 self._report()
             except Exception as error:  # noqa: BLE001  # goes on
                 self._note_bug(error)
             if ending and not self._queue:
                 return
             if not self._queue and not len(self._merger):
-                self._arrived.wait()
+                self._arrived.wait(WRITTEN)
             self._arrived.clear()
             if not self._queue:
                 self._complete.wait(INTERVAL)
@@ -216,7 +221,11 @@ class Service:
             data = queue.popleft()
             self._taken += len(data)
             try:
-                part = parse(data)
+                found = decode(data)
+                if found.get("k") == "state":
+                    self._states.add(found)
+                    continue
+                part = part_of(found)
             except InvalidError:
                 counts["invalid"] += 1
                 continue
@@ -238,6 +247,17 @@ class Service:
             if self._archive.write(batch, now):
                 self.counts["stories"] += len(batch)
         self.counts["unwritten"] = self._archive.unwritten
+
+    def _write_states(self) -> None:
+        """Write the states of the processes for the page, once in a while."""
+        try:
+            self._states.write(self._archive.directory, self.counts, SHOWING)
+        except OSError as error:
+            if not self._hides:
+                self._note(f"the state of processes can't be written: {os_reason(error)}")
+            self._hides = True
+        else:
+            self._hides = False
 
     def _note_bug(self, error: Exception) -> None:
         """Log a failure of our own, and not each one of many."""
@@ -261,6 +281,8 @@ class Service:
     def close(self) -> None:
         """Remove the socket, and release the locks."""
         self._archive.close()
+        if self._lock >= 0:
+            remove(self._archive.directory)
         if self._socket is not None:
             self._socket.close()
             try:

@@ -156,6 +156,8 @@ class _Loop:
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
+        #: The state of the process is sent at times.
+        self.telling = False
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         #: The scheduled turn of messages; only one is scheduled at a time.
@@ -177,6 +179,7 @@ class _Loop:
         loop.add_reader(self.signals.wakeup, self._signalled)
         for refresher in self.service.refreshing:
             loop.call_soon(self._refresh, refresher)
+        self._tell()
         self._turn()
         self._forever(lambda: not self.ending)
         if self.failure is not None:
@@ -209,6 +212,7 @@ class _Loop:
                         self.next_turn.cancel()
                         self.next_turn = None
                     self.pace.renew()
+                    self._tell_again()
                     self._turn()
                 if not going():
                     return
@@ -366,6 +370,19 @@ class _Loop:
                 self.loop.call_later(self.watchdog.tick, self._heartbeat)
         except MemoryError:  # the next coroutine restarts it
             self.beating = False
+
+    def _tell(self) -> None:
+        """Send the process's state to the journal, and again when it is time."""
+        pause = self.engine.beat()
+        self.telling = False
+        if pause is not None and not self.ending:
+            self.loop.call_later(pause, self._tell)
+            self.telling = True
+
+    def _tell_again(self) -> None:
+        """Go on to send the state after a lack of memory has ended that."""
+        if not self.telling:
+            self._tell()
 
     def blocked(self, frame: FrameType | None) -> float:
         """Return for how many seconds the interrupted coroutine or callback has blocked the loop.

@@ -193,6 +193,13 @@ class Engine:
         if self.scarce:
             self._recover()
 
+    def beat(self) -> float | None:
+        """Tell the journal of the process's state if it is time.
+
+        Return the seconds until the next time; None without a journal.
+        """
+        return None if self._journal is None else self._journal.beat(len(self.sessions))
+
     @property
     def working(self) -> bool:
         """Whether `work` has something to do."""

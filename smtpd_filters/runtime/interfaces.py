@@ -39,6 +39,12 @@ if TYPE_CHECKING:
         def mail_from(self, session: Any, argument: bytes) -> None:
             """Handle the sender that a client names, before the policy is asked."""
 
+        def beat(self, sessions: int) -> float:
+            """Send the state of the process, with so many sessions, if it is time.
+
+            Return the seconds until the next time.
+            """
+
     class Policy(Protocol):
         """Makes the decisions.  No method raises; the result of a coroutine is a decision."""
 

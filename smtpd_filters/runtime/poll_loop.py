@@ -100,7 +100,9 @@ class _Loop:
             self._receive()
         busy = self.chores or engine.stalled or (engine.queue and may_work(engine, self.channel))
         self.watchdog.settle()
-        for fd, _ in self.poll.poll(0 if busy else None):
+        beat = engine.beat()
+        limit = None if beat is None else beat * 1000
+        for fd, _ in self.poll.poll(0 if busy else limit):
             if fd == source:
                 if engine.stalled:
                     continue

@@ -12,6 +12,7 @@ Invariants
 from __future__ import annotations
 
 from smtpd_filters.message.spool import Spool
+from smtpd_filters.protocol.data_lines import TOO_LONG
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.versions import OLDEST, cuts_lines, version
 from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 #: Sessions kept. smtpd's own limit is that of its descriptors.
 MAX_SESSIONS = 32768
 
+#: Why a message is refused in the place of the program.
+LOST_MESSAGE, LONG_LINE = "the message was lost with the program", "a line is too long"
 _DATA_LINE = b"data-line"
 _DISCONNECT = b"link-disconnect"
 _RESET = b"tx-reset"
@@ -194,6 +197,13 @@ class Engine:
             if asked or (message is not None and message.ended and message.since < limit):
                 del self.waiting[session]
                 self._unserved(session, "no program is ready")
+
+    def beat(self, ends: int) -> float | None:
+        """Tell the journal of the state if it is time; programs have ended so often.
+
+        Return the seconds until the next time; None without a journal.
+        """
+        return self._observer.beat(len(self.sessions), ends)
 
     def relieve(self) -> None:
         """Release memory: the lines of messages that are kept only to be given again."""
@@ -391,9 +401,7 @@ class Engine:
             self._unexpected("request")
             self._answer(id_, token, PROCEED.wire)
         elif session.refusal and phase is COMMIT:
-            self._answer(id_, token, session.refusal)
-            session.refusal = b""
-            session.judged = False
+            self._refuse(session, token)
         elif link is None and (link := self._bind(session)) is None:
             self._ask_nobody(session, phase, token, row)
         elif phase.wire in link.phases:
@@ -423,6 +431,16 @@ class Engine:
             return
         self.waiting[session] = None
         session.phase, session.token, session.since, session.row = phase, token, self.now, row
+
+    def _refuse(self, session: Session, token: bytes) -> None:
+        """Refuse a message at `commit` in the place of the program."""
+        wire, session.refusal = session.refusal, b""
+        session.judged = False
+        self._answer(session.id, token, wire)
+        why, setting = LOST_MESSAGE, ""
+        if wire == TOO_LONG.wire:
+            why, setting = LONG_LINE, "--long-lines"
+        self._observer.refused(session, COMMIT, wire, why, setting)
 
     def _answer(self, session: bytes, token: bytes, wire: bytes) -> None:
         self.answers.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))

@@ -115,6 +115,8 @@ class Fleet:
         #: Successors that are not all ready yet.
         self.next: list[Worker] = []
         self.reloads = 0
+        #: How often a program has ended, or could not be started, that was to go on.
+        self.ends = 0
 
     # -- the course of time ----------------------------------------------------------------
 
@@ -195,6 +197,7 @@ class Fleet:
         try:
             process = self._spawn()
         except OSError as error:
+            self.ends += 1
             self._log.limited("spawn", NAME, "not started", error=show(error))
             return None
         worker = Worker(process, self._log, now)
@@ -235,6 +238,7 @@ class Fleet:
 
     def _report(self, worker: Worker, now: float) -> None:
         """Answer for a program, and log its end."""
+        self.ends += 1
         loss = self._engine.lost(worker.link, worker.why)
         ran = f"{now - worker.started:.1f}s"
         self._log.event(

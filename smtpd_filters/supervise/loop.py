@@ -142,6 +142,9 @@ class Loop:
             worker.link.open or worker.link.messages or worker.channel.size for worker in workers
         )
         due = self.fleet.next_time(self._now)
+        beat = self.engine.beat(self.fleet.ends)
+        if beat is not None:
+            due = beat if due is None else min(due, beat)
         if busy:
             due = min(TICK, due) if due is not None else TICK
         if due is None:

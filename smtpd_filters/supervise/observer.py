@@ -58,16 +58,28 @@ class Unobserved:
     def answered_for(self, session: Session, phase: Phase, decision: Decision, why: str) -> None:
         """Do nothing."""
 
+    def refused(self, session: Session, phase: Phase, wire: bytes, why: str, setting: str) -> None:
+        """Do nothing."""
+
     def closed(self, session: Session) -> None:
         """Do nothing."""
 
+    def beat(self, _sessions: int, _ends: int) -> float | None:
+        """Return None: nothing is due."""
+        return None
+
 
 class Observer(Unobserved):
-    """Gives the journal what it can know of the program `name`.  No method raises."""
+    """Gives the journal what it can know of the program `name`.  No method raises.
 
-    def __init__(self, journal: Collector, name: str) -> None:
+    The answers of a program with a journal of its own are left to that (`by_itself`).
+    """
+
+    def __init__(self, journal: Collector, name: str, *, by_itself: bool = False) -> None:
         self._journal = journal
         self._name = name
+        self._by_itself = by_itself
+        journal.sparing = by_itself
         self._watched = frozenset(each.encode() for each in journal.watches)
         self._sources: dict[str, _Source] = {}
         #: The reports to register.
@@ -91,6 +103,8 @@ class Observer(Unobserved):
 
     def passed(self, session: Session, phase: Phase, took: float) -> None:
         """Handle an answer that lets a command pass, after so many seconds."""
+        if self._by_itself:
+            return
         source = self._sources.get(phase.name)
         if source is None:
             source = self._sources[phase.name] = _Source(self._name, phase.name)
@@ -98,6 +112,8 @@ class Observer(Unobserved):
 
     def answered(self, session: Session, phase: Phase, wire: bytes, took: float) -> None:
         """Handle another answer, `VERB` or `VERB|PARAMETER`."""
+        if self._by_itself:
+            return
         verb, _, parameter = wire.partition(b"|")
         if verb == b"proceed":
             self.passed(session, phase, took)
@@ -121,9 +137,28 @@ class Observer(Unobserved):
             flags="f",
         )
 
+    def refused(self, session: Session, phase: Phase, wire: bytes, why: str, setting: str) -> None:
+        """Handle the refusal of a message in the place of the program, `VERB|PARAMETER`."""
+        verb, _, reply = wire.decode("utf-8", "backslashreplace").partition("|")
+        failed = "" if setting else "f"
+        self._journal.noted(
+            session,
+            self._name,
+            phase.name,
+            verb,
+            reason=why,
+            reply=reply,
+            setting=setting,
+            flags=failed,
+        )
+
     def closed(self, session: Session) -> None:
         """Handle the end of a session."""
         self._journal.closed(session)
+
+    def beat(self, sessions: int, ends: int) -> float | None:
+        """Send the state of the process if it is time; return the seconds until the next time."""
+        return self._journal.beat(sessions, ends)
 
 
 def _is_plain(row: bytes) -> bool:

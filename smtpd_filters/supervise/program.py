@@ -75,8 +75,8 @@ class Options(Settings):
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the executable filter-supervise."""
+def main(argv: Sequence[str] | None = None, within: str = "") -> int:
+    """Run the executable filter-supervise; `within` the short form, with the filter's name."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         flags, command = split_command(words)
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .process import shell_command
 
             os.execv("/bin/sh", ["sh", "-c", f"exec {shell_command(command)}"])  # noqa: S606  # as smtpd
-        return supervise(command, own, process, prog=PROG)
+        return supervise(command, own, process, prog=PROG, within=within)
     except ConfigError as error:
         die(error, PROG)
 
@@ -114,9 +114,17 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def supervise(
-    command: Sequence[str], own: Options, process: ConversationSettings, *, prog: str
+    command: Sequence[str],
+    own: Options,
+    process: ConversationSettings,
+    *,
+    prog: str,
+    within: str = "",
 ) -> int:
-    """Serve smtpd with the command as its filter; return the exit status."""
+    """Serve smtpd with the command as its filter; return the exit status.
+
+    `within` the short form it is the filter's name, and its journal tells its own answers.
+    """
     try:
         from smtpd_filters.runtime.channel import Ends, exit_now, ignore_hangup
 
@@ -139,8 +147,11 @@ def supervise(
     keep_to_ourselves()
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable
-    name = os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
-    observer = None if process.journal is None else observe(process.journal, name, prog, log)
+    name = within or os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
+    by_itself = bool(within) or any(each.partition("=")[0] == "--journal" for each in command)
+    observer = None
+    if process.journal is not None:
+        observer = observe(process.journal, name, prog, log, by_itself=by_itself)
     engine = Engine(
         log,
         on_error=own.on_error,
@@ -166,7 +177,7 @@ def supervise(
     return 0
 
 
-def observe(path: str, name: str, prog: str, log: Log) -> Observer:
+def observe(path: str, name: str, prog: str, log: Log, *, by_itself: bool) -> Observer:
     """Return what observes the program `name` for the journal. Raises ConfigError."""
     try:
         from smtpd_filters.journal.collector import Collector  # only with a journal
@@ -174,7 +185,7 @@ def observe(path: str, name: str, prog: str, log: Log) -> Observer:
 
         from .observer import Observer
 
-        return Observer(Collector(Sender(path, log), prog, log), name)
+        return Observer(Collector(Sender(path, log), prog, log), name, by_itself=by_itself)
     except (OSError, ImportError) as error:
         raise not_started(error) from None
 

@@ -24,13 +24,13 @@ LEAST = 60.0
 
 
 def supervise_this(
-    words: Sequence[str], on_error: str, deadline: float, process: ProcessSettings
+    words: Sequence[str], on_error: str, deadline: float, process: ProcessSettings, name: str
 ) -> None:
     """Replace this process with a filter-supervise that runs the same command without the flag.
 
-    `words` are the command's flags. The interpreter is started again, so that the supervisor does
-    not keep what the filter has loaded. Return only while `smtpd-filters check` tries the command.
-    Raise ConfigError if it fails.
+    `words` are the command's flags, and `name` is the filter's in the journal. The interpreter is
+    started again, so that the supervisor does not keep what the filter has loaded. Return only
+    while `smtpd-filters check` tries the command. Raise ConfigError if it fails.
     """
     if os.environ.get(CHECKING):
         return
@@ -40,7 +40,9 @@ def supervise_this(
     flags.append(f"--long-lines={process.long_lines}")
     if process.verbose:
         flags.append("--verbose")
-    start = python("smtpd_filters.supervise.program")
+    if process.journal is not None:
+        flags.append(f"--journal={process.journal}")
+    start = python("smtpd_filters.supervise.program", f"main(within={name!r})")
     try:
         os.execv(sys.executable, [*start, *flags, "--", *command])  # noqa: S606  # the same program
     except OSError as error:

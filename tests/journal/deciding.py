@@ -28,13 +28,14 @@ class Sent:
 
     def __init__(self) -> None:
         self.datagrams: list[bytes] = []
-        self.unreported = 0
+        self.dropped = self.unreported = 0
         self.full = False
 
-    def send(self, data: bytes) -> bool:
+    def send(self, data: bytes, *, counted: bool = True) -> bool:
         assert len(data) <= LIMIT
         if self.full:
-            self.unreported += 1
+            self.dropped += counted
+            self.unreported += counted
             return False
         self.datagrams.append(data)
         return True

@@ -177,7 +177,7 @@ def test_a_bug_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
         raise TypeError("a bug")
 
     notes: list[str] = []
-    monkeypatch.setattr(service, "parse", parse)
+    monkeypatch.setattr(service, "part_of", parse)
     made = Service(Kept(), "/none", group=None, note=notes.append)
     made._queue.extend(map(datagram, range(100)))
     made._complete.set()

@@ -31,6 +31,7 @@ from smtpd_filters import (
     option,
     run,
 )
+from smtpd_filters.journal import process_state
 from smtpd_filters.runtime import asyncio_loop, poll_loop
 from smtpd_filters.settings import PATH, table
 from smtpd_filters.tables import StringTable
@@ -389,5 +390,6 @@ if __name__ == "__main__":
     )
     kinds += (EndlessHandler, EndlessClose, EndlessCloseLater, Texts, TextsLater, Exiting)
     kinds += (Alarming, AlarmingLater, Stubborn, StubbornLater, Readable, Numbers, Reusing)
+    process_state.INTERVAL = float(os.environ.get("BEAT", process_state.INTERVAL))
     classes = {each.__name__: each for each in kinds}
     sys.exit(run(classes[sys.argv[1]], argv=sys.argv[2:]))
