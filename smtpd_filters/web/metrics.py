@@ -1,11 +1,14 @@
-"""Metrics for Prometheus, counted from the journal's sums.
+"""Metrics for Prometheus, counted from the journal's sums and from the states of processes.
 
 Invariants
 ----------
-*Monotonic*: counters start at zero with the service and only grow: what a file's sums have gained
-since the last look is added, and a file that is purged takes nothing away.
-*Bounded*: labels are outcomes, phases, verdicts, and names of filters, of which the journal keeps a
-limited number. No address, user or domain is a label: the page answers who.
+*Monotonic*: counters of messages and verdicts start at zero with the page and only grow: what a
+file's sums have gained since the last look is added, and a file that is purged takes nothing away.
+Those of look-ups and processes start at zero with the journal.
+*Bounded*: labels are outcomes, phases, verdicts, kinds and causes, and names of filters, processes
+and the operator's servers, of which the journal keeps a limited number. No address, user or domain
+of mail is a label: the page answers who.
+*Current*: what processes have now is left out once the journal has stopped.
 
 Names and units follow https://prometheus.io/docs/practices/naming/.
 """
@@ -13,7 +16,8 @@ Names and units follow https://prometheus.io/docs/practices/naming/.
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from time import time
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -27,15 +31,19 @@ from prometheus_client.registry import Collector
 
 from smtpd_filters.journal.rollups import BUCKETS
 from smtpd_filters.journal.stories import OUTCOMES
+from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
 from smtpd_filters.settings import package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
 
     from smtpd_filters.journal.query import Journal
     from smtpd_filters.journal.records import Passing, Totals
+    from smtpd_filters.journal.states import States
+
+    L = TypeVar("L", bound=tuple[str, ...])
 
 PREFIX = "smtpd_filters"
 #: Series of verdicts and histograms, at most; further ones are left out, and counted.
@@ -44,6 +52,8 @@ MOST = 2000
 MOST_FILES = 16
 #: The label of what was only logged.
 _DRY, _FAILED = "dry", "failed"
+#: The journal's own losses (`journal.service.Service.counts`).
+LOSSES = ("invalid", "overflow", "unwritten")
 
 
 class _Key(NamedTuple):
@@ -114,6 +124,7 @@ class Metrics(Collector):
         self.counts = Counts()
         self._extent: tuple[str, str, int] | None = None
         self._unread = 0
+        self._states: States | None = None
         self._lock = Lock()
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -136,6 +147,7 @@ class Metrics(Collector):
         self.counts.look(journal.totals())
         self._unread = len(journal.unread)
         self._extent = journal.extent()
+        self._states = journal.states()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return the text in the format that a header field `Accept` asks for, and its type."""
@@ -173,6 +185,66 @@ class Metrics(Collector):
             "Files of the journal that could not be read.",
             value=self._unread,
         )
+        yield from _of_processes(self._states, time())
+
+
+def _of_processes(states: States | None, now: float) -> Iterator[Metric]:
+    """Yield what the journal knows of the processes that send to it."""
+    is_current = states is not None and states.is_current(now)
+    yield GaugeMetricFamily(
+        f"{PREFIX}_journal_up", "1 if the journal runs.", value=1.0 if is_current else 0.0
+    )
+    lookups = states.lookups if states is not None else {}
+    yield _histogram(
+        HistogramMetricFamily(
+            f"{PREFIX}_lookup_duration_seconds",
+            "Time of look-ups, the attempts at several servers included; cached ones don't count.",
+            labels=("kind",),
+        ),
+        LOOKUP_BUCKETS,
+        {(kind,): (each.seconds, each.buckets) for kind, each in lookups.items()},
+    )
+    failed = CounterMetricFamily(
+        f"{PREFIX}_lookup_failures", "Look-ups that failed, by cause.", labels=("kind", "cause")
+    )
+    for kind, each in lookups.items():
+        for cause, n in each.failures.items():
+            failed.add_metric((kind, cause), n)
+    yield failed
+    counted = (
+        (
+            "journal_events_dropped",
+            "Events that a process could not send to the journal.",
+            "dropped",
+        ),
+        ("program_ends", "Ends of supervised programs that were to go on.", "ends"),
+    )
+    for name, text, field in counted:
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=("process",))
+        for process, n in (getattr(states, field) if states is not None else {}).items():
+            family.add_metric((process,), n)
+        yield family
+    lost = CounterMetricFamily(
+        f"{PREFIX}_journal_events_lost", "Events that the journal did not store.", labels=("cause",)
+    )
+    for cause in LOSSES:
+        lost.add_metric((cause,), states.journal.get(cause, 0) if states is not None else 0)
+    yield lost
+    sessions = GaugeMetricFamily(
+        f"{PREFIX}_open_sessions", "Sessions that a process serves now.", labels=("process",)
+    )
+    circuits = GaugeMetricFamily(
+        f"{PREFIX}_server_passed_over",
+        "1 if a process passes over a server, which has failed repeatedly.",
+        labels=("kind", "server"),
+    )
+    if states is not None and is_current:
+        for process, n in states.sessions.items():
+            sessions.add_metric((process,), n)
+        for key, is_open in states.circuits.items():
+            circuits.add_metric(key, float(is_open))
+    yield sessions
+    yield circuits
 
 
 def _verdicts(verdicts: Mapping[_Key, int]) -> CounterMetricFamily:
@@ -192,10 +264,19 @@ def _times(times: Mapping[tuple[str, str], tuple[float, list[int]]]) -> Histogra
         "Time that filters took to decide, look-ups included.",
         labels=("filter", "phase"),
     )
+    return _histogram(family, BUCKETS, times)
+
+
+def _histogram(
+    family: HistogramMetricFamily,
+    limits: Sequence[float],
+    times: Mapping[L, tuple[float, list[int]]],
+) -> HistogramMetricFamily:
+    """Add to a histogram by labels: seconds, and numbers by bucket."""
     for labels, (seconds, buckets) in times.items():
         total = 0
         rows = []
-        for limit, n in zip([*map(str, BUCKETS), "+Inf"], buckets, strict=True):
+        for limit, n in zip([*map(str, limits), "+Inf"], buckets, strict=True):
             total += n
             rows.append((limit, float(total)))
         family.add_metric(labels, rows, seconds)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from smtpd_filters.journal.records import Overview, Ranked
+    from smtpd_filters.journal.states import States
     from smtpd_filters.journal.stories import Story
 
     from .guard import Guard
@@ -166,6 +167,8 @@ class Pages:
             cause=texts.cause,
             visible=texts.visible,
             visible_lines=texts.visible_lines,
+            failures=texts.failures,
+            quantile=texts.quantile,
         )
 
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -231,14 +234,16 @@ class Pages:
         now = self._clock()
         length = SPANS[asked.span][1]
 
-        def read(journal: Journal) -> tuple[Overview, tuple[str, str, int] | None]:
+        def read(
+            journal: Journal,
+        ) -> tuple[Overview, tuple[str, str, int] | None, States | None]:
             extent = journal.extent()
             since = now - length
             if extent is not None and asked.span == "all":
                 since = max(since, _start(extent[0]))
-            return journal.overview(since, now, steps=STEPS), extent
+            return journal.overview(since, now, steps=STEPS), extent, journal.states()
 
-        (found, extent), unread = await self._read(read)
+        (found, extent, states), unread = await self._read(read)
         return self.render(
             request,
             "overview.html",
@@ -248,6 +253,7 @@ class Pages:
             extent=extent,
             unread=unread,
             filters=_filters(found),
+            states=states if states is not None and states.is_current(now) else None,
         )
 
     async def search(self, request: web.Request) -> web.Response:

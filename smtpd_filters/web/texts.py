@@ -14,8 +14,11 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from smtpd_filters.runtime.counters import BUCKETS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from smtpd_filters.journal.states import Times
     from smtpd_filters.journal.stories import Story, Verdict
 
 #: Characters of a text that are shown.
@@ -35,6 +38,14 @@ OUTCOMES = {
 }
 #: The same of a message that is replayed.
 FATES = {**OUTCOMES, "passes": "no longer refused"}
+#: Why look-ups fail (`runtime.counters.FAILURES`), in words.
+_CAUSES = {
+    "timeout": "no answer in time",
+    "unreachable": "no connection",
+    "invalid": "an error or an invalid answer",
+    "passed_over": "server passed over",
+    "local": "too many at a time, or short of resources",
+}
 _VERBS = {
     "proceed": "let it pass",
     "junk": "marked it as junk",
@@ -99,6 +110,18 @@ def size(count: int) -> str:
         if count >= each:
             return f"{count / each:.1f} {unit}"
     return f"{count} bytes"
+
+
+def failures(times: Times) -> str:
+    """Return why look-ups failed, and how many."""
+    found = sorted(times.failures.items(), key=lambda each: -each[1])
+    return ", ".join(f"{_CAUSES[cause]}: {n}" for cause, n in found if n)
+
+
+def quantile(times: Times, part: float) -> str:
+    """Return the time within which a part of the look-ups ended."""
+    found = times.quantile(part)
+    return f"{duration(BUCKETS[-1])} or more" if found is None else f"within {duration(found)}"
 
 
 def verdict(it: Verdict) -> str:

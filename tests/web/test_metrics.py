@@ -2,26 +2,32 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from smtpd_filters.journal.process_state import ProcessState
+from smtpd_filters.journal.query import Journal
 from smtpd_filters.journal.records import Passing, Totals
+from smtpd_filters.journal.states import FILE, Collected
+from smtpd_filters.runtime.counters import TIMEOUT, Counters
 from smtpd_filters.web.guard import Access
 from smtpd_filters.web.metrics import MOST, MOST_FILES, Counts, Metrics
 from smtpd_filters.web.passwords import Passwords
 from tests.data import ROOT
 from tests.journal.made import PASSED, refused, stored
+from tests.journal.test_states import Process, Servers
+from tests.needed import need
 
 from .visitor import Visitor, visit, written
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EXAMPLES = ROOT / "docs" / "examples"
 FAILED = [
@@ -91,6 +97,9 @@ def test_scrapers_at_the_same_time_count_everything_once() -> None:
             return found
 
         def extent(self) -> None:
+            return None
+
+        def states(self) -> None:
             return None
 
     metrics = Metrics()
@@ -181,6 +190,110 @@ def test_no_token_is_no_token(tmp_path: Path) -> None:
             assert "Log in" in (await scraped(visitor, Authorization=wrong))[1]
 
     visit(tmp_path, visiting, Access(passwords=Passwords({})))
+
+
+def collected(directory: Path, name: str = "filter-chain") -> None:
+    """Write the file of a journal to which a process has sent its state."""
+    found = Collected()
+    counters = Counters()
+    servers = Servers("192.0.2.53:53", is_open=True)
+    counters.watch("dns", servers)
+    found.states({})
+    counters.of("dns").ended(0.002)
+    counters.of("dns").ended(12.0, TIMEOUT)
+    process = Process(found, name)
+    process.state = ProcessState(process.sent, name, counters)  # type: ignore[arg-type]
+    process.sent.dropped = 3
+    process.send(5, 2)
+    found.write(str(directory), {"invalid": 4, "received": 9}, 0.0)
+
+
+def test_states_of_processes(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        found = values((await scraped(visitor))[1])
+        assert found["smtpd_filters_journal_up",] == 0
+        collected(tmp_path)
+        _, text = await scraped(visitor)
+        found = values(text)
+        assert found["smtpd_filters_journal_up",] == 1
+        seconds = "smtpd_filters_lookup_duration_seconds"
+        assert found[f"{seconds}_count", "dns"] == 2
+        assert found[f"{seconds}_sum", "dns"] == pytest.approx(12.002)
+        assert found[f"{seconds}_bucket", "dns", "0.0025"] == 1
+        assert found[f"{seconds}_bucket", "dns", "10.0"] == 1
+        failures = "smtpd_filters_lookup_failures_total"
+        assert found[failures, "timeout", "dns"] == 1
+        assert found[failures, "invalid", "dns"] == 0
+        assert found["smtpd_filters_open_sessions", "filter-chain"] == 5
+        assert found["smtpd_filters_program_ends_total", "filter-chain"] == 2
+        assert found["smtpd_filters_journal_events_dropped_total", "filter-chain"] == 3
+        assert found["smtpd_filters_journal_events_lost_total", "invalid"] == 4
+        assert found["smtpd_filters_journal_events_lost_total", "overflow"] == 0
+        assert found["smtpd_filters_server_passed_over", "dns", "192.0.2.53:53"] == 1
+        # The journal has stopped: its counters stay, what was open is unknown.
+        old = json.loads((tmp_path / FILE).read_text("utf-8"))
+        (tmp_path / FILE).write_text(json.dumps(old | {"at": old["at"] - 1000}), "utf-8")
+        found = values((await scraped(visitor))[1])
+        assert found["smtpd_filters_journal_up",] == 0
+        assert found[f"{seconds}_count", "dns"] == 2
+        assert ("smtpd_filters_open_sessions", "filter-chain") not in found
+        assert ("smtpd_filters_server_passed_over", "dns", "192.0.2.53:53") not in found
+
+    visit(tmp_path, visiting)
+
+
+def test_the_overview_shows_this_moment(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        assert "The journal does not run" in (await visitor.get("/")).text
+        collected(tmp_path)
+        text = " ".join((await visitor.get("/")).text.split())
+        assert "The journal does not run" not in text
+        assert "Passed over, since they fail repeatedly: 192.0.2.53:53 (dns)" in text
+        assert "dns26 swithin 30 s1no answer in time: 1" in text
+        assert "filter-chain523" in text
+        collected(tmp_path, "<script>alert(1)</script>")
+        await visitor.get("/")  # nothing active
+
+    visit(tmp_path, visiting)
+
+
+def needs_promtool() -> str:
+    promtool = shutil.which("promtool")
+    need("not installed: promtool, of the package prometheus" if promtool is None else None)
+    assert promtool is not None
+    return promtool
+
+
+def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
+    promtool = needs_promtool()
+    rules = EXAMPLES / "prometheus-rules.yml"
+    tests = Path(__file__).with_name("prometheus-rules.test.yml").read_text("utf-8")
+    given = tmp_path / "test.yml"
+    given.write_text(tests.replace("RULES", str(rules)), "utf-8")
+    ran = subprocess.run((promtool, "test", "rules", given), capture_output=True, check=False)
+    assert ran.returncode == 0, ran
+    alerts = {
+        rule["alert"]
+        for group in yaml.safe_load(rules.read_text("utf-8"))["groups"]
+        for rule in group["rules"]
+    }
+    fired = {
+        each["alertname"]
+        for test in yaml.safe_load(tests)["tests"]
+        for each in test["alert_rule_test"]
+        if each["exp_alerts"]
+    }
+    assert fired == alerts
+
+
+def test_promtool_finds_no_fault_in_the_exposition(tmp_path: Path) -> None:
+    promtool = needs_promtool()
+    collected(tmp_path)
+    metrics = Metrics()
+    text, _ = metrics.scrape(Journal(str(tmp_path)), "")
+    words = (promtool, "check", "metrics")
+    ran = subprocess.run(words, input=text, capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
 
 
 def names(text: str) -> set[str]:
