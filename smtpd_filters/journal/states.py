@@ -312,5 +312,5 @@ def _circuits(found: object) -> dict[tuple[str, str], bool]:
     for each in found:
         if not isinstance(each, list) or len(each) != 3 or each[0] not in KINDS:
             raise InvalidError("invalid server")
-        circuits[each[0], text(each[1])[:MAX_LABEL]] = each[2] == 1
+        circuits[each[0], text(each[1])[-MAX_LABEL:]] = each[2] == 1
     return circuits

@@ -39,7 +39,7 @@ FAILURES = TIMEOUT, UNREACHABLE, INVALID, PASSED_OVER, LOCAL = (
 )  # fmt: skip
 #: The kinds of look-ups.
 KINDS = ("clamd", "dns", "policy", "redis", "rspamd", "spamd", "sqlite", "table")
-#: Servers whose circuits are shown, and characters of their labels.
+#: Servers whose circuits are shown, and characters of their labels, the last ones.
 MAX_SERVERS, MAX_LABEL = 16, 80
 
 
@@ -93,7 +93,7 @@ class Counters:
         for kind, watched in self._watched:
             circuits = watched()
             for label, is_open in () if circuits is None else circuits.circuits():
-                key = kind, label[:MAX_LABEL]
+                key = kind, label[-MAX_LABEL:]
                 if key in found or len(found) < MAX_SERVERS:
                     found[key] = found.get(key, False) or is_open
         return [(kind, label, is_open) for (kind, label), is_open in found.items()]
