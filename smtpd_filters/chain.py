@@ -495,9 +495,13 @@ class Chain:
                 self.log.event("smtpd-filters", "close", error=fold_traceback(error))
 
     def probes(self) -> Iterator[Probe]:
-        """Yield the probes of the services that the filters depend on."""
+        """Yield the probes of the services that the filters depend on, and of the journal."""
         for filter_ in self.filters:
             yield from filter_.all_probes()
+        if self.journal is not None:
+            from .journal.sender import probe_of  # loaded by now
+
+            yield probe_of(self.journal.sender.path)
 
     def declare(self, needs: Needs) -> None:
         """Declare what the filters need after the start, and the files of large messages."""

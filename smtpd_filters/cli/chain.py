@@ -37,7 +37,7 @@ from .chain_file import ChainFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from smtpd_filters.chain import Chain
     from smtpd_filters.filter import Filter
@@ -216,8 +216,9 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
     faults = 0
     checked: list[str] = []
     ready: dict[str, Ready | None] = {}
+    journals: set[str] = set()
     try:
-        for fault in _faults(own, places, checked, ready):
+        for fault in _faults(own, places, checked, ready, journals):
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
@@ -230,29 +231,36 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
         text = f"configuration OK: {' '.join(checked)}, as {user_name()}"
         sys.stderr.write(f"{printable(text)}\n")
         if own.online:
-            _ask_services([each[0] for each in ready.values() if each is not None])
+            _ask_services([each[0] for each in ready.values() if each is not None], journals)
     return FAULTY if faults else FINE
 
 
-def _ask_services(filters: Sequence[Filter]) -> None:
-    """Have filters ask their services, and write the answers."""
+def _ask_services(filters: Sequence[Filter], journals: Collection[str]) -> None:
+    """Have filters ask their services, try the sockets of journals, and write the answers."""
     import asyncio
 
+    from smtpd_filters.journal.sender import probe_of
     from smtpd_filters.runtime.probes import ask
 
     async def write() -> None:
-        for answer in await ask(probe for each in filters for probe in each.all_probes()):
+        probes = [probe for each in filters for probe in each.all_probes()]
+        for answer in await ask([*probes, *map(probe_of, sorted(journals))]):
             sys.stderr.write(f"{answer.line()}\n")
 
     asyncio.run(write())
 
 
 def _faults(
-    own: Options, places: Sequence[str], checked: list[str], ready: dict[str, Ready | None]
+    own: Options,
+    places: Sequence[str],
+    checked: list[str],
+    ready: dict[str, Ready | None],
+    journals: set[str],
 ) -> Iterator[ConfigError]:
     """Yield every error.
 
-    Add the path and the names of the filters to `checked`, and the filters to `ready`.
+    Add the path and the names of the filters to `checked`, the filters to `ready`, and the sockets
+    of journals to `journals`.
     """
     try:
         file = ChainFile.read(own.config or _default_path(places))
@@ -266,10 +274,12 @@ def _faults(
             yield from _try(file, name, "", ready, declared)
     for chain in chains:
         try:
-            names = file.process(chain).filters
+            process = file.process(chain)
+            names = process.filters
         except ConfigError as error:
             yield from (error, *error.others)
             continue
+        journals |= {process.journal} if process.journal else set()
         for name in names:
             yield from _try(file, name, chain, ready, declared)
         of = [each for name in names if (each := ready[name]) is not None]

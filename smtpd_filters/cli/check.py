@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
@@ -24,7 +25,13 @@ from .check_report import JsonReport, TextReport
 from .starter import Conditions, try_program
 from .verb import Verb
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
 FINE, FAULTY = 0, 1
+#: Filters that are tried at a time, with their services.
+AT_ONCE = 32
 #: The default paths of smtpd.conf: on OpenBSD, FreeBSD, Debian, elsewhere.
 PLACES = (
     "/etc/mail/smtpd.conf",
@@ -72,7 +79,8 @@ class Options(Settings):
         default=False,
         help="Have each filter of this package ask the services that its settings name, as smtpd's "
         "user and in its sandbox: name servers, the test entries of DNS lists, stores, daemons. "
-        "The report says how long each took. It takes at most 10 s more for each filter.",
+        "The journal's socket is tried as well. The report says how long each took. All filters "
+        "are asked side by side, which takes at most 10 s more.",
     )
     json = option(SWITCH, default=False, help="Write the report as JSON.")
 
@@ -100,12 +108,16 @@ def run(
         config, chains = _first(places), _first(chain_places)
         if config is None and chains is None:
             raise ConfigError(f"no such file: {', '.join(places)}; name one with --config")
-    check = _Check(options, conditions)
-    statuses = []
-    if config is not None:
-        statuses.append(check.configuration(config))
-    if chains is not None:
-        statuses.append(check.chain_file(chains))
+    # Services may be silent until their time limit: all filters are asked side by side.
+    with ThreadPoolExecutor(AT_ONCE if options.online else 1) as pool:
+        check = _Check(options, conditions, pool)
+        begun = pool.submit(check.try_chain_file, chains) if chains and options.online else None
+        statuses = []
+        if config is not None:
+            statuses.append(check.configuration(config))
+        if chains is not None:
+            done = check.try_chain_file(chains) if begun is None else begun.result()
+            statuses.append(check.chain_file(chains, done))
     status = max(statuses)
     check.report.close(status)
     return status
@@ -139,7 +151,8 @@ def _macros(given: tuple[str, ...]) -> dict[str, str]:
 class _Check:
     """The checks of one run, and their report."""
 
-    def __init__(self, options: Options, conditions: Conditions) -> None:
+    def __init__(self, options: Options, conditions: Conditions, pool: Executor) -> None:
+        self._pool = pool
         self.report = JsonReport() if options.json else TextReport()
         self._options = options
         self._conditions = conditions
@@ -152,9 +165,12 @@ class _Check:
             report.problem(problem)
         wrong = len(read.errors)
         phases: dict[tuple[str, str], frozenset[str]] = {}
-        for program in read.programs:
+        results = self._pool.map(
+            lambda program: try_program(program, options.user, self._conditions), read.programs
+        )
+        report.flush()
+        for program, result in zip(read.programs, results, strict=True):
             report.flush()
-            result = try_program(program, options.user, self._conditions)
             wrong += bool(result.error) + sum(bool(each.fault) for each in result.services)
             phases[program.statement, program.name] = result.phases
             report.program(program, result)
@@ -171,9 +187,12 @@ class _Check:
         report.summary(path, len(read.programs), wrong)
         return FAULTY if wrong else FINE
 
-    def chain_file(self, path: str) -> int:
-        """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user."""
-        options, report = self._options, self.report
+    def try_chain_file(self, path: str) -> subprocess.CompletedProcess[str] | None:
+        """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user.
+
+        Return how it ended; None if it did not in time.
+        """
+        options = self._options
         words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # not resolved
         words += [f"--chain={options.chain}"] if options.chain else []
         words += [f"--user={options.user}"] if options.user else []
@@ -182,9 +201,8 @@ class _Check:
         modules = f"import sys; sys.path = {sys.path!r}"
         program = f"{modules}; from {chain.__name__} import main; sys.exit(main())"
         command = [sys.executable, "-I", "-c", program]
-        report.flush()
         try:
-            done = subprocess.run(  # noqa: S603  # our own program
+            return subprocess.run(  # noqa: S603  # our own program
                 [*command, "--check", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -195,7 +213,13 @@ class _Check:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            report.chains([f"{path}: not checked within {options.timeout:g} s"], fine=False)
+            return None
+
+    def chain_file(self, path: str, done: subprocess.CompletedProcess[str] | None) -> int:
+        """Report how the check of a chain file ended; return the exit status."""
+        report = self.report
+        if done is None:
+            report.chains([f"{path}: not checked within {self._options.timeout:g} s"], fine=False)
             return FAULTY
         answers = [(line, Answer.parse(line)) for line in done.stderr.splitlines()]
         lines = [line.removeprefix(f"{chain.PROG}: ") for line, answer in answers if answer is None]

@@ -5,15 +5,17 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+from contextlib import closing
 from time import monotonic
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_filters.runtime.log import Log
+    from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
 
 #: Seconds between two attempts to connect.
@@ -21,6 +23,29 @@ PAUSE = 1.0
 #: Bytes of a unix socket's path, without the final zero: 104 on BSD, 108 on Linux.
 MAX_PATH = 103
 _GONE = {errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ, errno.EPIPE, errno.ECONNRESET}
+
+
+def fault(path: str) -> str:
+    """Return why a process can't send to the journal with this socket, or ""."""
+    with closing(_socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)) as tried:
+        try:
+            tried.connect(path)
+        except OSError as error:
+            text = os_reason(error)
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                text += "; does smtpd-filters journal run?"
+            return text
+    return ""
+
+
+def probe_of(path: str) -> Probe:
+    """Return a probe of a journal's socket, which sends nothing."""
+    from smtpd_filters.runtime.probes import Probe
+
+    async def ask() -> str:
+        return fault(path)
+
+    return Probe(f"journal {path}", ask)
 
 
 class Sender:

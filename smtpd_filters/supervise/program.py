@@ -11,6 +11,7 @@ from smtpd_filters.settings import (
     CHECKING,
     INTEGER,
     MAX_DEADLINE,
+    ONLINE,
     SECONDS,
     SIZE,
     ConversationSettings,
@@ -88,10 +89,24 @@ def main(argv: Sequence[str] | None = None, within: str = "") -> int:
         if os.environ.get(CHECKING):
             from .process import shell_command
 
+            if os.environ[CHECKING] == ONLINE and process.journal is not None:
+                _try_journal(process.journal)
             os.execv("/bin/sh", ["sh", "-c", f"exec {shell_command(command)}"])  # noqa: S606  # as smtpd
         return supervise(command, own, process, prog=PROG, within=within)
     except ConfigError as error:
         die(error, PROG)
+
+
+def _try_journal(path: str) -> None:
+    """Write whether the journal's socket can be used, for `smtpd-filters check --online`."""
+    from asyncio import run
+
+    from smtpd_filters.journal.sender import probe_of
+    from smtpd_filters.runtime.probes import ask
+
+    for answer in run(ask([probe_of(path)])):
+        sys.stderr.write(f"{answer.line()}\n")
+    sys.stderr.flush()
 
 
 def split_command(words: list[str]) -> tuple[list[str], list[str]]:

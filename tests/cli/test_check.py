@@ -4,7 +4,9 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
@@ -33,6 +35,8 @@ AS_ME = ("--user", ME) if ROOT else ()
 # Every filter is started.
 pytestmark = pytest.mark.processes
 needs_root = pytest.mark.skipif(not ROOT, reason="needs root")
+#: Seconds that a test waits for anything.
+PATIENCE = 60.0
 DYNDNS = "from smtpd_filters.filters.dyndns import main\nraise SystemExit(main())\n"
 
 
@@ -361,6 +365,63 @@ def test_rspamd_is_pinged(
         text = used(f'filter f proc-exec "{path} -url {stub.url}"')
         status, lines = checked(text, "--online")
         assert (status, answers(lines)) == (0, [f'1: filter "f": Rspamd {stub.url}: ok, T ms'])
+
+
+def test_hung_services_are_waited_for_side_by_side(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    """Each filter's name server waits until those of the others have been asked."""
+    count = 4
+    path = program(DYNDNS.replace("dyndns", "fcrdns"))
+    everyone = threading.Barrier(count + 1)
+
+    def answer(server: socket.socket) -> None:
+        query, client = server.recvfrom(4096)
+        everyone.wait(PATIENCE)
+        server.sendto(query[:2] + b"\x81\x83" + query[4:12] + query[12:], client)
+
+    servers = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
+    threads = []
+    lines = ""
+    for number, server in enumerate(servers):
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(PATIENCE)
+        threads.append(threading.Thread(target=answer, args=(server,)))
+        threads[-1].start()
+        where = f"127.0.0.1:{server.getsockname()[1]}"
+        lines += f'filter f{number} proc-exec "{path} --verify --nameserver {where}"\n'
+    names = ", ".join(f"f{number}" for number in range(count))
+    lines += f"filter all chain {{ {names} }}\nlisten on lo filter all\n"
+    together = threading.Thread(target=everyone.wait, args=(PATIENCE,))
+    together.start()
+    status, report = checked(lines, "--online")
+    for each in (*threads, together):
+        each.join()
+    for server in servers:
+        server.close()
+    assert not everyone.broken
+    assert len([line for line in report if "name server 127.0.0.1" in line]) == count, report
+    assert status in {0, 1}
+
+
+def test_the_journals_socket_is_tried(
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "socket"
+    text = used(f'filter f proc-exec "{program(DYNDNS)} --journal {path}"')
+    status, lines = checked(text, "--online")
+    assert status == 1
+    where = f'1: filter "f": journal {path}: '
+    reason = "No such file or directory; does smtpd-filters journal run?"
+    assert answers(lines) == [f"{where}{reason} (T ms)"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
+        journal.bind(str(path))
+        path.chmod(0o666)
+        assert answers(checked(text, "--online")[1]) == [f"{where}ok, T ms"]
+    _, lines = checked(text, "--online")
+    assert answers(lines) == [f"{where}Connection refused; does smtpd-filters journal run? (T ms)"]
 
 
 def test_a_report_in_json(program: Callable[..., str], tmp_path: Path, capsys: Capture) -> None:

@@ -5,6 +5,7 @@ Importing this module imports asyncio.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.programs.children import Children
@@ -25,6 +26,25 @@ if TYPE_CHECKING:
 
 #: Seconds for which an unused connection is kept: Postfix's smtpd_policy_service_max_idle.
 IDLE = 300.0
+
+
+async def exchange(request: bytes, connection: Connection) -> str:
+    """Send a request; return the action in the reply. Raises BadReplyError and LostError."""
+    parser = ReplyParser()
+    if connection.unread:
+        raise BadReplyError("a reply before the request")
+    await connection.write(request)
+    action = None
+    while action is None:
+        data = await connection.read()
+        if not data:
+            raise LostError
+        try:
+            action = parser.feed(data)
+        except ReplyError as error:
+            raise BadReplyError(str(error)) from None
+    connection.keep()
+    return action
 
 
 class PolicyClient(Client):
@@ -61,25 +81,7 @@ class PolicyClient(Client):
 
     async def ask_policy(self, request: bytes) -> str | Unavailable:
         """Return the action in the reply to a request, or Unavailable."""
-
-        async def exchange(connection: Connection) -> str:
-            parser = ReplyParser()
-            if connection.unread:
-                raise BadReplyError("a reply before the request")
-            await connection.write(request)
-            action = None
-            while action is None:
-                data = await connection.read()
-                if not data:
-                    raise LostError
-                try:
-                    action = parser.feed(data)
-                except ReplyError as error:
-                    raise BadReplyError(str(error)) from None
-            connection.keep()
-            return action
-
-        return await self.ask(exchange)
+        return await self.ask(partial(exchange, request))
 
     async def aclose(self) -> None:
         """Close the connections, and end the programs."""

@@ -38,6 +38,17 @@ MAX_VALUE = 4096
 UNKNOWN = "unknown"
 #: The client on smtpd's own socket: postgrey exits on an empty address.
 SOCKET = {"client_address": "127.0.0.1", "client_name": "localhost"}
+#: A request by which a server shows that it works. No address is greylisted, counted or looked up:
+#: the client is this machine, and it has only connected.
+PROBE = {
+    "request": "smtpd_access_policy",
+    "protocol_state": "CONNECT",
+    "protocol_name": "ESMTP",
+    "reverse_client_name": SOCKET["client_name"],
+    "instance": "smtpd-filters-check",
+    "size": "0",
+    **SOCKET,
+}
 #: Digits of a size: those of 2**63, RFC 1870 section 4 allows 20.
 _MAX_DIGITS = 19
 

@@ -6,6 +6,7 @@ import shlex
 from functools import partial
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.stream import Address
 from smtpd_filters.scanning.servers import ServersSetting
 from smtpd_filters.settings import Kind
@@ -94,16 +95,20 @@ class _Server(Kind["Server"]):
 SERVER = _Server()
 
 
-async def _reach(server: Place) -> str:
-    """Connect to a server; return why that fails, or ""."""
-    from smtpd_filters.lookups.stream.connection import UnconnectedError
+async def _ask(server: Place, context: str, seconds: float) -> str:
+    """Ask a server about a connection from this machine; return why that fails, or ""."""
+    from smtpd_filters.lookups.stream.client import Client
 
+    from . import request
+    from .client import exchange
+
+    values = request.PROBE | {"policy_context": context}
+    client = Client((server,), timeout=seconds, deadline=seconds)
     try:
-        connection = await server.connect()
-    except UnconnectedError as error:
-        return str(error)
-    connection.abort()
-    return ""
+        result = await client.ask(partial(exchange, request.build(values)))
+    finally:
+        await client.aclose()
+    return result.cause if isinstance(result, Unavailable) else ""
 
 
 if TYPE_CHECKING:
@@ -132,8 +137,10 @@ class ClientSetting(_Base):
             raise ConfigError(f"--server: {error}") from None
 
     def probes(self, filter_: Policy) -> Iterator[Probe]:
-        """Yield a probe of each server: a connection, since a request may have an effect."""
+        """Yield a probe of each server: a request that it has no reason to remember."""
         from smtpd_filters.runtime.probes import Probe
 
+        settings = filter_.settings
         for server in filter_._client.servers:  # noqa: SLF001  # one package
-            yield Probe(f"policy server {server.label}", partial(_reach, server))
+            ask = partial(_ask, server, settings.context, settings.timeout)
+            yield Probe(f"policy server {server.label}", ask)

@@ -354,11 +354,16 @@ def test_a_port_alone_is_one_of_this_machine(server: Scripted) -> None:
 
 
 @pytest.mark.processes
-def test_each_server_is_reached_by_check_online(server: Scripted) -> None:
-    names = (server.name, "/nonexistent", "exec:/bin/cat")
+def test_each_server_is_asked_by_check_online(
+    server: Scripted, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    mute = Scripted(tmp_path / "mute", script=lambda _: b"")
+    request.addfinalizer(mute.stop)
+    names = (server.name, "/nonexistent", "exec:/bin/cat", mute.name)
 
     async def run() -> list[Answer]:
-        filter_ = Policy(Policy.Options(server=tuple(map(SERVER.parse, names))))
+        servers = tuple(map(SERVER.parse, names))
+        filter_ = Policy(Policy.Options(server=servers, context="x", timeout=0.3))
         try:
             return await ask(Policy._client.probes(filter_))
         finally:
@@ -366,7 +371,10 @@ def test_each_server_is_reached_by_check_online(server: Scripted) -> None:
 
     assert [(each.subject, each.fault) for each in asyncio.run(run())] == [
         (f"policy server {server.name}", ""),
-        ("policy server /nonexistent", "[Errno 2] No such file or directory"),
-        ("policy server /bin/cat", ""),
+        ("policy server /nonexistent", "/nonexistent no such file or directory"),
+        ("policy server /bin/cat", "/bin/cat not an action: 'request=smtpd_access_policy'"),
+        (f"policy server {mute.name}", f"{mute.name} timeout"),
     ]
-    assert not server.seen
+    [asked] = server.seen
+    assert (asked["protocol_state"], asked["client_address"]) == ("CONNECT", "127.0.0.1")
+    assert (asked["sender"], asked["recipient"], asked["policy_context"]) == ("", "", "x")
