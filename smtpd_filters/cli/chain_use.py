@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from typing import TypeGuard
 
 BUILT_IN = "smtpd_filters.filters"
+#: Bytes of a file.
+LARGEST = 4 << 20
 
 
 def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
@@ -130,13 +132,16 @@ def read_safely(path: str) -> bytes:
         try:
             _check_permissions(path, descriptor)
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return file.read()
+                data = file.read(LARGEST + 1)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise ConfigError(f"{path}: {os_reason(error)}") from None
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"{printable(path)}: {error}") from None
+    if len(data) > LARGEST:
+        raise ConfigError(f"{path}: larger than {LARGEST >> 20} MiB")
+    return data
 
 
 def _check_permissions(path: str, descriptor: int) -> None:

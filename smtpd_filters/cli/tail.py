@@ -50,8 +50,10 @@ def run(options: Options, _rest: list[str]) -> int:
 
 
 def _tail(journal: Journal, options: Options) -> int:
-    newest = journal.after("")
-    last = newest[-1].id if newest else ""
+    marks = journal.marks()
+    if options.follow and not any(mark.last for mark in marks.values()):
+        sys.stderr.write("smtpd-filters tail: the journal has no message yet; waiting for one\n")
+        sys.stderr.flush()
     if options.number:
         wanted = Search(
             outcomes=frozenset(options.outcome),
@@ -63,12 +65,7 @@ def _tail(journal: Journal, options: Options) -> int:
     while options.follow:
         sys.stdout.flush()
         sleep(INTERVAL)
-        new = journal.after(last, READ)
-        if not last:  # the first ones of all
-            new = journal.search(Search(limit=READ))[::-1]
-        if new:
-            last = new[-1].id
-            _show(_chosen(new, options), options)
+        _show(_chosen(journal.new(marks, READ), options), options)
     return 0
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from pathlib import Path
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings.files import read_file
 
 _LINUX = sys.platform.startswith("linux")
 #: The directory of its files. Not that of the filters' stores, which belongs to smtpd's user.
@@ -17,10 +17,5 @@ KEY = "key"
 
 def read_key(directory: str) -> bytes:
     """Return the key of hashed addresses, b"" if there is none. Raises ConfigError."""
-    path = Path(directory, KEY)
-    try:
-        return path.read_bytes().strip()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
+    path = os.path.join(directory, KEY)  # noqa: PTH118  # paths as text
+    return read_file(path).strip() if os.path.lexists(path) else b""

@@ -21,8 +21,8 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from time import monotonic, time_ns
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import day as schema
 from .archive import files, quoted
@@ -44,6 +44,8 @@ MAX_SCANNED = 200_000
 MAX_WORDS = 500
 #: Words of each day that are ranked.
 MAX_RANKED = 200
+#: Nanoseconds since its last change after which another one changes the time of a file for sure.
+STILL = 2_000_000_000
 _HEX = re.compile(r"[0-9a-fA-F]{8,16}")
 #: A whole address of a mailbox or a client: not looked for as a part of a longer one.
 _WHOLE = re.compile(
@@ -57,6 +59,34 @@ RANKED = {"senders": schema.SENDER, "clients": schema.OF_CLIENT, "users": schema
 
 class TooSlowError(Exception):
     """A query took longer than its deadline."""
+
+
+class Mark(NamedTuple):
+    """How far a file has been read."""
+
+    inode: int
+    #: Times and sizes of the file and its log before it was read; () if they are too recent to
+    #: tell whether it has changed since.
+    stamp: tuple[int, ...]
+    #: The id of the last story that was read.
+    last: int = 0
+
+    @classmethod
+    def of(cls, path: str) -> Mark | None:
+        """Return a mark before the first story of a file; None if it was deleted."""
+        try:
+            found = [os.stat(path)]  # noqa: PTH116  # paths as text
+        except OSError:
+            return None
+        try:
+            found.append(os.stat(f"{path}-wal"))  # noqa: PTH116
+        except OSError:
+            pass  # it is not written to
+        recent = time_ns() - STILL
+        if any(each.st_mtime_ns > recent for each in found):
+            return cls(found[0].st_ino, ())
+        stamp = tuple(n for each in found for n in (each.st_mtime_ns, each.st_size))
+        return cls(found[0].st_ino, stamp)
 
 
 class Journal:
@@ -229,31 +259,52 @@ class Journal:
         """Return the stories of one of smtpd's sessions, oldest first."""
         return self.search(Search(text=session, limit=1000))[::-1]
 
-    def after(self, last: str, limit: int = 100) -> list[Story]:
-        """Return the stories after the one with this id, oldest first; for a live view.
-
-        With "" it returns the newest one only.
-        """
-        match = _STORY_ID.fullmatch(last)
-        if match is None:
-            return self.search(Search(limit=1))
+    def marks(self) -> dict[str, Mark]:
+        """Return marks behind the newest stories, for `new`. Raises OSError."""
         self._begin()
-        place = match[1], int(match[2] or 0)
-        found: list[Story] = []
-        for name, part, path in self._files(0.0, 1e12, newest_first=False):
-            if (name, part) < place:
+        marks: dict[str, Mark] = {}
+        for _, _, path in self._files(0.0, 1e12, newest_first=False):
+            mark = Mark.of(path)
+            if mark is None:
                 continue
+            # Of one that can't be read nothing is new until another one replaces it.
+            marks[path] = mark._replace(last=1 << 62)
             with self._reading(path) as connection:
                 if connection is not None:
-                    beyond = int(match[3]) if (name, part) == place else 0
-                    rows = connection.execute(
-                        "SELECT id, data FROM story WHERE id > ? ORDER BY id LIMIT ?",
-                        (beyond, limit - len(found)),
-                    )
-                    prefix = _stem(path)
-                    found += [story(f"{prefix}-{id_}", loaded(data)) for id_, data in rows]
-            if len(found) >= limit:
+                    [(last,)] = connection.execute("SELECT max(id) FROM story")
+                    marks[path] = mark._replace(last=last or 0)
+        return marks
+
+    def new(self, marks: dict[str, Mark], limit: int = 100) -> list[Story]:
+        """Return the stories behind the marks, oldest first in each file, and move the marks.
+
+        A file may be older than another that has marks: the clock can be set back. Raises OSError.
+        """
+        self._begin()
+        found: list[Story] = []
+        files_now = self._files(0.0, 1e12, newest_first=False)
+        for gone in marks.keys() - {path for _, _, path in files_now}:
+            del marks[gone]
+        for _, _, path in files_now:
+            mark, before = Mark.of(path), marks.get(path)
+            if mark is None or (before is not None and before.stamp == mark.stamp != ()):
+                continue
+            last = before.last if before is not None and before.inode == mark.inode else 0
+            room = limit - len(found)
+            if room <= 0:
                 break
+            with self._reading(path) as connection:
+                if connection is None:
+                    continue
+                rows = connection.execute(
+                    "SELECT id, data FROM story WHERE id > ? ORDER BY id LIMIT ?", (last, room)
+                ).fetchall()
+                prefix = _stem(path)
+                found += [story(f"{prefix}-{id_}", loaded(data)) for id_, data in rows]
+                last = rows[-1][0] if rows else last
+                # There may be more of them.
+                stamp = mark.stamp if len(rows) < room else ()
+                marks[path] = mark._replace(last=last, stamp=stamp)
         return found
 
     # -- sums ------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError
+
+from .files import read_file
 
 
 def read_secret(path: str | None, flag: str) -> str:
@@ -14,11 +16,12 @@ def read_secret(path: str | None, flag: str) -> str:
     if path is None:
         return ""
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123  # start-up time
-            secret = file.readline().rstrip("\r\n")
-    except (OSError, UnicodeError) as error:
-        reason = os_reason(error) if isinstance(error, OSError) else "not UTF-8"
-        raise ConfigError(f"{flag}: {path}: {reason}") from None
+        text = read_file(path).decode()
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None
+    except UnicodeError:
+        raise ConfigError(f"{flag}: {path}: not UTF-8") from None
+    secret = text.partition("\n")[0].rstrip("\r")
     if not secret.isprintable() or not secret:
         raise ConfigError(f"{flag}: {path}: no password in the first line")
     return secret

@@ -8,6 +8,7 @@ from time import monotonic
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
+from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.secrets import read_secret
 
 from .address import Address, parse
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: The folder of the packages for files of filters, writable to smtpd's unprivileged user.
 STATE = "/var/lib/smtpd-filters" if sys.platform.startswith("linux") else "/var/db/smtpd-filters"
+#: Bytes of a file of certificates: Mozilla's have 0.2 MiB.
+MAX_CERTIFICATES = 4 << 20
 #: A key that no filter writes.
 _PROBED = join("probe", b"probe")
 #: The first part of all keys on a server.
@@ -191,6 +194,11 @@ def open_store(
 
     if not address.tls and values["store_ca_file"] is not None:
         raise ConfigError(f"--store-ca-file requires a {flag} with TLS, such as rediss://HOST")
+    if values["store_ca_file"] is not None:
+        try:
+            read_file(values["store_ca_file"], MAX_CERTIFICATES)
+        except ConfigError as error:
+            raise ConfigError(f"--store-ca-file: {error}") from None
     return RedisStore(
         address,
         timeout=timeout,

@@ -32,16 +32,21 @@ HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
 
 
 class Live:
-    """The feed; `after` returns the stories after an id, `show` the HTML of one."""
+    """The feed; after `begin`, `new` returns the stories since its last call.
+
+    `show` returns the HTML of one.
+    """
 
     def __init__(
-        self, after: Callable[[str], Awaitable[list[Story]]], show: Callable[[Story], str]
+        self,
+        begin: Callable[[], Awaitable[None]],
+        new: Callable[[], Awaitable[list[Story]]],
+        show: Callable[[Story], str],
     ) -> None:
-        self._after = after
+        self._begin, self._new = begin, new
         self._show = show
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
         self._open = 0
-        self._last = ""
         self._task: asyncio.Task[None] | None = None
 
     async def events(
@@ -56,8 +61,7 @@ class Live:
         self._open += 1
         try:
             if self._task is None:
-                newest = await self._after("")
-                self._last = newest[-1].id if newest else ""
+                await self._begin()
             response = web.StreamResponse(headers={**HEADERS, **headers})
             await response.prepare(request)
             await self._serve(request, response, may_read)
@@ -95,9 +99,8 @@ class Live:
         """Read the journal and distribute what is new, until nobody listens."""
         try:
             while self._listeners:
-                stories = await self._after(self._last)
+                stories = await self._new()
                 if stories:
-                    self._last = stories[-1].id
                     self._send(stories)
                 if len(stories) < FULL:
                     await asyncio.sleep(EVERY)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from typing import TypeVar
 
+    from smtpd_filters.journal.query import Mark
     from smtpd_filters.journal.records import Overview, Ranked
     from smtpd_filters.journal.states import States
     from smtpd_filters.journal.stories import Story
@@ -138,7 +139,9 @@ class Pages:
         self._guard = guard
         self._clock = clock
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._live = Live(self._after, self._row)
+        self._live = Live(self._begin, self._new, self._row)
+        #: How far the live feed has come.
+        self._marks: dict[str, Mark] = {}
         self._metrics = _metrics()
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
@@ -315,8 +318,12 @@ class Pages:
             request, HEADERS, lambda: self._guard.login(request) is not None
         )
 
-    async def _after(self, last: str) -> list[Story]:
-        return (await self._read(lambda journal: journal.after(last)))[0]
+    async def _begin(self) -> None:
+        self._marks = (await self._read(lambda journal: journal.marks()))[0]
+
+    async def _new(self) -> list[Story]:
+        marks = self._marks
+        return (await self._read(lambda journal: journal.new(marks)))[0]
 
     def _row(self, story: Story) -> str:
         return self._templates.get_template("row.html").render(story=story, shown=SHOWN_RECIPIENTS)

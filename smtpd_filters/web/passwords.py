@@ -22,6 +22,7 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings.files import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ QUEUE = 8
 #: Characters of a password; more than any manager makes.
 MAX_PASSWORD = 1024
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
-#: Bytes of a file.
-_LARGEST = 1 << 20
 
 
 class Hash(NamedTuple):
@@ -132,19 +131,14 @@ class Passwords:
 
 
 def _entries(path: str) -> list[tuple[str, Hash]]:
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  # the descriptor is examined
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{path}: not a regular file")
-            if mode & 0o037:
-                raise ConfigError(
-                    f"{path}: mode {stat.S_IMODE(mode):o}: others may read or change it; "
-                    f"run chmod 0640 {path}"
-                )
-            data = file.read(_LARGEST)
-    except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
+    modes: list[int] = []
+    data = read_file(path, mode=modes)
+    [mode] = modes
+    if mode & 0o037:
+        raise ConfigError(
+            f"{path}: mode {stat.S_IMODE(mode):o}: others may read or change it; "
+            f"run chmod 0640 {path}"
+        )
     found: dict[str, Hash] = {}
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):

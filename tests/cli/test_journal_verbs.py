@@ -207,6 +207,53 @@ def test_tail_follows(
     assert [line.partition("from <")[2][:4] for line in said.splitlines()] == ["new1", "new2"]
 
 
+def test_tail_says_that_it_waits(
+    tmp_path: Path, run: Run, now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = Archive(
+        str(tmp_path), Privacy("plain"), days=30, size=1 << 30, floor=0, subjects=True, note=print
+    )
+    empty.open(now)
+    rounds = []
+
+    def sleep(_seconds: float) -> None:
+        rounds.append(1)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        if len(rounds) == 1:
+            empty.write([stored(7, f="first@example.org"), stored(8)], now)
+
+    monkeypatch.setattr(tail_verb, "sleep", sleep)
+    status, said, error = run("tail")
+    empty.close()
+    assert status == 130
+    assert error.splitlines()[0] == (
+        "smtpd-filters tail: the journal has no message yet; waiting for one"
+    )
+    assert "first@example.org" in said
+    assert said.count("\n") == 2
+    # Nothing is waited for.
+    assert "waiting" not in run("tail", "--follow=false")[2]
+
+
+def test_tail_shows_what_comes_after_the_clock_was_set_back(
+    archive: Archive, run: Run, now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.write([stored(9)], now + 300 * 86400)
+
+    def sleep(_seconds: float) -> None:
+        archive.write([stored(10, f="later@example.org")], now)
+        monkeypatch.setattr(tail_verb, "sleep", ending)
+
+    def ending(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tail_verb, "sleep", sleep)
+    said = run("tail", "--number", "0")[1]
+    archive.close()
+    assert "later@example.org" in said
+
+
 def test_colours(archive: Archive, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     del archive
     assert "\x1b[31mrefused\x1b[0m" in run("tail", "--follow=false", "--color", "always")[1]

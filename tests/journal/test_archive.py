@@ -95,7 +95,57 @@ def test_conditions_of_a_search(make: Make, tmp_path: Path) -> None:
     newest = journal.search(Search(limit=2))
     assert numbers(before=newest[-1].id) == [2, 1]
     assert numbers(before=journal.search(Search(limit=1))[0].id) == [3, 2, 1]
-    assert [each.session for each in journal.after(newest[-1].id)] == [f"{4:016x}"]
+
+
+def test_what_is_new(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    journal = Journal(str(tmp_path))
+    marks = journal.marks()
+
+    def new(limit: int = 100) -> list[int]:
+        return [int(each.session, 16) for each in journal.new(marks, limit)]
+
+    assert new() == []
+    archive.write([stored(2), stored(3), stored(4)], NOON)
+    assert [new(2), new(2), new(2)] == [[2, 3], [4], []]
+    archive.write([stored(5)], NOON + DAY)
+    archive.write([stored(6)], NOON + DAY)
+    assert new() == [5, 6]
+    # The clock was a year ahead, and is right again.
+    archive.write([stored(7)], NOON + 365 * DAY)
+    assert new() == [7]
+    archive.write([stored(8)], NOON + DAY)
+    assert (new(), new()) == ([8], [])
+    # A file that nobody has changed for a while is not opened.
+    long_ago = (NOON - DAY, NOON - DAY)
+    for path in tmp_path.iterdir():
+        os.utime(path, long_ago)
+    assert new() == []
+    assert all(mark.stamp for mark in marks.values())
+    # A damaged file was replaced.
+    archive.close()
+    [_, day, *_] = sorted(tmp_path.glob("*.sqlite"))
+    day.rename(f"{day}.damaged-20261201T120000")
+    archive = make()
+    archive.write([stored(9)], NOON + DAY)
+    assert new() == [9]
+    (tmp_path / "2026-11-30.sqlite").unlink()
+    assert new() == []
+    assert str(tmp_path / "2026-11-30.sqlite") not in marks
+
+
+def test_stories_of_a_file_that_cannot_be_read_are_not_new(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    archive.close()
+    path = tmp_path / "2026-11-30.sqlite"
+    content = path.read_bytes()
+    path.write_bytes(b"x" * 4096)
+    journal = Journal(str(tmp_path))
+    marks = journal.marks()
+    path.write_bytes(content)
+    assert journal.new(marks) == []
 
 
 def test_a_story_says_who_decided(make: Make, tmp_path: Path) -> None:
@@ -265,7 +315,8 @@ def test_a_clock_that_was_set_back_stops_nothing(make: Make, tmp_path: Path) -> 
 QUERIES: list[Callable[[Journal], object]] = [
     lambda journal: journal.search(Search(filter="none")),
     lambda journal: journal.search(Search(text="@none.example")),
-    lambda journal: journal.after("2026-11-29-1"),
+    lambda journal: journal.new({}),
+    lambda journal: journal.marks(),
     lambda journal: journal.overview(NOON - 3 * DAY, NOON),
     lambda journal: journal.rankings("senders", NOON - 3 * DAY, NOON),
     lambda journal: journal.totals(),

@@ -124,11 +124,14 @@ def test_a_listener_that_never_reads_loses_its_connection(monkeypatch: pytest.Mo
     monkeypatch.setattr(live, "BEAT", 0.01)
     monkeypatch.setattr(live, "PATIENCE", 0.01)
 
-    async def none(_last: str) -> list[object]:
+    async def begin() -> None:
+        return
+
+    async def none() -> list[object]:
         return []
 
     async def run() -> None:
-        feed = live.Live(none, lambda _story: "x")  # type: ignore[arg-type]
+        feed = live.Live(begin, none, lambda _story: "x")  # type: ignore[arg-type]
         connection: Any = Connection()
         await feed._serve(connection, connection, lambda: True)
         assert connection.aborted
@@ -154,11 +157,14 @@ def test_the_feed_ends_with_the_log_in(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_slow_listener_is_dropped() -> None:
-    async def none(_last: str) -> list[object]:
+    async def begin() -> None:
+        return
+
+    async def none() -> list[object]:
         return []
 
     async def run() -> None:
-        feed = live.Live(none, lambda _story: "x")  # type: ignore[arg-type]
+        feed = live.Live(begin, none, lambda _story: "x")  # type: ignore[arg-type]
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(2)
         feed._listeners.add(queue)
 

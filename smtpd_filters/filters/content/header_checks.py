@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.message.folding import field_lines
 from smtpd_filters.protocol.decisions import Reject, check_reply, reply
 from smtpd_filters.settings import Kind
+from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import quote
 from smtpd_filters.tables.captures import Captures
 from smtpd_filters.tables.dialects import compiled
@@ -304,13 +305,7 @@ def _new_lines(text: str) -> list[bytes]:
 
 def _logical_lines(path: str) -> Iterator[tuple[int, str]]:
     """Yield the lines of a file with the numbers of their first ones, continuations joined."""
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
-            data = file.read(_FILE_MAX + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
-    if len(data) > _FILE_MAX:
-        raise ConfigError(f"{path}: larger than {_FILE_MAX} bytes")
+    data = read_file(path, _FILE_MAX)
     lines: list[tuple[int, str]] = []
     for number, raw in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
         line = raw.rstrip()

@@ -16,10 +16,11 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.message.folding import field_lines
 from smtpd_filters.mime.signatures import GROUPS, KINDS
 from smtpd_filters.settings import NUMBER, REPLY, SIZE
+from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import quote
 
 from .dangerous import DANGEROUS
@@ -121,13 +122,7 @@ class Rules:
         import tomllib  # needed with --rules only
 
         try:
-            with open(path, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
-                data = file.read(_FILE_MAX + 1)
-            if len(data) > _FILE_MAX:
-                raise ConfigError(f"{path}: larger than {_FILE_MAX} bytes")
-            values = tomllib.loads(data.decode())
-        except OSError as error:
-            raise ConfigError(f"{path}: {os_reason(error)}") from None
+            values = tomllib.loads(read_file(path, _FILE_MAX).decode())
         except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
             raise ConfigError(f"{path}: {error}") from None
         if stray := values.keys() - {"rule"}:

@@ -38,8 +38,8 @@ MAX_VALUE = 4096
 UNKNOWN = "unknown"
 #: The client on smtpd's own socket: postgrey exits on an empty address.
 SOCKET = {"client_address": "127.0.0.1", "client_name": "localhost"}
-#: A request by which a server shows that it works. No address is greylisted, counted or looked up:
-#: the client is this machine, and it has only connected.
+#: A request by which a server shows that it works: this machine has connected, nothing more. What
+#: a server may remember of it (postgrey has an entry without addresses) concerns no mail.
 PROBE = {
     "request": "smtpd_access_policy",
     "protocol_state": "CONNECT",
