@@ -9,7 +9,7 @@ import pytest
 
 from smtpd_filters.filters.policy import Policy
 from smtpd_filters.filters.policy.servers import SERVER
-from smtpd_filters.runtime.probes import Answer, ask
+from smtpd_filters.runtime.probes import ask
 from smtpd_filters.testing import Conversation
 from smtpd_filters.testing.client import Delivery
 from tests.filters.executables import complaint
@@ -359,22 +359,25 @@ def test_each_server_is_asked_by_check_online(
 ) -> None:
     mute = Scripted(tmp_path / "mute", script=lambda _: b"")
     request.addfinalizer(mute.stop)
-    names = (server.name, "/nonexistent", "exec:/bin/cat", mute.name)
 
-    async def run() -> list[Answer]:
+    async def run(*names: str, seconds: float) -> list[str]:
         servers = tuple(map(SERVER.parse, names))
-        filter_ = Policy(Policy.Options(server=servers, context="x", timeout=0.3))
+        filter_ = Policy(Policy.Options(server=servers, context="x", timeout=seconds))
         try:
-            return await ask(Policy._client.probes(filter_))
+            answers = await ask(Policy._client.probes(filter_))
         finally:
             await filter_._client.aclose()
+        assert len(answers) == len(names)
+        return [f"{each.subject}: {each.fault}" for each in answers]
 
-    assert [(each.subject, each.fault) for each in asyncio.run(run())] == [
-        (f"policy server {server.name}", ""),
-        ("policy server /nonexistent", "/nonexistent no such file or directory"),
-        ("policy server /bin/cat", "/bin/cat not an action: 'request=smtpd_access_policy'"),
-        (f"policy server {mute.name}", f"{mute.name} timeout"),
+    names = (server.name, "/nonexistent", "exec:/bin/cat")
+    assert asyncio.run(run(*names, seconds=30)) == [
+        f"policy server {server.name}: ",
+        "policy server /nonexistent: /nonexistent no such file or directory",
+        "policy server /bin/cat: /bin/cat not an action: 'request=smtpd_access_policy'",
     ]
+    said = asyncio.run(run(mute.name, seconds=0.1))
+    assert said == [f"policy server {mute.name}: {mute.name} timeout"]
     [asked] = server.seen
     assert (asked["protocol_state"], asked["client_address"]) == ("CONNECT", "127.0.0.1")
     assert (asked["sender"], asked["recipient"], asked["policy_context"]) == ("", "", "x")
