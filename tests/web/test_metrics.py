@@ -264,6 +264,7 @@ def needs_promtool() -> str:
     return promtool
 
 
+@pytest.mark.e2e
 def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     promtool = needs_promtool()
     rules = EXAMPLES / "prometheus-rules.yml"
@@ -286,6 +287,7 @@ def test_each_alert_fires_when_it_should(tmp_path: Path) -> None:
     assert fired == alerts
 
 
+@pytest.mark.e2e
 def test_promtool_finds_no_fault_in_the_exposition(tmp_path: Path) -> None:
     promtool = needs_promtool()
     collected(tmp_path)
