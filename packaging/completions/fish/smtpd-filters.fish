@@ -128,7 +128,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in journal' -l socket -rF -d 'The 
 complete -c smtpd-filters -n '__smtpd_filters_in journal' -l socket-group -x -d 'The group that may write to the socket'
 complete -c smtpd-filters -n '__smtpd_filters_in journal' -l days -x -d 'How many days to keep'
 complete -c smtpd-filters -n '__smtpd_filters_in journal' -l size -x -d 'The size of all files above which the oldest is deleted'
-complete -c smtpd-filters -n '__smtpd_filters_in journal' -l free -x -d 'How much space must be free on the file system: nothing is written below that'
+complete -c smtpd-filters -n '__smtpd_filters_in journal' -l free -x -d 'How much space must be free on the file system: no message is stored below that'
 complete -c smtpd-filters -n '__smtpd_filters_in journal' -l addresses -x -a 'plain shortened hashed' -d 'How to store addresses and names of clients, senders, recipients and users: plain'
 complete -c smtpd-filters -n '__smtpd_filters_in journal' -l subjects -d 'Store the subjects of messages'
 complete -c smtpd-filters -n '__smtpd_filters_in journal' -l help -d 'Print the help and exit'

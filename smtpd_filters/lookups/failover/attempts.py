@@ -27,7 +27,8 @@ class Attempts(Generic[T]):
     """
 
     __slots__ = (
-        "_excluded", "_group", "_passed_over", "_sent_to", "failure", "is_trial", "trouble", "until",
+        "_excluded", "_group", "_passed_over", "_sent_to", "failure", "is_trial", "trouble",
+        "until",
     )  # fmt: skip
 
     broken: tuple[type[Exception], ...] = (OSError,)

@@ -198,7 +198,7 @@ class Group:
     def circuits(self) -> Iterator[tuple[str, bool]]:
         """Yield each server's label, and whether it is passed over."""
         for label, is_open in self._breaker.circuits():
-            yield label, is_open or self._circuit.is_open
+            yield label, is_open or self.circuit.is_open
 
     def turns(self, server: int) -> asyncio.Semaphore:
         """Return the turns of a server."""
