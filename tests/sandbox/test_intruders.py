@@ -12,6 +12,7 @@ import pytest
 
 from smtpd_filters.authentication.dkim.keys import ED25519
 from smtpd_filters.authentication.dkim.private_keys import new_private_key
+from smtpd_filters.cli.listing import discover
 from smtpd_filters.protocol.events import Result
 from tests.runtime.process import FilterProcess, sid
 from tests.sandbox import intruder
@@ -39,6 +40,8 @@ FILTERS = {
     "rspamd.policy:Rspamd": ("message", ["-url", "http://127.0.0.1:9"]),
     "rspamd.policy:Rspamd by name": ("message", ["-url", "http://localhost:9"]),
     "rspamd.policy:Rspamd by socket": ("message", ["-url", "/nonexistent/socket"]),
+    "clamav.policy:Clamav": ("message", ["--clamd", "127.0.0.1:9"]),
+    "spamd.policy:Spamd": ("message", ["--spamd", "127.0.0.1:9"]),
     "milter.policy:Milter": ("mail-from", ["--milter", "inet:9@127.0.0.1"]),
     "policy.policy:Policy": ("rcpt-to", ["--server", "127.0.0.1:9"]),
     "policy.policy:Policy by program": ("rcpt-to", ["--server", "exec:/bin/true"]),
@@ -114,6 +117,11 @@ def ask(process: FilterProcess, phase: str, number: int) -> Result:
     process.report("tx-begin", session, b"1ef1c203")
     process.message(session, MESSAGE)
     return process.ask("commit", session)
+
+
+def test_every_filter_is_tried() -> None:
+    modules = {cls.__module__.removeprefix("smtpd_filters.filters.") for cls in discover()[0]}
+    assert modules == {name.partition(":")[0] for name in FILTERS}
 
 
 @STRICT
