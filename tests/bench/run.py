@@ -37,6 +37,7 @@ PARTS = (
     *(
         "stalls",
         "supervised",
+        "everything",
         "greylist",
         "limits",
         "signatures",
@@ -527,6 +528,14 @@ class Bench:
             ("USS of the supervisor, MiB", own / MIB, "<=", 12),
         ):
             self.target(title, value, sense, limit)
+
+    def everything(self) -> None:
+        """Measure the memory of all filters in one process."""
+        from tests.bench import everything
+
+        progress("all filters in one process")
+        found = self.report.figures["all filters in one process"] = everything.measure()
+        self.target("USS of all filters in one process, MiB", found["USS MiB"], "<=", 60)
 
     def journal(self) -> None:
         """Measure what a journal costs a chain, what it takes itself, and how long queries take."""
