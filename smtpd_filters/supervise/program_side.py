@@ -101,9 +101,11 @@ class ProgramSide:
 
     def _only_messages(self, link: Link, rows: list[bytes], data: bytes) -> bool:
         """Pass on a read if it is nothing but lines of messages; return False if it is not."""
-        returning = link.returning
-        if rows[0][:HEAD] not in returning or rows[-1][:HEAD] not in returning:
+        returning, last = link.returning, rows[-1]
+        if rows[0][:HEAD] not in returning or last[:HEAD] not in returning:
             return False
+        if len(last) == _DOT and last.endswith(b"|.\n"):
+            return False  # short messages end in the read in which they began
         heads = set(map(_head, rows))
         return returning.keys() >= heads and self._pass_back(link, heads, rows, data)
 
