@@ -20,6 +20,7 @@ import select
 import signal
 import socket
 import stat
+import sys
 from collections import Counter, deque
 from threading import Event, Thread
 from time import monotonic, time
@@ -46,6 +47,9 @@ MAX_QUEUE, MAX_QUEUED, BATCH = 50_000, 64 << 20, 500
 INTERVAL, REPORTING, SHOWING = 0.5, 60.0, 5.0
 #: Datagrams read between two looks at the signals.
 READS = 1000
+#: Seconds after which the thread that writes has to let the other one read: in Python's 5 ms more
+#: datagrams can come than the socket holds.
+SWITCHING = 0.0005
 _BUFFER = 1 << 20
 
 
@@ -153,6 +157,8 @@ class Service:
         os.set_blocking(woken, False)
         os.set_blocking(wake, False)
         signal.set_wakeup_fd(woken)
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCHING)
         writer = Thread(target=self._write, name="writer")
         writer.start()
         if self._ending.is_set():  # before there was a descriptor for it
@@ -170,6 +176,7 @@ class Service:
             self._arrived.set()
             signal.set_wakeup_fd(-1)
             writer.join()
+            sys.setswitchinterval(before)
             os.close(wake)
             os.close(woken)
 
