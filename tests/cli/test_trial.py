@@ -13,6 +13,7 @@ from smtpd_filters.cli import main
 from smtpd_filters.cli.chain_file import ChainFile
 from smtpd_filters.cli.trial import changes, past, program
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.recording.format import LOOKUP, REMARK, encode_entry
 from smtpd_filters.settings import ENDPOINT, TEXT
 from tests.journal.made import stored
 
@@ -106,6 +107,23 @@ def test_a_recording_that_is_being_written_is_read_so_far(tmp_path: Path) -> Non
     path = tried.recordings / "a.session"
     path.write_bytes(path.read_bytes() + b"< report|0.6|17")
     assert tried.result("chain.in", junk_at="3", reject_at="")["differ"] == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"", b"[", b"[" * 50_000, b"3", b"{}", b"[]", b"[1, 2, 3]", b'["A", "x", null]', b"\xff",
+        b'["A", "x", {"f": [1]}]', b'["MX", "x", {"f": [[1]]}]', b'["A", ["x"], {"f": "x"}]',
+        b'["TXT", "x", {"f": [null]}]', '["TXT", "x", {"f": ["\u20ac"]}]'.encode(),
+    ],
+)  # fmt: skip
+def test_damaged_look_ups_are_left_out(tmp_path: Path, text: bytes) -> None:
+    tried = made(tmp_path)
+    path = tried.recordings / "a.session"
+    path.write_bytes(path.read_bytes() + encode_entry(REMARK, LOOKUP + text))
+    found = past.read(str(tried.recordings), str(tried.journal), b"", time.time())
+    assert found.lookups == {}
+    assert len(found.sessions) == 7
 
 
 def test_pseudonyms_are_refused(tmp_path: Path) -> None:

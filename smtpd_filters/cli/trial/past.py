@@ -154,9 +154,10 @@ def _lookups(recording: Recording) -> dict[str, Any]:
             try:
                 rdtype, name, record = json.loads(line.removeprefix(LOOKUP))
                 decode(record, rdtype)
-            except (ValueError, KeyError, TypeError):
-                continue  # of another release
-            found[f"{rdtype} {name}"] = record
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                continue  # of another release, or damaged
+            if isinstance(rdtype, str) and isinstance(name, str):
+                found[f"{rdtype} {name}"] = record
     return found
 
 
