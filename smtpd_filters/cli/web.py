@@ -116,7 +116,8 @@ class Options(Settings):
         STORE,
         default=None,
         help="The store of filter-greylist, to show it, let clients in and forget them. Run the "
-        "page as the owner of a file.",
+        "page as the owner of a file, or as a member of its group: then its directory needs mode "
+        "2770, and it mode 0660, with which it is created there.",
     )
     limits = option(
         STORE,
@@ -191,7 +192,7 @@ def _store(options: Options, name: str) -> Callable[[], Store] | None:
         raise ConfigError(f"--{name}: memory: is in the filter's process, where no other reads it")
     if address.scheme == "sqlite" and not os.access(address.path, os.R_OK | os.W_OK):
         raise ConfigError(f"--{name}: {address.path}: missing, or not writable for this user")
-    values = {each: vars(options)[each] for each in STORE_OPTIONS} | {"store": address}
+    values = {each: vars(options).get(each) for each in STORE_OPTIONS} | {"store": address}
     return lambda: open_store(values, _note)
 
 

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import stat
 from contextlib import closing, contextmanager
 from functools import cache
 from math import isfinite
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from .damage import Damage
     from .operations import Entry, Operation
 
+#: The mode of a directory whose group shares its files.
+SHARED = stat.S_ISGID | stat.S_IWGRP
 #: Steps from each version of the schema to the next; `PRAGMA user_version` is the version.
 MIGRATIONS = (
     """
@@ -191,15 +194,20 @@ class File:
         If root creates it, it is for the owner of its directory. Otherwise the filter, which is not
         root, could not use a file of root's tool. SQLite gives the files beside it the same owner
         and mode.
+
+        In a directory that gives its group to its files and lets the group write, the group may
+        write to the file: the page runs as another user of that group.
         """
         try:
+            owner = os.stat(os.path.dirname(self.path) or ".")  # noqa: PTH116, PTH120  # a path as text
             fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         except OSError:
             return  # SQLite finds out why
         try:
             if os.geteuid() == 0:
-                owner = os.stat(os.path.dirname(self.path) or ".")  # noqa: PTH116, PTH120  # a path as text
                 os.fchown(fd, owner.st_uid, owner.st_gid)
+            if owner.st_mode & SHARED == SHARED:
+                os.fchmod(fd, 0o660)
         finally:
             os.close(fd)
 
