@@ -4,6 +4,8 @@ Invariants
 ----------
 *Purge is unlink*: a file is deleted as a whole; no row ever is.
 *Room for others*: nothing is written while the file system has less free space than the floor.
+*Not by mistake*: if the clock jumps ahead so far that all earlier days are too old, they are kept
+for another day.
 *Goes on*: a damaged file is renamed, and a new one begun; a full disk costs stories, and is logged
 once; when there is room again they are written again.
 """
@@ -33,6 +35,8 @@ _ASIDE = re.compile(NAME.pattern + r"\.damaged-[0-9T]{15}")
 SHARE = 8
 #: Seconds between two purges, and between two looks at free space.
 PURGE_INTERVAL, LOOK_INTERVAL = 600.0, 2.0
+#: Seconds for which days are kept that would all go at once.
+DOUBT = 86400.0
 #: Seconds until a file is opened again after a failure.
 PAUSE = 5.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -84,6 +88,8 @@ class Archive:
         self._day: Day | None = None
         self._name = ""
         self._next_purge = self._next_look = self._next_try = self._latest = 0.0
+        #: Since when the clock may be wrong.
+        self._doubted = 0.0
         self._full = self._failing = False
 
     def open(self, now: float) -> None:
@@ -109,6 +115,7 @@ class Archive:
     def write(self, stories: Sequence[Part], now: float, sums: Sums | None = None) -> bool:
         """Write stories that are complete at `now`; return whether they were written."""
         if now < self._latest:  # the clock was set back
+            self._doubted = 0.0
             self._next_purge = self._next_look = self._next_try = 0.0
         self._latest = now
         if now >= self._next_purge:
@@ -210,10 +217,13 @@ class Archive:
     def purge(self, now: float) -> None:
         """Delete what is older than the days to keep, and the oldest of more than the size."""
         try:
-            limit = datetime.fromtimestamp(now, UTC).date() - timedelta(days=self._days)
+            today = datetime.fromtimestamp(now, UTC).date()
+            limit = today - timedelta(days=self._days)
             kept = []
-            for day, _, path in files(self.directory):
-                if date.fromisoformat(day) < limit:
+            found = files(self.directory)
+            doubtful = self._is_doubtful([date.fromisoformat(day) for day, _, _ in found], now)
+            for day, _, path in found:
+                if date.fromisoformat(day) < limit and not doubtful:
                     self._delete(path)
                 else:
                     kept.append(path)
@@ -236,6 +246,22 @@ class Archive:
                     self._delete(path)
         except OSError as error:
             self._note(f"{self.directory}: not purged: {error.strerror or error}")
+
+    def _is_doubtful(self, days: list[date], now: float) -> bool:
+        """Return whether all earlier days would go at once, since less than `DOUBT` seconds.
+
+        Then the clock may be wrong.
+        """
+        today = datetime.fromtimestamp(now, UTC).date()
+        limit = today - timedelta(days=self._days)
+        # Days that were written since then prove nothing.
+        since = datetime.fromtimestamp(self._doubted or now, UTC).date()
+        earlier = [day for day in days if day < since]
+        if not earlier or max(earlier) >= limit:
+            self._doubted = 0.0
+            return False
+        self._doubted = self._doubted or now
+        return now - self._doubted < DOUBT
 
     @staticmethod
     def _delete(path: str) -> None:

@@ -130,8 +130,28 @@ def test_what_is_new(make: Make, tmp_path: Path) -> None:
     archive = make()
     archive.write([stored(9)], NOON + DAY)
     assert new() == [9]
-    # The first day was purged when the clock was ahead.
+    (tmp_path / "2026-11-30.sqlite").unlink()
+    assert new() == []
     assert str(tmp_path / "2026-11-30.sqlite") not in marks
+
+
+def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
+    archive = make(days=30)
+    archive.write([stored(1)], NOON)
+    archive.write([stored(2)], NOON + DAY)
+    ahead = NOON + 365 * DAY
+    archive.write([stored(3)], ahead)
+    archive.write([stored(4)], ahead + DAY / 2)
+    archive.write([stored(5)], NOON + 2 * DAY)
+    days = ["2026-11-30.sqlite", "2026-12-01.sqlite", "2026-12-02.sqlite", "2027-11-30.sqlite"]
+    assert [each for each in names(tmp_path) if each in days] == days
+    # The clock was right: the server was off for a year.
+    later = NOON + 500 * DAY
+    archive.write([stored(6)], later)
+    archive.purge(later)
+    assert days[0] in names(tmp_path)
+    archive.purge(later + DAY)
+    assert not set(days[:3]) & set(names(tmp_path))
 
 
 def test_stories_of_a_file_that_cannot_be_read_are_not_new(make: Make, tmp_path: Path) -> None:
