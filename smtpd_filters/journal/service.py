@@ -207,7 +207,7 @@ class Service:
                 self._parse_all()
                 self._write_due(everything=ending)
                 self._write_states()
-                self._report()
+                self._report(at_once=ending)
             except Exception as error:  # noqa: BLE001  # goes on
                 self._note_bug(error)
             if ending and not self._queue:
@@ -273,10 +273,10 @@ class Service:
             self._next_bug = now + REPORTING
             self._note(f"bug: {type(error).__name__}: {error}")
 
-    def _report(self) -> None:
-        """Log what was lost, once in a while."""
+    def _report(self, *, at_once: bool = False) -> None:
+        """Log what was lost, once in a while, or the rest at the end."""
         now = monotonic()
-        if now < self._next_report:
+        if now < self._next_report and not at_once:
             return
         kinds = ("invalid", "overflow", "lost")
         new = {kind: self.counts[kind] - self._reported[kind] for kind in kinds}

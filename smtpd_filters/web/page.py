@@ -88,7 +88,7 @@ class Asked(NamedTuple):
         chosen = query.get("span", span)
         outcome = query.get("outcome", "")
         return cls(
-            query.get("q", "").strip()[:LONGEST],
+            "".join(filter(str.isprintable, query.get("q", ""))).strip()[:LONGEST],
             chosen if chosen in SPANS else span,
             outcome if outcome in OUTCOMES else "",
             query.get("filter", "")[:LONGEST],

@@ -101,6 +101,16 @@ def test_a_clean_end_writes_everything(running: Running, sender: Sender) -> None
     assert not running.path.exists()
 
 
+def test_all_losses_are_logged_by_the_end(running: Running, sender: Sender) -> None:
+    """They are logged once a minute, and the rest at the end."""
+    assert sender.send(b"nonsense")
+    assert sender.send(datagram(1))
+    running.wait_for(1)
+    assert sender.send(b"nonsense")
+    said = running.end()
+    assert said.count("invalid=1") == 2
+
+
 def test_who_may_write_to_the_socket(running: Running) -> None:
     assert stat.S_IMODE(running.path.stat().st_mode) == 0o620
     assert stat.S_IMODE((running.days / "lock").stat().st_mode) == 0o600

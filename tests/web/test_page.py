@@ -196,3 +196,12 @@ def test_links_stay_below_the_prefix(tmp_path: Path, now: float) -> None:
             assert response.status == 200
 
     visit(tmp_path, visiting, Access(prefix="/filters"))
+
+
+def test_a_search_is_shown_without_control_characters(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get("/search?q=%00a%1b%E2%80%AEb")
+        [field] = [attrs for tag, attrs in page.tags if tag == "input" and attrs.get("name") == "q"]
+        assert field["value"] == "ab"
+
+    visit(tmp_path, visiting)
