@@ -105,9 +105,13 @@ ATTACKS = {
         "evil field": Attack(reply=packet(v.ADD_HEADER, b"A:\nB\0x\r\ry\0") + CONTINUE),
     },
 }
-#: Where the first reply is made safe, and where a reply may come before the request or after it.
+#: Where the first reply is made safe; and where it depends on the pieces that arrive together: a
+#: reply before the request may come after it, and one may be complete before more arrives.
 ACCEPTED = {("milter", "evil field"), ("spamd", "evil text")}
-EITHER = {("policy", "early"), ("spamd", "early")}
+EITHER = {
+    *(("policy", "early"), ("spamd", "early")),
+    *((name, "after the end") for name in ("policy", "clamav", "milter")),
+}
 
 
 class Peer:
