@@ -54,10 +54,10 @@ class Circuit:
     `note` logs that it has opened and that it has closed.
     """
 
-    __slots__ = ("_cause", "_label", "_note", "_silences", "_trying", "_until", "is_open")
+    __slots__ = ("_cause", "_note", "_silences", "_trying", "_until", "is_open", "label")
 
     def __init__(self, label: str, note: Note | None = None) -> None:
-        self._label = label
+        self.label = label
         self._note = note
         self.is_open = False
         #: Failures in a row; and whether one request is a trial now, or when the next one may be.
@@ -95,7 +95,7 @@ class Circuit:
         if self.is_open:
             self.is_open = False
             if self._note is not None:
-                self._note("answers again", server=self._label)
+                self._note("answers again", server=self.label)
 
     def silent(self, cause: str, now: float) -> None:
         """Record a failure that has cost time; `open` is a separate step."""
@@ -107,4 +107,4 @@ class Circuit:
         """Open it."""
         self.is_open = True
         if self._note is not None:
-            self._note("no longer waited for", server=self._label, cause=self._cause)
+            self._note("no longer waited for", server=self.label, cause=self._cause)

@@ -125,7 +125,7 @@ class Group:
             return Unavailable(circuit.cause)
         try:
             if is_trial and self._pings and not await self._is_alive(attempts):
-                circuit.silent("no answer to a ping", self._clock())
+                circuit.silent(f"{circuit.label} no answer to a ping", self._clock())
                 attempts.failure = TIMEOUT
                 return Unavailable(circuit.cause)
             return await self._ask(attempts, now)

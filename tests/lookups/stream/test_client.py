@@ -287,7 +287,8 @@ def test_a_trial_begins_with_a_ping() -> None:
             assert lines == ["no longer waited for"]
             clock.now = REST
             said = await asked.ask(line)
-            assert said == Unavailable("no answer to a ping; not asked again for now")
+            labels = f"{one.address.label}, {two.address.label}"
+            assert said == Unavailable(f"{labels} no answer to a ping; not asked again for now")
             return one.accepted - before[0], two.accepted - before[1]
 
     assert asyncio.run(ask()) == (1, 1)
