@@ -9,13 +9,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpd_filters.lookups import happy_eyeballs
 from smtpd_filters.lookups.failover.breaker import REST
 from smtpd_filters.lookups.failover.failures import CLOSED, OVERSIZED
+from smtpd_filters.lookups.happy_eyeballs import connected
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.lookups.stream import Address, BadReplyError, Client, NotKeptError
-from smtpd_filters.lookups.stream.connection import HIGH, Connection, LostError, connect
+from smtpd_filters.lookups.stream.connection import (
+    HIGH,
+    Connection,
+    LostError,
+    UnconnectedError,
+    connect,
+    over,
+)
 from smtpd_filters.runtime.pace import Pace
 from tests.effort import part
 from tests.loading import loaded
@@ -309,13 +316,22 @@ def test_a_server_that_refuses_connections_is_asked_each_time() -> None:
     assert asyncio.run(ask()) == []
 
 
-def test_a_silent_address_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(happy_eyeballs, "CONNECT", 0.05)
+class Soon(Address):
+    """An address with less time for a connection."""
+
+    async def connect(self) -> Connection:
+        try:
+            return await over(await connected(self.host, self.port, limit=0.05))
+        except OSError as error:
+            raise UnconnectedError(error) from None
+
+
+def test_a_silent_address_is_asked_once() -> None:
     lines: list[str] = []
 
     async def ask() -> list[Any]:
         with silent_address() as (host, port):
-            one = client(Address(host, port), note=noting(lines))
+            one = client(Soon(host, port), note=noting(lines))
             return [await one.ask(line) for _ in range(SILENCES + 1)]
 
     *said, last = [each.cause.partition(" ")[2] for each in asyncio.run(ask())]
