@@ -126,6 +126,13 @@ def test_damaged_look_ups_are_left_out(tmp_path: Path, text: bytes) -> None:
     assert len(found.sessions) == 7
 
 
+def test_a_damaged_recording_is_left_out(tmp_path: Path) -> None:
+    tried = made(tmp_path)
+    (tried.recordings / "b.session").write_bytes(b"no recording\n")
+    found = tried.result("chain.in", junk_at="3", reject_at="")
+    assert (found["sessions"], found["differ"], found["left_out"]) == (7, 2, 1)
+
+
 def test_pseudonyms_are_refused(tmp_path: Path) -> None:
     tried = made(tmp_path)
     path = tried.recordings / "a.session"

@@ -83,7 +83,10 @@ def _sessions(
         taken += size
         try:
             recording = Recording.read(_whole_lines(path), path)
-        except OSError:  # it was deleted meanwhile
+        except FileNotFoundError:  # it was deleted meanwhile
+            continue
+        except (OSError, ConfigError):  # it can't be read, or is damaged
+            left_out += 1
             continue
         if "names" in recording.meta:
             raise ConfigError("the recordings have pseudonyms, by which no filter can judge")
