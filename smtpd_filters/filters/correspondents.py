@@ -21,6 +21,7 @@ from smtpd_filters.checks.correspondents import NAME, SCOPE, USER, Correspondent
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.protocol.decisions import PROCEED, Points, Proceed
 from smtpd_filters.settings import INTEGER, NUMBER, SECONDS, SWITCH, Settings, option
 from smtpd_filters.stores import Store
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
-FIELD = "X-Correspondent"
+FIELD = OwnField("X-Correspondent")
 DAY = 86400.0
 #: Messages that are being learnt at a time; further ones are not learnt.
 MAX_LEARNING = 200
@@ -118,9 +119,9 @@ class CorrespondentsFilter(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed:
         """State that the sender is known."""
-        headers.remove(FIELD)
+        FIELD.remove(headers)
         if session.tx is not None and session.tx.scratch.get(self):
-            headers.prepend(FIELD, "known")
+            FIELD.prepend(headers, "known")
         return PROCEED
 
     def _learn(self, sender: str, recipients: Sequence[str]) -> None:

@@ -39,6 +39,7 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.dns.setting import LOOKUP
 from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (
     INTEGER,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
-HEADER = "X-SenderScore"
+FIELD = OwnField("X-SenderScore")
 REFUSAL = Disconnect("550 your IP reputation is too low for this MX")
 
 BEST = 100
@@ -151,7 +152,7 @@ class Senderscore(Filter):
             SWITCH,
             default=False,
             flags=("-scoreHeader",),
-            help=f"Add a field {HEADER} with the score, if there is one, at the top of each "
+            help=f"Add a field {FIELD} with the score, if there is one, at the top of each "
             "message. Such fields from clients that are not local are removed.",
         )
         allowlist = option(
@@ -316,14 +317,14 @@ class Senderscore(Filter):
         return self._set_field(await self._score(session), headers)
 
     def _set_field(self, score: int | str, headers: Headers) -> Proceed:
-        forged = headers.remove(HEADER)
+        forged = FIELD.remove(headers)
         if isinstance(score, str):
             if forged:
                 return PROCEED.because(score)  # raising would undo the removal
             if not self._deciding:
                 raise _unavailable(score)
         elif score >= 0:
-            headers.prepend(HEADER, str(score))
+            FIELD.prepend(headers, str(score))
         return PROCEED
 
     # -- decisions -----------------------------------------------------------------------

@@ -22,6 +22,7 @@ from smtpd_filters.combining import MAIL_FROM, combined, handed_on, judged, made
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
 
     from .rules import Rules
 
-FIELD = "X-Smtpd-Filters-Score"
+FIELD = OwnField("X-Smtpd-Filters-Score")
 #: The name in the log of what the score does.
 NAME = "score"
 #: RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening message
@@ -470,7 +471,7 @@ class ScoringChain(Chain):
         if self.journal is not None:
             self.journal.message(session, headers)
         if self._header:
-            headers.remove(FIELD)  # a forged one
+            FIELD.remove(headers)  # a forged one
         why = state.bypassed(CONTENT_ORDER)
         decision = PROCEED if why else await self._judge_in_turn(session, headers, message, state)
         return decision if decision.verb in REFUSALS else made_mark(session, headers)
@@ -534,7 +535,7 @@ class ScoringChain(Chain):
         if marks or self.log.verbose:
             self._log_score("message", session, state.tally, "junk" if marks else "proceed")
         if self._header:
-            headers.prepend(FIELD, self._shown(state))
+            FIELD.prepend(headers, self._shown(state))
         return PROCEED
 
     def _shown(self, state: _State) -> str:

@@ -118,7 +118,7 @@ def message(smtpd: Conversation, sender: str, *recipients: str) -> list[str]:
     for each in recipients:
         there.rcpt_to(each)
     delivery = there.message(f"{FIELD}: known\r\nSubject: x\r\n\r\nx\r\n".encode())
-    return delivery.headers.get_all(FIELD)
+    return delivery.headers.get_all(FIELD.name)
 
 
 def test_the_header_field() -> None:

@@ -32,7 +32,8 @@ from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.runtime.coroutines import Pending
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.scoring.chain import FIELD, ScoringChain
+from smtpd_filters.scoring import chain
+from smtpd_filters.scoring.chain import ScoringChain
 from smtpd_filters.scoring.rules import ACTIONS, FilterRules, Rules, RuleSettings
 from smtpd_filters.session import FIELDS
 from smtpd_filters.tables import AddressTable, HostTable, NetworkTable, StringTable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Logbook
 
+FIELD = chain.FIELD.name
 NO = Reject("550 5.7.1 No")
 LATER = Reject("451 4.7.1 Later")
 MESSAGE = b"Subject: x\r\n\r\nbody\r\n"

@@ -35,6 +35,7 @@ from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE
 from smtpd_filters.main import run
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import (
     MAX_POINTS,
@@ -81,7 +82,7 @@ if TYPE_CHECKING:
     Verdict: TypeAlias = Proceed | Junk | Points | Reject | Disconnect
 
 #: The header field, named as in the earlier filter-dnsbl.
-FIELD = "X-Spam-DNSBL"
+FIELD = OwnField("X-Spam-DNSBL")
 _HANDLERS = {
     "connect": {"connect"},
     "helo": {"helo", "ehlo"},
@@ -397,7 +398,7 @@ class Dnsbl(Filter):
         """Add a field for each list with an entry."""
         if why := self._exempt.reason(session):
             return exempted(self, why)
-        headers.remove(FIELD)
+        FIELD.remove(headers)
         known: Known | None = session.scratch.get(self)
         if known is None:
             return PROCEED
@@ -407,7 +408,7 @@ class Dnsbl(Filter):
             await self._pace().admit(_WAIT * len(inquiry.pending))
             await self._answers.wait(inquiry)
         for listing in reversed(inquiry.listings):
-            headers.prepend(FIELD, f"Listed at {listing}")
+            FIELD.prepend(headers, f"Listed at {listing}")
         return PROCEED
 
     def _subjects(

@@ -31,6 +31,7 @@ from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.main import run
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.settings import (
     INTEGER,
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
     from .triplets import Standing
 
 #: The header field, named as by milter-greylist and postgrey.
-FIELD = "X-Greylist"
+FIELD = OwnField("X-Greylist")
 # RFC 3463 section 3.8, X.7.1: "The sender is not authorized to send to the destination ... per-host
 # or per-recipient filtering".
 TEXT_OF_REPLY = "451 4.7.1 Greylisted, please try again in %{seconds} seconds"
@@ -332,14 +333,14 @@ class Greylist(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed:
         """State how long the message has waited, or why it has not."""
-        headers.remove(FIELD)
+        FIELD.remove(headers)
         tx = session.tx
         judged: _Judged | None = None if tx is None else tx.scratch.get(self)
         result = judged.result if judged is not None else ""
         if not result and (why := self._exempt.reason(session)):
             result = f"not delayed: {why}"
         if result:
-            headers.prepend(FIELD, result)
+            FIELD.prepend(headers, result)
         return PROCEED
 
     # -- the decision ----------------------------------------------------------------------

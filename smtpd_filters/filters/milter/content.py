@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from smtpd_filters.message.completion import complete
 from smtpd_filters.message.folding import field_lines
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.milter import (
     AddHeader,
     AddRecipient,
@@ -45,7 +46,7 @@ _EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT, _BYTES_PER_UNIT = 20, 4, 2, 200
 #: Notes that the log gets of one message.
 NOTES = 8
 #: The field with the reason for which a milter quarantines a message.
-QUARANTINE = "X-Milter-Quarantine"
+QUARANTINE = OwnField("X-Milter-Quarantine")
 
 
 def fits(name: bytes, value: bytes) -> bool:
@@ -69,6 +70,7 @@ class Draft:
     def __init__(self, message: Message, host: str | None) -> None:
         if host:
             complete(message.headers, host)
+        QUARANTINE.remove(message.headers)
         self._message = message
         self.headers = EditedHeaders(message.headers.lines(), field_lines)
         #: Notes about the message for the log.
@@ -138,7 +140,7 @@ class Draft:
     def hold(self) -> None:
         """Add the field with the reason for a quarantine."""
         reason = safe(self.quarantine or "")
-        edit = AddHeader(QUARANTINE.encode(), reason.encode() or b"no reason given")
+        edit = AddHeader(QUARANTINE.name.encode(), reason.encode() or b"no reason given")
         self.headers.apply(edit, leading_space=False)
 
     def store(self) -> None:

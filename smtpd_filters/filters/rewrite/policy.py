@@ -23,6 +23,7 @@ from smtpd_filters.checks.strictness import require_entries
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
+from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.protocol.decisions import MAX_PARAMETER, PROCEED, Proceed, Rewrite
 from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
 from smtpd_filters.tables import AddressTable, StringTable
@@ -138,6 +139,7 @@ class Rewriter(Filter):
     _for: Clients
     _header_for: Clients
     _edits: bool
+    _tag_field: OwnField
     _tag_subject: Callable[[Headers, str], bool]
 
     def setup(self) -> Registration:
@@ -160,6 +162,7 @@ class Rewriter(Filter):
         tags = settings.tags != KEEP or settings.tag_field
         if (recipients and envelope) or tags:
             handlers.add("rcpt_to")
+        self._tag_field = OwnField(settings.tag_field)
         if self._edits or settings.tag_field or settings.subject_prefix:
             handlers.add("headers")
             self.edits_signed = True
@@ -257,9 +260,9 @@ class Rewriter(Filter):
             await self._edit(session, headers)
         covered = await self._covers(session, self._for)
         if settings.tag_field:
-            headers.remove(settings.tag_field)
+            self._tag_field.remove(headers)
             if covered and (tag := self._tag(session)):
-                headers.append(settings.tag_field, tag)
+                self._tag_field.append(headers, tag)
         if settings.subject_prefix and covered:
             self._tag_subject(headers, settings.subject_prefix)
         return PROCEED

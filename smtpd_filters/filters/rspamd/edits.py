@@ -12,8 +12,9 @@ Invariants
 
 from __future__ import annotations
 
+from smtpd_filters.message.disguise import Name
 from smtpd_filters.protocol.decisions import MARKED, PROCEED
-from smtpd_filters.scanning.edits import Edits, may_have
+from smtpd_filters.scanning.edits import MARK, Edits, may_have
 from smtpd_filters.scanning.outcomes import ENVELOPE, refusal
 
 from .reply import Reply, ReplyError
@@ -46,6 +47,10 @@ REJECTED = "Spam message rejected"
 LATER = "Try again later"
 #: The fields of RFC 8617 section 4.1, in the order of their creation.
 ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
+#: The field with the action of a message that the daemon wants no action for.
+ACTION = "X-Rspamd-Action"
+_ACTIONS, _MARKS = Name(ACTION), Name(MARK)
+_DESCRIPTIONS = (Name("X-Spam-Status"), Name("X-Spam-Score"))
 
 
 class Options:
@@ -129,13 +134,15 @@ async def _edit(reply: Reply, headers: Headers, outcome: str, options: Options) 
     added = {addition.name.lower() for addition in reply.additions}
     for name, numbers in reply.removals.items():
         await edits.remove(name, numbers, replaced=name in added)
+    for own in _own_fields(reply, outcome, options):
+        await edits.remove_foreign(own)
     await edits.settle()
     for addition in _in_arc_order(reply.additions):
         await edits.add(addition.name, addition.value, addition.order)
     for number, signature in enumerate(reply.dkim, 1):
         await edits.add("DKIM-Signature", signature, number)
     if reply.no_action:
-        headers.append("X-Rspamd-Action", reply.action)
+        headers.append(ACTION, reply.action)
     elif outcome == "junk":
         if options.headers == "extended":
             await edits.describe(reply.score or 0.0, reply.required or 0.0, reply.symbols)
@@ -143,6 +150,18 @@ async def _edit(reply: Reply, headers: Headers, outcome: str, options: Options) 
     elif outcome == "rewrite" and reply.subject is not None:
         # The daemon encodes it; it is encoded here if it has not.
         await edits.replace_subject(reply.subject)
+
+
+def _own_fields(reply: Reply, outcome: str, options: Options) -> tuple[Name, ...]:
+    """Return the fields that are about to be added, of which the client may have sent forged ones.
+
+    Of other messages the daemon has these fields removed, if it wants so.
+    """
+    if reply.no_action:
+        return (_ACTIONS,)
+    if outcome != "junk":
+        return ()
+    return (_MARKS, *_DESCRIPTIONS) if options.headers == "extended" else (_MARKS,)
 
 
 def _in_arc_order(additions: list[Addition]) -> list[Addition]:
