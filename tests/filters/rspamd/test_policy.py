@@ -679,7 +679,7 @@ def test_a_lack_of_zstd_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--timeout", "1d"], '--timeout: must be at most 5m, not "1d"'),
         (["--headers", "all"], "--headers: "),
         (["--password-file", "/nonexistent"], "--password-file: /nonexistent: No such file"),
-        (["--password-file", "/dev/null"], "--password-file: /dev/null: no password"),
+        (["--password-file", "/dev/null"], "--password-file: /dev/null: not a regular file"),
         (["--on-error", "reject"], "--on-error: "),
     ],
 )
