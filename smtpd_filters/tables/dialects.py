@@ -123,6 +123,8 @@ class _Exact(Bytes):
 class _Perl(_Posix):
     """Perl's dialect, as far as it needs no backtracking."""
 
+    hyphens = True
+
     def sequence(self, depth: int) -> Node:
         parts: list[Node] = []
         while self.peek() not in (b"", b"|", b")"):
@@ -209,42 +211,22 @@ class _Perl(_Posix):
         digits = first.isdigit() and (second or b"0").isdigit()
         return self.peek() == b"{" and b"}" in self.text[self.at :] and digits
 
+    def short(self) -> int | None:
+        """Return the set whose short name is next, such as `\\d`; None if there is none."""
+        if self.peek() != b"\\":
+            return None
+        return _SHORT.get(self.text[self.at + 1 : self.at + 2])
+
+    def named(self) -> int | None:
+        members = self.short()
+        if members is None:
+            return super().named()
+        self.at += 2
+        return members
+
     def member(self) -> int:
+        if self.short() is not None:
+            self.fail("a class can't end a range")
         if self.take(b"\\"):
             return self.escaped()
         return super().member()
-
-    def bracket(self) -> int:
-        """Parse a set; the short names of sets may be in it."""
-        extra, start = 0, self.at
-        end = start
-        pieces = bytearray()
-        text = self.text
-        first = start + text.startswith(b"^", start)
-        while end < len(text) and not (text[end : end + 1] == b"]" and end > first):
-            if text.startswith(b"[:", end) and (close := text.find(b":]", end)) > 0:
-                pieces += text[end : close + 2]
-                end = close + 2
-            elif text[end : end + 1] == b"\\":
-                if (short := text[end + 1 : end + 2]) in _SHORT:
-                    extra |= _SHORT[short]
-                else:
-                    pieces += text[end : end + 2]
-                end += 2
-            else:
-                pieces += text[end : end + 1]
-                end += 1
-        if not extra:
-            return super().bracket()
-        self.at = end + 1
-        inverted = pieces.startswith(b"^")
-        rest = bytes(pieces.removeprefix(b"^"))
-        members = 0
-        if rest:
-            inner = type(self)(rest + b"]")
-            inner.ignore_case = self.ignore_case
-            members = inner.bracket()
-        members |= extra
-        if self.ignore_case:
-            members |= (members & _UPPER) << 32 | (members & _LOWER) >> 32
-        return _ALL & ~members if inverted else members

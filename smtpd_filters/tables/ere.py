@@ -145,11 +145,13 @@ def parse(pattern: bytes) -> Node:
 class Parser:
     """A parser of one pattern; subclasses read other dialects.
 
-    `classes` are the named sets of characters.
+    `classes` are the named sets of characters. `hyphens` tells whether a hyphen behind a range in
+    brackets is a character; if not, it is an error.
     """
 
     __slots__ = ("at", "groups", "text")
     classes = _CLASSES
+    hyphens = False
 
     def __init__(self, text: bytes) -> None:
         self.text = text
@@ -278,11 +280,8 @@ class Parser:
         members = 0
         start = self.at
         while self.at == start or self.peek() != b"]":
-            if self.take(b"[:"):
-                name = self.until(b":]")
-                if name not in self.classes:
-                    self.fail("unknown character class")
-                members |= self.classes[name]
+            if (named := self.named()) is not None:
+                members |= named
                 continue
             if self.take(b"[="):
                 members |= 1 << self.single(b"=]")
@@ -293,11 +292,21 @@ class Parser:
                 last = self.member()
                 if last < first:
                     self.fail("a range whose end is before its start")
-                if self.peek() == b"-" and self.text[self.at + 1 : self.at + 2] != b"]":
+                behind = self.peek() == b"-" and self.text[self.at + 1 : self.at + 2] != b"]"
+                if behind and not self.hyphens:
                     self.fail("a range can't start at the end of another")
             members |= _span(first, last)
         self.at += 1
         return _ANY & ~members if inverted else members
+
+    def named(self) -> int | None:
+        """Parse a named set in brackets; return it, or None if there is none."""
+        if not self.take(b"[:"):
+            return None
+        name = self.until(b":]")
+        if name not in self.classes:
+            self.fail("unknown character class")
+        return self.classes[name]
 
     def member(self) -> int:
         """Parse a character in brackets."""

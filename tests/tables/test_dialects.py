@@ -55,6 +55,7 @@ SINGLE = [
     r"^[\d]$", r"^[^\d]$", r"^[\da]$", r"^[^\wa]$", r"^[\t\x41]$", r"^[[:alpha:]\d]$",
     r"^[]a\d]$", r"^[\]]$", r"^\.$", r"^{$", r"^}$", r"^a{,$", r"^a{1$", r"^(|a)$",
     r"^[^a]$", r"^[[:upper:]]$", r"^a{2}$",
+    r"^[\d^]$", r"^[\d^a]$", r"^[^^\d]$", r"^[a\d\-z]$", r"^[+\d\-.]$", r"^[a-c\-_]$",
 ]  # fmt: skip
 #: What re spells otherwise.
 SPELT = {
@@ -84,6 +85,24 @@ def test_sets_and_characters(pattern: str) -> None:
         assert matches(pattern, key) is bool(found), (pattern, key)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        (r"^[\w-.]$", "a-.", ","),
+        (r"^[a\d-z]$", "a5-z", "b"),
+        (r"^[+\d-.]$", "+5-.", ","),
+        (r"^[a-c-_]$", "abc-_", "d]"),
+        (r"^[0-9-+]$", "09-+", ",*"),
+        (r"^[[:digit:]-x]$", "5-x", "w"),
+    ],
+)
+def test_a_hyphen_behind_a_set_or_a_range_is_one(
+    pattern: str, inside: str, outside: str
+) -> None:
+    assert all(matches(pattern, each) for each in inside)
+    assert not any(matches(pattern, each) for each in outside)
+
+
 def test_flags() -> None:
     assert matches("a.b", "A\nB")
     assert not matches("a.b", "A\nb", ignore_case=False)
@@ -106,6 +125,9 @@ def test_posix() -> None:
     [
         (r"\bx", "word boundary"),
         (r"[\b]", "word boundary"),
+        (r"[a-\d]", "a class can't end a range"),
+        (r"[a", "no closing ]"),
+        (r"[\d", "no closing ]"),
         (r"(?=x)", "(?= is not supported"),
         (r"(?<!x)y", "(?< is not supported"),
         (r"(*FAIL)", "(*F is not supported"),

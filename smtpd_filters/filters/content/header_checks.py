@@ -23,6 +23,7 @@ from smtpd_filters.settings.kinds import quote
 from smtpd_filters.tables.captures import Captures
 from smtpd_filters.tables.dialects import compiled
 from smtpd_filters.tables.postfix import divided, filled, pieces
+from smtpd_filters.tables.source import BLANKS
 
 from .patterns import Patterns
 
@@ -186,15 +187,15 @@ class Checks:
             raise ConfigError(f"{path}:{number}: {reason}{others}")
 
     def _line(self, line: str, place: str, blocks: list[tuple[int, int]], number: int) -> None:
-        word, _, rest = line.partition(" ")
-        if line.lower().split()[:1] == ["endif"]:
+        word, *rest = line.split(maxsplit=1)
+        if word.lower() == "endif":
             if not blocks:
                 raise ValueError("endif without if")
             index, _ = blocks.pop()
             self._rules[index] = self._rules[index]._replace(until=len(self._rules))
             return
         if word.lower() == "if" and rest:
-            node, negated, text = self._pattern(rest.lstrip())
+            node, negated, text = self._pattern(rest[0])
             if text:
                 raise ValueError(f"unexpected text behind the pattern of if: {quote(text)}")
             blocks.append((len(self._rules), number))
@@ -212,6 +213,7 @@ class Checks:
     def _pattern(self, line: str) -> tuple[Node, bool, str]:
         """Parse a pattern with its flags; return it, whether it is negated, and what follows."""
         pattern, negated, flags, text = divided(line)
+        text = text.replace("\t", " ")  # in the pattern a tab is one
         if "!" in flags:
             raise ValueError("two patterns in one line are not supported: use if and endif")
         ignore_case, dot_all = self._flags(flags)
@@ -308,16 +310,16 @@ def _logical_lines(path: str) -> Iterator[tuple[int, str]]:
     data = read_file(path, _FILE_MAX)
     lines: list[tuple[int, str]] = []
     for number, raw in enumerate(data.decode("utf-8", "surrogateescape").split("\n"), 1):
-        line = raw.rstrip()
-        if not line or line.lstrip().startswith("#"):
+        line = raw.rstrip(BLANKS)
+        if not line or line.lstrip(BLANKS).startswith("#"):
             continue
-        if line[0].isspace() and lines:
+        if line[0] in BLANKS and lines:
             first, before = lines[-1]
-            lines[-1] = (first, f"{before} {line.strip()}")
-        elif line[0].isspace():
+            lines[-1] = (first, f"{before} {line.strip(BLANKS)}")
+        elif line[0] in BLANKS:
             raise ConfigError(f"{path}:{number}: a continuation without a line before it")
         else:
-            lines.append((number, line.replace("\t", " ")))
+            lines.append((number, line))
     return iter(lines)
 
 

@@ -122,7 +122,7 @@ class _Rules(Content):
 
     def add(self, text: str) -> int:
         checked_key(text)
-        word = text.partition(" ")[0].lower()
+        word = text.split(maxsplit=1)[0].lower()
         if word == "endif":
             if not self._conditions or text.split()[1:]:
                 raise ValueError("endif without if" if not self._conditions else "text after endif")

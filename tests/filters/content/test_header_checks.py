@@ -56,6 +56,11 @@ CASES = [
     ("/^X: (.*)-(.*)/ REPLACE Y: $2 ${1}$$(2)", b"X: a-b", "REPLACE Y: b a$(2)"),
     ("/^X:(.*)/ PREPEND Y:$1", b"X: a\n b", "PREPEND Y: a b"),
     ("/^X: [[:digit:]]{2}$/ STRIP", b"X: 12", "STRIP"),
+    # A tab in a pattern is one; elsewhere it divides words.
+    ("/^X:[ \t]*a\tb/ REJECT", b"X:\ta\tb", "REJECT"),
+    ("/^X: a\tb/ REJECT", b"X: a b", ""),
+    ("/^X:/\tREJECT\ta\tb", b"X: y", "REJECT a b"),
+    ("if\t/^X:/\n/a/ REJECT a\nendif\t\n/./ INFO", b"X: b", "INFO"),
 ]
 
 

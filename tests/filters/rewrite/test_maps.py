@@ -60,6 +60,7 @@ def look_up(spec: str, address: str) -> str | None:
         ("regexp:{ 'if /@x/', '/^a@/ b@x.org', endif, '/^a@/ c@x.org' }", "a@x.org", "b@x.org"),
         ("regexp:{ 'if /@x/', '/^a@/ b@x.org', endif, '/^a@/ c@x.org' }", "a@y.org", "c@x.org"),
         ("regexp:{ 'if !/@x/', '/^a@/ b@x.org', endif }", "a@x.org", None),
+        ("regexp:{ 'if\t/@x/', '/^a@/\tb@x.org', endif }", "a@y.org", None),
         ("regexp:{ '|^a/b@x\\|| c@x.org' }", "a/b@x|", "c@x.org"),
         ("pcre:{ '/^(\\w+)\\.(\\d+)@(.*)$/ $1-$2@x.org' }", "ab.12@y", "ab-12@x.org"),
         ("pcre:{ '/^([\\w.]+)@\\S+$/ $1@x.org' }", "a.b@y", "a.b@x.org"),
