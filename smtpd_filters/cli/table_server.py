@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: Seconds for an answer.
 DEADLINE = 1.5
 _CHUNK = 1 << 16
+#: Characters of the reason for an error.
+_REASON = 2000
 #: Requests in progress; smtpd sends one at a time.
 _MAX = 100
 #: smtpd converts keys to lower case, passwords included.
@@ -130,8 +132,8 @@ class _Server:
         except Exception as error:  # noqa: BLE001  # smtpd ends if this program does
             status, value = ERROR, type(error).__name__
             _log(f"{type(error).__name__}: {error}")
-        text = " ".join(value.split()) if status == ERROR else value
-        _write(request.answer(status, text[:2000]))
+        text = " ".join(value.split())[:_REASON] if status == ERROR else value
+        _write(request.answer(status, text))
 
     async def _result(self, request: Request) -> tuple[str, str]:
         if request.verb == "update":

@@ -212,7 +212,7 @@ class _Perl(_Posix):
         return self.peek() == b"{" and b"}" in self.text[self.at :] and digits
 
     def short(self) -> int | None:
-        """Return the set whose short name is next, such as `\\d`; None if there is none."""
+        r"""Return the set whose short name is next, such as `\d`; None if there is none."""
         if self.peek() != b"\\":
             return None
         return _SHORT.get(self.text[self.at + 1 : self.at + 2])

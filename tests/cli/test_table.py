@@ -172,6 +172,20 @@ def test_serve(database: Path) -> None:
     ]
 
 
+def test_serve_never_answers_with_a_part_of_a_value(tmp_path: Path) -> None:
+    file = tmp_path / "aliases"
+    members = ",".join(f"member-{number}@example.org" for number in range(100))
+    file.write_text(f"few {members[:999]}\nall {members}\n")
+    lines = served(
+        *(f"file:{file}", "--service", "alias"),
+        lines=[request("lookup", "alias", 1, "few"), request("lookup", "alias", 2, "all")],
+    )
+    assert sorted(lines[-2:]) == [
+        f"lookup-result|00000001|found|{members[:999]}",
+        "lookup-result|00000002|error|the value is longer than 2047 bytes",
+    ]
+
+
 def test_serve_answers_in_time_and_outlives_its_source(database: Path) -> None:
     """smtpd waits for each answer, and ends if the program does."""
     endless = spec(database, "query", ENDLESS)

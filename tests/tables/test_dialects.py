@@ -96,9 +96,7 @@ def test_sets_and_characters(pattern: str) -> None:
         (r"^[[:digit:]-x]$", "5-x", "w"),
     ],
 )
-def test_a_hyphen_behind_a_set_or_a_range_is_one(
-    pattern: str, inside: str, outside: str
-) -> None:
+def test_a_hyphen_behind_a_set_or_a_range_is_one(pattern: str, inside: str, outside: str) -> None:
     assert all(matches(pattern, each) for each in inside)
     assert not any(matches(pattern, each) for each in outside)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LIST_MAX = 1_000_000
 #: Characters of a value that is looked up, at most: as of a line in a file (`source.LINE_MAX`).
 VALUE_MAX = 1 << 15
-#: Rows, entries or values of one look-up, at most: table-ldap's limit.
+#: Rows or entries of one look-up that are read, where one of them counts: table-ldap's limit.
 ROWS_MAX = 100
 #: The seconds that a look-up may take, by default. A list may take `LIST_FACTOR` times as long.
 TIMEOUT = 2.0

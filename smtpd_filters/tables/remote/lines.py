@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 LINE_MAX = 1 << 16
+#: Bytes of a value, at most: smtpd parses it in a buffer of LINE_MAX (expand.c), and a part of an
+#: alias is another alias.
+VALUE_MAX = 2047
 VERSION = "0.1"
 #: What a host says it is: the newest version of smtpd whose protocol this is.
 SMTPD = "7.8.0-portable"
@@ -132,11 +135,13 @@ class Request:
         self.key = key
 
     def answer(self, status: str, value: str = "") -> bytes:
-        """Return the line of a result. A value that no line can have is an error."""
+        """Return the line of a result. A value that smtpd can't take is an error."""
         if "\n" in value or "\0" in value:
             status, value = ERROR, "the value is not one line"
         if self.verb == "check" and status == FOUND:
             value = ""
+        if status == FOUND and len(value.encode("utf-8", "surrogateescape")) > VALUE_MAX:
+            status, value = ERROR, f"the value is longer than {VALUE_MAX} bytes"
         rest = f"|{value}" if value else ""
         line = f"{self.verb}-result|{self.number}|{status}{rest}\n"
         return line.encode("utf-8", "surrogateescape")

@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from smtpd_filters.errors import ConfigError, os_reason
 
-from .backend import LIST_MAX, ROWS_MAX, Backend, BackendError, value_of
+from .backend import LIST_MAX, ROWS_MAX, AnswerError, Backend, BackendError, value_of
 from .configuration import TIMES, Configuration
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ SERVICES = (
 JOINED = frozenset({"alias", "mailaddrmap"})
 #: Services whose entries have a value.
 _MAPPINGS = frozenset({"alias", "credentials", "userinfo", "mailaddrmap", "mapping"})
+#: Their rows, at most: more make a value that is too long, but for rows without a value.
+_JOINED_MAX = 10_000
 #: Columns of a look-up other than one.
 _COLUMNS = {"credentials": 2, "userinfo": 3}
 #: A database in WAL mode whose file of shared memory can't be made, while no writer is there.
@@ -133,7 +135,10 @@ class SQLite(Backend):
 
     async def look_up(self, key: str) -> str | None:
         """Return the value of a key, or None. Raises BackendError."""
-        rows = await self._run(self._query or "", (key,), ROWS_MAX, self.timeout)
+        most = _JOINED_MAX + 1 if self._joined else ROWS_MAX
+        rows = await self._run(self._query or "", (key,), most, self.timeout)
+        if len(rows) > _JOINED_MAX:
+            raise AnswerError(f"more than {_JOINED_MAX} rows for one key")
         # A row with a NULL is none, as in table-sqlite.
         rows = _of(self._columns, rows)
         values = [":".join(map(str, row)) for row in rows if None not in row]

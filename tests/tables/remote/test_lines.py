@@ -9,6 +9,7 @@ from smtpd_filters.tables.remote.lines import (
     FOUND,
     LINE_MAX,
     NOT_FOUND,
+    VALUE_MAX,
     Answer,
     Host,
     LineError,
@@ -103,6 +104,18 @@ def test_a_value_is_one_line() -> None:
     assert request.answer(FOUND, "a\nb") == (
         b"lookup-result|58ac03a5|error|the value is not one line\n"
     )
+
+
+def test_a_value_is_whole_or_an_error() -> None:
+    """The beginning of an alias is another alias."""
+    (request,) = Program().receive(b"table|0.1|1.5|t|lookup|alias|1|joe\n")
+    whole = "ü" * (VALUE_MAX // 2)
+    assert request.answer(FOUND, whole) == f"lookup-result|1|found|{whole}\n".encode()
+    assert request.answer(FOUND, f"{whole}ü") == (
+        b"lookup-result|1|error|the value is longer than 2047 bytes\n"
+    )
+    (check,) = Program().receive(b"table|0.1|1.5|t|check|alias|1|joe\n")
+    assert check.answer(FOUND, f"{whole}ü") == b"check-result|1|found\n"
 
 
 def test_lines_behind_one_that_is_too_long_are_read() -> None:

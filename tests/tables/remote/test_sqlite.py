@@ -174,6 +174,23 @@ def test_the_configuration_of_table_sqlite(database: Path, tmp_path: Path) -> No
     assert needs.read == [str(tmp_path)]
 
 
+def test_a_value_of_many_rows_is_whole_or_an_error(database: Path) -> None:
+    counted = (
+        "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {}) "
+        "SELECT n FROM numbers WHERE ? = 'all'"
+    )
+    senders = Mailfrom.Options.options["senders"].kind
+    many = senders.parse(asking(database, counted.format(1000)))
+    endless = senders.parse(asking(database, counted.format(100_000)))
+
+    async def main() -> None:
+        assert await many.look_up_value("all") == ", ".join(map(str, range(1, 1001)))
+        with pytest.raises(UnavailableError, match="more than 10000 rows for one key"):
+            await endless.look_up_value("all")
+
+    run(main(), many, endless)
+
+
 def test_lists_are_loaded(database: Path) -> None:
     nets = NetworkTable.load(listing(database, "SELECT net FROM nets"))
     assert nets.remote is not None
