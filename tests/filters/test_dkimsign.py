@@ -488,6 +488,50 @@ def test_keys_are_reloaded(tmp_path: Path) -> None:
     assert any("no private key in PEM" in line and "result=kept" in line for line in smtpd.log)
 
 
+def sent(smtpd: Conversation, raw: bytes = MESSAGE) -> Delivery:
+    client = smtpd.connect()
+    client.ehlo("mail.example.net")
+    client.mail_from("joe@example.org")
+    client.rcpt_to("suzie@example.net")
+    return client.message(raw)
+
+
+@pytest.mark.parametrize("option", ["--keys", "-D"])
+def test_tables_without_a_domain_sign_nothing(tmp_path: Path, option: str) -> None:
+    path = written(tmp_path / "key", pem())
+    table = tmp_path / "table"
+    flags = (option, str(table), *(("-k", path, "-s", "sel") if option == "-D" else ()))
+    none, some = "# empty on purpose\n", "example.org"
+    some += f"\tsel \t{path}\n" if option == "--keys" else "\n"
+    for first, second in ((none, some), (some, none)):
+        table.write_text(first)
+        with Conversation(Dkimsign, *flags) as smtpd:
+            for text in (first, second):
+                table.write_text(text)
+                smtpd.reload()
+                mail = sent(smtpd)
+                assert mail.verb == "proceed"
+                assert ("DKIM-Signature" in mail.headers) == (text == some)
+        said = [line for line in smtpd.log if "no domain to sign for" in line]
+        assert len(said) == (2 if first == none else 1)
+
+
+def test_a_sealing_key_that_is_gone_after_a_reload(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    written(path, pem())
+    table = tmp_path / "table"
+    table.write_text(f"example.org sel {path}\n")
+    raw = b"Authentication-Results: mx.example.org; arc=none; spf=pass\r\n" + MESSAGE
+    with Conversation(Dkimsign, "--keys", str(table), "--arc-seal=mx.example.org") as smtpd:
+        assert "ARC-Seal" in sent(smtpd, raw).headers
+        written(path, pem(ed25519=True))
+        smtpd.reload()
+        mail = sent(smtpd, raw)
+        assert mail.verb == "proceed"
+        assert "ARC-Seal" not in mail.headers
+    assert any('reason="the first domain has no RSA key"' in line for line in smtpd.log)
+
+
 def test_the_key_of_k_is_reloaded(tmp_path: Path) -> None:
     path = tmp_path / "key"
     written(path, pem(bits=1024))

@@ -94,10 +94,10 @@ class _Keys(Content):
 
     def add_pair(self, domain: str, value: str) -> int:
         """Add a key: a domain, and its selector and file."""
-        selector, _, path = value.strip().partition(" ")
-        path = path.strip()
-        if not path:
+        words = value.split(None, 1)
+        if len(words) < 2:
             raise ValueError("expected DOMAIN SELECTOR KEYFILE")
+        selector, path = words[0], words[1].strip()
         self.add_key(domain_name(domain), selector_name(selector), path)
         return 1000
 

@@ -79,6 +79,10 @@ SIGNED = (
 )  # fmt: skip
 
 
+_NO_DOMAIN = "no domain to sign for in -D or --keys"
+_NO_RSA_KEY = "the first domain has no RSA key"
+
+
 class _SharedWorkers(Shared["Workers"]):
     """The processes that sign, shared by the filters of a process that have as many."""
 
@@ -240,13 +244,15 @@ class Dkimsign(Filter):
             from smtpd_filters.authentication.dkim import seal  # noqa: F401  # for `_seal`
 
             if not self._sealing_keys():
-                raise ConfigError("--arc-seal: the first domain has no RSA key")
+                raise ConfigError(f"--arc-seal: {_NO_RSA_KEY}")
         for signing in self._every_key():
             if signing.key.bits < ADVISED_BITS and signing.key.kind == RSA:
                 self.log.event(
                     f"the key of {signing.selector}._domainkey.{signing.domain} has "
                     f"{signing.key.bits} bits; receivers may require {ADVISED_BITS}"
                 )
+        if not self._first_domain():
+            self.log.event(f"no message is signed: {_NO_DOMAIN}")
         users = {"link-auth"} if AUTHENTICATED in settings.only else set()
         self._delegates = bool(settings.workers) and any(
             signing.key.costly for signing in self._every_key()
@@ -289,10 +295,14 @@ class Dkimsign(Filter):
     def _every_key(self) -> Iterator[SigningKey]:
         settings = self.settings
         if settings.key is not None:
-            yield from self._keys_of(next(iter(self._all_domains())))
+            yield from self._keys_of(self._first_domain())
         if settings.keys is not None:
             for keys in settings.keys.keys.values():
                 yield from keys
+
+    def _first_domain(self) -> str:
+        """Return the domain to sign for strangers' mail with; "" if the tables have none."""
+        return next(iter(self._all_domains()), "")
 
     def _all_domains(self) -> dict[str, None]:
         """Return the domains to sign for, the first of them for strangers."""
@@ -304,7 +314,9 @@ class Dkimsign(Filter):
         return found
 
     def _keys_of(self, domain: str) -> list[SigningKey]:
-        """Return the keys to sign with for a domain."""
+        """Return the keys to sign with for a domain; "" has none."""
+        if not domain:
+            return []
         settings = self.settings
         keys = list(settings.keys.keys.get(domain, ())) if settings.keys is not None else []
         if settings.key is not None and settings.selector is not None and not keys:
@@ -319,6 +331,8 @@ class Dkimsign(Filter):
         correct_names(headers)
         if session.server_name:
             complete(headers, session.server_name)
+        if not self._first_domain():
+            return self._unsigned(session, _NO_DOMAIN)
         if headers.cut:
             return self._unsigned(session, "the header is too long")
         body = await self._hash(message)
@@ -344,12 +358,14 @@ class Dkimsign(Filter):
         authserv_id = self.settings.arc_seal or ""
         if authserv_id == "admd":
             authserv_id = self.smtpd.get("admd", "")
-        (key, *_) = self._sealing_keys()
+        keys = self._sealing_keys()
+        if not keys:  # since a reload
+            return self._unsigned(session, _NO_RSA_KEY, "sealed")
+        key, names = keys[0], self._style.names
         try:
-            new = seal.NewSet(SignedFields(headers), authserv_id, self._style.names, key, time())
+            new = seal.NewSet(SignedFields(headers), authserv_id, names, key, time())
         except seal.NotSealedError as error:
-            self.log.event("not sealed", session, reason=str(error))
-            return PROCEED
+            return self._unsigned(session, str(error), "sealed")
         unsigned = new.message(body)
         message = unsigned.value(await self._sign(key.key, unsigned.digest))
         unsigned = new.seal(message)
@@ -361,8 +377,8 @@ class Dkimsign(Filter):
 
     def _sealing_keys(self) -> list[SigningKey]:
         """Return the RSA keys of the first domain; RFC 8617 has no other algorithm."""
-        domain = next(iter(self._all_domains()))
-        return [each for each in self._keys_of(domain) if each.key.kind == RSA]
+        keys = self._keys_of(self._first_domain())
+        return [each for each in keys if each.key.kind == RSA]
 
     async def _sign(self, key: PrivateKey, digest: bytes) -> bytes:
         if key.costly and self._delegates:
@@ -377,9 +393,9 @@ class Dkimsign(Filter):
             or (AUTHENTICATED in only and bool(session.username))
         )
 
-    def _unsigned(self, session: Session, reason: str) -> Proceed:
-        """Return the decision on a message that can't be signed, and log it."""
-        self.log.event("not signed", session, reason=reason)
+    def _unsigned(self, session: Session, reason: str, done: str = "signed") -> Proceed:
+        """Return the decision on a message that can't be signed or sealed, and log it."""
+        self.log.event(f"not {done}", session, reason=reason)
         return PROCEED
 
     def _domain_of(self, author: str) -> str:
@@ -389,7 +405,7 @@ class Dkimsign(Filter):
             if author in domains:
                 return author
             author = author.partition(".")[2]
-        return next(iter(domains))
+        return self._first_domain()
 
     async def _hash(self, message: Message) -> bytes | None:
         """Return the hash of the body; None if a line of it can't be sent back unchanged."""
