@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 #: Bytes of a string in a TXT record (RFC 1035 section 3.3.14).
 STRING = 255
 MODE = 0o640
+#: Between the words of a line of a table.
+_SEPARATOR = re.compile(r"[ \t:]+")
 
 
 class Options(Settings):
@@ -258,35 +261,42 @@ def _rotate(options: Options) -> int:
 
 
 def _replace(path: str, options: Options, old: set[str], new: str) -> None:
-    """Replace the table by one with the new key in place of the first old one."""
+    """Replace the table by one with the new key in place of the first old one.
+
+    If the path is a symbolic link, the file that it leads to is replaced.
+    """
+    real = Path(path).resolve()
+    temporary = real.with_name(f"{real.name}.new")
     lines = []
     pending = f"{options.domain} {options.selector} {new}\n"
-    for line in Path(path).read_text("utf-8").splitlines(keepends=True):
-        words = line.split()
-        if len(words) >= 3 and _domain(words[0]) == options.domain and words[1] in old:
-            lines.append(pending)
-            pending = ""
-        else:
-            lines.append(line)
-    temporary = Path(f"{path}.new")
-    status = Path(path).stat()
     try:
-        temporary.write_text("".join(lines), "utf-8")
+        status = real.stat()
+        for line in real.read_bytes().splitlines(keepends=True):
+            domain, selector = _entry(line)
+            if domain == options.domain and selector in old:
+                lines.append(pending.encode())
+                pending = ""
+            else:
+                lines.append(line)
+        if pending:
+            raise ConfigError(f"{path}: no line with {' or '.join(sorted(old))}")
+        temporary.write_bytes(b"".join(lines))
         os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(status.st_mode & 0o777)
-        temporary.replace(path)
+        temporary.replace(real)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
         raise ConfigError(f"{path}: {os_reason(error)}") from None
 
 
-def _domain(text: str) -> str:
-    """Return the first word of a line in canonical form; "" if it is not a domain."""
+def _entry(line: bytes) -> tuple[str, str]:
+    """Return the domain and the selector of a line, in canonical form; "" if it has none."""
+    words = _SEPARATOR.split(line.decode("utf-8", "replace").strip(), 2)
     try:
-        return DOMAIN.parse(text.rstrip(":"))
-    except ValueError:
-        return ""
+        return DOMAIN.parse(words[0]), SELECTOR.parse(words[1])
+    except (IndexError, ValueError):
+        return "", ""
 
 
 VERB = Verb(

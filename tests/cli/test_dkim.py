@@ -133,6 +133,26 @@ def test_a_rotation(capsys: Capture, tmp_path: Path) -> None:
     assert (status, "new is in use already" in err) == (2, True)
 
 
+@pytest.mark.parametrize("line", ["Example.org S1 {}", "example.org:s1 {}", "example.org\ts1\t{}"])
+def test_a_rotation_in_any_writing_of_a_table(capsys: Capture, tmp_path: Path, line: str) -> None:
+    old, new = tmp_path / "old.key", tmp_path / "new.key"
+    for path in (old, new):
+        run(capsys, "keygen", "-d", "example.org", "-s", "x", "-k", str(path))
+    real = tmp_path / "real"
+    before = b"# caf\xe9\r\n"
+    real.write_bytes(before + line.format(old).encode() + b"\n")
+    table = tmp_path / "keys"
+    table.symlink_to(real)
+    record = parse_private_key(new.read_bytes()).record()
+    with DNSServer({NAME: {"TXT": record}}) as server:
+        given = ("--nameserver", f"{server.address}:{server.port}")
+        words = ("rotate", *FLAGS, "-k", str(new), "--keys", f"file:{table}", *given)
+        status, out, _ = run(capsys, *words)
+    assert (status, f"{table}: new replaces s1\n" in out) == (0, True)
+    assert table.is_symlink()
+    assert real.read_bytes() == before + f"example.org new {new}\n".encode()
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
