@@ -79,8 +79,9 @@ class Conversation(Peer):
     """A filter or a chain of filters, and the simulated smtpd that uses it.
 
     `filters` is a class, with `flags` as in smtpd.conf or with `settings` created in code; or an
-    instance with its settings; or several instances, for a chain. `setup` is called here.
-    `nameserver` is the address and port that a filter's resolver uses unless `--nameserver` is
+    instance with its settings; or a list for a chain, of instances, of classes, and of tuples of a
+    class and its flags. `setup` is called here. `nameserver` is the address and port that a
+    filter's resolver uses unless `--nameserver` is given. A store is in memory unless `--store` is
     given. `protocol` is the protocol version, `smtpd_version` the server's, by default one that
     uses the protocol. `admd` is the authserv-id. `rules` are the points and thresholds of a chain
     (`smtpd_filters.scoring.rules.Rules`).
@@ -207,12 +208,13 @@ def play(
     filters: Filters,
     *flags: str,
     settings: Settings | None = None,
+    nameserver: tuple[str, int] | None = None,
     protocol: tuple[int, int] | None = None,
 ) -> list[Step]:
     """Play a recording to a filter; return the steps with their new and recorded verdicts.
 
-    The filter is given as for `Conversation`; `protocol` is the protocol version, by default the
-    recorded one. A step's `verdict` is None if the session no longer reached it. Raises
+    Filter and name server are given as for `Conversation`; `protocol` is the protocol version, by
+    default the recorded one. A step's `verdict` is None if the session no longer reached it. Raises
     AssertionError if a real smtpd would have exited, hung or misbehaved.
     """
     from smtpd_filters.recording import Recording  # here, since a parameter has this name
@@ -220,5 +222,5 @@ def play(
     if not isinstance(recording, Recording):
         recording = Recording.read(recording)
     played = Replay(recording, protocol=protocol)
-    Served(filters, flags, settings).play(played)
+    Served(filters, flags, settings, nameserver).play(played)
     return played.outcomes

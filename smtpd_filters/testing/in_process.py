@@ -11,7 +11,8 @@ from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
 from smtpd_filters.runtime.pace import Pace
-from smtpd_filters.settings import Pool, common_options, parse_flags
+from smtpd_filters.settings import Pool, common_options, parse_flags, policy_options
+from smtpd_filters.stores.address import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     from smtpd_filters.scoring.rules import Rules
     from smtpd_filters.settings import PolicySettings, Settings
 
-    #: A filter's class, or one with its settings, or several of these for a chain.
-    Filters = type[Filter] | Filter | Sequence[Filter]
+    #: A filter of a chain: its class, the class with its flags, or an instance with its settings.
+    Member = type[Filter] | tuple[type[Filter], *tuple[str, ...]] | Filter
+    #: A filter's class, or one with its settings, or several filters for a chain.
+    Filters = type[Filter] | Filter | Sequence[Member]
 
 
 class _Captured(Log):
@@ -60,7 +63,11 @@ class Served:
         """Raise ConfigError as the executable does before it is ready."""
         chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
         self.log = _Captured(verbose=verbose)
-        pool = Pool() if nameserver is None else Pool(nameserver=(nameserver,))
+        # A test must neither need nor change the files of the filters of this machine.
+        defaults: dict[str, object] = {"store": Address("memory")}
+        if nameserver is not None:
+            defaults["nameserver"] = (nameserver,)
+        pool = Pool(**defaults)
         ready = [set_up(filter_, self.log, general, pool) for filter_, general in chosen]
         self.chain = make_chain(ready, self.log, rules)
         self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
@@ -179,9 +186,19 @@ def _configured(
     if not isinstance(filters, type):
         if flags or settings is not None:
             raise TypeError("flags and settings require a class; an instance has its own settings")
-        instances = [filters] if isinstance(filters, Filter) else list(filters)
-        return [(each, None) for each in instances], False, False
+        members = [filters] if isinstance(filters, Filter) else list(filters)
+        return [_member(each) for each in members], False, False
     common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
     own, general = parse_flags(filters.Options, flags, common=common, prog=f"filter-{filters.name}")
     made: Any = settings if settings is not None else own
     return [(filters(made), general)], general.verbose, general.long_lines == "refuse"
+
+
+def _member(given: Member) -> tuple[Filter, PolicySettings | None]:
+    """Return a filter of a chain, and those of its flags that every filter of a chain has."""
+    if isinstance(given, Filter):
+        return given, None
+    cls, *flags = given if isinstance(given, tuple) else (given,)
+    policy = policy_options(cls.outcomes(), cls.on_error, cls.deadline)
+    own, general = parse_flags(cls.Options, flags, common=policy, prog=f"filter-{cls.name}")
+    return cls(own), general

@@ -16,9 +16,11 @@ from smtpd_filters import (
     PROCEED,
     Answer,
     ConfigError,
+    Decision,
     Disconnect,
     Filter,
     FinalAnswer,
+    Found,
     Headers,
     Junk,
     Message,
@@ -26,6 +28,7 @@ from smtpd_filters import (
     Proceed,
     Registration,
     Reject,
+    Resolver,
     Rewrite,
     Session,
     Settings,
@@ -36,7 +39,8 @@ from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
 from smtpd_filters.recording import Recording
 from smtpd_filters.settings import TEXT
-from smtpd_filters.testing import Client, Conversation, Verdict
+from smtpd_filters.stores import Count, Store, join
+from smtpd_filters.testing import Client, Conversation, DNSServer, Verdict
 from smtpd_filters.testing import conversation as kit
 from smtpd_filters.testing.client import TLS
 
@@ -646,3 +650,78 @@ def test_the_clock_of_a_filter_is_advanced() -> None:
         assert client.ehlo().verb == "reject"
         smtpd.advance(61)
         assert client.ehlo().verb == "proceed"
+
+
+class Remembers(Filter):
+    """Refuses the second greeting from an address."""
+
+    early = False
+    store = Store.setting()
+
+    class Options(Settings):
+        text = option(TEXT, default="550 5.7.1 No", help="The reply.")
+
+    settings: Options
+
+    async def ehlo(self, session: Session, _identity: str) -> Decision:
+        key = join("test", (session.address or "").encode())
+        if await self.store.ask(Count(key, window=60)) > 1:
+            return Reject(self.settings.text)
+        return PROCEED
+
+
+def test_a_store_is_in_memory_and_of_one_conversation() -> None:
+    for _ in range(2):
+        with Conversation(Remembers) as smtpd:
+            assert smtpd.connect().ehlo().verb == "proceed"
+            assert smtpd.connect().ehlo().verb == "reject"
+            smtpd.advance(61)
+            assert smtpd.connect().ehlo().verb == "proceed"
+
+
+def test_a_store_that_is_given_is_used(tmp_path: Path) -> None:
+    for verb in ("proceed", "reject"):
+        with Conversation(Remembers, "--store", f"sqlite:{tmp_path}/test.sqlite") as smtpd:
+            assert smtpd.connect().ehlo().verb == verb
+
+
+def test_the_filters_of_a_chain_have_flags() -> None:
+    with Conversation([(Remembers, "--text", "450 4.7.1 Later"), Once]) as smtpd:
+        assert smtpd.connect().ehlo().verb == "proceed"
+        assert smtpd.connect().ehlo().reply == "450 4.7.1 Later"
+        assert smtpd.connect(address="192.0.2.2").ehlo().reply == NO.text
+    with Conversation([(Once, "--dry-run"), Dyndns(Dyndns.Options())]) as smtpd:
+        smtpd.connect().ehlo()
+        assert smtpd.connect().ehlo().verb == "proceed"
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        (("--txt", "x"), 'filter-remembers: unknown flag --txt, did you mean "--text"?'),
+        (("--verbose",), "filter-remembers: unknown flag --verbose"),
+    ],
+)
+def test_a_wrong_flag_in_a_chain_is_an_error(flags: tuple[str, ...], error: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        Conversation([(Remembers, *flags)])
+
+
+class Asks(Filter):
+    """Refuses clients whose greeting is not the name of a host."""
+
+    dns = Resolver.setting()
+
+    async def ehlo(self, _session: Session, identity: str) -> Decision:
+        return PROCEED if isinstance(await self.dns.addresses(identity), Found) else NO
+
+
+def test_a_recording_is_played_with_a_name_server() -> None:
+    path = FIXTURES / "ehlo-message.session"
+    for zone, reply in (({"client.test": {"A": "192.0.2.1"}}, ""), ({}, NO.text)):
+        with DNSServer(zone) as server:
+            at = server.address, server.port
+            steps = kit.play(path, Asks, nameserver=at)
+        [verdict] = [step.verdict for step in steps if step.phase == "ehlo"]
+        assert verdict
+        assert verdict.reply == reply
