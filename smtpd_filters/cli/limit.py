@@ -9,7 +9,7 @@ from dataclasses import asdict
 from heapq import nlargest
 from typing import TYPE_CHECKING
 
-from smtpd_filters.addresses import canonical, folded, path
+from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.limit.ledger import FOREVER
 from smtpd_filters.filters.limit.rules import (
@@ -24,6 +24,7 @@ from smtpd_filters.filters.limit.subjects import (
     part,
     read,
     shown,
+    user_name,
     written,
 )
 from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
@@ -133,7 +134,10 @@ def subject_of(options: Options) -> str:
         if kind in parts:
             raise ConfigError(f"SUBJECT: {kind}= is there twice (one subject has it once)")
         try:
-            parts[kind] = part(kind, _value(kind, value, prefixes))
+            named = _value(kind, value, prefixes)
+            if not named:
+                raise ValueError("nothing is counted for it")
+            parts[kind] = part(kind, named)
         except ValueError as error:
             raise ConfigError(f"SUBJECT: {quote(word)}: {error}") from None
     return " ".join(parts.values())
@@ -150,15 +154,24 @@ _NEXT = re.compile(rf"\s+(?=(?:{'|'.join(SUBJECTS)})=)")
 
 def _value(kind: str, value: str, prefixes: Prefixes) -> str:
     if kind in {"client", "network"}:
-        address, slash, prefix = value.partition("/")
-        if slash and prefix.isdigit():
-            given = int(prefix)
-            prefixes = Prefixes(given, given, given)
+        address, slash, length = value.partition("/")
+        if slash:
+            prefixes = _given(kind, address, length)
         named: str = getattr(prefixes, kind)(address)
         return named
     if kind == "user":
-        return folded(value)
+        return user_name(value)
     return canonical(value) if kind.endswith("-domain") else written(path(value))
+
+
+def _given(kind: str, address: str, length: str) -> Prefixes:
+    """Return the prefix length that an operand has. Raises ValueError."""
+    most = 128 if ":" in address else 32
+    if not (length.isascii() and length.isdigit() and len(length) < 4 and int(length) <= most):
+        raise ValueError(f"a prefix length is a number up to {most}")
+    if kind == "client" and most == 32 != int(length):
+        raise ValueError("an IPv4 client is a single address: network= has prefix lengths")
+    return Prefixes(int(length), int(length), int(length))
 
 
 # -- actions -----------------------------------------------------------------------------------
@@ -197,7 +210,8 @@ async def _reset(store: Store, options: Options, subject: str) -> int:
 
 
 async def _block(store: Store, options: Options, subject: str) -> int:
-    block = Put(key(subject, BLOCK), options.reason.encode()[:512], ttl=options.duration)
+    reason = options.reason.encode("utf-8", "surrogateescape")[:512]
+    block = Put(key(subject, BLOCK), reason, ttl=options.duration)
     await store.ask(block)
     return _done("blocked", subject, options)
 

@@ -245,6 +245,25 @@ def test_a_subject_is_read_as_it_was_shown(name: str) -> None:
     assert key(read(text)) == key(subject)
 
 
+@pytest.mark.parametrize("name", ["\u202e", "\t"])
+def test_a_user_without_a_visible_character_can_be_released(
+    store: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with talk(store) as smtpd:
+        send(smtpd, name, 1)
+        limit(store, "top")
+        printed = capsys.readouterr().out.partition(":")[0]
+        assert printed == "user=_"
+        for words in (("block", printed), ("show", printed), ("release", printed)):
+            assert limit(store, *words) == 0
+
+
+def test_a_reason_of_any_bytes(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with talk(store):
+        assert limit(store, "block", "alice", "--reason", "\udcff") == 0
+        assert shown(capsys, store, "show", "alice")[0]["blocked"] == "\ufffd"
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
@@ -259,6 +278,14 @@ def test_a_subject_is_read_as_it_was_shown(name: str) -> None:
         (["show", "user="], '"user=" is not user=NAME'),
         (["show", "all=x"], '"all=x" is not user=NAME'),
         (["show", "client=alice"], "not an address"),
+        (["block", "client=192.0.2.1/24"], "an IPv4 client is a single address"),
+        (["block", "client=192.0.2.1/33"], "a prefix length is a number up to 32"),
+        (["block", "client=192.0.2.1/x"], "a prefix length is a number up to 32"),
+        (["block", "client=2001:db8::/129"], "a prefix length is a number up to 128"),
+        (["block", "network=192.0.2.1/\u00b2"], "a prefix length is a number up to 32"),
+        (["block", "network=192.0.2.1/"], "a prefix length is a number up to 32"),
+        (["block", "sender=@"], "nothing is counted for it"),
+        (["block", "sender-domain=."], "nothing is counted for it"),
     ],
 )
 def test_a_wrong_command_line(

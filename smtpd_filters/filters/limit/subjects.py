@@ -70,7 +70,7 @@ class Values:
         self._session, self._prefixes = session, prefixes
         self._values: dict[str, str] = {"all": ""}
         if user:
-            self._values["user"] = folded(user)
+            self._values["user"] = user_name(user)
         for kind, text in (("sender", sender), ("recipient", recipient)):
             mailbox = path(text or "").completed(server_name)
             if mailbox:
@@ -116,9 +116,17 @@ def written(mailbox: Address) -> str:
     return f"{local}@{canonical(mailbox.domain)}" if mailbox.domain else local
 
 
+def user_name(user: str) -> str:
+    """Return a user in the form in which it is counted.
+
+    A client may give a name of nothing but invisible characters, which must not be that of `all`.
+    """
+    return folded(user) or "_"
+
+
 def part(kind: str, value: str) -> str:
     """Return the part of a subject."""
-    return f"{kind}={'_'.join(value.split())}" if value else kind
+    return f"{kind}={'_'.join(value.split()) or '_'}" if value else kind
 
 
 def fields(subject: str) -> dict[str, str]:

@@ -259,12 +259,11 @@ class _Database:
     def _translated(self, call: Callable[[], T]) -> T:
         try:
             return call()
-        except FileNotFoundError as error:
-            self.close()
-            raise _LastingError(os_reason(error)) from None
         except OSError as error:
             self.close()
             raise _LastingError(os_reason(error)) from None
+        except UnicodeEncodeError:
+            raise _LastingError("the statement is not UTF-8") from None
         except sqlite3.Error as error:
             extended = getattr(error, "sqlite_errorcode", 0)
             if extended in _NO_SHARED_MEMORY:

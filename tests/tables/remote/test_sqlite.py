@@ -214,6 +214,7 @@ def test_lists_are_loaded(database: Path) -> None:
         ("{0}?query=SELECT a FROM missing WHERE a = ?", "{0}: no such table: missing"),
         ("{0}?query=SELECT name, 1 FROM domains WHERE name = ?", "returns 2 columns, not 1"),
         ("{0}?query=SELECT name FROM domains", "Incorrect number of bindings supplied"),
+        ("{0}?query=SELECT '\udcff' WHERE ?", "{0}: the statement is not UTF-8"),
         ("{0}?query=DELETE FROM domains WHERE name = ?", "attempt to write a readonly database"),
         ("{0}?quary=SELECT 1", "expected ?query=SQL or ?list=SQL, not 'quary=SELECT 1'"),
         ("{0}.missing?query=SELECT ?", "{0}.missing: No such file or directory"),
