@@ -134,10 +134,7 @@ def subject_of(options: Options) -> str:
         if kind in parts:
             raise ConfigError(f"SUBJECT: {kind}= is there twice (one subject has it once)")
         try:
-            named = _value(kind, value, prefixes)
-            if not named:
-                raise ValueError("nothing is counted for it")
-            parts[kind] = part(kind, named)
+            parts[kind] = part(kind, _value(kind, value, prefixes))
         except ValueError as error:
             raise ConfigError(f"SUBJECT: {quote(word)}: {error}") from None
     return " ".join(parts.values())
@@ -153,6 +150,7 @@ _NEXT = re.compile(rf"\s+(?=(?:{'|'.join(SUBJECTS)})=)")
 
 
 def _value(kind: str, value: str, prefixes: Prefixes) -> str:
+    """Return a value as the filter has it. Raises ValueError."""
     if kind in {"client", "network"}:
         address, slash, length = value.partition("/")
         if slash:
@@ -161,7 +159,10 @@ def _value(kind: str, value: str, prefixes: Prefixes) -> str:
         return named
     if kind == "user":
         return user_name(value)
-    return canonical(value) if kind.endswith("-domain") else written(path(value))
+    named = canonical(value) if kind.endswith("-domain") else written(path(value))
+    if not named:
+        raise ValueError("nothing is counted for it")
+    return named
 
 
 def _given(kind: str, address: str, length: str) -> Prefixes:

@@ -84,14 +84,17 @@ class _Server:
         self._program = Program()
         self._answering: set[asyncio.Task[None]] = set()
         self._registered = False
+        #: What lists remote tables again, and the lock for loading any table.
+        self._refreshers = [
+            each.refresher()
+            for each in tables.values()
+            if each.remote is not None and not each.asks
+        ]
+        self._loading = asyncio.Lock()
 
     async def run(self) -> None:
         """Answer requests until the input ends."""
-        refreshing = [
-            asyncio.create_task(_refresh(each.refresher()))
-            for each in self._tables.values()
-            if each.remote is not None and not each.asks
-        ]
+        refreshing = [asyncio.create_task(self._refresh(each)) for each in self._refreshers]
         while data := await asyncio.to_thread(os.read, 0, _CHUNK):
             self._receive(data)
         if self._answering:
@@ -137,6 +140,8 @@ class _Server:
 
     async def _result(self, request: Request) -> tuple[str, str]:
         if request.verb == "update":
+            # What takes longer than an answer may goes on.
+            await asyncio.shield(asyncio.create_task(self._update()))
             return "ok", ""
         table = self._tables.get(request.service)
         if table is None or request.verb == "fetch":
@@ -149,11 +154,31 @@ class _Server:
             return NOT_FOUND, ""
         return FOUND, found
 
+    async def _update(self) -> None:
+        """Load files and lists again, and forget answers. Raises UnavailableError."""
+        causes = []
+        async with self._loading:
+            for table in self._tables.values():
+                if table.remote is not None and table.remote.asked is not None:
+                    table.remote.asked.forget()
+                if table.is_file:
+                    try:
+                        for _ in table.reload():
+                            await asyncio.sleep(0)
+                    except ConfigError as error:
+                        causes.append(str(error))
+            for refresher in self._refreshers:
+                await refresher.refresh()
+                causes.append(refresher.down)
+        if cause := "; ".join(filter(None, causes)):
+            raise UnavailableError(cause)
 
-async def _refresh(refresher: Refresher) -> None:
-    while True:
-        await refresher.refresh()
-        await asyncio.sleep(refresher.refresh_interval)
+    async def _refresh(self, refresher: Refresher) -> None:
+        """List a remote table again and again."""
+        while True:
+            async with self._loading:
+                await refresher.refresh()
+            await asyncio.sleep(refresher.refresh_interval)
 
 
 def _write(data: bytes) -> None:

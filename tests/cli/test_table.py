@@ -186,6 +186,50 @@ def test_serve_never_answers_with_a_part_of_a_value(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["file", "query", "list"])
+def test_serve_updates(database: Path, kind: str) -> None:
+    """`smtpdctl update table` loads a file and a list again, and forgets answers."""
+    file = database.with_name("names")
+    file.write_text("example.net\n")
+    statements = {
+        "query": "SELECT name FROM users WHERE name = ?",
+        "list": "SELECT name FROM users",
+    }
+    table = f"file:{file}" if kind == "file" else spec(database, kind, statements[kind])
+    command = [*TOOL, "table", "serve", table, "--service", "domain"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as program:
+        assert program.stdin and program.stdout  # noqa: PT018  # for the type checker
+
+        def asked(line: str) -> str:
+            assert program.stdin and program.stdout  # noqa: PT018  # as above
+            program.stdin.write(line + "\n")
+            program.stdin.flush()
+            return program.stdout.readline().strip()
+
+        assert asked(Host.configuration("t").decode().strip()) == "register|domain"
+        assert program.stdout.readline() == "register|ready\n"
+        assert (
+            asked(request("check", "domain", 1, "example.com")) == "check-result|00000001|not-found"
+        )
+        file.write_text("example.com\n")
+        with sqlite3.connect(database) as connection:
+            connection.execute("INSERT INTO users (name) VALUES ('example.com')")
+        connection.close()
+        assert asked("table|0.1|1.5|t|update|00000002") == "update-result|00000002|ok"
+        assert asked(request("check", "domain", 3, "example.com")) == "check-result|00000003|found"
+        file.unlink()
+        database.unlink()
+        answer = asked("table|0.1|1.5|t|update|00000004")
+        if kind != "query":
+            assert answer.startswith("update-result|00000004|error|")
+            assert "No such file" in answer
+            again = asked(request("check", "domain", 5, "example.com"))
+            assert again == "check-result|00000005|found"
+        program.stdin.close()
+
+
 def test_serve_answers_in_time_and_outlives_its_source(database: Path) -> None:
     """smtpd waits for each answer, and ends if the program does."""
     endless = spec(database, "query", ENDLESS)

@@ -163,6 +163,10 @@ class Asked:
         answer = await asyncio.shield(task)
         return self._failed(key, answer.cause) if answer.cause else answer
 
+    def forget(self) -> None:
+        """Forget all answers."""
+        self._cache.clear()
+
     def start(self, keys: Iterable[str]) -> None:
         """Start to look up the keys that are not in memory, since they are asked for next."""
         for key in keys:
@@ -211,7 +215,7 @@ class Asked:
         self._note_success()
         if backend.version != self._version:
             self._version = backend.version
-            self._cache.clear()
+            self.forget()
         ttl = self._missing if value is None else self._ttl
         now = self._clock()
         answer = Answer(value, now + ttl)

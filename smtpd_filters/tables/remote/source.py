@@ -287,6 +287,11 @@ class Refresher:
         self.refresh_interval = source.refresh_interval
         self._good = monotonic()
 
+    @property
+    def down(self) -> str:
+        """Why the entries could not be loaded the last time; "" if they could."""
+        return self._source.down
+
     async def refresh(self) -> None:
         """Load the entries if they have changed; never raises but for a cancellation."""
         source = self._source
