@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,7 +139,8 @@ def test_blocking_by_hand(store: str, capsys: pytest.CaptureFixture[str]) -> Non
         blocked = {use["subject"]: use["blocked"] for use in shown(capsys, store, "show")}
         assert blocked == {"user=alice": "left us", "client=2001:db8:1:2::/64": "by hand"}
         limit(store, "show")
-        assert "user=alice: blocked for 3600 s: left us\n" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert re.search(r"^user=alice: blocked for 3[56]\d\d s: left us$", printed, re.MULTILINE)
 
 
 def test_a_reset_forgets_connections_as_well(store: str) -> None:
