@@ -299,6 +299,15 @@ def test_a_message_is_sealed(key: str) -> None:
     assert any("not sealed" in line and "no results of other.example" in line for line in log)
 
 
+def test_a_seal_in_a_name_that_needs_quotes(key: str) -> None:
+    raw = b'Authentication-Results: "mail.example/1"; arc=none; spf=pass\r\n' + MESSAGE
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "--arc-seal", "mail.example/1")
+    mail, _ = delivered(*flags, raw=raw)
+    value = mail.headers.get("ARC-Authentication-Results", "")
+    assert value == 'i=1; "mail.example/1"; arc=none; spf=pass'
+    assert chain(whole(mail), records("sel"), now=time()).result == "pass"
+
+
 def test_sealing_needs_an_rsa_key(tmp_path: Path) -> None:
     path = written(tmp_path / "key", pem(ed25519=True))
     found = refused("-k", path, "-s", "sel", "-d", "example.org", "--arc-seal", "admd")
@@ -334,6 +343,8 @@ def refused(*flags: str) -> str:
             ("-k", "KEY", "-s", "s", "-d", "example.org", "-a", "ed25519-sha256"),
             "a key for rsa-sha256",
         ),
+        (("-k", "KEY", "-s", "s", "-d", "example.org", "--arc-seal", ""), "--arc-seal"),
+        (("-k", "KEY", "-s", "s", "-d", "example.org", "--arc-seal", "a;\nb"), "--arc-seal"),
         (("--keys", "{ example.org = sel }"), "expected DOMAIN SELECTOR KEYFILE"),
         (("--keys", "proc:/bin/true"), "--keys: the keys can't be in a database or on a server"),
     ],

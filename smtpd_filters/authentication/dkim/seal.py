@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.authentication.results import parse
+from smtpd_filters.authentication.results.writer import value_of
 from smtpd_filters.message.folding import field_lines
 
 from .arc import KINDS, MAX_SETS, complete_sets
@@ -66,7 +67,7 @@ class NewSet:
         style = Style(RELAXED, RELAXED, signed, oversigned=())
         self._signing = SigningFields(fields, style)
         #: The value of ARC-Authentication-Results.
-        self.results = f"i={self.instance}; {authserv_id}; {text}"
+        self.results = f"i={self.instance}; {value_of(authserv_id)}; {text}"
 
     def message(self, body: bytes) -> Unsigned:
         """Return the signature of the message, to be made."""

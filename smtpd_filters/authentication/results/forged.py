@@ -29,6 +29,8 @@ _ID = re.compile(r'"(?:[^"\\]|\\.)*+"|[^\s"();=\\]++', re.DOTALL)
 _SPACE = re.compile(r"\s*+")
 _VERSION = re.compile(r"[0-9]++")
 _SEPARATOR = re.compile(r"[\s\x00-\x20\x7f();\"<>,=?/:@\[\]\\'`|&{}*+!#$%^~]+")
+# An id that an operator chooses needs none of what separates the parts of a field.
+_WORD = re.compile(r"""[^\s\x00-\x20\x7f-\x9f"();<>,\\]+""")
 _PAIR = re.compile(r"\\(.)", re.DOTALL)
 _COMMENT = re.compile(r"\([^()]*+\)")
 #: Characters of all these fields that are examined, 20 ms at most. Honest mail has a few KiB.
@@ -50,8 +52,8 @@ class _TooManyError(ValueError):
 
 
 def is_name(authserv_id: str) -> bool:
-    """Return whether a text can be an id: forged fields that claim it can be recognised."""
-    return bool(_name_in(authserv_id))
+    """Return whether a text can be an id: one word, so that fields that claim it are recognised."""
+    return _WORD.fullmatch(authserv_id) is not None and bool(_name_in(authserv_id))
 
 
 def _name_in(authserv_id: str) -> str:

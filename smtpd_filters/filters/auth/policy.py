@@ -32,6 +32,7 @@ from smtpd_filters.main import run
 from smtpd_filters.message.disguise import Name
 from smtpd_filters.protocol.decisions import MAX_POINTS, PROCEED, Junk, Points, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
+from smtpd_filters.settings.kinds import quote
 from smtpd_filters.stores.setting import STORE, StoreSetting
 from smtpd_filters.tables import DomainTable
 
@@ -213,7 +214,7 @@ class Auth(Filter):
         settings = self.settings
         self._exempt = settings.exempt
         if settings.authserv_id and not results.is_name(settings.authserv_id):
-            raise ConfigError(f'--authserv-id "{settings.authserv_id}": expected a name')
+            raise ConfigError(f"--authserv-id {quote(settings.authserv_id)}: expected a name")
         reports = {"link-auth", "link-greeting"}
         if settings.scrub_only:
             self._refuse_unused()

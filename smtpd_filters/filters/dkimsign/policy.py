@@ -42,6 +42,7 @@ from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.versions import cuts_lines
 from smtpd_filters.runtime.pace import pace
 from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, Settings, Shared, option, table
+from smtpd_filters.settings.kinds import quote
 
 from .author import author_domain
 from .keys import KEY, DomainList, KeyTable
@@ -240,11 +241,7 @@ class Dkimsign(Filter):
             lifetime=settings.expire,
             copies=min(settings.copies, 2),
         )
-        if settings.arc_seal is not None:
-            from smtpd_filters.authentication.dkim import seal  # noqa: F401  # for `_seal`
-
-            if not self._sealing_keys():
-                raise ConfigError(f"--arc-seal: {_NO_RSA_KEY}")
+        self._check_seal()
         for signing in self._every_key():
             if signing.key.bits < ADVISED_BITS and signing.key.kind == RSA:
                 self.log.event(
@@ -291,6 +288,19 @@ class Dkimsign(Filter):
             raise ConfigError(
                 f"-k: {settings.key.source}: a key for {own}, but -a is {settings.algorithm}"
             )
+
+    def _check_seal(self) -> None:
+        """Raise ConfigError unless messages can be sealed, if they are to be."""
+        authserv_id = self.settings.arc_seal
+        if authserv_id is None:
+            return
+        from smtpd_filters.authentication import results
+        from smtpd_filters.authentication.dkim import seal  # noqa: F401  # for `_seal`
+
+        if not results.is_name(authserv_id):
+            raise ConfigError(f"--arc-seal {quote(authserv_id)}: expected a name")
+        if not self._sealing_keys():
+            raise ConfigError(f"--arc-seal: {_NO_RSA_KEY}")
 
     def _every_key(self) -> Iterator[SigningKey]:
         settings = self.settings

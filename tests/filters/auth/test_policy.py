@@ -252,7 +252,9 @@ def test_options_without_effect(flags: list[str]) -> None:
         Conversation(Auth, "--scrub-only", *flags)
 
 
-@pytest.mark.parametrize("name", [";", "--", '"."', " "])
+@pytest.mark.parametrize(
+    "name", [";", "--", '"."', " ", "mx example", "mx\ndkim=pass", "mx;dkim=pass", "a(b)"]
+)
 def test_a_name_that_is_none(name: str) -> None:
     with pytest.raises(ConfigError, match=r"--authserv-id .*: expected a name"):
         Conversation(Auth, f"--authserv-id={name}", "--scrub-only")
