@@ -141,6 +141,12 @@ def test_a_client_that_is_stored_as_a_domain_is_named(tool: Tool, tmp_path: Path
     assert tool("list", "198.51.100.66", status=1) == line
 
 
+def test_a_triplet_that_is_not_known_is_named(tool: Tool) -> None:
+    tool.run_filter(ONE)
+    line = "192.0.2.0/24 <> <nobody@example.org>: not known\n"
+    assert tool("show", "192.0.2.7", "", "nobody@example.org", status=1) == line
+
+
 def test_a_triplet_may_be_forgotten_alone(tool: Tool) -> None:
     other = (ONE[0], "", ONE[2])
     tool.run_filter(ONE, ("192.0.2.9", "bert@example.org", "you@example.net"))

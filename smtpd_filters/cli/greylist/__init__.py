@@ -108,21 +108,30 @@ async def _show(store: Store, options: Options, what: list[str]) -> int:
     )
     if await _print(found, options):
         return 0
-    return await _not_known(store, options, {client: what[0]})
+    return await _not_known(store, options, {client: what[0]}, triplet)
 
 
-async def _not_known(store: Store, options: Options, clients: Mapping[str, str]) -> int:
-    """Print that clients have no entries, by the operands that name them; return 1."""
+async def _not_known(
+    store: Store,
+    options: Options,
+    clients: Mapping[str, str],
+    triplet: tuple[str, str] | None = None,
+) -> int:
+    """Print that clients, or one with a triplet, have no entries; return 1.
+
+    `clients` has the operands that name them.
+    """
     if options.json:
         return 1
     names: dict[str, set[str]] = {}
     async for record in records(store):  # by SPF or a reverse name, an address is a domain
-        if record.address in clients.values():
+        if record.address in clients.values() and record.client not in clients:
             names.setdefault(record.address, set()).add(record.client)
     for client, operand_ in clients.items():
         stored = ", ".join(map(printable, sorted(names.get(operand_, ()))))
         hint = f" ({printable(operand_)} is stored as {stored})" if stored else ""
-        sys.stdout.write(f"{printable(client)}: not known{hint}\n")
+        who = printable(client) + (_addresses(*triplet) if triplet else "")
+        sys.stdout.write(f"{who}: not known{hint}\n")
     return 1
 
 
@@ -174,10 +183,15 @@ def _line(record: Record) -> str:
     """Return a line: what, the state, and the times."""
     who = printable(record.client)
     if record.is_triplet:
-        who += f" <{printable(record.sender or '')}> <{printable(record.recipient or '')}>"
+        who += _addresses(record.sender or "", record.recipient or "")
     state = record.state if record.count is None else f"passed {_number(record.count, 'time')}"
     address = f" from {printable(record.address)}" if record.address else ""
     return f"{who} {state}{address}, {_time(record.age)} ago, expires in {_time(record.left)}"
+
+
+def _addresses(sender: str, recipient: str) -> str:
+    """Return the addresses of a triplet, as they follow its client."""
+    return f" <{printable(sender)}> <{printable(recipient)}>"
 
 
 def _number(count: int, of: str, more: str = "") -> str:

@@ -20,7 +20,7 @@ import shutil
 from time import time
 from typing import TYPE_CHECKING
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.lookups.programs.children import Children
 from smtpd_filters.lookups.stream.connection import LostError, UnconnectedError
 
@@ -116,7 +116,9 @@ class TableProgram(Backend):
             if self._service not in child.host.services:
                 child.end(_ENDED)
                 return f"the program does not offer {self._service!r}"
-        except (UnconnectedError, ConfigError, LineError, TimeoutError) as error:
+        except UnconnectedError as error:
+            return f"the program did not start: {os_reason(error.cause)}"
+        except (ConfigError, LineError, TimeoutError) as error:
             if child is not None:
                 child.end(str(error))
             return f"the program did not start: {str(error) or 'no registration'}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -110,6 +111,19 @@ def test_a_program_that_fails_is_started_again(key: str) -> None:
         assert after != before
 
     run(work, service="alias", pause=0.0)
+
+
+def test_the_processes_that_start_the_program_have_ended() -> None:
+    async def work(table: TableProgram) -> None:
+        children = table._starter()
+        children._control.close()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.close()
+        children._control = ours
+        cause = "the program did not start: the process that starts it has ended"
+        assert await failure(table, "example.org") == cause
+
+    run(work)
 
 
 def test_fifty_requests_at_once_and_no_child_is_left() -> None:
