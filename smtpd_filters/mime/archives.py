@@ -2,7 +2,7 @@
 
 The directory of a zip file, the headers of a tar file and the streams of gzip, bzip2 and xz are
 read in steps. The standard library's modules for them can't be interrupted, and trust the sizes
-that a file declares.
+that a file declares. Of RAR archives and cabinets only the headers are read.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import re
 from struct import error as StructError  # noqa: N812  # a class
 from struct import unpack_from
 
-from . import zip_records
+from . import cab_records, rar_records, zip_records
 from .content import Member
 from .limits import ARCHIVES as LEVELS
 from .limits import HEAD, NAMES, READ
-from .names import all_readings
-from .signatures import ARCHIVES, READABLE, sniff
+from .names import all_readings, extension
+from .signatures import ARCHIVES, BEHIND_DATA, LISTED, READABLE, sniff
 from .zip_records import Piece
 
 TYPE_CHECKING = False
@@ -37,8 +37,9 @@ if TYPE_CHECKING:
             """Decompress some data."""
 
 
-#: Units of work: of a member, and of a piece of READ bytes that is unpacked.
+#: Units of work: of a member, of a piece of READ bytes that is unpacked, and of a search in 1 MiB.
 _MEMBER_COST, _PIECE_COST = 40, 700
+_SEARCH_COST = 1000
 _TAR = 512
 _STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
 #: A memory limit for xz, whose files say how much they need.
@@ -52,12 +53,18 @@ _MACRO_NAMES = ("vbaproject.bin", "macrosheets/", "basic/script-lc.xml")
 
 def inspect(store: Storage, part: Part, content: Content) -> Iterator[int]:
     """Look into the archive of a part; yield the units of work of each step."""
-    try:
-        # What has the name of a zip file, and data before the archive, is opened as one.
-        kind = part.kind if part.kind in ARCHIVES else "zip"
-        yield from _Inspection(part, content).look(store, kind, part.names, 1)
-    except (StructError, ValueError, OverflowError):
-        part.traits.add("unreadable")
+    inspection = _Inspection(part, content)
+    kinds = [part.kind] if part.kind in ARCHIVES else []
+    # Programs open a file as an archive by its name, with data before it.
+    named = {BEHIND_DATA.get(extension(name), "") for name in part.names} - {"", part.kind}
+    if "zip" in named and not kinds:
+        kinds.append("zip")
+    if "rar" in named:
+        yield _SEARCH_COST
+        if not kinds or rar_records.behind_signature(store):
+            kinds.append("rar")
+    for kind in kinds:
+        yield from inspection.look(store, kind, part.names, 1)
 
 
 class _Inspection:
@@ -70,12 +77,20 @@ class _Inspection:
         self._at = 0
 
     def look(self, store: Storage, kind: str, names: tuple[str, ...], depth: int) -> Iterator[int]:
-        """Look into an archive of a kind."""
+        """Look into an archive of a kind; what is damaged doesn't keep others from being read."""
+        try:
+            yield from self._look(store, kind, names, depth)
+        except (StructError, ValueError, OverflowError):
+            self._part.traits.add("unreadable")
+
+    def _look(self, store: Storage, kind: str, names: tuple[str, ...], depth: int) -> Iterator[int]:
         if kind not in READABLE:
             self._part.traits.add("unreadable")
         elif depth > LEVELS:
             self._content.odd("too many levels of archives")
             self._part.traits.add("unreadable")
+        elif kind in LISTED:
+            yield from self._listed(store, kind, depth)
         elif kind == "zip":
             yield from self._zip(store, depth)
         elif kind == "tar":
@@ -94,6 +109,21 @@ class _Inspection:
         member = Member(names, kind, depth)
         self._part.members.append(member)
         return member
+
+    def _listed(self, store: Storage, kind: str, depth: int) -> Iterator[int]:
+        """Add the members of an archive of which only the headers are read."""
+        self._part.traits.add("unreadable")
+        for entry in (rar_records if kind == "rar" else cab_records).entries(store):
+            yield entry.cost
+            if entry.encrypted:
+                self._part.traits.add("encrypted")
+            if not entry.names:
+                self._content.bytes_left -= HEAD  # so that their number has a limit
+                if self._content.bytes_left < 0:
+                    self._content.odd("too many headers in archives")
+                    return
+            elif self._add(list(entry.names), "", depth) is None:
+                return
 
     # -- streams -------------------------------------------------------------------------
 

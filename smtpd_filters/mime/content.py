@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .limits import FIELDS, MEMBERS, PARTS, UNPACKED
 from .signatures import TEXTUAL
@@ -38,6 +39,17 @@ class Member:
     depth: int = 1
 
 
+class Entry(NamedTuple):
+    """A header in an archive of which only headers are read; without names if it is no file's.
+
+    `cost` is the work to read it, in units of about a microsecond.
+    """
+
+    names: tuple[str, ...] = ()
+    encrypted: bool = False
+    cost: int = 20
+
+
 @dataclass(slots=True)
 class Part:
     """A part of a message that isn't a container of parts, or an attached message.
@@ -61,7 +73,8 @@ class Part:
     body: int = -1
     end: int = -1
     head: bytes = b""
-    #: Some of `encrypted`, `macros`, `unreadable` (an archive), `message` (an attached one).
+    #: Some of `encrypted`, `macros`, `message` (an attached one), and `unreadable` (an archive with
+    #: contents that were not read, even if their names were).
     traits: set[str] = field(default_factory=set)
     members: list[Member] = field(default_factory=list)
     outer: Part | None = field(default=None, repr=False, compare=False)

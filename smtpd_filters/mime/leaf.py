@@ -7,7 +7,7 @@ from binascii import Error, a2b_base64, a2b_qp, a2b_uu
 
 from .limits import HEAD
 from .names import all_readings, extension
-from .signatures import ARCHIVES, ISO, ISO_AT, sniff
+from .signatures import ARCHIVES, BEHIND_DATA, ISO, ISO_AT, sniff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ _MACROS = (
 _ENCRYPTED = ("EncryptedPackage".encode("utf-16-le"),)
 _MARKED = frozenset({"ole", "text", "mhtml", "html"})
 _OVERLAP = 32
-#: Extensions of zip files, which may have data before the archive.
-_ZIPPED = frozenset({"zip", "zipx"})
 #: The beginning of a file within text; yEnc's line and BinHex's as well.
 _BEGIN = re.compile(
     rb"(?:\A|(?<=\n))(?:begin(?:-base64)?[ \t]++[0-7]{3,4}[ \t]++([^\n]{1,255}+)\n"
@@ -211,7 +209,7 @@ class Leaf:
         self._sniffed = True
         part = self.part
         kind = part.kind = sniff(self._head[:HEAD])
-        if kind in ARCHIVES or any(extension(each) in _ZIPPED for each in part.names):
+        if kind in ARCHIVES or any(extension(each) in BEHIND_DATA for each in part.names):
             self._store = self._content.storage()
             self._store.write(self._head)
         if part.is_text and self._content.text_left > 0:

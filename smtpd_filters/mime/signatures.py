@@ -82,8 +82,12 @@ ARCHIVES = frozenset(
     {"zip", "rar", "7z", "gzip", "xz", "bzip2", "zstd", "lzma", "compress", "lzip", "arj", "cab"}
     | {"ace", "lzh", "tar", "xar", "iso", "disk"}
 )
-#: Archives whose contents are looked at; the others can't be read.
-READABLE = frozenset({"zip", "gzip", "xz", "bzip2", "lzma", "tar"})
+#: Archives of which only the names of members are read.
+LISTED = frozenset({"rar", "cab"})
+#: Archives that are looked into; the others can't be read.
+READABLE = LISTED | {"zip", "gzip", "xz", "bzip2", "lzma", "tar"}
+#: Extensions by which programs open a file as an archive that begins behind other data.
+BEHIND_DATA = {"zip": "zip", "zipx": "zip", "rar": "rar", "r00": "rar", "cbr": "rar"}
 #: Kinds that are shown as text if a part is declared as text and has no name.
 TEXTUAL = frozenset({"", "text", *_TEXT_KINDS, "url", "reg", "rtf"})
 #: What a rule may ask for in place of a kind.

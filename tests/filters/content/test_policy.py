@@ -17,6 +17,7 @@ from smtpd_filters.settings import common_options, parse_flags
 from smtpd_filters.testing import Conversation
 from tests.filters.content.sending import Sent, written
 from tests.filters.executables import complaint
+from tests.mime.headers import cab, file_4, file_5, rar_4, rar_5
 from tests.mime.reading import EXE, attached, every_name, mixed, read, zipped
 from tests.mime.test_corpus import NAMES, STRUCTURES
 
@@ -69,6 +70,26 @@ BEYOND = {
 }
 
 
+LISTED = {
+    "rar 4": rar_4(file_4(b"x\\invoice.pdf.exe")),
+    "rar 5": rar_5(file_5(b"x/invoice.pdf.exe")),
+    "cab": cab(b"x\\invoice.pdf.exe"),
+}
+
+
+@pytest.mark.parametrize("case", LISTED)
+def test_rules_on_names_apply_in_archives_that_are_not_unpacked(case: str, tmp_path: Path) -> None:
+    mail = attached(LISTED[case])
+    sent = Sent(mail)
+    assert sent.reply == REFUSED
+    assert "invoice.pdf.exe in " in sent.log[0]
+    for text in ("double-extension = true", 'filename = "^invoice"', "unreadable = true"):
+        flags = rule(tmp_path, f'{text}\naction = "reject"\nreply = "554 5.7.1 No"')
+        assert Sent(mail, "--dangerous=off", *flags).reply == "554 5.7.1 No"
+    flags = rule(tmp_path, 'extension = "exe"\nnested = false\naction = "reject"')
+    assert Sent(mail, "--dangerous=off", *flags).reply == ""
+
+
 @pytest.mark.parametrize("case", BEYOND)
 @pytest.mark.parametrize("action", ["reject", "remove", "rename"])
 def test_a_message_beyond_the_limits_is_refused(case: str, action: str) -> None:
@@ -92,6 +113,7 @@ def test_a_message_beyond_the_limits_is_marked_or_logged(tmp_path: Path) -> None
         b"Subject: x\n\n#!/bin/sh is how a script begins\n",
         b"Content-Type: text/html\n\n<script>x</script><p>hello</p>\n",
         attached(zipped(("stock-06.07.2016.xlsx", b"x"), ("post.pdf_copy", b"y"))),
+        attached(rar_5(file_5(b"stock.xlsx"), file_5(b"x.exe/post.pdf"))),
         mixed(b"Content-Type: text/csv; name=x.csv\n\na,b\n"),
     ],
 )
