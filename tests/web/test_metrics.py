@@ -171,6 +171,22 @@ def test_formats(tmp_path: Path) -> None:
     visit(tmp_path, visiting)
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=a.b", "text/plain;version=1e9", ";;;;", "\xff",
+        "text/plain;version=", "application/openmetrics-text;version=1.0.0;escaping=zzz",
+    ],
+)  # fmt: skip
+def test_any_wish_for_a_format_is_answered(accept: str, tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        status, text = await scraped(visitor, Accept=accept)
+        assert status == 200
+        assert "smtpd_filters_build_info" in text
+
+    visit(tmp_path, visiting)
+
+
 def test_a_token_reads_metrics_alone(tmp_path: Path) -> None:
     async def visiting(visitor: Visitor) -> None:
         named = {"Authorization": "Bearer opensesame"}
