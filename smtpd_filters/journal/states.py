@@ -8,7 +8,7 @@ Invariants
 *Untrusted*: a datagram is checked as those of stories: kinds and causes are from small sets, and
 numbers, processes, names and servers are limited.
 *Monotonic*: sums start at zero with the journal and only grow. Of a process that was there before
-the journal only what it gains counts.
+the journal, or was forgotten, only what it gains counts: nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import json
 import os
 from collections import deque
 from dataclasses import dataclass, field
+from math import inf
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.runtime.counters import BUCKETS, FAILURES, KINDS, MAX_LABEL, MAX_SERVERS
 
 from .process_state import INTERVAL
-from .reception import OTHER, InvalidError, name, number, text
+from .reception import OTHER, InvalidError, name, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,7 +41,12 @@ TOGETHER = 1.0
 NEW = 60
 #: Processes that are remembered, names of processes and servers that are shown, and bytes of a
 #: file that is read.
-MAX_PROCESSES, MAX_NAMES, MAX_SHOWN, MAX_FILE = 256, 50, 64, 1 << 20
+MAX_PROCESSES, MAX_NAMES, MAX_SHOWN, MAX_FILE = 1024, 50, 64, 1 << 20
+#: The largest number of events in a datagram, and of microseconds: in years no process reaches
+#: them, and with a few hundred of them the sums are still exact as the floats of Prometheus.
+MAX_EVENTS, MAX_TIME = 1 << 44, 1 << 56
+#: The largest sum in the file.
+MAX_SUM = 1 << 100
 #: The sums of how long ago are kept for `recent`: seconds between two, and how many.
 STEP, STEPS = 60.0, 10
 _ID_LENGTH = 16
@@ -137,12 +143,15 @@ class Collected:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._began = clock()
+        #: When a process was last forgotten for lack of room.
+        self._forgot = -inf
         #: By name and number, the one that was heard last at the end.
         self._processes: dict[tuple[str, str], _Process] = {}
         self._lookups: dict[str, Times] = {}
         self._ends: dict[str, int] = {}
         self._dropped: dict[str, int] = {}
         self._earlier: deque[tuple[float, dict[str, Times]]] = deque(maxlen=STEPS)
+        self._earlier.append((self._began, {}))
         self._next_write = 0.0
 
     def add(self, found: Mapping[str, Any]) -> None:
@@ -159,11 +168,13 @@ class Collected:
         process = self._processes.pop(key, None)
         if process is None:
             process = _Process(who)
-            if age > NEW or now - age < self._began:
+            # Ages are whole seconds: it may have started up to one earlier.
+            if age > NEW or now - age < self._began or now - age - 1 < self._forgot:
                 process.ends, process.dropped, process.old_until = ends, dropped, now + TOGETHER
         self._processes[key] = process
         if len(self._processes) > MAX_PROCESSES:
             del self._processes[next(iter(self._processes))]
+            self._forgot = now
         self._count(process, lookups, ends, dropped)
         if now - process.seen > TOGETHER:
             process.circuits = {}
@@ -194,7 +205,7 @@ class Collected:
     def states(self, journal: Mapping[str, int]) -> States:
         """Return the sums; `journal` are the journal's own counts."""
         now = self._clock()
-        if not self._earlier or now - self._earlier[-1][0] >= STEP:
+        if now - self._earlier[-1][0] >= STEP:
             copied = {kind: each.copy() for kind, each in self._lookups.items()}
             self._earlier.append((now, copied))
         since, before = self._earlier[0]
@@ -263,10 +274,11 @@ def read(directory: str) -> States | None:
             found = json.loads(file.read(MAX_FILE))
         if found["version"] != FORMAT:
             return None
+        # Sums of many processes are larger than what one may send.
         return States(
             float(found["at"]),
-            _lookups(found["lookups"]),
-            _lookups(found["recent"]),
+            _lookups(found["lookups"], MAX_SUM, MAX_SUM),
+            _lookups(found["recent"], MAX_SUM, MAX_SUM),
             float(found["span"]),
             {(kind, label): bool(is_open) for kind, label, is_open in found["circuits"]},
             *(
@@ -274,25 +286,26 @@ def read(directory: str) -> States | None:
                 for part in ("sessions", "ends", "dropped", "journal")
             ),
         )
-    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (
+        OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError
+    ):  # fmt: skip
         return None
 
 
-def _count(value: object) -> int:
-    found = number(value)
-    if found < 0:
-        raise InvalidError("a negative number")
-    return found
+def _count(value: object, largest: int = MAX_EVENTS) -> int:
+    if type(value) is not int or not 0 <= value <= largest:
+        raise InvalidError("not a number, or too large")
+    return value
 
 
-def _lookups(found: object) -> dict[str, Times]:
+def _lookups(found: object, events: int = MAX_EVENTS, time_: int = MAX_TIME) -> dict[str, Times]:
     """Return look-ups by kind. Raises InvalidError."""
     if not isinstance(found, dict) or len(found) > len(KINDS):
         raise InvalidError("invalid look-ups")
-    return {kind: _times(each) for kind, each in found.items() if kind in KINDS}
+    return {kind: _times(each, events, time_) for kind, each in found.items() if kind in KINDS}
 
 
-def _times(found: object) -> Times:
+def _times(found: object, events: int, time_: int) -> Times:
     if not isinstance(found, list) or len(found) != 3:
         raise InvalidError("invalid look-ups")
     sum_, buckets, failures = found
@@ -300,8 +313,8 @@ def _times(found: object) -> Times:
         raise InvalidError("invalid buckets")
     if not isinstance(failures, dict) or not set(failures) <= set(FAILURES):
         raise InvalidError("unknown cause")
-    times = Times(_count(sum_) / 1e6, [_count(each) for each in buckets])
-    times.failures |= {cause: _count(n) for cause, n in failures.items()}
+    times = Times(_count(sum_, time_) / 1e6, [_count(each, events) for each in buckets])
+    times.failures |= {cause: _count(n, events) for cause, n in failures.items()}
     return times
 
 

@@ -14,9 +14,11 @@ from smtpd_filters.journal.reception import InvalidError, decode
 from smtpd_filters.journal.states import (
     FILE,
     GONE,
+    MAX_EVENTS,
     MAX_NAMES,
     MAX_PROCESSES,
     MAX_SHOWN,
+    MAX_TIME,
     STEP,
     STEPS,
     Collected,
@@ -158,6 +160,36 @@ def test_what_was_counted_before_the_journal_ran_is_not_new(clock: Clock) -> Non
     found = process.collected.states({})
     assert (found.lookups["dns"].count, found.lookups["redis"].count) == (1, 1)
     assert found.ends == {"filter-test": 1}
+
+
+def test_no_process_is_counted_twice(collected: Collected, clock: Clock) -> None:
+    """More processes than are remembered take turns, all of them young."""
+    lookups = {"dns": [1000, [1] + [0] * len(BUCKETS), {}]}
+    processes = MAX_PROCESSES + 10
+    for age in range(0, 60, 10):
+        for number in range(processes):
+            state = {"n": f"{number:x}", "a": age, "q": lookups, "r": 1, "x": 1}
+            collected.add(valid(**state))
+            clock.now += 10 / processes
+    found = collected.states({})
+    assert 0 < found.lookups["dns"].count <= processes
+    assert 0 < found.ends["filter-x"] <= processes
+    assert 0 < found.dropped["filter-x"] <= processes
+    assert sum(found.sessions.values()) == 2 * MAX_PROCESSES
+
+
+def test_the_largest_numbers_can_be_shown(collected: Collected, tmp_path: Path) -> None:
+    """Sums are larger than what a process may send."""
+    full = {"dns": [MAX_TIME, [MAX_EVENTS] * (len(BUCKETS) + 1), {TIMEOUT: MAX_EVENTS}]}
+    for number in range(5):
+        largest = {"o": MAX_EVENTS, "r": MAX_EVENTS, "x": MAX_EVENTS}
+        collected.add(valid(n=f"{number:x}", a=0, q=full, **largest))
+    collected.write(str(tmp_path), {"received": 1 << 60}, 0.0)
+    found = read(str(tmp_path))
+    assert found is not None
+    assert found.lookups["dns"].failures[TIMEOUT] == 5 * MAX_EVENTS
+    assert found.lookups["dns"].seconds == pytest.approx(5 * MAX_TIME / 1e6)
+    assert found.sessions == {"filter-x": 5 * MAX_EVENTS}
 
 
 def test_a_process_that_is_silent_has_ended(collected: Collected, clock: Clock) -> None:
@@ -317,6 +349,14 @@ def test_the_file(collected: Collected, clock: Clock, tmp_path: Path) -> None:
     [
         "", "{", "[]", "null", "{}", '{"version": 2}', '{"version": 1, "at": "x"}',
         '{"version": 1, "at": 1, "lookups": 3}', "[" * 100_000, "\udcff",
+        '{"version": 1, "at": 1' + 400 * "0" + "}",
+        '{"version": 1, "at": 1, "lookups": {}, "recent": {}, "span": 1e999, "sessions": 1}',
+        json.dumps(
+            {
+                "version": 1, "at": 1, "lookups": {}, "recent": {}, "span": 1, "circuits": [],
+                "sessions": {"x": float("inf")}, "ends": {}, "dropped": {}, "journal": {},
+            }
+        ),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_one(tmp_path: Path, content: str) -> None:
