@@ -12,6 +12,9 @@ from urllib.request import urlopen
 
 import pytest
 
+from smtpd_filters.journal.states import MAX_EVENTS, MAX_TIME, Collected
+from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
+from smtpd_filters.runtime.counters import FAILURES, KINDS
 from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.data import ROOT
 from tests.e2e.browser import Browser
@@ -317,6 +320,39 @@ def test_what_clients_write_stays_text(tmp_path: Path) -> None:
                 browser.go(page.address + path)
                 assert browser.run("return document.images.length") == 0
                 assert browser.run("return document.querySelectorAll('script').length") <= 1
+            assert browser.errors() == []
+    finally:
+        page.end()
+
+
+def test_what_happens_now(tmp_path: Path) -> None:
+    """The states of many processes, with the longest and most hostile names."""
+    now = Collected()
+    failures = dict.fromkeys(FAILURES, MAX_EVENTS)
+    times = [MAX_TIME, [MAX_EVENTS] * (len(LOOKUP_BUCKETS) + 1), failures]
+    for number, text in enumerate(HOSTILE):
+        label = (text + 80 * "x")[-80:]
+        now.add(
+            {
+                "p": f"{'p' * 50}{number}", "n": f"{number:x}", "a": 0, "o": MAX_EVENTS,
+                "r": MAX_EVENTS, "x": MAX_EVENTS, "q": dict.fromkeys(KINDS, times),
+                "b": [["dns", label, 1], ["redis", text, 1], ["clamd", "192.0.2.1:3310", 0]],
+            }
+        )  # fmt: skip
+    now.write(str(tmp_path), {}, 0.0)
+    page = Page(tmp_path)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            for width, height in ((390, 844), (1400, 900)):
+                browser.resize(width, height)
+                browser.go(f"{page.address}/")
+                assert "Passed over, since they fail repeatedly" in browser.text("main")
+                assert browser.violations() == [], width
+                assert browser.run("return document.documentElement.scrollWidth") <= width
+                assert browser.run("return document.images.length") == 0
+                browser.run("document.querySelector('[aria-label=Processes]').scrollIntoView()")
+                browser.driver.save_screenshot(str(PICTURES / f"now-{width}.png"))
             assert browser.errors() == []
     finally:
         page.end()
