@@ -34,6 +34,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters.tables": (),
     "smtpd_filters.addresses": (),
     "smtpd_filters.lookups.dns": ("Resolver",),
+    "smtpd_filters.lookups.http": ("Service",),
     "smtpd_filters.lookups.outcome": ("Found", "NotFound", "Unavailable", "MX"),
     "smtpd_filters.stores": (),
     "smtpd_filters.checks.exemptions": (

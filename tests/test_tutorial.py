@@ -24,6 +24,11 @@ FILES = {
 }
 TESTS = sorted(name for name in FILES if name.startswith("test_"))
 FILTERS = sorted(FILES.keys() - set(TESTS))
+#: The flags without which a filter doesn't start here.
+FLAGS = {
+    "subject.py": ("--service", "http://127.0.0.1:1"),
+    "recipients.py": ("--store", "memory:"),
+}
 SMTPD = "config|smtpd-version|7.6.0\nconfig|protocol|0.7\nconfig|admd|mx\nconfig|ready\n"
 
 
@@ -52,14 +57,14 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 6
-    assert len(TESTS) == 2
+    assert len(FILTERS) == 8
+    assert len(TESTS) == 3
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_each_filter_serves(name: str, folder: Path) -> None:
     assert "usage: filter-" in run(folder, name, "--help")
-    assert run(folder, name, stdin=SMTPD).endswith("register|ready\n")
+    assert run(folder, name, *FLAGS.get(name, ()), stdin=SMTPD).endswith("register|ready\n")
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -70,7 +75,7 @@ def test_each_filter_is_an_executable(name: str, folder: Path) -> None:
         ours.sendall(SMTPD.encode())
         ours.shutdown(socket.SHUT_WR)
         done = subprocess.run(
-            ["/bin/sh", "-c", f"exec {shlex.quote(str(folder / name))}"],
+            ["/bin/sh", "-c", f"exec {shlex.join([str(folder / name), *FLAGS.get(name, ())])}"],
             env={"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"},
             stdin=theirs.fileno(),
             stdout=theirs.fileno(),
@@ -100,7 +105,9 @@ def test_a_real_smtpd_runs_them(version: str) -> None:
     with Executables(
         version,
         filters={
-            name.removesuffix(".py"): f"/usr/bin/env PATH={path} {file_path(name)}"
+            name.removesuffix(".py"): shlex.join(
+                ["/usr/bin/env", f"PATH={path}", file_path(name), *FLAGS.get(name, ())]
+            )
             for name in FILTERS
         },
         files={name: FILES[name] for name in FILTERS},

@@ -24,6 +24,7 @@ from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.http import Client, Request, SharedClient
+from smtpd_filters.lookups.http.kinds import URL, checked
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.scanning.intake import Content
@@ -42,7 +43,7 @@ from smtpd_filters.settings.secrets import read_secret
 
 from .edits import Options as Edits
 from .edits import apply
-from .kinds import ACTION, URL, checked
+from .kinds import ACTION
 from .reply import MAX_JSON, Reply, ReplyError
 from .request import Facts, fields
 

@@ -1,4 +1,4 @@
-"""An HTTP client with fail-over, and its connections."""
+"""An HTTP client with fail-over, its connections, and services that are asked in JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from smtpd_filters.lookups.failover.failures import BadReplyError, NotKeptError
 from .client import Client, SharedClient
 from .messages import Endpoint, Request, Response
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .service import Service
+
 __all__ = [
     "BadReplyError",
     "Client",
@@ -14,5 +18,14 @@ __all__ = [
     "NotKeptError",
     "Request",
     "Response",
+    "Service",
     "SharedClient",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name != "Service":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .service import Service  # at first use: start-up time
+
+    return Service

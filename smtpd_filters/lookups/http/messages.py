@@ -111,7 +111,7 @@ class Request:
 
 
 class Endpoint:
-    """The address of a server: `url` is `http://HOST[:PORT][/PATH]` or the path of a unix socket.
+    """The address of a server: `http[s]://HOST[:PORT][/PATH]`, or the path of a unix socket.
 
     `label` is its name in logs. Raises ValueError for anything else.
     """
@@ -133,8 +133,16 @@ class Endpoint:
         from urllib.parse import urlsplit  # at start, where aiohttp is loaded as well
 
         parts = urlsplit(url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            raise ValueError(f"expected http://HOST:PORT or the path of a socket, not {url!r}")
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError(
+                f"expected http://HOST:PORT, https://HOST or the path of a socket, not {url!r}"
+            )
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        if port == 0:
+            raise ValueError(f"the port must be 1 to 65535: {url!r}")
         odd = any(c.isspace() or not c.isprintable() for c in url) or not url.isascii()
         if odd or parts.query or parts.fragment or set("@,") & set(parts.netloc):
             raise ValueError(f"invalid URL of a server: {url!r}")
@@ -142,7 +150,7 @@ class Endpoint:
         self.path = parts.path.rstrip("/")
         self.base = f"{parts.scheme}://{self.host}"
         self.label = self.base + self.path
-        self._server = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        self._server = parts.hostname, port or (443 if parts.scheme == "https" else 80)
 
     def declare(self, needs: Needs) -> None:
         """Declare that a process connects to this server after its start."""

@@ -1,0 +1,135 @@
+"""The setting that declares a filter's HTTP service and its flags."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.failover.group import CONNECTIONS
+from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.settings import LIST, PATH, SECONDS, Shared, option
+from smtpd_filters.settings.secrets import read_secret
+
+from .kinds import URL, checked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from smtpd_filters.runtime.probes import Probe
+    from smtpd_filters.sandbox import Needs
+    from smtpd_filters.settings import Option
+
+    from .messages import Response
+    from .service import Service
+
+    _Base = Shared[Service]
+else:
+    _Base = Shared
+
+#: The part of `--deadline` for the servers' replies; the rest is for the filter's own work.
+SHARE = 0.95
+
+
+class ServiceSetting(_Base):
+    """The flags of a service, and the service that they configure."""
+
+    def __init__(self, flag: str, *, keep: float) -> None:
+        """See `Service.setting`."""
+        self._flag = f"--{flag.replace('_', '-')}"
+        urls: Any = option(
+            LIST(URL),
+            required=True,
+            help="The address of the HTTP service: http[s]://HOST[:PORT][/PATH], or the path of a "
+            "unix socket. If given several times, the next server is asked when the ones before it "
+            "fail; a server that failed three times in a row is passed over for 30 seconds.",
+        )
+        timeout: Any = option(
+            SECONDS(low=0.01, high=60),
+            default=5.0,
+            help="How long to wait for an answer of one server of the service.",
+        )
+        kept: Any = option(
+            SECONDS(low=0, high=7 * 86400),
+            default=keep,
+            help="How long an answer of the service is used again for the same question; 0 for "
+            "never.",
+        )
+        token: Any = option(
+            PATH,
+            default=None,
+            help="A file whose first line is a token that the service requires (Authorization: "
+            "Bearer).",
+        )
+        self.options: dict[str, Option] = {
+            flag: urls,
+            f"{flag}_timeout": timeout,
+            f"{flag}_keep": kept,
+            f"{flag}_token_file": token,
+        }
+
+    def key(self, filter_: Any) -> tuple[object, ...]:
+        """Return all options and the deadline, by which filters share a service."""
+        return (*self._values(filter_), filter_.deadline)
+
+    def open(self, filter_: Any) -> Service:
+        """Return the service; it is connected to when it is asked."""
+        from .service import SharedService  # start-up time
+
+        urls, timeout, keep, token = self._values(filter_)
+        try:
+            for url in urls:
+                checked(url)
+        except ValueError as error:
+            raise ConfigError(f"{self._flag}: {error}") from None
+        return SharedService(
+            urls,
+            timeout=timeout,
+            deadline=filter_.deadline * SHARE,
+            keep=keep,
+            token=read_secret(token, f"{self._flag}-token-file"),
+            connections=CONNECTIONS,
+            clock=filter_.now,
+            note=filter_.log.event,
+        )
+
+    def _values(self, filter_: Any) -> list[Any]:
+        return [filter_.pool.value(filter_, name) for name in self.options]
+
+    def declare(self, filter_: Any, needs: Needs) -> None:
+        """Declare a descriptor for each connection; the option of the servers declares them."""
+        urls, *_ = self._values(filter_)
+        needs.to_open(CONNECTIONS * len(urls))
+
+    def probes(self, filter_: Any) -> Iterator[Probe]:
+        """Yield a probe for each server: a request for /ping, which any reply answers."""
+        from smtpd_filters.runtime.probes import Probe
+
+        urls, timeout, *_ = self._values(filter_)
+        for url in urls:
+            yield Probe(f"service {url}", partial(_ping, url, timeout))
+
+    async def close(self, opened: Service) -> None:
+        """Close the service, of which `aclose` raises RuntimeError."""
+        from .service import Service
+
+        await Service.aclose(opened)
+
+
+async def _ping(url: str, seconds: float) -> str:
+    """Ask a server for /ping; return why it gives no reply, or ""."""
+    from .attempts import PING
+    from .client import Client
+
+    client = Client((url,), timeout=seconds, deadline=seconds)
+    try:
+        reply = await client.ask(PING, _read)
+    finally:
+        await client.aclose()
+    return reply.cause if isinstance(reply, Unavailable) else ""
+
+
+async def _read(response: Response) -> int:
+    await response.read()
+    return response.status

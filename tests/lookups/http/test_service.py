@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters import (
+    PROCEED,
+    ConfigError,
+    Decision,
+    Filter,
+    Needs,
+    Reject,
+    Session,
+    Settings,
+    UnavailableError,
+)
+from smtpd_filters.lookups.http import Service
+from smtpd_filters.testing import Conversation
+from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OK = {"verdict": "ok"}
+NO = {"verdict": "no"}
+
+
+class Asks(Filter):
+    """Refuses the greetings that a service says no to."""
+
+    on_error = "tempfail"
+    service = Service.setting()
+
+    async def ehlo(self, session: Session, identity: str) -> Decision:
+        answer = await self.service.ask({"name": identity, "of": session.address}, path="/greet")
+        # A change of it may not reach the cache.
+        return PROCEED if answer.pop("verdict") == "ok" else Reject("550 5.7.1 No")
+
+
+class Also(Asks):
+    """Another filter."""
+
+
+class Reads(Asks):
+    """The same with a function for answers."""
+
+    async def ehlo(self, _session: Session, identity: str) -> Decision:
+        ok = await self.service.ask(identity, lambda answer: bool(answer["ok"]))
+        return PROCEED if ok else Reject("550 5.7.1 No")
+
+
+@pytest.fixture
+def stub() -> Iterator[RspamdStub]:
+    with RspamdStub(OK) as server:
+        yield server
+
+
+def greet(smtpd: Conversation, name: str = "mail.example.com") -> str:
+    return smtpd.connect().ehlo(name).reply
+
+
+def test_a_question_and_its_answer(stub: RspamdStub) -> None:
+    with Conversation(Asks, "--service", f"{stub.url}/v1") as smtpd:
+        assert greet(smtpd) == ""
+        stub.answer = NO
+        assert greet(smtpd, "other.example.com") == "550 5.7.1 No"
+    request = stub.requests[0]
+    assert (request.method, request.path) == ("POST", "/v1/greet")
+    assert request.body == b'{"name": "mail.example.com", "of": "192.0.2.1"}'
+    assert request.get("Content-Type") == "application/json"
+    assert request.get("Authorization") is None
+
+
+def test_answers_are_kept_and_expire(stub: RspamdStub) -> None:
+    with Conversation(Asks, "--service", stub.url, "--service-keep", "1m") as smtpd:
+        assert [greet(smtpd) for _ in range(3)] == ["", "", ""]
+        assert len(stub.requests) == 1
+        stub.answer = NO
+        smtpd.advance(61)
+        assert greet(smtpd) == "550 5.7.1 No"
+
+
+def test_answers_are_not_kept(stub: RspamdStub) -> None:
+    with Conversation(Asks, "--service", stub.url, "--service-keep", "0") as smtpd:
+        assert [greet(smtpd) for _ in range(3)] == ["", "", ""]
+    assert len(stub.requests) == 3
+
+
+def test_filters_of_a_chain_share_the_answers(stub: RspamdStub) -> None:
+    flags = ("--service", stub.url)
+    with Conversation([(Asks, *flags), (Also, *flags)]) as smtpd:
+        greet(smtpd)
+        greet(smtpd)
+        first, second = smtpd.filters
+        assert isinstance(first, Asks)
+        assert isinstance(second, Asks)
+        assert first.service is second.service
+    # Those of the first greeting were on the way at the same time.
+    assert len(stub.requests) <= 2
+    with Conversation([(Asks, *flags), (Also, *flags, "--service-keep", "1h")]) as smtpd:
+        first, second = smtpd.filters
+        assert isinstance(first, Asks)
+        assert isinstance(second, Asks)
+        assert first.service is not second.service
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (Answer(b"{", status=200), "invalid JSON"),
+        (Answer(b"[" * 60_000), "invalid JSON"),
+        (Answer(b"9" * 60_000), "invalid JSON"),
+        (Answer(b"\xff"), "invalid JSON"),
+        (Answer(b""), "invalid JSON"),
+        (Answer(b'"' + b"x" * (64 << 10) + b'"'), "oversized reply"),
+        (Answer(b"{}", status=404), "status 404"),
+        (Answer.of(OK, behaviour="garbage"), "invalid HTTP response"),
+        (Answer.of(OK, behaviour="drop"), "timeout"),
+        (Answer(b"null"), "unusable answer"),
+        (Answer(b"[]"), "unusable answer"),
+        (Answer(b"{}"), "unusable answer"),
+    ],
+)
+def test_a_failure_is_left_to_on_error(stub: RspamdStub, answer: Answer, cause: str) -> None:
+    stub.answer = answer
+    flags = ("--service", stub.url, "--service-timeout", "200ms")
+    with Conversation(Reads, *flags) as smtpd:
+        assert greet(smtpd).startswith("451 4.3.0 ")
+        assert cause in smtpd.log[0]
+        stub.answer = Answer(b'{"ok": true}')
+        # A failure isn't kept.
+        assert greet(smtpd) == ""
+    stub.answer = answer
+    with Conversation(Reads, *flags, "--on-error", "proceed") as smtpd:
+        assert greet(smtpd) == ""
+
+
+def test_the_next_server_is_asked(stub: RspamdStub) -> None:
+    with RspamdStub({}) as broken:
+        with Conversation(Reads, "--service", broken.url, "--service", stub.url) as smtpd:
+            stub.answer = Answer(b'{"ok": false}')
+            assert greet(smtpd) == "550 5.7.1 No"
+        assert len(broken.requests) == 1
+
+
+def test_a_token(stub: RspamdStub, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    with Conversation(Asks, "--service", stub.url, "--service-token-file", str(file)) as smtpd:
+        greet(smtpd)
+    assert stub.requests[0].get("Authorization") == "Bearer s3cret"
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ((), "--service is required"),
+        (("--service", "ftp://x"), "--service: expected http://HOST:PORT, https://HOST or"),
+        (("--service", "http://x:99999"), "--service: the port must be 1 to 65535: 'http://x:99999'"),
+        (("--service", "http://x", "--service-token-file", "/nowhere"),
+         "--service-token-file: /nowhere: No such file"),
+    ],
+)  # fmt: skip
+def test_a_wrong_flag(flags: tuple[str, ...], error: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        Conversation(Asks, *flags)
+
+
+def test_two_services_have_flags_of_their_own(stub: RspamdStub) -> None:
+    class Both(Asks):
+        """Asks two services."""
+
+        other = Service.setting("second", keep=5)
+
+        async def ehlo(self, _session: Session, identity: str) -> Decision:
+            await self.service.ask(identity)
+            await self.other.ask(identity)
+            return PROCEED
+
+    with RspamdStub(OK) as second:
+        with Conversation(Both, "--service", stub.url, "--second", second.url) as smtpd:
+            greet(smtpd)
+            assert vars(smtpd.filters[0].settings)["second_keep"] == 5
+        assert (len(stub.requests), len(second.requests)) == (1, 1)
+
+
+def test_a_question_that_json_cannot_express(stub: RspamdStub) -> None:
+    class Wrong(Asks):
+        """Asks nonsense."""
+
+        async def ehlo(self, _session: Session, identity: str) -> Decision:
+            await self.service.ask({"bytes": b"x", "name": identity})
+            return PROCEED
+
+    with Conversation(Wrong, "--service", stub.url, errors=True) as smtpd:
+        assert greet(smtpd).startswith("451 ")
+        assert "TypeError" in smtpd.errors[0]
+
+
+def test_an_answer_that_one_function_can_use_and_another_cannot(stub: RspamdStub) -> None:
+    class Twice(Asks):
+        """Asks the same twice."""
+
+        async def ehlo(self, _session: Session, identity: str) -> Decision:
+            value: Any = await self.service.ask(identity)
+            assert value == OK
+            await self.service.ask(identity, lambda answer: answer["missing"])
+            return PROCEED
+
+    with Conversation(Twice, "--service", stub.url) as smtpd:
+        assert greet(smtpd).startswith("451 ")
+    assert len(stub.requests) == 2
+
+
+def test_it_declares_its_servers_and_is_probed(stub: RspamdStub) -> None:
+    with Conversation(Asks, "--service", stub.url, "--service", "http://192.0.2.9:81/x") as smtpd:
+        needs = Needs()
+        smtpd.filters[0].declare(needs)
+        assert needs.tcp[1:] == [("192.0.2.9", 81)]
+        probes = list(smtpd.filters[0].all_probes())
+        assert [probe.subject for probe in probes] == [
+            f"service {stub.url}",
+            "service http://192.0.2.9:81/x",
+        ]
+
+
+def test_only_the_framework_closes_it(stub: RspamdStub) -> None:
+    class Closes(Asks):
+        """Closes what others use."""
+
+        async def ehlo(self, _session: Session, _identity: str) -> Decision:
+            with pytest.raises(RuntimeError, match="the framework does"):
+                await self.service.aclose()
+            return PROCEED
+
+    with Conversation(Closes, "--service", stub.url) as smtpd:
+        assert greet(smtpd) == ""
+
+
+def test_after_its_end_it_is_unavailable(stub: RspamdStub) -> None:
+    import asyncio
+
+    async def work() -> None:
+        service = Service([stub.url], timeout=1, deadline=1, connections=1)
+        await service.aclose()
+        with pytest.raises(UnavailableError):
+            await service.ask("x")
+
+    asyncio.run(work())
+
+
+def test_a_setting_is_an_option_of_the_filter() -> None:
+    assert issubclass(Asks.Options, Settings)
+    assert list(Asks.Options.options) == [
+        "service",
+        "service_timeout",
+        "service_keep",
+        "service_token_file",
+    ]
