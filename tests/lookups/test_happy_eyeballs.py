@@ -170,3 +170,27 @@ def test_a_blocking_caller(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
         with connected_in("mail.example", port, 20.0) as sock:
             assert sock.getpeername()[0] == "127.0.0.1"
             assert sock.gettimeout() == 20.0
+
+
+@pytest.mark.parametrize("codes", [[errno.EINPROGRESS, errno.EALREADY], [0], [errno.EISCONN]])
+def test_a_system_that_establishes_connections_sooner_or_later(
+    monkeypatch: pytest.MonkeyPatch, port: int, codes: list[int]
+) -> None:
+    connect_ex = socket.socket.connect_ex
+
+    def answer(sock: socket.socket, place: Any) -> int:
+        code = left.pop(0)
+        if code not in {errno.EINPROGRESS, errno.EALREADY}:
+            sock.settimeout(60)
+            assert connect_ex(sock, place) == 0
+            sock.settimeout(0)
+        return code
+
+    async def ask() -> Any:
+        with await connected("127.0.0.1", port) as sock:
+            return sock.getpeername()[1]
+
+    left = list(codes)
+    monkeypatch.setattr(socket.socket, "connect_ex", answer)
+    assert run(ask) == port
+    assert left == []

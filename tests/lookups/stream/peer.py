@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
+#: Turns of the loop from accepting a connection to the first step of its script. asyncio leaks the
+#: connection if the server is closed or the task is cancelled in between.
+TURNS = 4
+
+
 class Peer:
     """A server on loopback, or at the path of a socket."""
 
@@ -52,6 +57,8 @@ async def served(*scripts: Script, path: str = "") -> AsyncIterator[Peer]:
     try:
         yield peer
     finally:
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         server.close()
 
 
