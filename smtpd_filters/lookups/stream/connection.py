@@ -27,6 +27,8 @@ from smtpd_filters.runtime.pace import pace
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from smtpd_filters.runtime.pace import Pace
+
     from .address import Address
 
 #: Bytes per read: asyncio's own buffer of 256 KiB is mapped and unmapped (mmap(2)) for each reply.
@@ -73,6 +75,7 @@ class Connection(asyncio.BufferedProtocol):
         self._paused = self._full = False
         self._waiting: list[asyncio.Future[None]] = []
         self._transport: asyncio.Transport
+        self._pace: Pace
         self._tcp = False
         self._poll: select.poll | None = None
         self._kept = self._idle = False
@@ -90,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             raise LostError(self._error)
         self._transport.write(data)
-        await pace().admit(_CHUNK + len(data) // _SENT_PER_UNIT)
+        await self._pace.admit(_CHUNK + len(data) // _SENT_PER_UNIT)
         while self._full and not self._lost:
             await self._change()
 
@@ -102,7 +105,7 @@ class Connection(asyncio.BufferedProtocol):
         NotKeptError if a chunk can't be made.
         """
         source = iter(chunks)
-        admit = pace().admit
+        admit = self._pace.admit
         while True:
             try:
                 chunk = next(source, None)
@@ -223,6 +226,7 @@ class Connection(asyncio.BufferedProtocol):
         """Note the transport."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101  # of a stream socket
         self._transport = transport
+        self._pace = pace()
         self._tcp = transport.get_extra_info("socket").family != socket.AF_UNIX
         self.opened = asyncio.get_running_loop().time()
 
@@ -290,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
         del self._data[:size]
         if self._paused and len(self._data) <= HIGH >> 1:
             self._resume()
-        await pace().admit(_READ + size // _PER_UNIT)
+        await self._pace.admit(_READ + size // _PER_UNIT)
         return data
 
     def _resume(self) -> None:
