@@ -157,12 +157,16 @@ Edit: TypeAlias = HeaderEdit | EnvelopeEdit | NewBody | Quarantine
 Answer: TypeAlias = Verdict | ReplyCode | Edit
 
 
+#: The answers without a payload: milters say them all the time.
+_VERDICTS = {command: Verdict(command) for command in (*v.FINAL, v.PROGRESS)}
+
+
 def parse_answer(command: bytes, payload: bytes) -> Answer:
     """Return the answer in a packet. Raises MilterError if it is invalid."""
-    if command in v.FINAL or command == v.PROGRESS:
+    if verdict := _VERDICTS.get(command):
         if payload:
             raise MilterError(f"{len(payload)} bytes behind {_shown(command)}")
-        return Verdict(command)
+        return verdict
     if command == v.REPLACE_BODY:
         return NewBody(payload)
     if command == v.REPLY_CODE:

@@ -51,8 +51,12 @@ def strings(payload: bytes) -> list[bytes]:
 
 
 def joined(texts: Iterable[bytes]) -> bytes:
-    """Return strings one behind the other, each with its null."""
-    return b"".join(map(cstr, texts))
+    """Return strings one behind the other, each with its null. Raises MilterError as `cstr`."""
+    each = [*texts, b""]
+    whole = b"\0".join(each)
+    if whole.count(b"\0") != len(each) - 1:
+        raise MilterError("a null in a string")
+    return whole
 
 
 class Packets:

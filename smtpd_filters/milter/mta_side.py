@@ -18,6 +18,7 @@ leaves it out, as by Postfix: a milter may read them later.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 from . import vocabulary as v
 from .answers import NewBody, ReplyCode, Verdict, parse_answer
@@ -69,6 +70,9 @@ class Limits:
     progress: int = 10_000
 
 
+_LIMITS = Limits()
+
+
 class MtaSide:
     """One connection to a milter; see the module's docstring.
 
@@ -78,10 +82,13 @@ class MtaSide:
 
     def __init__(self, offer: Offer | None = None, limits: Limits | None = None) -> None:
         self._offer = offer or Offer.of(v.NEWEST)
-        self._limits = limits or Limits()
+        self._limits = limits or _LIMITS
         self._packets = Packets(self._limits.packet)
         #: What the milter has agreed to; None before.
         self.agreed: Agreement | None = None
+        #: The events that it is sent, and those that it answers.
+        self._wanted: frozenset[bytes] = frozenset()
+        self._answered: frozenset[bytes] = frozenset()
         self._due = b""
         self._rank = -1
         #: Kinds of events that the milter wants no more of for this message.
@@ -113,7 +120,7 @@ class MtaSide:
 
     def wants(self, event: bytes) -> bool:
         """Whether the milter is sent this event now."""
-        return self._listens(event) and self.agreed is not None and self.agreed.wants(event)
+        return event in self._wanted and self._listens(event)
 
     def _listens(self, event: bytes) -> bool:
         """Whether the milter has not accepted the session or the message, or skipped the event."""
@@ -210,20 +217,17 @@ class MtaSide:
 
     def _event(self, event: bytes, payload: bytes, macros: Macros) -> bytes:
         self._checked(event, payload)
-        ended = event == v.END_OF_BODY
         self._rank = _RANK[event]
-        agreed = self.agreed
-        assert agreed is not None  # noqa: S101  # or else it is out of order
         if not self._listens(event):
             return b""
         if event not in _OF_SESSION:
             self.begun = True
         sent = b""
         if macros:
-            sent = packet(v.MACROS, event + joined(text for pair in macros for text in pair))
-        if agreed.wants(event):
+            sent = packet(v.MACROS, event + joined(chain.from_iterable(macros)))
+        if event in self._wanted:
             sent += packet(event, payload)
-            if ended or agreed.answers(event):
+            if event in self._answered:
                 self._due = event
         return sent
 
@@ -274,9 +278,10 @@ class MtaSide:
     def _agree(self, command: bytes, payload: bytes) -> Agreement:
         if command != v.NEGOTIATE:
             raise MilterError(f"not a negotiation, but {command!r}")
-        self.agreed = Agreement.parse(payload, self._offer)
+        self.agreed = agreed = Agreement.parse(payload, self._offer)
+        self._wanted, self._answered = agreed.events()
         self._ended()
-        return self.agreed
+        return agreed
 
     def _edit(self, edit: Answer, size: int) -> None:
         if self._due != v.END_OF_BODY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from struct import Struct
 
 from . import vocabulary as v
@@ -92,10 +93,20 @@ class Agreement:
         """Whether the milter is sent this event and answers it."""
         return self.wants(event) and not self.protocol & v.UNANSWERED.get(event, 0)
 
+    def events(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
+        """Return the events that the milter is to be sent, and those that it answers."""
+        return _events(self.version, self.protocol)
+
     @property
     def leading_space(self) -> bool:
         """Whether values of fields have their white space behind the colon."""
         return bool(self.protocol & v.LEADING_SPACE)
+
+
+@lru_cache(maxsize=64)  # each connection has its agreement, nearly always the same
+def _events(version: int, protocol: int) -> tuple[frozenset[bytes], frozenset[bytes]]:
+    agreed = Agreement(version=version, protocol=protocol)
+    return frozenset(filter(agreed.wants, v.EVENTS)), frozenset(filter(agreed.answers, v.EVENTS))
 
 
 def _symbol_lists(data: bytes) -> dict[bytes, tuple[bytes, ...]]:

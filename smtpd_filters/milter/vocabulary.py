@@ -19,6 +19,11 @@ END_OF_BODY = b"E"
 ABORT = b"A"
 QUIT = b"Q"
 
+#: The commands that are events: a milter may leave them out or not answer, but for the last.
+EVENTS = (
+    CONNECT, HELO, MAIL, RCPT, DATA, UNKNOWN, HEADER, END_OF_HEADER, BODY, END_OF_BODY,
+)  # fmt: skip
+
 # -- answers of a milter -------------------------------------------------------------------
 
 CONTINUE = b"c"

@@ -89,12 +89,7 @@ class Facts:
 
         `recipient` is the one of the event.
         """
-        get = _OF_CONNECTION.get(name)
-        if get is None and event != v.CONNECT:
-            get = _OF_GREETING.get(name)
-            if get is None and event != v.HELO:
-                get = _OF_MESSAGE.get(name)
-        if get is not None:
+        if get := _KNOWN_AT.get(event, _OF_ALL).get(name):
             value = get(self)
         elif event == v.RCPT and (of_recipient := _OF_RECIPIENT.get(name)):
             value = of_recipient(recipient)
@@ -226,6 +221,9 @@ _OF_MESSAGE: dict[bytes, Callable[[Facts], str | None]] = {
     b"{mail_host}": lambda facts: _domain(facts.sender),
     b"{mail_mailer}": lambda _: "smtp",
 }
+_OF_ALL = _OF_CONNECTION | _OF_GREETING | _OF_MESSAGE
+#: What is known at the first events; `_OF_ALL` at all others.
+_KNOWN_AT = {v.CONNECT: _OF_CONNECTION, v.HELO: _OF_CONNECTION | _OF_GREETING}
 _OF_RECIPIENT: dict[bytes, Callable[[str], str | None]] = {
     b"{rcpt_addr}": lambda recipient: recipient,
     b"{rcpt_host}": _domain,

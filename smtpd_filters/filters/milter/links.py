@@ -31,7 +31,7 @@ from smtpd_filters.lookups.stream.connection import (
     UnconnectedError,
     connect,
 )
-from smtpd_filters.milter import Agreement, Limits, MilterError, MtaSide, ReplyCode, Verdict
+from smtpd_filters.milter import Agreement, MilterError, MtaSide, ReplyCode, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.runtime.pace import pace
 
@@ -128,7 +128,7 @@ class Links:
                 except BaseException:
                     self._turns.release()
                     raise
-                link = Link(self, connection, MtaSide(self._offer, Limits()))
+                link = Link(self, connection, MtaSide(self._offer))
                 try:
                     await link.negotiate()
                 except BaseException:
@@ -373,7 +373,7 @@ class _Timer:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._limit = asyncio.timeout(None)
+        self._limit: asyncio.Timeout
         self._handle: asyncio.TimerHandle | None = None
         self._seconds = self._until = 0.0
 
