@@ -10,6 +10,7 @@ import os
 import stat
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.secrets import read_secret
 
 TYPE_CHECKING = False
@@ -50,7 +51,7 @@ class Configuration:
         end = next((at for at, char in enumerate(line) if char in " \t:"), len(line))
         key, value = line[:end], line[end + 1 :].lstrip(" \t")
         if key not in allowed:
-            near = f" (expected one of {', '.join(sorted(allowed))})"
+            near = suggest(key, allowed) or f" (expected one of {', '.join(sorted(allowed))})"
             raise ConfigError(f"{self.path}:{number}: unknown key {key[:40]!r}{near}")
         if not value:
             raise ConfigError(f"{self.path}:{number}: {key} has no value")

@@ -15,6 +15,7 @@ the filter may create them in its directory.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -268,6 +269,7 @@ class _Database:
             extended = getattr(error, "sqlite_errorcode", 0)
             if extended in _NO_SHARED_MEMORY:
                 self.close()
+                self._require_permission()
                 raise BackendError(_WAL) from None
             code = extended & 0xFF
             if code == sqlite3.SQLITE_INTERRUPT:
@@ -276,6 +278,16 @@ class _Database:
                 raise BackendError("locked by another process") from None
             self.close()
             raise _LastingError(str(error)) from None
+
+    def _require_permission(self) -> None:
+        """Raise BackendError if this user may not read the file: SQLite's code is the same then.
+
+        To open and close it here would release the locks that this process holds on it.
+        """
+        effective = os.access in os.supports_effective_ids
+        if not os.access(self._path, os.R_OK, effective_ids=effective):
+            error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            raise _LastingError(os_reason(error))
 
 
 def _in_wal_mode(path: str) -> bool:

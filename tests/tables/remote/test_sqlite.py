@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from threading import active_count
 from time import monotonic
@@ -219,7 +220,7 @@ def test_lists_are_loaded(database: Path) -> None:
         ("{0}?quary=SELECT 1", "expected ?query=SQL or ?list=SQL, not 'quary=SELECT 1'"),
         ("{0}.missing?query=SELECT ?", "{0}.missing: No such file or directory"),
         ("{0}", "mail.db: not UTF-8"),
-        ("{1}", "sqlite.conf:1: unknown key 'dbpaht' (expected one of "),
+        ("{1}", "sqlite.conf:1: unknown key 'dbpaht', did you mean \"dbpath\"?"),
         ("", "sqlite: needs a path"),
     ],
 )
@@ -313,6 +314,23 @@ def test_a_database_in_wal_mode_without_a_writer_is_unavailable() -> None:
                 os.seteuid(0)
 
         run(main(), table)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("mode", ["DELETE", "WAL"])
+def test_a_database_that_the_user_may_not_read_is_an_error_at_start(mode: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mail.db"
+        Path(folder).chmod(0o755)
+        with closing(sqlite3.connect(path)) as writer:
+            writer.executescript(f"PRAGMA journal_mode = {mode}; CREATE TABLE domains (name TEXT);")
+        path.chmod(0o600)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ConfigError, match=r"mail\.db: Permission denied for user"):
+                domains(path)
+        finally:
+            os.seteuid(0)
 
 
 def test_a_list_that_never_ends_does_not_hold_up_the_start(
