@@ -422,6 +422,18 @@ def parse(spec: str, service: str = "string") -> Source:
         from .remote.source import RemoteSource  # start-up time
 
         return RemoteSource(text, service)
-    if colon and scheme in _FOREIGN:
-        raise ConfigError(f'{shown(text)}: tables of type "{scheme}" are not supported')
+    if colon:
+        _refuse_scheme(text, scheme, path)
     return Source(text)
+
+
+def _refuse_scheme(text: str, scheme: str, path: str) -> None:
+    """Raise ConfigError for a type of smtpd's tables, and for a misspelt one before a path."""
+    if scheme in _FOREIGN:
+        raise ConfigError(f'{shown(text)}: tables of type "{scheme}" are not supported')
+    if path[:1] != "/":
+        return
+    from smtpd_filters.settings.declare import suggest  # start-up time
+
+    if known := suggest(scheme, ("file", *sorted(REMOTE))):
+        raise ConfigError(f'{shown(text)}: there are no tables of type "{scheme}"{known}')

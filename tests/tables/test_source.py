@@ -117,6 +117,8 @@ def test_incomplete_inline_mapping(spec: str) -> None:
         ("{ a\0b }", r"inline table: entry 1: NUL byte: 'a\\x00b'"),
         ("file:", "file: needs a path"),
         ("db:/etc/mail/x.db", "'db:/etc/mail/x.db': tables of type \"db\" are not supported"),
+        ("sqlit:/x", '\'sqlit:/x\': there are no tables of type "sqlit", did you mean "sqlite"?'),
+        ("fiel:/x", '\'fiel:/x\': there are no tables of type "fiel", did you mean "file"?'),
         ("/nowhere/at/all", "/nowhere/at/all: No such file or directory"),
         ("file:/nowhere/at/all", "/nowhere/at/all: No such file or directory"),
         ("file:/etc", "/etc: Is a directory"),
