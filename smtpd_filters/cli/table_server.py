@@ -9,6 +9,8 @@ Invariants
 temporary to smtpd's clients.
 *Ends with its input*: nothing but the end of the input ends it, once it is registered.
 *Only what is configured*: it registers the services that were asked for.
+*A start that fails is seen*: an smtpd that speaks another protocol gets no silence, in which every
+session would hang.
 """
 
 from __future__ import annotations
@@ -40,6 +42,11 @@ DEADLINE = 1.5
 _CHUNK = 1 << 16
 #: Characters of the reason for an error.
 _REASON = 2000
+#: smtpd before 7.6 sends imsg's frames, whose headers have zeros; the line protocol is text.
+_OLDER = (
+    "smtpd is older than 7.6, and speaks another protocol to table programs: use one of "
+    "opensmtpd-extras"
+)
 #: Requests in progress; smtpd sends one at a time.
 _MAX = 100
 #: smtpd converts keys to lower case, passwords included.
@@ -65,7 +72,11 @@ def serve(spec: str, kind: str | None, services: str) -> int:
     for table in tables.values():
         if table.remote is not None:
             table.remote.attach(_log)
-    asyncio.run(_Server(tables).run())
+    try:
+        asyncio.run(_Server(tables).run())
+    except ConfigError as error:
+        _log(str(error))
+        raise
     return 0
 
 
@@ -93,17 +104,18 @@ class _Server:
         self._loading = asyncio.Lock()
 
     async def run(self) -> None:
-        """Answer requests until the input ends."""
+        """Answer requests until the input ends. Raises ConfigError for another protocol."""
         refreshing = [asyncio.create_task(self._refresh(each)) for each in self._refreshers]
         while data := await asyncio.to_thread(os.read, 0, _CHUNK):
+            if not self._registered and b"\0" in data:
+                await self._close()
+                raise ConfigError(_OLDER)
             self._receive(data)
         if self._answering:
             await asyncio.wait(self._answering, timeout=DEADLINE)
         for task in (*self._answering, *refreshing):
             task.cancel()
-        for table in self._tables.values():
-            if table.remote is not None:
-                await table.remote.aclose()
+        await self._close()
 
     def _receive(self, data: bytes) -> None:
         try:
@@ -122,6 +134,11 @@ class _Server:
         if self._program.configured and not self._registered:
             self._registered = True
             _write(self._program.registration(self._tables))
+
+    async def _close(self) -> None:
+        for table in self._tables.values():
+            if table.remote is not None:
+                await table.remote.aclose()
 
     async def _answer(self, request: Request) -> None:
         """Answer a request; never raises."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shlex
 import sqlite3
+import struct
 import subprocess
 import sys
 from time import monotonic
@@ -228,6 +229,30 @@ def test_serve_updates(database: Path, kind: str) -> None:
             again = asked(request("check", "domain", 5, "example.com"))
             assert again == "check-result|00000005|found"
         program.stdin.close()
+
+
+def test_serve_ends_at_the_start_under_an_smtpd_that_is_too_old(database: Path) -> None:
+    # PROC_TABLE_OPEN in a struct imsg_hdr (type, len, flags, peerid, pid); a version, a name.
+    frame = (
+        struct.pack("=IHHII", 0, 52, 0, 0, 4711)
+        + struct.pack("=I", 2)
+        + b"mailboxes".ljust(32, b"\0")
+    )
+    with subprocess.Popen(
+        [*TOOL, "table", "serve", query(database, "name"), "--service", "domain"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as program:
+        assert program.stdin is not None
+        program.stdin.write(frame)
+        program.stdin.flush()
+        # The input stays open, as smtpd's does.
+        assert program.wait(30) == 2
+        assert program.stdout is not None
+        assert program.stdout.read() == b""
+        assert program.stderr is not None
+        assert b"smtpd is older than 7.6" in program.stderr.read()
 
 
 def test_serve_answers_in_time_and_outlives_its_source(database: Path) -> None:
