@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 MARK = "smtpd-filters-probe "
 #: Seconds for the answer to a probe.
 TIMEOUT = 10.0
+_GROUP = (
+    "smtpd gives a filter the primary group of its user alone: add the socket's group to the "
+    'filter\'s line in smtpd.conf (proc-exec "..." group NAME), or have it listen on a port'
+)
 
 
 class Probe(NamedTuple):
@@ -90,4 +94,16 @@ async def _ask(probe: Probe, seconds: float) -> Answer:
         fault = f"no answer within {seconds:g} s"
     except Exception as error:  # noqa: BLE001  # of a filter's own code
         fault = fold_traceback(error)
-    return Answer(probe.subject, monotonic() - began, fault[:MAX_TEXT])
+    return Answer(probe.subject, monotonic() - began, _advised(probe.subject, fault)[:MAX_TEXT])
+
+
+def _advised(subject: str, fault: str) -> str:
+    """Return a fault without the address that the subject has, and with what to do about it."""
+    address = subject.rpartition(" ")[2]
+    fault = fault.removeprefix(f"{address} ")
+    ending = fault.casefold()
+    if ending.endswith(("connection refused", "no such file or directory")):
+        return f"{fault}; does it run, and listen there?"
+    if address.startswith("/") and ending.endswith("permission denied"):
+        return f"{fault}; {_GROUP}"
+    return fault

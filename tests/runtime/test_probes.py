@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,34 @@ def test_all_are_asked() -> None:
 def test_a_service_that_never_answers() -> None:
     [answer] = asyncio.run(ask([Probe("a", never)], seconds=0.01))
     assert answer.fault == "no answer within 0.01 s"
+
+
+@pytest.mark.parametrize(
+    ("subject", "fault", "shown"),
+    [
+        (
+            "daemon 127.0.0.1:783",
+            "127.0.0.1:783 connection refused",
+            "connection refused; does it run, and listen there?",
+        ),
+        (
+            "daemon /run/clamd.ctl",
+            "/run/clamd.ctl no such file or directory",
+            "no such file or directory; does it run, and listen there?",
+        ),
+        ("daemon 127.0.0.1:783", "replied 'x'", "replied 'x'"),
+        ("table ldap:/etc/x", "Permission denied", "Permission denied"),
+    ],
+)
+def test_a_fault_says_what_to_do(subject: str, fault: str, shown: str) -> None:
+    [answer] = asyncio.run(ask([Probe(subject, says(fault))]))
+    assert answer.fault == shown
+
+
+def test_a_socket_of_another_group_names_the_remedy() -> None:
+    [answer] = asyncio.run(ask([Probe("milter /run/o.sock", says("permission denied"))]))
+    assert answer.fault.startswith("permission denied; smtpd gives a filter the primary group")
+    assert "group NAME" in answer.fault
 
 
 def test_each_service_is_asked_once() -> None:

@@ -500,7 +500,7 @@ def test_check_asks_the_daemon(clamd: Clamd) -> None:
             found = asyncio.run(ask(smtpd.filters[0].all_probes()))
     assert {each.subject: each.fault for each in found} == {
         f"daemon {clamd.address}": "",
-        f"daemon {dead}": f"{dead} connection refused",
+        f"daemon {dead}": "connection refused; does it run, and listen there?",
     }
 
 
