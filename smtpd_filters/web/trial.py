@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SETTING, MAX_SETTINGS = "set.", 100
 #: Characters of a field.
 _LONGEST = 400
-#: Seconds after which the page of a running trial is loaded again.
+#: Seconds after which the page of a running trial is loaded again, without JavaScript.
 AGAIN = 2
 
 

@@ -16,6 +16,7 @@ from smtpd_filters.journal.states import MAX_EVENTS, MAX_TIME, Collected
 from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
 from smtpd_filters.runtime.counters import FAILURES, KINDS
 from smtpd_filters.testing.server import filter_command, scratch_path
+from tests.cli.trials import made
 from tests.data import ROOT
 from tests.e2e.browser import Browser
 from tests.e2e.sending import ALICE, BOB, GOOD, NAMELESS, ZONE, attempt
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Start
 
 ACCEPTED, REFUSED = 5, 3
+#: Files of recordings that take a while.
+LONG = 280
 REJECT = ("--require", "rdns", "--action", "reject")
 PASSWORD = "correct horse"  # noqa: S105  # a test's
 RULES = ROOT / "docs" / "examples" / "prometheus-rules.yml"
@@ -293,6 +296,38 @@ def _try_what_is_not_offered(browser: Browser, address: str) -> None:
         browser.wait(text, "main")
     # The status of these pages is in the console.
     assert all("422" in each for each in browser.errors())
+
+
+def test_a_trial_that_runs(tmp_path: Path) -> None:
+    tried = made(tmp_path)
+    [recorded] = tried.recordings.iterdir()
+    for number in range(LONG):
+        shutil.copy(recorded, tried.recordings / f"{number}.session")
+    flags = "--try", str(tried.chain), "--recordings", str(tried.recordings)
+    page = Page(tried.journal, *flags)
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            browser.resize(390, 844)
+            browser.go(f"{page.address}/try")
+            browser.run(
+                "const field = document.querySelector(\"[name='set.junk-at']\");"
+                "field.value = '2.5'; field.form.querySelector('button').click()"
+            )
+            assert "It runs" in browser.wait("The result appears here", "main")
+            browser.run("window.loaded = true")
+            assert browser.violations() == []
+            until = time.monotonic() + PATIENCE
+            while "It runs: 0" in browser.text("[data-progress]"):
+                assert time.monotonic() < until
+                time.sleep(0.1)
+            assert browser.run("return window.loaded") is True
+            browser.click("Cancel")
+            browser.wait("Cancelled", "main")
+            assert browser.violations() == []
+            # The status of this page is in the console.
+            assert all("422" in each for each in browser.errors())
+    finally:
+        page.end()
 
 
 def test_what_clients_write_stays_text(tmp_path: Path) -> None:
