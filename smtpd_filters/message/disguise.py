@@ -22,6 +22,8 @@ _BLANKS = (b" ", b"\t")
 _DROPPED = rb"(?:[^\n!-~]|\n(?=[ \t]))*+"
 # Up to a line end, or a bare CR, that no blank follows.
 _VALUE = re.compile(rb"(?:[^\r\n]|[\r\n]++[ \t])*+")
+# The line feed before the next field.
+_NEXT = re.compile(rb"\n(?![ \t])")
 _RECEIVED = re.compile(rb"received[ \t]*+:", re.IGNORECASE)
 
 
@@ -54,9 +56,8 @@ class Name:
         return [match[0] for at in found if (match := _VALUE.match(text, at))]
 
     def occurs(self, headers: Headers) -> bool:
-        """Return whether `remove_foreign` has to look at each field."""
-        text = _searchable(headers.lines())
-        return b"\r" in text or self._read.search(text) is not None
+        """Return whether some field has the name in any reading."""
+        return self._occurs(_searchable(headers.lines()))
 
     def remove_disguised(self, headers: Headers) -> int:
         """Remove the fields that have the name only in some reading; return their number.
@@ -64,9 +65,6 @@ class Name:
         So are fields in which a bare CR is followed by one of the name.
         """
         lines = headers.lines()
-        text = _searchable(lines)
-        if b"\r" not in text and all(map(self._is_plain, self._read.finditer(text))):
-            return 0
         return self._remove(headers, lines, 0, plain=False)
 
     def remove_foreign(self, headers: Headers) -> int:
@@ -83,26 +81,51 @@ class Name:
     def _is_plain(self, match: re.Match[bytes]) -> bool:
         return self._plain.fullmatch(match[0]) is not None
 
+    def _occurs(self, text: bytes) -> bool:
+        return self._read.search(text) is not None or self._behind_cr.search(text) is not None
+
     def _remove(self, headers: Headers, lines: list[bytes], top: int, *, plain: bool) -> int:
         """Remove fields from the line `top` on: disguised ones, or with `plain` all of the name."""
-        kept = lines[:top]
-        field: list[bytes] = []
-        removed = 0
-        for line in [*lines[top:], b""]:
-            if field and line[:1] in _BLANKS:
-                field.append(line)
-                continue
-            match = self._read.match(_searchable(field))
-            if (match and (plain or not self._is_plain(match))) or (
-                self._behind_cr.search(b"\n".join(field))
-            ):
-                removed += 1
-            else:
-                kept += field
-            field = [line] if line else []
-        if removed:
-            headers.replace_lines(kept)
-        return removed
+        text = _searchable(lines[top:])
+        spans = self._spans(text, plain=plain)
+        if not spans:
+            return 0
+        kept, at = [], 0
+        for start, end in sorted(spans.items()):
+            kept.append(text[at:start])
+            at = end
+        kept.append(text[at:])
+        rest = b"".join(kept).split(b"\n")[1:]
+        if 0 not in spans:
+            rest[0] = lines[top]  # without what stands for its blanks
+        headers.replace_lines([*lines[:top], *rest])
+        return len(spans)
+
+    def _spans(self, text: bytes, *, plain: bool) -> dict[int, int]:
+        """Return where the fields to remove begin and end in a searchable text."""
+        spans = {}
+        for match in self._read.finditer(text):
+            if plain or not self._is_plain(match):
+                spans[match.start()] = _end_of_field(text, match.end())
+        end = 0
+        for match in self._behind_cr.finditer(text):
+            if match.start() >= end:
+                end = _end_of_field(text, match.end())
+                spans[_start_of_field(text, match.start())] = end
+        return spans
+
+
+def _start_of_field(text: bytes, at: int) -> int:
+    """Return the place of the line feed before the field that has a place of a searchable text."""
+    at = text.rindex(b"\n", 0, at)
+    while text[at + 1 : at + 2] in _BLANKS:
+        at = text.rindex(b"\n", 0, at)
+    return at
+
+
+def _end_of_field(text: bytes, at: int) -> int:
+    match = _NEXT.search(text, at)
+    return match.start() if match else len(text)
 
 
 def _searchable(lines: list[bytes]) -> bytes:

@@ -286,6 +286,8 @@ def test_zone_can_be_changed_while_running() -> None:
         ({"a.example": {"dorp": True}}, "a.example dorp: neither a record type nor a behaviour"),
         ({"a.example": {"drop": ["XYZZY"]}}, "a.example drop: "),
         ({"a.example": {"delay": "soon"}}, "a.example delay: "),
+        ({"a.example": {"TXT": "x" * 65_300}}, "a.example TXT: more than fits into a response"),
+        ({"a.example": {"TXT": ["x" * 200] * 320}}, "a.example TXT: more than fits "),
         ({"a..example": {"A": "192.0.2.1"}}, "'a..example' is not a domain name: "),
     ],
 )

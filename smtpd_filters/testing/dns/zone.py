@@ -61,6 +61,11 @@ def merge(*zones: Mapping[str, object]) -> dict[str, Entry]:
     return merged
 
 
+# RFC 1035 section 4.1: a message over TCP has at most 65,535 bytes, of which the header, the
+# question, and EDNS take less than 300; a record has 12 bytes beside its data.
+_ROOM, _RECORD = 65_535 - 300, 12
+
+
 class Zone(dict[str, Entry]):
     """A dict of checked entries by name, in lower case and without the final dot."""
 
@@ -131,6 +136,12 @@ def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
     )
 
 
+def _check_size(records: list[dns.rdata.Rdata]) -> None:
+    """Raise ValueError if records don't fit into a response, nor one into its 16-bit length."""
+    if sum(_RECORD + len(each.to_wire() or b"") for each in records) > _ROOM:
+        raise ValueError("more than fits into a response")
+
+
 def _entry(name: str, entry: object) -> Mapping[str, Any]:
     """Return the entry of a name; raise ValueError if it is not a mapping."""
     if not isinstance(entry, Mapping):
@@ -154,12 +165,12 @@ def _check(name: str, entry: Mapping[str, Any]) -> None:
                 for rdtype in [] if isinstance(value, bool) else texts(value):
                     dns.rdatatype.from_text(rdtype)
             elif key.isupper():
-                for text in texts(value):
-                    _rdata(dns.rdatatype.from_text(key), text)
+                kind = dns.rdatatype.from_text(key)
+                _check_size([_rdata(kind, text) for text in texts(value)])
             else:
                 raise ValueError("neither a record type nor a behaviour")  # noqa: TRY301  # see below
         except (dns.exception.DNSException, ValueError, TypeError) as exc:
             why = str(exc) or type(exc).__name__
             if key in _EXAMPLES:
-                why = f"expected {key} as `{_EXAMPLES[key]}`, not {value!r} ({why})"
+                why = f"expected {key} as `{_EXAMPLES[key]}`, not {repr(value)[:200]} ({why})"
             raise ValueError(f"{name} {key}: {why}") from exc
