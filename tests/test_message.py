@@ -6,6 +6,7 @@ import email
 import email.header
 import os
 import re
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -1239,6 +1240,32 @@ def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:
     assert name.remove_disguised(headers) == 0
     assert name.remove_disguised(Headers(plain[:3])) == 0
     assert name.remove_disguised(Headers()) == 0
+
+
+def test_a_line_without_a_name_is_not_part_of_the_next_field() -> None:
+    headers = Headers([b"\0\0", b"X-Spam", b"\x00To: a", b"Cc: b"])
+    assert SPAM.hidden_values(headers) == Name("Cc").hidden_values(headers) == []
+    assert SPAM.remove_disguised(headers) == 0
+    headers = Headers([b" \x00", b"X-Spam", b"\xffX-Spam: a", b" b", b"\0", b"To: c"])
+    assert SPAM.remove_disguised(headers) == 1
+    assert headers.lines() == [b" \x00", b"X-Spam", b"\0", b"To: c"]
+
+
+@pytest.mark.parametrize("line", [b"a:\r", b"a\r: X-Spam", b"X-Spam: a", b" ", b"\rX-Spam"])
+def test_fields_are_found_in_a_few_searches(line: bytes) -> None:
+    headers = Headers([b"a: b", *[line] * 10_000])
+    calls = 0
+
+    def count(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in {"call", "c_call"}
+
+    sys.setprofile(count)
+    try:
+        SPAM.remove_disguised(headers)
+    finally:
+        sys.setprofile(None)
+    assert calls < (100_000 if line == b"X-Spam: a" else 1000)  # each plain field is one match
 
 
 @given(st.lists(st.sampled_from([b"X-Spam", b"\x00", b" ", b":", b"\r", b"a", b"-"]), max_size=12))

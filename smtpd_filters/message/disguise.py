@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _BLANKS = (b" ", b"\t")
 # Blanks, controls, bytes beyond ASCII and folds, which a name can't have and a reader may drop.
-_DROPPED = rb"(?:[^\n!-~]|\n(?=[ \t]))*+"
+# No look-ahead in a possessive repeat: Python 3.11.2 goes on behind what failed (gh-106052).
+_DROPPED = rb"(?:[^\n!-~]|\n[ \t])*+"
 # Up to a line end, or a bare CR, that no blank follows.
 _VALUE = re.compile(rb"(?:[^\r\n]|[\r\n]++[ \t])*+")
 # The line feed before the next field.
@@ -36,7 +37,7 @@ class Name:
         #: The name as it has to be, and in any reading; both after a line feed.
         self._plain = re.compile(rb"\n%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE)
         spaced = b"".join(re.escape(b"%c" % letter) + _DROPPED for letter in letters)
-        rest = rb"(?:[^\n:]|\n(?=[ \t]))*+" if prefix else b""
+        rest = rb"(?:[^\n:]|\n[ \t])*+" if prefix else b""
         self._read = re.compile(rb"\n(?![ \t])%b%b%b:" % (_DROPPED, spaced, rest), re.IGNORECASE)
         rest = rb"[^\r\n:]*+" if prefix else b""
         self._behind_cr = re.compile(
