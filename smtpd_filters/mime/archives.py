@@ -2,7 +2,7 @@
 
 The directory of a zip file, the headers of a tar file and the streams of gzip, bzip2 and xz are
 read in steps. The standard library's modules for them can't be interrupted, and trust the sizes
-that a file declares. Of RAR archives and cabinets only the headers are read.
+that a file declares. Of RAR, 7z and cab archives only the headers are read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from struct import error as StructError  # noqa: N812  # a class
 from struct import unpack_from
 
-from . import cab_records, rar_records, zip_records
+from . import cab_records, rar_records, seven_zip_records, zip_records
 from .content import Member
 from .limits import ARCHIVES as LEVELS
 from .limits import HEAD, NAMES, READ
@@ -48,6 +48,12 @@ _XZ_MEMORY = 64 << 20
 _TAR_NAMES = (b"L", b"x", b"X", b"g")
 _TAR_OTHERS = (b"1", b"2", b"3", b"4", b"5", b"6", b"K")
 _PAX_PATH = re.compile(rb"(^|[\n ])(?:GNU\.sparse\.name|path)=([^\n]*+)")
+#: What reads the headers of archives that are not unpacked, by kind.
+_HEADERS = {
+    "rar": rar_records.entries,
+    "7z": seven_zip_records.entries,
+    "cab": cab_records.entries,
+}
 _MACRO_NAMES = ("vbaproject.bin", "macrosheets/", "basic/script-lc.xml")
 
 
@@ -113,12 +119,12 @@ class _Inspection:
     def _listed(self, store: Storage, kind: str, depth: int) -> Iterator[int]:
         """Add the members of an archive of which only the headers are read."""
         self._part.traits.add("unreadable")
-        for entry in (rar_records if kind == "rar" else cab_records).entries(store):
+        for entry in _HEADERS[kind](store):
             yield entry.cost
             if entry.encrypted:
                 self._part.traits.add("encrypted")
             if not entry.names:
-                self._content.bytes_left -= HEAD  # so that their number has a limit
+                self._content.bytes_left -= entry.unpacked
                 if self._content.bytes_left < 0:
                     self._content.odd("too many headers in archives")
                     return

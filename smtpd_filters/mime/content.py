@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .limits import FIELDS, MEMBERS, PARTS, UNPACKED
+from .limits import FIELDS, HEAD, MEMBERS, PARTS, UNPACKED
 from .signatures import TEXTUAL
 
 TYPE_CHECKING = False
@@ -42,12 +42,14 @@ class Member:
 class Entry(NamedTuple):
     """A header in an archive of which only headers are read; without names if it is no file's.
 
-    `cost` is the work to read it, in units of about a microsecond.
+    `cost` is the work to read it, in units of about a microsecond. Without names, it counts as
+    `unpacked` bytes, so that the number of headers has a limit.
     """
 
     names: tuple[str, ...] = ()
     encrypted: bool = False
     cost: int = 20
+    unpacked: int = HEAD
 
 
 @dataclass(slots=True)

@@ -83,7 +83,7 @@ ARCHIVES = frozenset(
     | {"ace", "lzh", "tar", "xar", "iso", "disk"}
 )
 #: Archives of which only the names of members are read.
-LISTED = frozenset({"rar", "cab"})
+LISTED = frozenset({"rar", "7z", "cab"})
 #: Archives that are looked into; the others can't be read.
 READABLE = LISTED | {"zip", "gzip", "xz", "bzip2", "lzma", "tar"}
 #: Extensions by which programs open a file as an archive that begins behind other data.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_filters.mime import limits
-from tests.mime.headers import cab, copied, file_4, file_5, rar_4, rar_5, unicode_4
+from tests.mime.headers import cab, copied, file_4, file_5, rar_4, rar_5, seven_zip, unicode_4
 from tests.mime.reading import EXE, Memory, attached, mixed, read, zipped
 from tests.mime.test_corpus import NAMES, STRUCTURES
 
@@ -38,6 +38,6 @@ def corpus(folder: Path) -> None:
     messages.append(attached(zipped(("a.exe", EXE), ("b.zip", zipped(("c.exe", EXE))))))
     messages += [attached(rar_4(file_4(unicode_4("a.exe", b"b"), flags=0x200)))]
     messages += [attached(rar_5(file_5(b"a.exe"), file_5(b"QO", copied(file_5(b"b")), kind=3)))]
-    messages += [attached(cab(b"a.exe"))]
+    messages += [attached(cab(b"a.exe")), attached(seven_zip("a.exe", "b", packed=True))]
     for number, message in enumerate(messages):
         (folder / str(number)).write_bytes(b"\x20" + message)

@@ -1,7 +1,8 @@
-"""RAR archives and cabinets that tests build header by header, with right checksums."""
+"""RAR, 7z and cab archives that tests build header by header, with right checksums."""
 
 from __future__ import annotations
 
+import lzma
 import zlib
 from struct import pack
 
@@ -124,3 +125,52 @@ def cab(*names: bytes, attributes: int = 0x20) -> bytes:
     folder = pack("<LHH", at, 1, 0)
     head = pack("<4sLLLLLBBHHHHH", b"MSCF", 0, total, 0, 44, 0, 3, 1, 1, len(names), 0, 0, 0)
     return head + folder + files + pack("<LHH", 0, len(data), len(data)) + data
+
+
+# -- 7z ------------------------------------------------------------------------------------
+
+
+def sized(value: int) -> bytes:
+    """Return a number of 7z archives, in as few bytes as it needs."""
+    for count in range(8):
+        if value < 1 << 7 * (count + 1):
+            first = 0xFF & ~(0xFF >> count) | value >> 8 * count
+            return bytes((first,)) + (value & (1 << 8 * count) - 1).to_bytes(count, "little")
+    return b"\xff" + value.to_bytes(8, "little")
+
+
+def streams_7z(
+    at: int, sizes: tuple[int, int], coder: bytes, digest: int, more: bytes = b""
+) -> bytes:
+    """Return the description of one stream; `sizes` are those packed and unpacked."""
+    packed, unpacked = sizes
+    text = b"\x06" + sized(at) + b"\x01\x09" + sized(packed) + b"\0"
+    text += b"\x07\x0b\x01\0\x01" + coder + b"\x0c" + sized(unpacked)
+    return text + b"\x0a\x01" + pack("<L", digest) + b"\0" + more + b"\0"
+
+
+COPY, AES = b"\x01\x00", b"\x24\x06\xf1\x07\x01\x02\x00\x00"
+
+
+def seven_zip(*names: str, packed: bool = False, coder: bytes = COPY, before: bytes = b"") -> bytes:
+    """Return a 7z archive whose members have a byte each; `before` is a property of its files."""
+    count = len(names)
+    data = b"x" * count
+    parts = b"\x08\x0d" + sized(count)
+    parts += b"\x09" + b"\x01" * (count - 1) if count > 1 else b""
+    if count > 1:
+        parts += b"\x0a\x01" + pack("<L", zlib.crc32(b"x")) * count
+    header = b"\x01\x04" + streams_7z(0, (count, count), coder, zlib.crc32(data), parts + b"\0")
+    text = b"\0" + "".join(name + "\0" for name in names).encode("utf-16-le")
+    header += b"\x05" + sized(count) + before + b"\x11" + sized(len(text)) + text + b"\0\0"
+    if packed:
+        options = {"id": lzma.FILTER_LZMA1, "dict_size": 1 << 20}
+        short = lzma.compress(header, lzma.FORMAT_RAW, filters=[options])
+        coder = b"\x23\x03\x01\x01\x05\x5d" + pack("<L", 1 << 20)
+        sizes = len(short), len(header)
+        header, data = (
+            b"\x17" + streams_7z(len(data), sizes, coder, zlib.crc32(header)),
+            data + short,
+        )
+    start = pack("<QQL", len(data), len(header), zlib.crc32(header))
+    return b"7z\xbc\xaf\x27\x1c\0\x04" + pack("<L", zlib.crc32(start)) + start + data + header

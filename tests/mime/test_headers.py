@@ -1,10 +1,12 @@
-"""Archives of which only names are read: RAR and cabinets, beside libarchive's reading."""
+"""Archives of which only names are read: RAR, 7z and cabinets, beside libarchive's reading."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+from struct import error as StructError  # noqa: N812  # a class
 from struct import pack
 from typing import TYPE_CHECKING
 
@@ -12,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpd_filters.mime import cab_records, limits, rar_records
+from smtpd_filters.mime import cab_records, limits, rar_records, seven_zip_records
 from smtpd_filters.mime.names import all_readings
 from tests.effort import part as part_of
 from tests.mime.headers import (
+    AES,
     LOCKED,
     MAIN_4,
     MAIN_5,
@@ -31,6 +34,8 @@ from tests.mime.headers import (
     number,
     rar_4,
     rar_5,
+    seven_zip,
+    sized,
     unicode_4,
 )
 from tests.mime.reading import EXE, Memory, attached, every_name, read, zipped
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.mime.content import Content, Entry
 
+SEVEN_ZIP = b"7z\xbc\xaf\x27\x1c"
 CYRILLIC = "счёт.exe"
 #: What libarchive lists as well.
 LISTED = {
@@ -54,6 +60,10 @@ LISTED = {
     "rar 5": rar_5(file_5(b"a.txt"), file_5(b"x/a.exe")),
     "rar 5 with a service": rar_5(file_5(b"CMT", b"hello", kind=3), file_5(b"a.exe")),
     "rar 5 with records": rar_5(file_5(b"a.exe", b"x" * 300, TIME)),
+    "7z with one file": seven_zip("a.exe"),
+    "7z with a header that isn't packed": seven_zip("b.txt", "x/a.exe"),
+    "7z with a packed header": seven_zip("b.txt", "x/a.exe", packed=True),
+    "7z with padding in its header": seven_zip("a.exe", before=b"\x19" + sized(300) + bytes(300)),
     "cab": cab(b"a.txt", b"x\\a.exe"),
     "cab in UTF-8": cab("ä\\a.exe".encode(), attributes=0xA0),
 }
@@ -152,6 +162,42 @@ def test_names_of_any_characters_are_those_that_libarchive_lists(
     path.unlink()
 
 
+@pytest.mark.parametrize("names", [["a.exe"], ["a.exe", "\u0431.txt", *map(str, range(300))]])
+def test_archives_that_libarchive_makes(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(EXE)
+    program = shutil.which("bsdtar")
+    assert program, "bsdtar is missing"
+    command = [program, "--format", "7zip", "-cf", "a.7z", *names]
+    subprocess.run(command, env={**os.environ, "LC_ALL": "C.UTF-8"}, cwd=tmp_path, check=True)
+    part = members((tmp_path / "a.7z").read_bytes(), b"Content-Type: x/y\n").parts[-1]
+    assert {name for member in part.members for name in member.names} == set(names)
+    assert part.traits == {"unreadable"}
+
+
+def test_the_work_on_a_header_of_7z_is_in_steps() -> None:
+    """Counts that a header declares, up to its end, in steps of at most some thousand units."""
+    many = sized(1 << 62)
+    for property_ in (
+        b"\x04\x06\0" + many + b"\x09" + b"\1" * 100_000,
+        b"\x04\x06\0\0" + b"\x0a\1" * 50_000,
+        b"\x04\x07\x0b" + sized(1 << 16) + b"\0" + b"\1\1\0" * 40_000,
+        b"\3\0" * 50_000,
+    ):
+        header = b"\x01" + property_
+        data = SEVEN_ZIP + bytes(6) + pack("<QQL", 0, len(header), 0) + header
+        found = every_entry(data)
+        assert sum(entry.cost for entry in found) > 30_000
+        assert max(entry.cost for entry in found) <= 3000
+
+
+def test_a_header_of_7z_of_more_than_a_megabyte_is_not_read() -> None:
+    padding = 1 << 20
+    data = seven_zip("a.exe", before=b"\x19" + sized(padding) + bytes(padding), packed=True)
+    part = members(data).parts[-1]
+    assert (part.members, part.traits) == ([], {"unreadable"})
+
+
 def test_a_name_in_unicode_and_its_plain_form_both_count() -> None:
     content = members(rar_4(file_4(unicode_4(CYRILLIC, b"????.txt"), flags=0x200)))
     assert {"????.txt", CYRILLIC} <= every_name(content)
@@ -167,6 +213,7 @@ def test_a_name_in_unicode_and_its_plain_form_both_count() -> None:
         rar_4(file_4(b"a.exe", flags=0x04)),
         rar_4(file_4(b"b.txt"), main=block(0x73, 0x80, bytes(6))),
         rar_5(file_5(b"a.exe", extra=TIME + LOCKED)),
+        seven_zip("a.exe", coder=AES),
         RAR_5 + header(4, b"\0\0\x0f" + bytes(16)) + bytes(range(99)),
     ],
 )
@@ -182,7 +229,8 @@ def test_what_is_not_encrypted_has_no_such_trait() -> None:
 
 
 @pytest.mark.parametrize(
-    "archive", [rar_4(file_4(b"a.exe")), rar_5(file_5(b"a.exe")), cab(b"a.exe")]
+    "archive",
+    [rar_4(file_4(b"a.exe")), rar_5(file_5(b"a.exe")), seven_zip("a.exe"), cab(b"a.exe")],
 )
 def test_in_other_archives(archive: bytes) -> None:
     for outer in (zipped(("b", archive)), tarred(("b", archive))):
@@ -192,7 +240,14 @@ def test_in_other_archives(archive: bytes) -> None:
 
 
 def test_a_damaged_archive_does_not_hide_what_is_behind_it() -> None:
-    bad = (RAR_4 + b"\0" * 20, RAR_5 + b"\xff" * 50, b"MSCF" + b"\xff" * 50, RAR_5)
+    bad = (
+        SEVEN_ZIP + b"\xff" * 50,
+        SEVEN_ZIP,
+        RAR_4 + b"\0" * 20,
+        RAR_5 + b"\xff" * 50,
+        b"MSCF" + b"\xff" * 50,
+        RAR_5,
+    )
     for each in bad:
         assert "a.exe" in every_name(members(zipped(("b", each), ("a.exe", EXE)), b""))
 
@@ -236,16 +291,21 @@ class Counted(Memory):
 def every_entry(data: bytes) -> list[Entry]:
     """Read all headers of an archive, and check that this is no more work than they say."""
     store = Counted(data)
-    module = cab_records if data.startswith(b"MSCF") else rar_records
+    read_headers = {b"M": cab_records.entries, b"7": seven_zip_records.entries}.get(
+        data[:1], rar_records.entries
+    )
+    found: list[Entry] = []
     try:
-        found = list(module.entries(store))
+        with contextlib.suppress(ValueError, StructError):
+            found.extend(read_headers(store))
     finally:
         store.discard()
     cost = sum(entry.cost for entry in found)
     assert store.calls <= 4 + cost // 4
     # What is read is a small multiple of what is there.
     assert store.bytes <= 2 * limits.READ + 170 * store.calls + 4 * len(data)
-    assert sum(len(name) for entry in found for name in entry.names) <= 4 * len(data)
+    if data[:1] != b"7":  # a header of 7z may be packed
+        assert sum(len(name) for entry in found for name in entry.names) <= 4 * len(data)
     return found
 
 
@@ -258,7 +318,7 @@ def test_no_more_is_read_than_there_is(case: str) -> None:
 @given(data=st.data())
 def test_broken_archives_are_read(data: st.DataObject) -> None:
     archive = bytearray(data.draw(st.sampled_from(list(CASES.values())))[-900:])
-    if not archive.startswith((b"Rar", b"MSCF")):
+    if not archive.startswith((b"Rar", b"MSCF", b"7z")):
         archive[:0] = RAR_5 if b"QO" in archive else RAR_4
     for _ in range(data.draw(st.integers(1, 8))):
         at = data.draw(st.integers(0, len(archive) - 1))
@@ -269,7 +329,12 @@ def test_broken_archives_are_read(data: st.DataObject) -> None:
 
 
 @settings(max_examples=part_of(500), deadline=None)
-@given(begin=st.sampled_from([RAR_4, RAR_5 + MAIN_5, b"MSCF" + bytes(12)]), rest=st.binary())
+@given(
+    begin=st.sampled_from(
+        [RAR_4, RAR_5 + MAIN_5, b"MSCF" + bytes(12), SEVEN_ZIP + bytes(14) + b"\x99" + bytes(11)]
+    ),
+    rest=st.binary(),
+)
 def test_any_bytes_are_read_as_headers(begin: bytes, rest: bytes) -> None:
     every_entry(begin + rest)
     read(attached(begin + rest))
@@ -282,6 +347,7 @@ def test_members_have_a_limit() -> None:
         rar_4(*(file_4(b"%d.txt" % each) for each in range(many))),
         rar_5(*(file_5(b"%d.txt" % each) for each in range(many))),
         cab(*(b"%d.txt" % each for each in range(many))),
+        seven_zip(*(f"{each}.txt" for each in range(many)), packed=True),
     ):
         content = read(attached(data), members=20)
         assert len(content.parts[-1].members) == 20

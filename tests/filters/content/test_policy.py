@@ -17,7 +17,7 @@ from smtpd_filters.settings import common_options, parse_flags
 from smtpd_filters.testing import Conversation
 from tests.filters.content.sending import Sent, written
 from tests.filters.executables import complaint
-from tests.mime.headers import cab, file_4, file_5, rar_4, rar_5
+from tests.mime.headers import cab, file_4, file_5, rar_4, rar_5, seven_zip
 from tests.mime.reading import EXE, attached, every_name, mixed, read, zipped
 from tests.mime.test_corpus import NAMES, STRUCTURES
 
@@ -73,6 +73,7 @@ BEYOND = {
 LISTED = {
     "rar 4": rar_4(file_4(b"x\\invoice.pdf.exe")),
     "rar 5": rar_5(file_5(b"x/invoice.pdf.exe")),
+    "7z": seven_zip("x/invoice.pdf.exe"),
     "cab": cab(b"x\\invoice.pdf.exe"),
 }
 
