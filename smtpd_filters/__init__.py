@@ -51,6 +51,11 @@ _LAZY = {
 }
 
 
+def __dir__() -> list[str]:
+    # pydoc and completion list the names that are imported at first use as well.
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name in _LAZY:
         from importlib import import_module

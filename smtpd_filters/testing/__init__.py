@@ -35,6 +35,11 @@ _HOME = {
 }
 
 
+def __dir__() -> list[str]:
+    # pydoc and completion list the names that are imported at first use as well.
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     # Imported on first use: a test without look-ups needs neither dnspython nor a server's modules.
     if name not in _HOME:

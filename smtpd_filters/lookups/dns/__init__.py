@@ -4,9 +4,15 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .resolver import RecordType, Resolver
+    from .resolver import RecordType as RecordType  # exported for annotations only
+    from .resolver import Resolver
 
-__all__ = ["RecordType", "Resolver"]
+__all__ = ["Resolver"]
+
+
+def __dir__() -> list[str]:
+    # pydoc and completion list the names that are imported at first use as well.
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> object:

@@ -23,6 +23,11 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    # pydoc and completion list the names that are imported at first use as well.
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name != "Service":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
