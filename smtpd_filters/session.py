@@ -144,8 +144,9 @@ class Session:
             return self.scratch
         for report, fields in FIELDS.items():
             if name in fields:
+                where = "" if name != "tx" else "rcpt_to and later handlers have it; elsewhere "
                 raise NotReportedError(
-                    f"session.{name} needs the report {report!r}: add it to the Registration"
+                    f"session.{name} needs the report {report!r}: {where}add it to the Registration"
                 )
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
 

@@ -286,6 +286,11 @@ def test_a_field_nobody_asked_for_is_not_nothing(report: str, field: str) -> Non
     assert getattr(made, field) == (0 if field in COUNTERS else None)
 
 
+def test_a_filter_of_mail_from_alone_learns_where_there_is_a_transaction() -> None:
+    with pytest.raises(NotReportedError, match="'tx-begin': rcpt_to and later handlers have it"):
+        _ = Session(KEY).tx
+
+
 def test_an_attribute_that_is_none() -> None:
     with pytest.raises(AttributeError, match="no attribute 'sender'"):
         Session(KEY).sender  # noqa: B018  # reading it is the test

@@ -56,6 +56,8 @@ def find(command: Sequence[str], *, libexec: Sequence[str] = LIBEXEC) -> list[st
     for path in (None, os.pathsep.join(libexec), beside, str(Path(sys.executable).parent)):
         if found := shutil.which(name, path=path):
             return [found, *command[1:]]
+    if "/" in name and Path(name).is_file():
+        raise ConfigError(f"{name}: not executable, run chmod 755 {name}")
     raise ConfigError(f"{name}: no such program")
 
 

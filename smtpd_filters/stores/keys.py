@@ -29,7 +29,11 @@ _KEY = re.compile(rb"[a-z][a-z0-9.-]{0,31}:\{[^{}:]*\}(?::[^{}:]*)*")
 def join(space: str, shard: bytes, *parts: bytes) -> bytes:
     """Return the key of an entry.
 
-    Raises ValueError if the space is not a lower-case word, a mistake of the caller.
+    `space` is a word of the filter's own. Entries of one `shard`, such as a client's address, are
+    on one server of a cluster, and can be in one request. Of a long part the hash is kept.
+
+    Raises ValueError if the space is not a lower-case word, and TypeError for a part that isn't
+    bytes: mistakes of the caller.
     """
     if not _SPACE.fullmatch(space):
         raise ValueError(f"space {space!r}: must be a word of at most 32 lower-case characters")
@@ -56,6 +60,8 @@ def is_key(key: object) -> bool:
 
 
 def _part(part: bytes) -> bytes:
+    if not isinstance(part, bytes):
+        raise TypeError(f"a part of a key must be bytes, not {part!r}")
     if len(part) > MAX_PART:
         part = b"sha256=" + hashlib.sha256(part).hexdigest().encode()
     return _UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], part)

@@ -414,6 +414,14 @@ def test_wrong_commands(words: list[str], line: str, capsys: Capture) -> None:
     assert capsys.readouterr().err.startswith(f"smtpd-filters replay: {line}")
 
 
+def test_a_filter_that_is_not_executable(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("#!/usr/bin/env python3\n")
+    with pytest.raises(SystemExit):
+        main(["replay", str(PLAIN), "--", str(path)])
+    assert f"{path}: not executable, run chmod 755 {path}" in capsys.readouterr().err
+
+
 def test_steps_that_interleaved_sessions_did_not_reach(tmp_path: Path, capsys: Capture) -> None:
     """A line for each session, however they stand."""
     lines = PLAIN.read_bytes().splitlines(keepends=True)

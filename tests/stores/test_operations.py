@@ -389,3 +389,9 @@ def test_a_bucket_never_gives_more_than_its_burst_and_rate(
         for when, cost in taken[first:]:
             total += cost
             assert total <= 4 + 0.7 * (when - taken[first][0]) + 1e-4
+
+
+@pytest.mark.parametrize("key", [("192.0.2.1",), (b"192.0.2.1", "x"), (None,)])
+def test_a_part_of_a_key_that_is_not_bytes(key: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError, match="a part of a key must be bytes, not "):
+        join("test", *key)
