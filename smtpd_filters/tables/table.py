@@ -132,8 +132,14 @@ class Table:
                 return
             for _ in source.changed():
                 pass
-        for _ in self._load():
-            pass
+        try:
+            for _ in self._load():
+                pass
+        except ConfigError as error:
+            if not source.is_remote:
+                raise
+            # Other people write its entries: one must not keep the server from starting.
+            self.unload(remote.failed(str(error)))
         if source.is_remote:
             remote.rows = []
 

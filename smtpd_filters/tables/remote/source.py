@@ -10,9 +10,9 @@ always loaded, since no source could find the entry that covers a key.
 
 Invariants
 ----------
-*Starts without it*: a source that is unavailable when the filter starts, or takes longer than
-`START_MAX`, is no error. Until it answers, `--on-error` decides. A mistake in its configuration is
-a ConfigError.
+*Starts without it*: a source that is unavailable when the filter starts, takes longer than
+`START_MAX`, or has an entry that the option can't have, is no error. Until it answers, `--on-error`
+decides. A mistake in its configuration is a ConfigError.
 *Old content has an end*: a list that can't be refreshed is used for an hour more.
 *Shared*: filters of a process that look keys up in the same table share its connection and cache.
 """
@@ -187,6 +187,12 @@ class RemoteSource(Source):
         if self.down and not cause:
             self.say(f"{self.spec}: answers again")
         self.down = cause
+
+    def failed(self, error: str) -> str:
+        """Count entries that can't be loaded as a failure; return and log the cause."""
+        self.down = error.removeprefix(f"{self.spec}: ")
+        self.say(f"{self.spec}: unavailable: {self.down}")
+        return self.down
 
     def say(self, text: str) -> None:
         """Log a text, or keep it until there is a log."""

@@ -431,6 +431,27 @@ def test_a_list_is_loaded_again(database: Path) -> None:
         assert any("'nonsense'; the entries are kept" in line for line in smtpd.log)
 
 
+def test_an_entry_that_is_invalid_at_start_makes_the_table_unavailable(database: Path) -> None:
+    """Nobody who writes to the database can keep the server from starting."""
+    changed(database, "INSERT INTO nets VALUES ('nonsense')")
+    trusted = listing(database, "SELECT net FROM nets")
+    flags = ("--domains", "example.org", "--trusted", trusted, "--on-error", "tempfail")
+    with Conversation(Mailfrom, *flags) as smtpd:
+
+        def reply() -> str:
+            client = smtpd.connect(address="192.0.2.1")
+            client.ehlo()
+            return client.mail_from("anna@example.org").reply
+
+        assert reply().startswith("451 4.4.3 ")
+        assert any("unavailable: entry 3: " in line for line in smtpd.log)
+        smtpd.refresh()
+        assert reply().startswith("451 4.4.3 ")
+        changed(database, "DELETE FROM nets WHERE net = 'nonsense'")
+        smtpd.refresh()
+        assert reply() == ""
+
+
 def test_a_hangup_reloads_files_alone(database: Path, tmp_path: Path) -> None:
     file = tmp_path / "nets"
     file.write_text("198.51.100.0/24\n")
