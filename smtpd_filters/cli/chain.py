@@ -288,7 +288,17 @@ def _faults(
                 _made(file, chain, [declared[name] for name in names], of, Log())
             except ConfigError as error:
                 yield error
-    checked += [file.path, f"({', '.join(ready)})"]
+    checked += [file.path, f"({', '.join(ready)}{'' if own.chain else _left_out(file, chains)})"]
+
+
+def _left_out(file: ChainFile, chains: Iterable[str]) -> str:
+    """Return the end of the list of filters: those that no chain has."""
+    try:
+        named = {name for chain in chains for name in file.process(chain).filters}
+    except ConfigError:
+        return ""
+    unused = [name for name in file.filters if name not in named]
+    return f"; in no chain: {', '.join(unused)}" if unused else ""
 
 
 def _try(

@@ -901,6 +901,14 @@ def test_a_byte_order_mark_is_no_part_of_a_file(write: Callable[..., Path]) -> N
     assert check(path) == (1, [f"filter-chain: {path}:3: not UTF-8"])
 
 
+def test_filters_that_no_chain_has_are_reported(write: Callable[..., Path]) -> None:
+    path = write("[chain.x]\nfilters = ['dyndns']\n[filter.fcrdns]\n[filter.dyndns]\n")
+    [line] = check(path)[1]
+    assert "(fcrdns, dyndns; in no chain: fcrdns), as " in line
+    [line] = check(path, "--chain", "x")[1]
+    assert "(dyndns), as " in line
+
+
 def test_a_valid_file_is_reported_as_by_smtpd(write: Callable[..., Path]) -> None:
     path = write(TWO)
     user = pwd.getpwuid(os.geteuid()).pw_name
