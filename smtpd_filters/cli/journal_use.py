@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 #: Seconds of the longest time that can be asked for: ten years.
 LONGEST = 3660 * 86400
 DAY = 86400.0
+_START = "has smtpd-filters journal run, with this --directory?"
 
 
 class JournalOptions(Settings):
@@ -41,7 +42,7 @@ def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
     journal = Journal(options.directory, key=b"")
     try:
         if journal.extent() is None:
-            raise ConfigError(f"{printable(options.directory)}: no files of a journal")
+            raise ConfigError(f"{printable(options.directory)}: no files of a journal; {_START}")
         journal = Journal(options.directory, key=key_of(options.directory))
         status = work(journal)
     except TooSlowError as error:
@@ -49,7 +50,9 @@ def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
-        raise ConfigError(f"{printable(options.directory)}: {os_reason(error)}") from None
+        start = f"; {_START}" if isinstance(error, FileNotFoundError) else ""
+        text = f"{printable(options.directory)}: {os_reason(error)}{start}"
+        raise ConfigError(text) from None
     for path, why in journal.unread.items():
         sys.stderr.write(f"smtpd-filters: {printable(path)}: not read: {printable(why)}\n")
     return status

@@ -38,6 +38,7 @@ _SALT, _LENGTH = 16, 32
 QUEUE = 8
 #: Characters of a password; more than any manager makes.
 MAX_PASSWORD = 1024
+_LET = "chgrp to the page's group, and chmod 0640"
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
@@ -130,9 +131,18 @@ class Passwords:
         return fits and user in self._users
 
 
+def _readable(path: str) -> bool:
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def _entries(path: str) -> list[tuple[str, Hash]]:
     modes: list[int] = []
-    data = read_file(path, mode=modes)
+    try:
+        data = read_file(path, mode=modes)
+    except ConfigError as error:
+        if os.access(path, os.F_OK) and not _readable(path):
+            raise ConfigError(f"{error}; let its group read it: {_LET}") from None
+        raise
     [mode] = modes
     if mode & 0o037:
         raise ConfigError(

@@ -132,7 +132,12 @@ def test_what_is_not_there(archive: Archive, run: Run, tmp_path: Path) -> None:
         path.unlink()
     status, said, error = run("why", "x")
     assert (status, said) == (2, "")
-    assert error.endswith(": no files of a journal\n")
+    hint = "; has smtpd-filters journal run, with this --directory?\n"
+    assert error.endswith(f": no files of a journal{hint}")
+    tmp_path.rmdir()
+    status, said, error = run("why", "x")
+    assert (status, said) == (2, "")
+    assert error.endswith(f": No such file or directory{hint}")
 
 
 def test_hostile_texts_are_escaped(archive: Archive, run: Run, now: float) -> None:

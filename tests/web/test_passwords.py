@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,23 @@ def path(tmp_path: Path) -> Path:
 
 def check(path: Path, user: str, password: str) -> bool:
     return asyncio.run(Passwords.read(str(path)).check(user, password))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_file_of_another_user_names_the_remedy() -> None:
+    # Not in `tmp_path`, which other users may not enter.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = f"{folder}/users"
+        with_user(path, "ann", "wonder")
+        os.seteuid(65534)
+        try:
+            with pytest.raises(ConfigError, match=r"users: Permission denied .*chmod 0640"):
+                Passwords.read(path)
+            with pytest.raises(ConfigError, match=r"missing: No such file or directory$"):
+                Passwords.read(f"{folder}/missing")
+        finally:
+            os.seteuid(0)
 
 
 def test_a_user_is_added_and_changed(path: Path) -> None:
