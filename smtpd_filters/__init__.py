@@ -1,8 +1,11 @@
 """Filters for OpenSMTPD's smtpd(8), and the framework they are written with.
 
-Everything that an author needs is here: subclass `Filter`, declare its settings with `option`,
-return decisions from its handlers, and make `run(YourFilter)` the program. What only some filters
-need is imported when it is first used.
+What every author needs is here: subclass `Filter`, declare its settings with `option`, return
+decisions from its handlers, and make `run(YourFilter)` the program. What only some filters need is
+imported when it is first used.
+
+Further public names are in `settings` (the kinds of options), `tables`, `addresses`, `stores`,
+`lookups.http` (`Service`), `checks.exemptions` (`--exempt`) and `testing` (the test kit).
 """
 
 from __future__ import annotations
