@@ -97,9 +97,10 @@ class Service:
         """POST a question as JSON to the address with `path` appended; return the answer's value.
 
         An answer has status 200, JSON as content, and at most 64 KiB. It is cached, and used again
-        for an equal question. `read` gets its value and returns what is to be returned. If it
-        raises ValueError, TypeError, LookupError or AttributeError, the answer is unusable: it
-        isn't cached, and the next server is asked.
+        for an equal question; equal ones that are pending at the same time are each sent. `read`
+        gets its value and returns what is to be returned. If it raises ValueError, TypeError,
+        LookupError or AttributeError, the answer is unusable: it isn't cached, and the next server
+        is asked.
 
         Raises UnavailableError if no server gave a usable answer in time. Raises TypeError or
         ValueError for a question that JSON can't express, a mistake of the caller.
