@@ -21,7 +21,7 @@ from smtpd_filters.checks.correspondents import NAME, SCOPE, USER, Correspondent
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
-from smtpd_filters.message.own_field import OwnField
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import PROCEED, Points, Proceed
 from smtpd_filters.settings import INTEGER, NUMBER, SECONDS, SWITCH, Settings, option
 from smtpd_filters.stores import Store

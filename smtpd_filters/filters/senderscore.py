@@ -39,7 +39,7 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.dns.setting import LOOKUP
 from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run
-from smtpd_filters.message.own_field import OwnField
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed
 from smtpd_filters.settings import (
     INTEGER,

@@ -22,7 +22,7 @@ from smtpd_filters.combining import MAIL_FROM, combined, handed_on, judged, made
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS
-from smtpd_filters.message.own_field import OwnField
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,

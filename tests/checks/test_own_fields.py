@@ -46,6 +46,7 @@ from tests.filters.dnsbl.zones import addresses
 from tests.filters.milter.stub import milter
 from tests.filters.spamd.stub import Answer as SpamdAnswer
 from tests.filters.spamd.stub import SpamdStub, spam
+from tests.loading import loaded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -186,6 +187,13 @@ def test_copies_that_a_client_sent_are_removed(name: str, serve: Serving) -> Non
             assert b"forged" not in delivery.bytes, what
             assert len(delivery.headers.get_all(name)) == 1, what
             assert delivery.headers.get("To") == "c@d.example", what
+
+
+def test_a_filter_that_adds_no_field_reads_no_message() -> None:
+    modules = ("greylist.policy", "dnsbl.policy", "senderscore", "correspondents", "rewrite.policy")
+    code = ", ".join(f"smtpd_filters.filters.{each}" for each in modules)
+    assert "smtpd_filters.message" not in loaded(f"import smtpd_filters.scoring.chain, {code}")
+    assert "smtpd_filters.message.disguise" in loaded("import smtpd_filters.message")
 
 
 #: The functions that add fields without `OwnField`, and why that is right.

@@ -35,7 +35,7 @@ from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE
 from smtpd_filters.main import run
-from smtpd_filters.message.own_field import OwnField
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import JUNK as MARK
 from smtpd_filters.protocol.decisions import (
     MAX_POINTS,

@@ -31,7 +31,7 @@ from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.main import run
-from smtpd_filters.message.own_field import OwnField
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.settings import (
     INTEGER,

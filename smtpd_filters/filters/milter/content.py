@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from smtpd_filters.message.completion import complete
 from smtpd_filters.message.folding import field_lines
-from smtpd_filters.message.own_field import OwnField
 from smtpd_filters.milter import (
     AddHeader,
     AddRecipient,
@@ -26,6 +25,7 @@ from smtpd_filters.milter import (
     Quarantine,
 )
 from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.runtime.pace import pace
 from smtpd_filters.scanning.outcomes import safe
 

@@ -23,7 +23,7 @@ from smtpd_filters.checks.strictness import require_entries
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
-from smtpd_filters.message.own_field import OwnField
+from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import MAX_PARAMETER, PROCEED, Proceed, Rewrite
 from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
 from smtpd_filters.tables import AddressTable, StringTable
