@@ -9,7 +9,6 @@ endif
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,17 +20,11 @@ _FLAGS = re.compile(r"\S*")
 _SPECIAL = frozenset("|.*+?()[]{}^$")
 
 
-class Line(NamedTuple):
-    """A line `!/pattern/flags text`, without the delimiters."""
+def divided(line: str) -> tuple[str, bool, str, str]:
+    """Return the pattern of a line `!/pattern/flags text`, whether it is negated, flags and text.
 
-    pattern: str
-    negated: bool
-    flags: str
-    text: str
-
-
-def divided(line: str) -> Line:
-    """Divide a line. Raises ValueError for one without a pattern in delimiters."""
+    Raises ValueError for a line without a pattern in delimiters.
+    """
     negated = line.startswith("!")
     body = line.removeprefix("!").lstrip()
     limit = body[:1]
@@ -47,7 +40,7 @@ def divided(line: str) -> Line:
         pattern = pattern.replace(f"\\{limit}", limit)
     flags = _FLAGS.match(body, end + 1)
     assert flags  # noqa: S101  # it may be empty
-    return Line(pattern, negated, flags[0], body[flags.end() :].strip())
+    return pattern, negated, flags[0], body[flags.end() :].strip()
 
 
 def pieces(text: str) -> list[str | int]:
