@@ -8,8 +8,8 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from smtpd_filters.message import Headers
-    from smtpd_filters.message.disguise import Name
+    from .message import Headers
+    from .message.disguise import Name
 
 
 class OwnField:
@@ -26,7 +26,7 @@ class OwnField:
         """Remove all fields that have the name in any reading; return their number."""
         if self._readings is None:
             # `message` is loaded for filters that read messages only, and this with it.
-            from smtpd_filters.message.disguise import Name
+            from .message.disguise import Name
 
             self._readings = Name(self.name)
         return headers.remove(self.name) + self._readings.remove_disguised(headers)
