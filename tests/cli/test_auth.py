@@ -261,6 +261,8 @@ def test_a_message_from_stdin(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> No
         (("explain",), "ACTION"),
         (("check", "/nonexistent/x", "--client", "::1", "--helo", "a", "--mail-from", "b"),
          "/nonexistent/x: No such file"),
+        (("check", "/dev/zero", "--client", "::1", "--helo", "a", "--mail-from", "b"),
+         "/dev/zero: larger than 128 MiB"),
         (("check", "/dev/null", "--client", "::1", "--helo", "a", "--mail-from", "b", "--", "-x"),
          "filter-auth: unknown flag -x"),
         (("check", "/dev/null", "--client", "::1", "--dmarc", "honour"),

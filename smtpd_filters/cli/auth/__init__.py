@@ -33,6 +33,10 @@ class _Address(Kind[str]):
         return text
 
 
+#: Bytes of a message, at most.
+_LARGEST = 128 << 20
+
+
 class Options(Settings):
     """The message, and how it arrived."""
 
@@ -93,11 +97,15 @@ def _content(name: str) -> bytes:
         if name == "-":
             if sys.stdin is None:
                 raise ConfigError("stdin is closed")
-            return sys.stdin.buffer.read()
-        with open(name, "rb") as file:  # noqa: PTH123
-            return file.read()
+            content = sys.stdin.buffer.read(_LARGEST + 1)
+        else:
+            with open(name, "rb") as file:  # noqa: PTH123
+                content = file.read(_LARGEST + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {os_reason(error)}") from None
+    if len(content) > _LARGEST:
+        raise ConfigError(f"{name}: larger than {_LARGEST >> 20} MiB")
+    return content
 
 
 def _others() -> type[Settings]:
