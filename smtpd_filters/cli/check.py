@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
-from smtpd_filters.settings import LIST, PATH, SECONDS, SWITCH, TEXT, Settings, option
+from smtpd_filters.settings import LIST, PATH, SECONDS, SWITCH, TEXT, Settings, operand, option
 from smtpd_filters.settings.kinds import quote
 
 from . import chain, smtpd_conf
@@ -45,6 +45,13 @@ PLACES = (
 class Options(Settings):
     """The files and the user."""
 
+    file = operand(
+        PATH,
+        default=None,
+        metavar="FILE",
+        help="The file to check: a smtpd.conf, as with -f, or one whose name ends with .toml, as "
+        "with --chains.",
+    )
     config = option(
         PATH,
         default=None,
@@ -99,11 +106,7 @@ def run(
     """
     conditions = conditions._replace(ready=options.timeout, online=options.online)
     _check_user(options.user)
-    if options.chain and options.chains is None:
-        raise ConfigError("--chain requires --chains")
-    if options.chains is not None and options.config is not None:
-        raise ConfigError("--chains and --config exclude each other: check one file at a time")
-    config, chains = options.config, options.chains
+    config, chains = _named(options)
     if config is None and chains is None:
         config, chains = _first(places), _first(chain_places)
         if config is None and chains is None:
@@ -121,6 +124,23 @@ def run(
     status = max(statuses)
     check.report.close(status)
     return status
+
+
+def _named(options: Options) -> tuple[str | None, str | None]:
+    """Return the smtpd.conf and the chain file that are named. Raises ConfigError."""
+    config, chains = options.config, options.chains
+    if chains is not None and config is not None:
+        raise ConfigError("--chains and --config exclude each other: check one file at a time")
+    if options.file is not None:
+        if chains is not None or config is not None:
+            raise ConfigError(f"{quote(options.file)}: check one file at a time")
+        if options.file.endswith(".toml"):
+            chains = options.file
+        else:
+            config = options.file
+    if options.chain and chains is None:
+        raise ConfigError("--chain requires --chains")
+    return config, chains
 
 
 def _check_user(name: str) -> None:
@@ -234,7 +254,7 @@ VERB = Verb(
     "check",
     run,
     options=Options,
-    stray="-f names a smtpd.conf, --chains a smtpd-filters.toml",
+    stray="check one file at a time",
     description="Check the filters of smtpd.conf(5) and smtpd-filters.toml(5). Each filter of this "
     "package is started as smtpd would start it, as the same user; other programs only have to "
     "be executable. smtpd -n starts no filters: run both before smtpd is restarted.",

@@ -596,6 +596,10 @@ def test_macros_of_the_command_line(checked: Callable[..., tuple[int, list[str]]
         (["--config", "/no/such.conf"], "/no/such.conf: No such file or directory"),
         (["--chain", "x"], "--chain requires --chains"),
         (["--chains", "x", "--config", "y"], "--chains and --config exclude each other"),
+        (["x", "-f", "y"], '"x": check one file at a time'),
+        (["x.toml", "--chains", "y"], '"x.toml": check one file at a time'),
+        (["smtpd.conf", "--chain", "x"], "--chain requires --chains"),
+        (["/no/such.conf"], "/no/such.conf: No such file or directory"),
         (["-f", "/dev/null", "-D", "x"], '--macro: expected NAME=VALUE, not "x"'),
         (["--timeout", "0"], "--timeout: must be at least 1ms"),
         pytest.param(["--user", "nonesuch"], "--user: no user nonesuch", marks=needs_root),
@@ -700,3 +704,8 @@ def test_both_files_where_they_usually_are(
     configuration.write_text("listen on lo\n")
     chains(BAD)
     assert verb.run(["-f", str(configuration), *AS_ME]) == 0
+    # Files without a flag.
+    assert verb.run([str(configuration), *AS_ME]) == 0
+    assert verb.run([str(path), *AS_ME]) == 1
+    chains(GOOD)
+    assert verb.run([str(path), "--chain", "x", *AS_ME]) == 0

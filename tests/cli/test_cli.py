@@ -97,7 +97,7 @@ def test_a_filter_has_help(name: str, capsys: Capture) -> None:
         (["run", "--verbose"], "run: unknown flag --verbose"),
         (["run", "dyndns", "--actoin"], "filter-dyndns: unknown flag --actoin"),
         (["list", "--jsn"], 'list: unknown flag --jsn, did you mean "--json"?'),
-        (["check", "smtpd.conf"], 'unexpected argument "smtpd.conf" (-f names a smtpd.conf'),
+        (["check", "a", "b"], 'unexpected argument "b" (check one file at a time)'),
         (["list", "x"], 'list: unexpected argument "x"'),
         (["list", "--", "x"], "list: takes no command"),
         (["record"], "DIR"),

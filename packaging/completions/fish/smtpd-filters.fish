@@ -70,6 +70,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in auth' -l server -x -d 'The name
 complete -c smtpd-filters -n '__smtpd_filters_in auth' -l json -d 'Print JSON'
 complete -c smtpd-filters -n '__smtpd_filters_in auth' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in auth' -l version -d 'Print the version and exit'
+complete -c smtpd-filters -n '__smtpd_filters_in check' -F
 complete -c smtpd-filters -n '__smtpd_filters_in check' -s f -l config -rF -d 'The file of smtpd.conf(5)'
 complete -c smtpd-filters -n '__smtpd_filters_in check' -l chains -rF -d 'Check this file of smtpd-filters.toml(5), with all its chains, and no smtpd.conf'
 complete -c smtpd-filters -n '__smtpd_filters_in check' -l chain -x -d 'With --chains, the only chain to check'
