@@ -116,6 +116,12 @@ def test_includes_without_end(path: Path, tmp_path: Path) -> None:
     ] == ["more than 500 includes"]
 
 
+def test_too_many_includes_are_one_error(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("listen on lo\n")
+    [error] = parse(path, f'include "{tmp_path}/a"\n' * 2000).errors
+    assert str(error) == f"{path}:501: include: {tmp_path}/a: more than 500 includes"
+
+
 def test_a_file_that_includes_itself_twice(path: Path) -> None:
     assert len(parse(path, f'include "{path}"\n' * 2).errors) == 2
 

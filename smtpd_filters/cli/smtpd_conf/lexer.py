@@ -131,13 +131,16 @@ class Lexer:
         return Place(self.file.name, self.file.line)
 
     def include(self, name: str) -> None:
-        """Read this file next."""
+        """Read this file next. Raises ConfigError; of too many files only once."""
+        if self._included > MOST:
+            return
         if any(name == file.name for file in self.files):
             raise ConfigError(f"{name}: includes itself")
         if len(self.files) >= DEEPEST:
             del self.files[1:]  # one error, not one for each file
             raise ConfigError(f"{name}: includes are nested more than {DEEPEST} deep")
-        if self._included >= MOST:
+        if self._included == MOST:
+            self._included += 1
             del self.files[1:]
             raise ConfigError(f"{name}: more than {MOST} includes")
         self._included += 1
