@@ -64,7 +64,6 @@ def connected_in(host: str, port: int, seconds: float) -> socket.socket:
 
     Raises OSError.
     """
-
     if packed_address(host) is not None:  # without a loop, which takes descriptors
         return socket.create_connection((host, port), seconds)
 
