@@ -148,6 +148,7 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
     "combining.py: guard.phase": None,
     "filters/content/policy.py: TOO_LONG": ("header too long to be checked",),
     "filters/content/policy.py: event": ("check", "not done in a part"),
+    "filters/dkimsign/policy.py: event": ("not signed", "not sealed"),
     "filters/dnsbl/score.py: text": ("cannot be reached, the weights of the lists add up to",),
     "filters/mailfrom/policy.py: REPLY_UNUSED": ("--reply has no effect",),
     "filters/milter/policy.py: phase": None,

@@ -249,7 +249,7 @@ class Dkimsign(Filter):
                     f"{signing.key.bits} bits; receivers may require {ADVISED_BITS}"
                 )
         if not self._first_domain():
-            self.log.event(f"no message is signed: {_NO_DOMAIN}")
+            self.log.event("no message is signed", reason=_NO_DOMAIN)
         users = {"link-auth"} if AUTHENTICATED in settings.only else set()
         self._delegates = bool(settings.workers) and any(
             signing.key.costly for signing in self._every_key()
@@ -370,12 +370,12 @@ class Dkimsign(Filter):
             authserv_id = self.smtpd.get("admd", "")
         keys = self._sealing_keys()
         if not keys:  # since a reload
-            return self._unsigned(session, _NO_RSA_KEY, "sealed")
+            return self._unsigned(session, _NO_RSA_KEY, "not sealed")
         key, names = keys[0], self._style.names
         try:
             new = seal.NewSet(SignedFields(headers), authserv_id, names, key, time())
         except seal.NotSealedError as error:
-            return self._unsigned(session, str(error), "sealed")
+            return self._unsigned(session, str(error), "not sealed")
         unsigned = new.message(body)
         message = unsigned.value(await self._sign(key.key, unsigned.digest))
         unsigned = new.seal(message)
@@ -403,9 +403,9 @@ class Dkimsign(Filter):
             or (AUTHENTICATED in only and bool(session.username))
         )
 
-    def _unsigned(self, session: Session, reason: str, done: str = "signed") -> Proceed:
+    def _unsigned(self, session: Session, reason: str, event: str = "not signed") -> Proceed:
         """Return the decision on a message that can't be signed or sealed, and log it."""
-        self.log.event(f"not {done}", session, reason=reason)
+        self.log.event(event, session, reason=reason)
         return PROCEED
 
     def _domain_of(self, author: str) -> str:
