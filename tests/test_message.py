@@ -1242,6 +1242,13 @@ def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:
     assert name.remove_disguised(Headers()) == 0
 
 
+def test_a_field_with_several_names_behind_carriage_returns_is_removed_once() -> None:
+    name = Name("X-Own")
+    headers = Headers([b"To: a\rX-Own: b\rX-Own: c", b"Cc: d", b" e", b" f\rX-Own: g", b"X: h"])
+    assert name.remove_disguised(headers) == 2
+    assert headers.lines() == [b"X: h"]
+
+
 def test_a_line_without_a_name_is_not_part_of_the_next_field() -> None:
     headers = Headers([b"\0\0", b"X-Spam", b"\x00To: a", b"Cc: b"])
     assert SPAM.hidden_values(headers) == Name("Cc").hidden_values(headers) == []

@@ -332,6 +332,10 @@ def test_hostile_files(
                 assert after == before
 
 
+def test_a_word_with_a_path_that_is_like_no_type_is_an_entry() -> None:
+    assert StringTable("xyzzyx:/path").match("xyzzyx:/path") == "xyzzyx:/path"
+
+
 @given(st.text())
 def test_hostile_specs(spec: str) -> None:
     if spec.lstrip().startswith(("/", "file:")):
