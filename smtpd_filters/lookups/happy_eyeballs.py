@@ -157,8 +157,10 @@ async def _drop(attempts: Sequence[asyncio.Task[socket.socket]]) -> None:
     """End all attempts and close the sockets of those that have succeeded."""
     for attempt in attempts:
         attempt.cancel()
-        attempt.add_done_callback(_close)
+        attempt.add_done_callback(_close)  # also if this is cancelled
     await asyncio.gather(*attempts, return_exceptions=True)
+    for attempt in attempts:
+        _close(attempt)  # the callbacks may run a turn of the loop later
 
 
 def _close(attempt: asyncio.Task[socket.socket]) -> None:

@@ -19,9 +19,17 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 #: The user and group of filters, and the user of the page, who is a member of that group.
 FILTER, PAGE = 64101, 64102
+#: Other users may not be allowed to enter the checkout, as below /root: it is bound to /mnt.
+AS_USER = """
+mount --bind "$1" /mnt
+umask 027
+user=$2 group=$3
+shift 3
+exec setpriv --reuid "$user" --regid "$user" --groups "$group" "$@"
+"""
 ASK = """
 import asyncio, sys
-sys.path[:0] = [{root!r}, *{path!r}]
+sys.path[:0] = {path!r}
 from smtpd_filters.stores import Add, Get, join
 from smtpd_filters.stores.sqlite import SQLiteStore
 
@@ -51,15 +59,24 @@ def directory() -> Iterator[Path]:
         yield shared
 
 
+def inside(path: str) -> str:
+    """Return a path in the checkout as the process has it."""
+    return f"/mnt/{Path(path).relative_to(ROOT)}" if Path(path).is_relative_to(ROOT) else path
+
+
+def as_user(user: int, code: str, *words: str) -> list[str]:
+    """Return the command that runs Python code as a user of the filters' group."""
+    drop = ["unshare", "--mount", "sh", "-ec", AS_USER, "sh", str(ROOT), str(user), str(FILTER)]
+    return [*drop, inside(sys.executable), "-c", code, *words]
+
+
+PATHS = ["/mnt", *(inside(each) for each in sys.path if "site-packages" in each)]
+
+
 def ask(user: int, path: Path, *keys: str) -> str:
     """Use the store as a user of the filters' group; return what it says."""
-    code = ASK.format(root=str(ROOT), path=[each for each in sys.path if "site-packages" in each])
     ran = subprocess.run(
-        [sys.executable, "-c", code, str(path), *keys],
-        user=user,
-        group=user,
-        extra_groups=[FILTER],
-        umask=0o027,
+        as_user(user, ASK.format(path=PATHS), str(path), *keys),
         capture_output=True,
         text=True,
         cwd="/",
@@ -99,17 +116,13 @@ def test_the_page_shows_it_under_its_own_user(directory: Path) -> None:
     os.chown(own, PAGE, PAGE)
     served = own / "socket"
     start = "from smtpd_filters.cli import main; sys.exit(main())"
-    paths = [str(ROOT), *(each for each in sys.path if "site-packages" in each)]
     page = subprocess.Popen(
-        [
-            *(sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}; {start}"),
+        as_user(
+            PAGE,
+            f"import sys; sys.path[:0] = {PATHS!r}; {start}",
             *("web", "--listen", str(served), "--directory", str(own), "--proxy", "unix"),
             *("--user-header", "X-User", "--greylist", f"sqlite:{path}"),
-        ],
-        user=PAGE,
-        group=PAGE,
-        extra_groups=[FILTER],
-        umask=0o027,
+        ),
         stderr=subprocess.PIPE,
         text=True,
         cwd="/",
