@@ -1233,10 +1233,10 @@ def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:
     name = Name("X-Own")
     plain = [b"X-Own: a", b"x-own \t: b", b"X-Own-Other: c", b"Subject: \r"]
     headers = Headers([*plain, b"X-Own\x0c: d", b"To: e\rX-Own: f"])
-    assert name.hidden_values(headers) == [b" d", b" f"]
+    assert list(name.hidden_values(headers)) == [b" d", b" f"]
     assert name.remove_disguised(headers) == 2
     assert headers.lines() == plain
-    assert name.hidden_values(headers) == []
+    assert not list(name.hidden_values(headers))
     assert name.remove_disguised(headers) == 0
     assert name.remove_disguised(Headers(plain[:3])) == 0
     assert name.remove_disguised(Headers()) == 0
@@ -1251,7 +1251,7 @@ def test_a_field_with_several_names_behind_carriage_returns_is_removed_once() ->
 
 def test_a_line_without_a_name_is_not_part_of_the_next_field() -> None:
     headers = Headers([b"\0\0", b"X-Spam", b"\x00To: a", b"Cc: b"])
-    assert SPAM.hidden_values(headers) == Name("Cc").hidden_values(headers) == []
+    assert not [*SPAM.hidden_values(headers), *Name("Cc").hidden_values(headers)]
     assert SPAM.remove_disguised(headers) == 0
     headers = Headers([b" \x00", b"X-Spam", b"\xffX-Spam: a", b" b", b"\0", b"To: c"])
     assert SPAM.remove_disguised(headers) == 1

@@ -15,6 +15,8 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .headers import Headers
 
 _BLANKS = (b" ", b"\t")
@@ -44,17 +46,19 @@ class Name:
             rb"\r[ \t]*+%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE
         )
 
-    def hidden_values(self, headers: Headers) -> list[bytes]:
-        """Return the values of the fields that have the name only in some reading.
+    def hidden_values(self, headers: Headers) -> Iterator[bytes]:
+        """Yield the values of the fields that have the name only in some reading.
 
-        They include what follows a bare CR and the name; of a folded value all lines.
+        They include what follows a bare CR and the name; of a folded value all lines. A value may
+        contain those after it, so that all of them may take the square of the block.
         """
         text = _searchable(headers.lines())
         found = [each.end() for each in self._read.finditer(text) if not self._is_plain(each)]
         if b"\r" in text:
             found += [each.end() for each in self._behind_cr.finditer(text)]
-        # The pattern matches any text.
-        return [match[0] for at in found if (match := _VALUE.match(text, at))]
+        for at in found:
+            if match := _VALUE.match(text, at):  # it matches any text
+                yield match[0]
 
     def occurs(self, headers: Headers) -> bool:
         """Return whether some field has the name in any reading."""
@@ -63,10 +67,9 @@ class Name:
     def remove_disguised(self, headers: Headers) -> int:
         """Remove the fields that have the name only in some reading; return their number.
 
-        So are fields in which a bare CR is followed by one of the name.
+        A field of another name is removed too if it contains this one behind a bare CR.
         """
-        lines = headers.lines()
-        return self._remove(headers, lines, 0, plain=False)
+        return self._remove(headers, headers.lines(), 0, plain=False)
 
     def remove_foreign(self, headers: Headers) -> int:
         """Remove the fields that have the name in any reading; return their number.

@@ -128,11 +128,17 @@ class Author:
 def values_of_from(headers: Headers) -> list[str]:
     """Return the values of all `From:` fields of a message.
 
-    They include fields that only some programs take for one: such as begin after a bare CR, which
-    RFC 5322 section 2.3 forbids, or have a folded name or characters in it that a name can't have.
+    They include fields that only some programs read as From: those behind a bare CR, which RFC 5322
+    section 2.3 forbids, and those with a folded name, or with invalid characters in it. Beyond
+    `FROM_MAX` characters, where `read_from` fails, no further ones are added.
     """
     values = headers.get_all("From")
-    values += [value.decode("utf-8", "surrogateescape") for value in _FROM.hidden_values(headers)]
+    length = sum(map(len, values))
+    for hidden in _FROM.hidden_values(headers):
+        if length > FROM_MAX:
+            break
+        values.append(hidden.decode("utf-8", "surrogateescape"))
+        length += len(values[-1])
     return values
 
 

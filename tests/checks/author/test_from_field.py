@@ -299,6 +299,16 @@ def test_a_name_that_only_some_programs_read_counts() -> None:
     assert values_of_from(headers) == [" a@b.example,\n c@d.example", " e@f.example"]
 
 
+def test_values_of_names_in_one_line_have_a_limit() -> None:
+    # Each value goes on behind the next name: together they are the square of the line.
+    line = b"X: " + b"\r From:a" * 4000
+    values = values_of_from(Headers([line]))
+    assert sum(map(len, values)) < FROM_MAX + len(line)
+    assert values[0] == "a" + "\r From:a" * 3999
+    with pytest.raises(TooLargeError, match="characters"):
+        read_from(values)
+
+
 def test_there_is_a_limit_to_what_is_read() -> None:
     half = " " * (FROM_MAX // 2 - 3) + "a@b"
     assert listed(read_from([half, half]).addresses) == ["a@b"]
