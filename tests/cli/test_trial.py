@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +22,7 @@ from tests.journal.made import stored
 from .trials import CHAIN, COMMAND, Tried, looked_up, made
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 GOOD, DYNAMIC, NAMELESS, MOBILE = (
@@ -131,6 +134,25 @@ def test_a_damaged_recording_is_left_out(tmp_path: Path) -> None:
     (tried.recordings / "b.session").write_bytes(b"no recording\n")
     found = tried.result("chain.in", junk_at="3", reject_at="")
     assert (found["sessions"], found["differ"], found["left_out"]) == (7, 2, 1)
+
+
+def test_a_recording_that_is_deleted_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = made(tmp_path)
+    gone = tried.recordings / "b.session"
+    gone.write_bytes(b"")
+    scandir = os.scandir
+
+    def deletes(path: str) -> AbstractContextManager[list[os.DirEntry[str]]]:
+        with scandir(path) as entries:
+            found = list(entries)
+        gone.unlink()
+        return nullcontext(found)
+
+    monkeypatch.setattr(os, "scandir", deletes)
+    found = past.read(str(tried.recordings), str(tried.journal), b"", time.time())
+    assert (len(found.sessions), found.left_out) == (7, 0)
 
 
 def test_pseudonyms_are_refused(tmp_path: Path) -> None:

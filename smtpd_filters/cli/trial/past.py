@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,13 +105,16 @@ def _files(directory: str, now: float) -> list[tuple[str, int]]:
     found = []
     try:
         with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.name.endswith(".session") and entry.is_file(follow_symlinks=False):
-                    status = entry.stat(follow_symlinks=False)
-                    if status.st_mtime >= now - DAY:
-                        found.append((status.st_mtime, entry.path, status.st_size))
+            paths = [entry.path for entry in entries if entry.name.endswith(".session")]
     except OSError as error:
         raise ConfigError(f"the recordings can't be read: {error.strerror}") from None
+    for path in paths:
+        try:
+            status = os.lstat(path)
+        except OSError:  # it was deleted meanwhile
+            continue
+        if stat.S_ISREG(status.st_mode) and status.st_mtime >= now - DAY:
+            found.append((status.st_mtime, path, status.st_size))
     return [(path, size) for _, path, size in sorted(found, reverse=True)]
 
 
