@@ -124,10 +124,12 @@ class Group:
             attempts.failure = PASSED_OVER
             return Unavailable(circuit.cause)
         try:
-            if is_trial and self._pings and not await self._is_alive(attempts):
-                circuit.silent(f"{circuit.label} no answer to a ping", self._clock())
-                attempts.failure = TIMEOUT
-                return Unavailable(circuit.cause)
+            if is_trial and self._pings:
+                if not await self._is_alive(attempts):
+                    circuit.silent(f"{circuit.label} no answer to a ping", self._clock())
+                    attempts.failure = TIMEOUT
+                    return Unavailable(circuit.cause)
+                circuit.answered()
             return await self._ask(attempts, now)
         finally:
             if is_trial:

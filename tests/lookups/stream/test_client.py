@@ -302,6 +302,31 @@ def test_a_trial_begins_with_a_ping() -> None:
     assert lines == ["no longer waited for"]
 
 
+def test_a_trial_that_takes_long_keeps_no_others_from_a_server_that_answers_its_ping() -> None:
+    lines: list[str] = []
+
+    async def ask() -> Any:
+        clock = Clock()
+        scripts = [*[hang] * (SILENCES + 1), echo, hang, echo]  # each with its pings
+        async with served(*scripts) as peer:
+            one = client(peer.address, timeout=0.1, ping=ping, clock=clock, note=noting(lines))
+            for _ in range(SILENCES):
+                assert isinstance(await one.ask(line), Unavailable)
+            assert lines == ["no longer waited for"]
+            one.timeout = 5.0
+            clock.now = REST
+            trial = asyncio.ensure_future(one.ask(line))
+            await until(lambda: peer.accepted == SILENCES + 3)
+            said = await one.ask(line)
+            trial.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await trial
+            return said
+
+    assert asyncio.run(ask()) == b"hello\n"
+    assert lines == ["no longer waited for", "answers again"]
+
+
 def test_a_server_that_refuses_connections_is_asked_each_time() -> None:
     """So it is used as soon as it is back."""
     lines: list[str] = []
