@@ -217,13 +217,14 @@ class Archive:
     def purge(self, now: float) -> None:
         """Delete what is older than the days to keep, and the oldest of more than the size."""
         try:
-            today = datetime.fromtimestamp(now, UTC).date()
-            limit = today - timedelta(days=self._days)
+            limit = datetime.fromtimestamp(now, UTC).date() - timedelta(days=self._days)
             kept = []
             found = files(self.directory)
-            doubtful = self._is_doubtful([date.fromisoformat(day) for day, _, _ in found], now)
+            days = [date.fromisoformat(day) for day, _, _ in found]
+            if self._is_doubtful(days, limit, now):
+                limit = date.min
             for day, _, path in found:
-                if date.fromisoformat(day) < limit and not doubtful:
+                if date.fromisoformat(day) < limit:
                     self._delete(path)
                 else:
                     kept.append(path)
@@ -247,13 +248,11 @@ class Archive:
         except OSError as error:
             self._note(f"{self.directory}: not purged: {error.strerror or error}")
 
-    def _is_doubtful(self, days: list[date], now: float) -> bool:
-        """Return whether all earlier days would go at once, since less than `DOUBT` seconds.
+    def _is_doubtful(self, days: list[date], limit: date, now: float) -> bool:
+        """Return whether the clock may be wrong: all earlier days are before the limit.
 
-        Then the clock may be wrong.
+        After `DOUBT` seconds they are old indeed.
         """
-        today = datetime.fromtimestamp(now, UTC).date()
-        limit = today - timedelta(days=self._days)
         # Days that were written since then prove nothing.
         since = datetime.fromtimestamp(self._doubted or now, UTC).date()
         earlier = [day for day in days if day < since]

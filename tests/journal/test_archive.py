@@ -139,8 +139,11 @@ def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
     archive = make(days=30)
     archive.write([stored(1)], NOON)
     archive.write([stored(2)], NOON + DAY)
+    aside = tmp_path / "2026-11-30.sqlite.damaged-20261130T120000"
+    aside.touch()
     ahead = NOON + 365 * DAY
     archive.write([stored(3)], ahead)
+    assert aside.exists()
     archive.write([stored(4)], ahead + DAY / 2)
     archive.write([stored(5)], NOON + 2 * DAY)
     days = ["2026-11-30.sqlite", "2026-12-01.sqlite", "2026-12-02.sqlite", "2027-11-30.sqlite"]
@@ -152,6 +155,7 @@ def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
     assert days[0] in names(tmp_path)
     archive.purge(later + DAY)
     assert not set(days[:3]) & set(names(tmp_path))
+    assert not aside.exists()
 
 
 def test_stories_of_a_file_that_cannot_be_read_are_not_new(make: Make, tmp_path: Path) -> None:
