@@ -373,8 +373,8 @@ class _Loop:
 
     def _tell(self) -> None:
         """Send the process's state to the journal, and again when it is time."""
+        self.telling = False  # first: a MemoryError may end this anywhere
         pause = self.engine.beat()
-        self.telling = False
         if pause is not None and not self.ending:
             self.loop.call_later(pause, self._tell)
             self.telling = True

@@ -581,3 +581,30 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
             assert engine.turns == before + 1
         assert engine.received >= 20 * READ
         loop.close()
+
+
+def test_the_state_is_told_again_after_a_lack_of_memory() -> None:
+    class Telling:
+        """An engine that has no memory the second time."""
+
+        spawn: Any = None
+        told = 0
+
+        def beat(self) -> float:
+            self.told += 1
+            if self.told == 2:
+                raise MemoryError
+            return 60.0
+
+    loop = asyncio_loop._EventLoop()
+    stub: Any = SimpleNamespace()
+    engine: Any = Telling()
+    filter_loop = asyncio_loop._Loop(loop, stub, engine, stub, stub, Log(), stub, stub)
+    filter_loop._tell()
+    filter_loop._tell_again()
+    assert engine.told == 1  # the next time is scheduled
+    with pytest.raises(MemoryError):
+        filter_loop._tell()
+    filter_loop._tell_again()
+    assert engine.told == 3
+    loop.close()
