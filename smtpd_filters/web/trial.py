@@ -38,8 +38,7 @@ class TrialPages:
         self._pages = pages
         self._guard = guard
         self._prefix = guard.access.prefix
-        self._setup = setup
-        self._made: Trials | None = None
+        self._trials = Trials(setup, time.monotonic)
 
     def routes(self) -> list[web.AbstractRouteDef]:
         """Return the routes."""
@@ -52,14 +51,7 @@ class TrialPages:
 
     async def stopping(self, _app: web.Application) -> None:
         """End all trials."""
-        if self._made is not None:
-            await self._made.aclose()
-
-    @property
-    def _trials(self) -> Trials:
-        if self._made is None:
-            self._made = Trials(self._setup, time.monotonic)
-        return self._made
+        await self._trials.aclose()
 
     # -- handlers ----------------------------------------------------------------------------
 
