@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.journal.query import Journal, TooSlowError
 from smtpd_filters.journal.records import Search
+from smtpd_filters.journal.stories import address_of
 from smtpd_filters.lookups.dns.records import decode
 from smtpd_filters.recording import Recording
 from smtpd_filters.recording.format import FROM_SMTPD, LOOKUP, REMARK
@@ -170,8 +171,7 @@ def _lookups(recording: Recording) -> dict[str, Any]:
 
 def _client(line: bytes) -> str:
     """Return the client's address from the report `link-connect`."""
-    endpoint = line.split(b"|")[-2].decode("utf-8", "replace")
-    return "" if endpoint.startswith("unix:") else endpoint.rpartition(":")[0].strip("[]")
+    return address_of(line.split(b"|")[-2].decode("utf-8", "replace"))
 
 
 def _verdicts(
