@@ -117,7 +117,7 @@ class Options(Settings):
         default=None,
         help="The store of filter-greylist, to show it, let clients in and forget them. Run the "
         "page as the owner of a file, or as a member of its group: then its directory needs mode "
-        "2770, and it mode 0660, with which it is created there.",
+        "2770 and the file 0660, the mode of new files there.",
     )
     limits = option(
         STORE,

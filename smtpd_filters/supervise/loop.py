@@ -128,7 +128,7 @@ class Loop:
         self._flush()
 
     def _timeout(self) -> float | None:
-        """Return the milliseconds to wait: none limit while nothing is pending."""
+        """Return the milliseconds to wait; None, for any time, while nothing is pending."""
         if self.engine.smtpd.stalled or self._soon:
             return 0
         workers = self.fleet.workers

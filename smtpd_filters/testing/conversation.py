@@ -213,9 +213,10 @@ def play(
 ) -> list[Step]:
     """Play a recording to a filter; return the steps with their new and recorded verdicts.
 
-    Filter and name server are given as for `Conversation`; `protocol` is the protocol version, by
-    default the recorded one. A step's `verdict` is None if the session no longer reached it. Raises
-    AssertionError if a real smtpd would have exited, hung or misbehaved.
+    `filters`, `flags`, `settings` and `nameserver` are those of `Conversation`. `protocol` is the
+    protocol version to use; the default is that of the recording. The `verdict` of a step is None
+    if the session ended before it. Raises AssertionError if a real smtpd would have exited, hung or
+    misbehaved.
     """
     from smtpd_filters.recording import Recording  # here, since a parameter has this name
 

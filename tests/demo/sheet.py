@@ -55,8 +55,8 @@ class Painter:
 def wrap(text: str, width: int, *, hanging: str = INDENT) -> list[str]:
     """Break a text into lines of at most `width` characters, the first without indentation.
 
-    It is broken at spaces; within a word that is longer than a line, behind a dot, a hyphen and
-    their like, and where there is none, anywhere.
+    It is broken at spaces. A word that is longer than a line is broken after a dot, a hyphen or the
+    like; a word without any of these is broken anywhere.
     """
     lines: list[str] = []
     line = ""

@@ -33,7 +33,7 @@ class _Address(Kind[str]):
         return text
 
 
-#: Bytes of a message, at most.
+#: Bytes of a message, at most; the help names them.
 _LARGEST = 128 << 20
 
 
@@ -50,7 +50,8 @@ class Options(Settings):
         TEXT,
         required=True,
         metavar="FILE",
-        help="The message, as it arrived or as it was delivered; - is the standard input.",
+        help="The message, as it arrived or as it was delivered, of at most 128 MiB; - is the "
+        "standard input.",
     )
     client = option(_Address(), required=True, help="The address of the client that sent it.")
     helo = option(TEXT, required=True, help="The name in the client's greeting (HELO or EHLO).")
