@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -67,6 +68,9 @@ def started(name: str, folder: Path, shell: str, *flags: str) -> tuple[int, bool
         assert process.stdin
         assert process.stdout
         assert process.stderr
+        # Reading ends when the program does.
+        late = threading.Timer(PATIENCE, process.kill)
+        late.start()
         with suppress(BrokenPipeError):
             process.stdin.write(SmtpdConnection().configure())
             process.stdin.flush()
@@ -77,6 +81,8 @@ def started(name: str, folder: Path, shell: str, *flags: str) -> tuple[int, bool
             process.stdin.close()
         logged = process.stderr.read().decode()
         status = process.wait(PATIENCE)
+        late.cancel()
+        late.join()
     ready = written.endswith(b"register|ready\n")
     assert ready or not written, written
     return status, ready, logged.splitlines()

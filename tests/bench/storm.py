@@ -97,10 +97,8 @@ def unsupervised(version: str, name: str, clients: int) -> None:
         storm = Storm(server, program)
         # Clients find a connection closed, or none.
         with suppress(OSError, smtplib.SMTPException), storm.clients(clients):
-            while len(storm.result.accepted) < clients:
-                time.sleep(0.01)
-            while not storm.result.faults:
-                storm.fail(0, (signal.SIGKILL,))
+            storm.wait(accepted=clients)
+            storm.strike(1, 0, (signal.SIGKILL,))
             started = time.monotonic()
             server.expect_end()
             seconds = time.monotonic() - started

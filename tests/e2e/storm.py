@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smtpd_filters.testing.dns import host, merge
 from smtpd_filters.testing.rspamd.stub import CLEAN, Answer, Request, RspamdStub
 from smtpd_filters.testing.server import CODE, file_path, filter_command, script_command
-from tests.e2e.load import EVERY, Load, Traffic, content, envelope
+from tests.e2e.load import EVERY, PATIENCE, Load, Traffic, content, envelope
 from tests.e2e.sending import ALICE, GOOD
 
 if TYPE_CHECKING:
@@ -150,9 +150,7 @@ class Storm(Load):
     def blow(self, faults: int, *, clients: int = 20, pause: float = 1.0) -> Result:
         """Cause so many faults under the load of clients; a program lives `pause` s on average."""
         with self.clients(clients):
-            while self.result.faults < faults and self.server.alive():
-                self.fail(pause)
-                self._over.wait(0.05)
+            self.strike(faults, pause)
             if self.server.alive():
                 self.wait(accepted=1, denied=1)  # all is well again
         return self.result
@@ -171,11 +169,21 @@ class Storm(Load):
                 self.server.wait_for("supervise reload result=ok", since=lines)
         return self.result
 
-    def fail(self, pause: float, signals: Sequence[int] = ()) -> None:
-        """Make the programs fail whose time has come: some before they are ready.
+    def strike(self, faults: int, pause: float, signals: Sequence[int] = ()) -> None:
+        """Cause so many faults; a program lives `pause` s on average.
 
-        Without `signals` in each of the ways in which they can.
+        With `signals` by these, otherwise in each of the ways in which the programs can fail.
         """
+        known, until = -1, 0.0
+        while self.result.faults < faults and self.server.alive():
+            if self.result.faults > known:
+                known, until = self.result.faults, time.monotonic() + 2 * pause + PATIENCE
+            assert time.monotonic() < until, f"no program to fail for {PATIENCE:g} s: {self.result}"
+            self._over.wait(0.05)
+            self._fail(pause, signals)
+
+    def _fail(self, pause: float, signals: Sequence[int]) -> None:
+        """Make the programs fail whose time has come: some before they are ready."""
         now = time.monotonic()
         for process in self.server.find(self.marker):
             words = process.arguments

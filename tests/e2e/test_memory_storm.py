@@ -45,8 +45,7 @@ def test_killed_filters_forget_nothing(start: Start, tmp_path: Path) -> None:
     )
     storm = Storm(server, Stormy("", "filter-", Traffic()))
     with storm.clients(CLIENTS):
-        while storm.result.faults < KILLS and server.alive():
-            storm.fail(0.5, [signal.SIGKILL])
+        storm.strike(KILLS, 0.5, [signal.SIGKILL])
         storm.wait(accepted=1)
     storm.check()
     rest = Load(server)

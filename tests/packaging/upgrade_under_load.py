@@ -187,11 +187,13 @@ def change(mail: Mail, deb: str, log: Path, pool: ThreadPoolExecutor) -> None:
     """Install a version, with sessions that are open from before it until after it."""
     begun, changed = threading.Barrier(LONG + 1), threading.Event()
     spans = [pool.submit(mail.span, begun, changed) for _ in range(LONG)]
-    begun.wait(60)
-    before = reloads(log)
-    subprocess.run(["/usr/bin/dpkg", "-i", deb], check=True)
-    mail_passes.until("reloaded", lambda: reloads(log) > before)
-    changed.set()
+    try:
+        begun.wait(60)
+        before = reloads(log)
+        subprocess.run(["/usr/bin/dpkg", "-i", deb], check=True, timeout=300)
+        mail_passes.until("reloaded", lambda: reloads(log) > before)
+    finally:
+        changed.set()  # the pool waits for the sessions even if this fails
     for each in spans:
         each.result()
 

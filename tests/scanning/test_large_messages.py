@@ -107,12 +107,16 @@ def rspamd(link: socket.socket) -> int:
     """An HTTP request, after which the connection is closed."""
     head = b""
     while b"\r\n\r\n" not in head:
-        head += link.recv(PIECE)
+        if not (data := link.recv(PIECE)):
+            return 0
+        head += data
     head, _, rest = head.partition(b"\r\n\r\n")
     [length] = re.findall(rb"(?i)\r\ncontent-length: *(\d+)", head)
     size = len(rest)
     while size < int(length):
-        size += len(link.recv(PIECE))
+        if not (data := link.recv(PIECE)):
+            return 0
+        size += len(data)
     body = b'{"action": "no action", "score": 0, "required_score": 15, "symbols": {}}'
     link.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
     link.sendall(body)

@@ -80,6 +80,7 @@ class RedisServer:
     def command(self, *words: str) -> bytes:
         """Return the beginning of the server's reply to a command; raise OSError without one."""
         with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(2 * PATIENCE)  # more than a WAIT takes
             peer.connect(str(self.socket))
             peer.sendall(" ".join(words).encode() + b"\r\n")
             return peer.recv(4096)
