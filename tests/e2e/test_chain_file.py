@@ -197,7 +197,11 @@ def test_a_filter_of_the_operators_own(start: Start) -> None:
             '"rcpts"]',
             r' \[chain.inbound\]: filters: no filter "rcpts", did you mean "rcpt"[?]',
         ),
-        ("file:", "file:/nowhere", r" \[filter.dyndns\]: allow: /nowhere.*: No such .*"),
+        (
+            file_path("allow"),
+            file_path("missing"),
+            r" \[filter.dyndns\]: allow: /.*/missing: No such .*",
+        ),
         ("[filter.rcpt]", "[filter.rcpt", r"\d+:\d+: .*"),
     ],
 )

@@ -229,7 +229,7 @@ def test_what_is_killed_starts_again(running: Running, sender: Sender, tmp_path:
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
-        (["--socket", "/nowhere/at/all"], "--socket: the directory /nowhere/at is missing; "),
+        (["--socket", "FOLDER/missing/s"], "--socket: the directory FOLDER/missing is missing; "),
         (["--socket", "/dev/" + "x" * 120], "xxx: longer than 103 bytes, too long for a socket"),
         (["--directory", "/dev/null/x"], "--directory: /dev/null/x: Not a directory"),
         (["--socket-group", "nobody-at-all"], "--socket-group: no group nobody-at-all"),
@@ -238,6 +238,7 @@ def test_what_is_killed_starts_again(running: Running, sender: Sender, tmp_path:
 )
 def test_flags_that_are_wrong(flags: list[str], error: str, tmp_path: Path) -> None:
     default = ["--directory", str(tmp_path / "d"), "--socket", str(tmp_path / "s")]
+    *flags, error = (text.replace("FOLDER", str(tmp_path)) for text in (*flags, error))
     ended = subprocess.run(
         [*COMMAND, "journal", *default, *flags],
         stderr=subprocess.PIPE, text=True, timeout=PATIENCE, check=False,

@@ -241,7 +241,7 @@ def test_one_trial_a_user_and_two_in_all(tmp_path: Path) -> None:
         (saying(then="print('x' * (9 << 20))"), "has failed"),
         (saying(then="os.kill(os.getpid(), 9)"), "has failed"),
         (saying('{"progress": [1, 2]}', then="time.sleep(1000)"), "longer than 0.5 seconds"),
-        (Setup(["/nowhere/python"], {}), "can't be started: No such file or directory"),
+        (Setup([f"{__file__}.missing"], {}), "can't be started: No such file or directory"),
     ],
     ids=["nothing", "text", "list", "number", "other", "long", "killed", "silent", "missing"],
 )

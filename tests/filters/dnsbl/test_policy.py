@@ -971,7 +971,7 @@ def test_a_key_of_no_list_is_a_slip() -> None:
         ("--client bl.example*x", "--client: expected a weight"),
         ("--client zen", "--client: the name of the list is not a domain name: zen"),
         ("--client 'a.example, zen'", "the name of the list is not a domain name: zen"),
-        ("--client file:/nowhere", "--client: /nowhere: No such file"),
+        ("--client file:FOLDER/missing", "--client: FOLDER/missing: No such file"),
         ("--client bl.example --junk-at 0", "--junk-at: must be at least 1"),
         ("--client bl.example --junk-at 3 --reject-at 2", "--junk-at 3: must be below"),
         ("--client bl.example --reject-at 3 --disconnect-at 3", "--reject-at 3: must be below"),
@@ -992,7 +992,8 @@ def test_a_key_of_no_list_is_a_slip() -> None:
         ("--client bl.example --untested b1.example", "--untested: b1.example is not the zone of"),
     ],
 )
-def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str) -> None:
+def test_what_is_wrong_is_said_at_the_start(flags: str, reason: str, tmp_path: Path) -> None:
+    flags, reason = (text.replace("FOLDER", str(tmp_path)) for text in (flags, reason))
     with pytest.raises(ConfigError) as failure, Conversation(Dnsbl, *shlex.split(flags)):
         pass
     assert reason in str(failure.value)

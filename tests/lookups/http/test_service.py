@@ -160,13 +160,14 @@ def test_a_token(stub: RspamdStub, tmp_path: Path) -> None:
         ((), "--service is required"),
         (("--service", "ftp://x"), "--service: expected http://HOST:PORT, https://HOST or"),
         (("--service", "http://x:99999"), "--service: the port must be 1 to 65535: 'http://x:99999'"),
-        (("--service", "http://x", "--service-token-file", "/nowhere"),
-         "--service-token-file: /nowhere: No such file"),
+        (("--service", "http://x", "--service-token-file", "FOLDER/missing"),
+         "--service-token-file: FOLDER/missing: No such file"),
     ],
 )  # fmt: skip
-def test_a_wrong_flag(flags: tuple[str, ...], error: str) -> None:
+def test_a_wrong_flag(flags: tuple[str, ...], error: str, tmp_path: Path) -> None:
+    *words, error = (text.replace("FOLDER", str(tmp_path)) for text in (*flags, error))
     with pytest.raises(ConfigError, match=re.escape(error)):
-        Conversation(Asks, *flags)
+        Conversation(Asks, *words)
 
 
 def test_two_services_have_flags_of_their_own(stub: RspamdStub) -> None:
