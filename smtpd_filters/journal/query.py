@@ -13,7 +13,6 @@ TooSlowError.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import sqlite3
@@ -22,37 +21,31 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic, time_ns
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import day as schema
 from .archive import files, quoted
 from .day import NewerError, check_version
 from .merging import joined
-from .privacy import Privacy
 from .reception import MAX_TEXT
 from .records import Overview, Passing, Ranked, Search, Totals
 from .rollups import BUCKETS, HOUR
+from .searching import rows, words_of
 from .states import States, read
 from .stories import OUTCOMES, Story, loaded, story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-#: Rows examined in a day for conditions that have no index.
-MAX_SCANNED = 200_000
-#: Words of a day that a part of a word may match.
-MAX_WORDS = 500
 #: Words of each day that are ranked.
 MAX_RANKED = 200
 #: Nanoseconds since its last change after which another one changes the time of a file for sure.
 STILL = 2_000_000_000
-_HEX = re.compile(r"[0-9a-fA-F]{8,16}")
 #: A whole address of a mailbox or a client: not looked for as a part of a longer one.
 _WHOLE = re.compile(
     r"<?[^@\s]+@[^@\s]+\.[A-Za-z]{2,}>?|\d+\.\d+\.\d+\.\d+|[0-9a-fA-F]*:[0-9a-fA-F:.]+"
 )
 _STORY_ID = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{1,6}))?-(\d{1,15})")
-ALL_KINDS = (schema.MAIL, schema.CLIENT, schema.HOST, schema.USER, schema.MESSAGE_ID)
 #: The roles of words in `rankings`.
 RANKED = {"senders": schema.SENDER, "clients": schema.OF_CLIENT, "users": schema.OF_USER}
 
@@ -127,108 +120,18 @@ class Journal:
             with self._reading(path) as connection:
                 if connection is None:
                     continue
-                words: list[int] | None = None
-                if wanted.text and not _HEX.fullmatch(wanted.text):
-                    look = self._parts if part else self._words
-                    words = look(connection, wanted.text)
-                    if not words:
-                        continue
+                words = words_of(connection, wanted.text, self._key, part=part)
+                if words is not None and not words:
+                    continue
                 room = wanted.limit - len(found)
                 prefix = _stem(path)
                 found += [
                     story(f"{prefix}-{id_}", each)
-                    for id_, each in self._rows(connection, wanted, words, last, room)
+                    for id_, each in rows(connection, wanted, words, last, room)
                 ]
             if len(found) >= wanted.limit:
                 break
         return found
-
-    @staticmethod
-    def _rows(
-        connection: sqlite3.Connection,
-        wanted: Search,
-        words: list[int] | None,
-        last: int,
-        limit: int,
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield ids and stories of one file, those with any of the words if these are given."""
-        conditions = ["s.id < ?", "s.time >= ?", "s.time < ?"]
-        values: list[object] = [last, int(wanted.since * 1000), int(min(wanted.until, 1e12) * 1000)]
-        source = "story s"
-        if wanted.outcomes:
-            numbers = [at for at, name in enumerate(OUTCOMES) if name in wanted.outcomes]
-            conditions.append(f"s.outcome IN ({', '.join(map(str, numbers)) or 'NULL'})")
-        if wanted.filter and wanted.verb != "proceed":  # those of several filters are one text
-            # Parsing each story takes ten times as long; `_fits` decides.
-            conditions.append("instr(s.data, ?) > 0")
-            values.append(f'"{wanted.filter}"')
-        order = "s.id"
-        if words is not None and len(words) == 1:
-            # In the order of the index, so that only the rows that are returned are read.
-            source, order = "seen x CROSS JOIN story s ON s.id = x.story", "x.story"
-            conditions += ["x.word = ?", "x.story < ?"]
-            values += [words[0], last]
-        elif words is not None:
-            marks = ", ".join(map(str, words))
-            source = (
-                f"(SELECT DISTINCT story FROM seen WHERE word IN ({marks}) ORDER BY story DESC)"  # noqa: S608  # numbers
-                " x CROSS JOIN story s ON s.id = x.story"
-            )
-        elif wanted.text:
-            column = "msgid" if len(wanted.text) == 8 else "session"
-            conditions.append(f"s.{column} = ? AND s.{column} <> ''")
-            values.append(wanted.text.lower())
-        scanned = before = 0
-        rows = connection.execute(
-            f"SELECT s.id, s.data FROM {source} WHERE {' AND '.join(conditions)}"  # noqa: S608  # of this function
-            f" ORDER BY {order} DESC",
-            values,
-        )
-        for id_, data in rows:
-            if id_ == before:  # a word may be its sender and a recipient
-                continue
-            before = id_
-            scanned += 1
-            if limit <= 0 or scanned > MAX_SCANNED:
-                return
-            found = loaded(data)
-            if (wanted.filter or wanted.verb) and not _fits(found, wanted):
-                continue
-            limit -= 1
-            yield id_, found
-
-    def _words(self, connection: sqlite3.Connection, text: str) -> list[int]:
-        """Return the numbers of the words that a text means, and of clients in a network."""
-        execute = connection.execute
-        if network := _network(text):
-            clients = execute("SELECT id, text FROM word WHERE kind = ?", (schema.CLIENT,))
-            found = [id_ for id_, word in clients if _is_in(word, network)][:MAX_WORDS]
-            if found:
-                return found
-        row = execute("SELECT value FROM meta WHERE key = 'addresses'").fetchone()
-        privacy = Privacy(row[0] if row else "plain", self._key)
-        words = {text, text.lower(), text.strip("<>"), text.strip("<>").lower()}
-        words |= {privacy.mail(text), privacy.client(text), privacy.name(text)}
-        words |= {privacy.name(text.lower())}
-        marks = ", ".join("?" * len(words))
-        rows = execute(
-            f"SELECT id FROM word WHERE kind IN {ALL_KINDS} AND text IN ({marks})",  # noqa: S608  # constants
-            tuple(words),
-        )
-        return [id_ for (id_,) in rows]
-
-    @staticmethod
-    def _parts(connection: sqlite3.Connection, text: str) -> list[int]:
-        """Return the numbers of the words that have a text in them."""
-        if "\0" in text:  # ends a pattern, so that it would fit everything
-            return []
-        part = "".join(f"\\{each}" if each in "%_\\" else each for each in text.lower())
-        kinds = (schema.MAIL, schema.HOST, schema.USER)
-        rows = connection.execute(
-            f"SELECT id FROM word WHERE kind IN {kinds} AND text LIKE ? ESCAPE '\\' LIMIT ?",  # noqa: S608  # numbers
-            (f"%{part}%", MAX_WORDS),
-        )
-        return [id_ for (id_,) in rows]
 
     def story(self, id_: str) -> Story | None:
         """Return a story, joined with later parts of its transaction; None if there is none."""
@@ -509,28 +412,3 @@ def _stem(path: str) -> str:
 def _day(seconds: float) -> str:
     seconds = min(max(seconds, 0.0), 4e9)
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
-
-
-def _fits(part: dict[str, Any], wanted: Search) -> bool:
-    """Whether a verdict is that of a filter, and of this verb."""
-    return any(
-        (not wanted.filter or wanted.filter in row[0].split(" "))
-        and (row[2] == wanted.verb if wanted.verb else row[2] != "proceed")
-        for row in part["w"]
-    )
-
-
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    if "/" not in text:
-        return None
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return None
-
-
-def _is_in(word: str, network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> bool:
-    try:
-        return ipaddress.ip_address(word.partition("%")[0]) in network
-    except ValueError:
-        return False
