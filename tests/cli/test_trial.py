@@ -19,7 +19,7 @@ from smtpd_filters.recording.format import LOOKUP, REMARK, encode_entry
 from smtpd_filters.settings import ENDPOINT, TEXT
 from tests.journal.made import stored
 
-from .trials import CHAIN, COMMAND, Tried, looked_up, made
+from .trials import COMMAND, NEIGHBOURS, Tried, looked_up, made, shifted
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -78,9 +78,10 @@ def test_a_threshold_is_tried_on_the_last_day(tmp_path: Path) -> None:
 def test_a_setting_of_a_filter_is_tried(tmp_path: Path) -> None:
     tried = made(tmp_path, '[filter.dyndns]\naction = "reject"\n')
     found = tried.result("filter.dyndns", action="reject", dry_run="true")
-    assert by_session(found) == {DYNAMIC: ("refused", "passes"), MOBILE: ("refused", "passes")} or (
-        by_session(found) == {DYNAMIC: ("refused", "accepted"), MOBILE: ("refused", "accepted")}
-    )
+    assert by_session(found) == {
+        DYNAMIC: ("refused", "accepted"),
+        MOBILE: ("refused", "accepted"),
+    }
     assert found["change"] == "[filter.dyndns]\ndry-run = true"
     found = tried.result("filter.dyndns", reply="550 5.7.1 Use your provider's server")
     assert {row["new"]["reply"] for row in found["rows"]} == {
@@ -99,8 +100,6 @@ def test_the_message_that_was_asked_about_is_first_though_nothing_differs(tmp_pa
 
 def test_only_the_last_day_is_replayed(tmp_path: Path) -> None:
     tried = made(tmp_path)
-    from .trials import NEIGHBOURS, shifted
-
     shifted(NEIGHBOURS, tried.recordings / "a.session", before=90_000)
     assert tried.result("chain.in", junk_at="3")["sessions"] == 0
 
@@ -321,23 +320,22 @@ def test_a_form_without_a_change_is_refused(tmp_path: Path) -> None:
     assert tried.error("chain.in", **texts) == "nothing is changed"
 
 
-def test_every_setting_that_can_be_tried_is_inward(tmp_path: Path) -> None:
+def test_every_setting_that_can_be_tried_is_inward() -> None:
     from smtpd_filters.cli.listing import discover
     from smtpd_filters.sandbox import Needs
 
-    tried = made(tmp_path)
-    for cls in discover()[0]:
-        for option in cls.Options.options.values():
-            if option.kind.inward:
-                assert option.kind.metavar not in {"TABLE", "PATH"}, (cls, option.key)
-                assert option.kind not in (TEXT, ENDPOINT)
-                assert not option.secret
-                if option.default is not None:
-                    needs = Needs()
-                    before = {name: getattr(needs, name) for name in Needs.__slots__}
-                    option.kind.declare(option.default, needs)
-                    assert before == {name: getattr(needs, name) for name in Needs.__slots__}
-    assert tried.chain.exists()
+    options = [each for cls in discover()[0] for each in cls.Options.options.values()]
+    inward = [each for each in options if each.kind.inward]
+    assert len(inward) > 50
+    for option in inward:
+        assert option.kind.metavar not in {"TABLE", "PATH"}, option.key
+        assert option.kind not in (TEXT, ENDPOINT)
+        assert not option.secret
+        if option.default is not None:
+            needs = Needs()
+            before = {name: getattr(needs, name) for name in Needs.__slots__}
+            option.kind.declare(option.default, needs)
+            assert before == {name: getattr(needs, name) for name in Needs.__slots__}
 
 
 EVIL = """\
@@ -512,7 +510,6 @@ def test_the_lines_can_be_pasted(tmp_path: Path) -> None:
     [declared] = ChainFile.read(str(tried.chain)).declared("in")
     assert declared.policy.on_error == "tempfail"
     assert vars(declared.own)["reply"] == '550 5.7.1 "No"'
-    assert CHAIN.startswith("junk-at")
 
 
 def test_nothing_is_written(tmp_path: Path) -> None:

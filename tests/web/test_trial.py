@@ -197,10 +197,6 @@ def test_one_trial_a_user_and_two_in_all(tmp_path: Path) -> None:
         found: dict[str, tuple[str, str]] = {}
         for user in ("ann", "bob", "eve"):
             async with visitor.session.get(
-                f"{visitor.base}/metrics", headers={"X-User": user}
-            ) as response:
-                assert response.status in {200, 404}
-            async with visitor.session.get(
                 f"{visitor.base}/", headers={"X-User": user}
             ) as response:
                 form = form_of(Document(await response.text()))
