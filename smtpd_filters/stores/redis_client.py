@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from redis import __version__, exceptions
 from redis import asyncio as redis
-from redis import exceptions
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
@@ -26,6 +26,10 @@ __all__ = ["BROKEN", "Connections", "NoScriptError", "cause", "failure"]
 #: A connection that broke, or could not be made. A timeout is not among them.
 BROKEN = (exceptions.ConnectionError, ConnectionError)
 
+#: RESP2, as with redis-py before 5.0. With RESP3 its version 8 uses connections again that have
+#: replies which nobody has asked for, and each later request gets that of another.
+_PROTOCOL = {"protocol": 2} if int(__version__.partition(".")[0]) >= 5 else {}
+
 
 class Connections:
     """The connections to the servers of an address; they are made when they are needed."""
@@ -40,6 +44,7 @@ class Connections:
             "username": address.username or None,
             "password": password or None,
         }
+        settings |= _PROTOCOL
         if address.tls:
             settings |= {"ssl": True, "ssl_ca_certs": certificates or None}
         #: What redis-py forgets to close: the clients of sentinels, the first nodes of a cluster.
@@ -57,7 +62,7 @@ class Connections:
             return client
         if address.scheme == "sentinel":
             # The sentinels have passwords of their own, if any.
-            quick = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+            quick = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **_PROTOCOL}
             untyped: Any = Sentinel
             sentinel = untyped(list(address.hosts), sentinel_kwargs=quick, **settings)
             self._others += sentinel.sentinels

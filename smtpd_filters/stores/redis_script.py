@@ -35,7 +35,7 @@ from .operations import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from .operations import Operation
 
@@ -73,6 +73,11 @@ local function is_sound(kind, written, expires, payload)
     return true
 end
 
+local function write(key, kind, payload, written, expires)
+    local value = kind .. stamp(written) .. ':' .. stamp(expires) .. ':' .. payload
+    redis.call('SET', key, value, 'PX', milliseconds(expires - now))
+end
+
 -- Return kind, time written, expiry and payload; nothing if the key is absent or has expired.
 local function read(key)
     local value = call('GET', key)
@@ -86,10 +91,6 @@ local function read(key)
     end
     if expires <= now then return nil end
     return kind, written, expires, payload
-end
-local function write(key, kind, payload, written, expires)
-    local value = kind .. stamp(written) .. ':' .. stamp(expires) .. ':' .. payload
-    redis.call('SET', key, value, 'PX', milliseconds(expires - now))
 end
 local function entry(written, expires, payload)
     return {payload, stamp(math.max(now - written, 0)), stamp(expires - now)}
@@ -233,7 +234,10 @@ def encode(operation: Operation[Any]) -> Sequence[bytes | int | float]:
 
 
 def decode(operation: Operation[Any], result: Any) -> Any:
-    """Return the result of an operation from the server's."""
+    """Return the result of an operation from the server's.
+
+    Raises TypeError, ValueError or OverflowError if it has another form.
+    """
     match operation:
         case Get() | Add():
             return None if result is None else entry(result)
@@ -244,7 +248,7 @@ def decode(operation: Operation[Any], result: Any) -> Any:
         case Count():
             return int(result)
         case Take():
-            return float(result)
+            return seconds(result)
         case Join():
             joined, members = result
             return Joined(joined=bool(joined), members=int(members))
@@ -252,7 +256,17 @@ def decode(operation: Operation[Any], result: Any) -> Any:
             raise TypeError(f"{type(operation).__name__} has no form in Lua")
 
 
-def entry(result: Iterable[bytes]) -> Entry:
+def entry(result: Sequence[bytes]) -> Entry:
     """Return the entry of a result."""
     value, age, left = result
-    return Entry(value, float(age), float(left))
+    if type(value) is not bytes:
+        raise TypeError("an entry without bytes")
+    return Entry(value, seconds(age), seconds(left))
+
+
+def seconds(result: bytes) -> float:
+    """Return the seconds of a result."""
+    number = float(result)
+    if not 0 <= number <= LONGEST:  # or not a number
+        raise ValueError("no duration")
+    return number

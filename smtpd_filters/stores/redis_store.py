@@ -105,6 +105,8 @@ class RedisStore(Store):
         arguments = [each for operation in operations for each in encode(operation)]
         results = await self._within_timeout(keys, arguments)
         try:
+            if type(results) is not list:  # a long string would be a list of its bytes
+                raise TypeError("no list")
             *results, damaged = results
             if damaged:
                 self.damaged(operations[damaged - 1].key)

@@ -244,7 +244,17 @@ def test_nonsense_in_place_of_a_server_is_unavailable() -> None:
 
 @pytest.mark.parametrize(
     "reply",
-    [b"+OK\r\n", b":5\r\n", b"*1\r\n:5\r\n", b"*1\r\n*3\r\n$1\r\nx\r\n$1\r\ny\r\n:1\r\n"],
+    [
+        b"+OK\r\n",
+        b":5\r\n",
+        b"*1\r\n:5\r\n",
+        b"*1\r\n*3\r\n$1\r\nx\r\n$1\r\ny\r\n:1\r\n",
+        b"$2\r\nab\r\n",
+        b"*2\r\n$3\r\n123\r\n:0\r\n",
+        b"*2\r\n*3\r\n:5\r\n$1\r\n1\r\n$1\r\n1\r\n:0\r\n",
+        b"*2\r\n*3\r\n$1\r\nx\r\n$3\r\nnan\r\n$1\r\n1\r\n:0\r\n",
+        b"*2\r\n*3\r\n$1\r\nx\r\n$1\r\n1\r\n$3\r\ninf\r\n:0\r\n",
+    ],
 )
 def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
     async def steps() -> None:
@@ -260,6 +270,35 @@ def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
             try:
                 with pytest.raises(UnavailableError, match=r": invalid result$"):
                     await store.ask(Get(A))
+            finally:
+                await store.aclose()
+
+    asyncio.run(steps())
+
+
+def test_a_reply_too_many_is_no_reply_to_the_next_request() -> None:
+    expected = b"*2\r\n*3\r\n$1\r\nx\r\n$1\r\n1\r\n$1\r\n2\r\n:0\r\n"
+
+    async def steps() -> None:
+        more = [b":7\r\n" * 9]
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                if b"EVAL" in data:
+                    writer.write(expected + (more.pop() if more else b""))
+                elif b"HELLO" in data:
+                    writer.write(b"%1\r\n$5\r\nproto\r\n:3\r\n")
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
+            try:
+                for _ in range(3):
+                    assert await store.ask(Get(A)) == (b"x", 1, 2)
             finally:
                 await store.aclose()
 
