@@ -11,6 +11,12 @@ key is that of the entry with a "+" behind it. The server deletes what has expir
 The last result is the number of the last key whose entry is damaged (`damage`), else 0.
 
 `encode` and `decode` are the only code that knows the form of arguments and results.
+
+Invariants
+----------
+*Set back*: an entry from the future, since the server's clock was set back, counts as written now
+and keeps its duration. Otherwise a triplet would not age, and a bucket not fill, until the clock is
+there again.
 """
 
 from __future__ import annotations
@@ -90,6 +96,12 @@ local function read(key)
         return nil
     end
     if expires <= now then return nil end
+    local ahead = written - now
+    if ahead > 1 then -- *Set back*
+        written, expires = now, expires - ahead
+        if kind == 'B' then payload = stamp(payload - ahead) end
+        write(key, kind, payload, written, expires)
+    end
     return kind, written, expires, payload
 end
 local function entry(written, expires, payload)

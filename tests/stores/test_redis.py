@@ -18,7 +18,7 @@ from smtpd_filters.stores import Add, Count, Get, Join, Put, Store, Take, join
 from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.redis_store import RedisStore
 from tests.needed import need
-from tests.stores.conftest import PATIENCE
+from tests.stores.conftest import PATIENCE, OnClock
 from tests.stores.redis_server import (
     RedisServer,
     cluster,
@@ -33,6 +33,8 @@ from tests.stores.test_operations import A, B, run
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from tests.stores.conftest import Clock
 
 pytestmark = pytest.mark.e2e
 RIGHT = "right"
@@ -303,6 +305,23 @@ def test_a_reply_too_many_is_no_reply_to_the_next_request() -> None:
                 await store.aclose()
 
     asyncio.run(steps())
+
+
+@pytest.mark.parametrize("back", [7200.0, 5 * 86400.0])
+def test_a_clock_that_is_set_back_stops_nothing(
+    common: RedisServer, clock: Clock, back: float
+) -> None:
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"waiting", ttl=86400))
+        await store.ask(Take(B, rate=1, burst=10, cost=10))
+        clock.advance(-back)
+        assert await store.ask(Get(A)) == (b"waiting", 0, 86400)
+        assert await store.ask(Take(B, rate=1, burst=10, cost=1)) == pytest.approx(1)
+        clock.advance(300)
+        assert await store.ask(Get(A)) == (b"waiting", 300, 86100)
+        assert await store.ask(Take(B, rate=1, burst=10, cost=1)) == 0
+
+    run(OnClock(common, clock), steps)
 
 
 RACING = """
