@@ -30,6 +30,10 @@ BROKEN = (exceptions.ConnectionError, ConnectionError)
 #: replies which nobody has asked for, and each later request gets that of another.
 _PROTOCOL = {"protocol": 2} if int(__version__.partition(".")[0]) >= 5 else {}
 
+#: The settings of a server that are those of its sentinels as well. A client without `retry` tries
+#: a dead sentinel for longer than a request may take.
+_OF_SENTINELS = {"socket_timeout", "socket_connect_timeout", "retry", "protocol"}
+
 
 class Connections:
     """The connections to the servers of an address; they are made when they are needed."""
@@ -49,10 +53,10 @@ class Connections:
             settings |= {"ssl": True, "ssl_ca_certs": certificates or None}
         #: What redis-py forgets to close: the clients of sentinels, the first nodes of a cluster.
         self._others: list[Any] = []
-        self._client = self._connect(address, timeout, settings)
+        self._client = self._connect(address, settings)
         self.command = self._client.execute_command
 
-    def _connect(self, address: Address, timeout: float, settings: dict[str, Any]) -> Any:
+    def _connect(self, address: Address, settings: dict[str, Any]) -> Any:
         if address.scheme == "unix":
             return redis.Redis(unix_socket_path=address.path, db=address.db, **settings)
         if address.scheme == "cluster":
@@ -62,9 +66,9 @@ class Connections:
             return client
         if address.scheme == "sentinel":
             # The sentinels have passwords of their own, if any.
-            quick = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **_PROTOCOL}
+            own = {name: settings[name] for name in settings.keys() & _OF_SENTINELS}
             untyped: Any = Sentinel
-            sentinel = untyped(list(address.hosts), sentinel_kwargs=quick, **settings)
+            sentinel = untyped(list(address.hosts), sentinel_kwargs=own, **settings)
             self._others += sentinel.sentinels
             return sentinel.master_for(address.master, db=address.db)
         ((host, port),) = address.hosts

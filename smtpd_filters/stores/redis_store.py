@@ -104,9 +104,9 @@ class RedisStore(Store):
         keys = [self._prefix + operation.key for operation in operations]
         arguments = [each for operation in operations for each in encode(operation)]
         results = await self._within_timeout(keys, arguments)
+        if type(results) is not list:  # a long string would be taken apart into its bytes
+            raise self._unavailable("invalid result")
         try:
-            if type(results) is not list:  # a long string would be a list of its bytes
-                raise TypeError("no list")
             *results, damaged = results
             if damaged:
                 self.damaged(operations[damaged - 1].key)

@@ -307,6 +307,39 @@ def test_a_reply_too_many_is_no_reply_to_the_next_request() -> None:
     asyncio.run(steps())
 
 
+def test_a_dead_sentinel_costs_no_request() -> None:
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                if b"EVAL" in data:
+                    writer.write(b"*2\r\n$-1\r\n:0\r\n")
+                elif b"MASTERS" in data.upper():
+                    writer.write(_masters(writer.get_extra_info("sockname")[1]))
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            address = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main"
+            store = RedisStore(parse(address), timeout=2)
+            try:
+                assert await store.ask(Get(A)) is None
+            finally:
+                await store.aclose()
+
+    asyncio.run(steps())
+
+
+def _masters(port: int) -> bytes:
+    """Return a sentinel's reply: one master on a port."""
+    known = f"name main ip 127.0.0.1 port {port} flags master runid x num-slaves 0"
+    words = f"{known} num-other-sentinels 0 quorum 1 last-ok-ping-reply 0".split()
+    fields = "".join(f"${len(word)}\r\n{word}\r\n" for word in words)
+    return f"*1\r\n*{len(words)}\r\n{fields}".encode()
+
+
 @pytest.mark.parametrize("back", [7200.0, 5 * 86400.0])
 def test_a_clock_that_is_set_back_stops_nothing(
     common: RedisServer, clock: Clock, back: float
