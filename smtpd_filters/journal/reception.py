@@ -50,11 +50,6 @@ class InvalidError(ValueError):
     """A datagram that is neither a part of a story nor the state of a process."""
 
 
-def parse(data: bytes) -> Part:
-    """Parse a part of a story. Raises InvalidError."""
-    return part_of(decode(data))
-
-
 def decode(data: bytes) -> dict[str, Any]:
     """Parse a datagram: a part of a story, or the state of a process. Raises InvalidError."""
     try:

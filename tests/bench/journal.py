@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.query import Journal
-from smtpd_filters.journal.reception import parse
 from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.journal.wire import encode
@@ -24,6 +23,7 @@ from smtpd_filters.testing.dns import host
 from smtpd_filters.testing.server import Smtpd
 from tests.bench import real
 from tests.bench.filters import SOCKET
+from tests.journal.made import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

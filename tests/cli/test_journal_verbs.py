@@ -16,9 +16,8 @@ from smtpd_filters.cli import tail as tail_verb
 from smtpd_filters.errors import user_name
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.privacy import Privacy
-from smtpd_filters.journal.reception import parse
 from smtpd_filters.journal.wire import encode
-from tests.journal.made import PASSED, REFUSED, refused, stored
+from tests.journal.made import PASSED, REFUSED, parse, refused, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.journal.collector import Collector
-from smtpd_filters.journal.reception import parse
 from smtpd_filters.journal.wire import LIMIT
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.testing.in_process import Served
+
+from .made import parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smtpd_filters.journal.reception import parse
+from smtpd_filters.journal.reception import decode, part_of
 from smtpd_filters.journal.wire import VERSION, encode
 
 #: 2026-11-30 12:00:00 UTC, for tests with a time of their own.
@@ -12,6 +12,11 @@ NOON = 1796040000.0
 DAY = 86400.0
 REFUSED = ["dnsbl", "connect", "reject", 3, 1500, 1, 0, "listed in zen.example", "550 5.7.1 Listed"]
 PASSED = ["fcrdns", "connect", "proceed", 1, 20]
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Return the part of a story in a datagram."""
+    return part_of(decode(data))
 
 
 def part(number: int = 1, rows: list[Any] | None = None, **facts: Any) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import pytest
 
 from smtpd_filters.journal.collector import Collector
 from smtpd_filters.journal.process_state import INTERVAL
-from smtpd_filters.journal.reception import decode, parse
+from smtpd_filters.journal.reception import decode
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.runtime.log import Log
 from tests.runtime.process import FilterProcess, policy, sid
 from tests.supervise.supervised import PATIENCE, Started, Supervised
 
 from .deciding import Sent
+from .made import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

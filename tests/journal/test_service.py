@@ -183,11 +183,11 @@ def test_a_time_that_cannot_be_is_replaced_by_that_of_arrival() -> None:
 
 
 def test_a_bug_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    def parse(_data: bytes) -> None:
+    def part_of(_found: object) -> None:
         raise TypeError("a bug")
 
     notes: list[str] = []
-    monkeypatch.setattr(service, "part_of", parse)
+    monkeypatch.setattr(service, "part_of", part_of)
     made = Service(Kept(), "/none", group=None, note=notes.append)
     made._queue.extend(map(datagram, range(100)))
     made._complete.set()

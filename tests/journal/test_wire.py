@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.journal.merging import joined
-from smtpd_filters.journal.reception import MAX_TEXT, InvalidError, parse
+from smtpd_filters.journal.reception import MAX_TEXT, InvalidError
 from smtpd_filters.journal.wire import LIMIT, MAX_PARTS, PACKED, encode, trimmed
 from tests.effort import part as effort
+
+from .made import parse
 
 HEAD: dict[str, Any] = {
     "v": 1, "k": "tx", "p": "filter-x", "s": "a8713f36db93ca67", "m": "0fd8b853", "t": 1, "d": 2,
