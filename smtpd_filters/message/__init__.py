@@ -8,7 +8,7 @@ need it import it from there.
 
 from __future__ import annotations
 
-from . import disguise  # noqa: F401  # what filters find at their first message is loaded before
+from . import disguise  # noqa: F401  # loaded at start, not at the first message
 from .dots import stuff, unstuff
 from .folding import encoded_word
 from .headers import Field, Headers

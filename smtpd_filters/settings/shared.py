@@ -103,7 +103,7 @@ class Pool:
 
     def __init__(self, **defaults: object) -> None:
         self.defaults = defaults
-        #: Called with the outcomes of what the resources are asked, if they tell.
+        #: Called with the outcomes of look-ups by the resources that have an `observer`.
         self._observer: object = None
         self._opened: dict[tuple[type, Hashable], tuple[Shared[Any], Closable]] = {}
 
@@ -125,7 +125,7 @@ class Pool:
         return vars(settings)[option]
 
     def observe(self, observer: object) -> None:
-        """Have an observer called with the outcomes of look-ups, now and later."""
+        """Have an observer called by the resources, also by those that are opened later."""
         self._observer = observer
         for _, opened in self._opened.values():
             self._tell(opened)

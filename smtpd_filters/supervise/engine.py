@@ -199,7 +199,7 @@ class Engine:
                 self._unserved(session, "no program is ready")
 
     def beat(self, ends: int) -> float | None:
-        """Tell the journal of the state if it is time; programs have ended so often.
+        """Send the state to the journal if it is time; programs have ended `ends` times.
 
         Return the seconds until the next time; None without a journal.
         """

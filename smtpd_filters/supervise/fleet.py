@@ -115,7 +115,7 @@ class Fleet:
         #: Successors that are not all ready yet.
         self.next: list[Worker] = []
         self.reloads = 0
-        #: How often a program has ended, or could not be started, that was to go on.
+        #: How often a program has failed, or could not be started.
         self.ends = 0
 
     # -- the course of time ----------------------------------------------------------------

@@ -72,7 +72,7 @@ class Unobserved:
 class Observer(Unobserved):
     """Gives the journal what it can know of the program `name`.  No method raises.
 
-    The answers of a program with a journal of its own are left to that (`by_itself`).
+    With `by_itself` the program sends its answers to a journal itself, and they are left out here.
     """
 
     def __init__(self, journal: Collector, name: str, *, by_itself: bool = False) -> None:

@@ -77,7 +77,7 @@ class Options(Settings):
 
 
 def main(argv: Sequence[str] | None = None, within: str = "") -> int:
-    """Run the executable filter-supervise; `within` the short form, with the filter's name."""
+    """Run the executable filter-supervise; `within` is the filter's name in the short form."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         flags, command = split_command(words)
@@ -138,7 +138,8 @@ def supervise(
 ) -> int:
     """Serve smtpd with the command as its filter; return the exit status.
 
-    `within` the short form it is the filter's name, and its journal tells its own answers.
+    In the short form `within` is the filter's name, and the filter has the journal as well, to
+    which it sends its own answers.
     """
     try:
         from smtpd_filters.runtime.channel import Ends, exit_now, ignore_hangup

@@ -113,7 +113,10 @@ def without_value(signature: Lines, form: str) -> bytes:
 def _split(
     lines: Iterable[bytes], wanted: Container[bytes] | None = None
 ) -> Iterator[tuple[bytes, Lines]]:
-    """Yield the fields of a block, from the top, with their names in lower case: those `wanted`."""
+    """Yield the fields of a block, from the top, with their names in lower case.
+
+    With `wanted`, only those of these names.
+    """
     field: Lines | None = None
     for line in lines:
         if line.startswith(_WHITE):

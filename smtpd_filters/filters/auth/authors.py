@@ -45,7 +45,7 @@ def authors_of(headers: Headers, server_name: str | None) -> Authors:
     if headers.cut:
         return Authors(problem="header too large")
     if len(values) != 1 or "From" not in headers:
-        # One that only some programs take for From is none.
+        # A field that only some programs read as From doesn't count as the only one.
         return Authors(problem="several From fields" if len(values) > 1 else "no From field")
     try:
         author = read_from(values)
