@@ -15,7 +15,7 @@ from .limits import NAME, READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from .content import Storage
 
@@ -32,6 +32,8 @@ _LONG, _LOCKED_MAIN = 0x8000, 0x80
 _LOCKED_4, _LARGE, _UNICODE = 0x04, 0x100, 0x200
 #: RAR 4: bytes of a header that all blocks have, and of a file's up to its name.
 _SHORT, _UP_TO_NAME = 7, 40
+#: RAR 4: bytes of a packed name that are read in a step.
+_STEP = 1000
 
 #: RAR 5: types of headers, and flags.
 _FILE_5, _SERVICE_5, _ENCRYPTION, _END_5 = 2, 3, 4, 5
@@ -72,7 +74,10 @@ def _rar4(store: Storage, at: int) -> Iterator[Entry]:
             yield Entry(encrypted=True)
             return
         head = store.read(at, size).ljust(_UP_TO_NAME, b"\0")
-        yield _file_4(head, flags) if kind == _FILE_4 else Entry()
+        if kind == _FILE_4:
+            yield from _file_4(head, flags)
+        else:
+            yield Entry()
         at += size
         if kind in _WITH_DATA_4 or (flags & _LONG and kind not in _WITHOUT_DATA_4):
             (data,) = unpack_from("<L", head, 7)
@@ -82,18 +87,18 @@ def _rar4(store: Storage, at: int) -> Iterator[Entry]:
             at += high << 32
 
 
-def _file_4(head: bytes, flags: int) -> Entry:
+def _file_4(head: bytes, flags: int) -> Iterator[Entry]:
     (length,) = unpack_from("<H", head, 26)
     begin = _UP_TO_NAME if flags & _LARGE else _UP_TO_NAME - 8
     raw = head[begin : begin + length]
     plain, nul, _ = raw.partition(b"\0")
     names = zip_records.names(plain, b"", 0)
     if flags & _UNICODE and nul:
-        names.append(_decoded(raw, len(plain) + 1))
-    return Entry(tuple(names), bool(flags & _LOCKED_4), 40 + len(raw) // 4)
+        names.append((yield from _decoded(raw, len(plain) + 1)))
+    yield Entry(tuple(names), bool(flags & _LOCKED_4), 40 + len(raw) // 50)
 
 
-def _decoded(raw: bytes, at: int) -> str:
+def _decoded(raw: bytes, at: int) -> Generator[Entry, None, str]:
     """Return the name in Unicode that is packed from an offset on, behind the plain name.
 
     Its first byte is the high one of characters. Then two bits for each step say what follows: a
@@ -103,8 +108,12 @@ def _decoded(raw: bytes, at: int) -> str:
     high = raw[at : at + 1]
     at += 1
     steps = bits = 0
+    pause = at + _STEP
     text = bytearray()
     while at < len(raw):
+        if at >= pause:
+            yield Entry(cost=_STEP // 2, unpacked=0)
+            pause = at + _STEP
         if not bits:
             steps, bits = raw[at], 8
             at += 1

@@ -31,7 +31,7 @@ _LZMA, _AES = b"\x03\x01\x01", b"\x06\xf1\x07\x01"
 _OPTIONS = 5
 #: Coders of a folder, and streams of a coder, in 7-Zip.
 _FEW = 32
-#: Numbers that are passed over in a step.
+#: Numbers that are passed over in a step, or bytes of folders.
 _STEP = 1000
 
 
@@ -134,10 +134,12 @@ class _Reader:
         if count > _FOLDERS_MAX or self.number():
             raise ValueError("too many folders, or folders elsewhere")
         outputs = 0
-        for number in range(count):
+        pause = self._at
+        for _ in range(count):
             outputs += self._coders()
-            if number % 50 == 0:
-                yield Entry(cost=300)
+            if self._at >= pause:
+                yield Entry(cost=500)
+                pause = self._at + _STEP
         if self.number() != _UNPACKED:
             raise ValueError("no sizes")
         if outputs:
