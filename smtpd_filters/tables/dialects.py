@@ -7,7 +7,7 @@ numbers, for `captures`.
 
 from __future__ import annotations
 
-from .ere import POSITIONS_MAX, Anchor, Bytes, Parser, Repeat, Sequence
+from .ere import Anchor, Bytes, Parser, Repeat, Sequence
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,12 +78,7 @@ def compiled(pattern: bytes, *, perl: bool, ignore_case: bool, dot_all: bool = T
     """Parse a pattern of one of the dialects; raise ValueError with the reason."""
     parser = (_Perl if perl else _Posix)(pattern)
     parser.ignore_case, parser.dot_all = ignore_case, dot_all
-    node = parser.choice(0)
-    if parser.at < len(pattern):
-        parser.fail("unmatched )")
-    if node.size > POSITIONS_MAX:
-        raise ValueError(f"pattern needs {node.size} positions, more than {POSITIONS_MAX}")
-    return node
+    return parser.whole()
 
 
 class _Posix(Parser):

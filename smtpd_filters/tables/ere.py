@@ -133,13 +133,7 @@ def parse(pattern: bytes) -> Node:
 
     Raises ValueError if it is invalid, undefined in POSIX, or larger than `POSITIONS_MAX`.
     """
-    parser = Parser(pattern)
-    node = parser.choice(0)
-    if parser.at < len(pattern):
-        parser.fail("unmatched ), write \\)")
-    if node.size > POSITIONS_MAX:
-        raise ValueError(f"pattern needs {node.size} positions, more than {POSITIONS_MAX}")
-    return node
+    return Parser(pattern).whole()
 
 
 class Parser:
@@ -173,6 +167,15 @@ class Parser:
             return False
         self.at += len(text)
         return True
+
+    def whole(self) -> Node:
+        """Parse the whole pattern. Raises ValueError."""
+        node = self.choice(0)
+        if self.at < len(self.text):
+            self.fail("unmatched ), write \\)")
+        if node.size > POSITIONS_MAX:
+            raise ValueError(f"pattern needs {node.size} positions, more than {POSITIONS_MAX}")
+        return node
 
     def choice(self, depth: int) -> Node:
         """Parse alternatives."""
