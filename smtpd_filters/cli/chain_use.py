@@ -15,12 +15,14 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from functools import partial
 from importlib import import_module
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.runtime.log import fold_traceback
 from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import printable, quote
 
 TYPE_CHECKING = False
@@ -126,28 +128,10 @@ def _is_filter(value: object) -> TypeGuard[type[Filter]]:
 
 def read_safely(path: str) -> bytes:
     """Read a file that decides what code runs; raise ConfigError if it fails or isn't *Trusted*."""
-    try:
-        # Without O_NONBLOCK opening a FIFO would wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            _check_permissions(path, descriptor)
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                data = file.read(LARGEST + 1)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
-    except ValueError as error:  # a NUL in the path
-        raise ConfigError(f"{printable(path)}: {error}") from None
-    if len(data) > LARGEST:
-        raise ConfigError(f"{path}: larger than {LARGEST >> 20} MiB")
-    return data
+    return read_file(path, LARGEST, check=partial(_check_permissions, path))
 
 
-def _check_permissions(path: str, descriptor: int) -> None:
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{path}: not a regular file")
+def _check_permissions(path: str, status: os.stat_result) -> None:
     if status.st_uid not in {0, os.geteuid()}:
         raise ConfigError(f"{path}: its owner is neither root nor the current user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

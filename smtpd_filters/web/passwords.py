@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import stat
+from functools import partial
 from hashlib import scrypt
 from hmac import compare_digest
 from typing import NamedTuple
@@ -135,20 +136,21 @@ def _readable(path: str) -> bool:
     return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
+def _require_private(path: str, status: os.stat_result) -> None:
+    if status.st_mode & 0o037:
+        raise ConfigError(
+            f"{path}: mode {stat.S_IMODE(status.st_mode):o}: others may read or change it; "
+            f"run chmod 0640 {path}"
+        )
+
+
 def _entries(path: str) -> list[tuple[str, Hash]]:
-    modes: list[int] = []
     try:
-        data = read_file(path, mode=modes)
+        data = read_file(path, check=partial(_require_private, path))
     except ConfigError as error:
         if os.access(path, os.F_OK) and not _readable(path):
             raise ConfigError(f"{error}; let its group read it: {_LET}") from None
         raise
-    [mode] = modes
-    if mode & 0o037:
-        raise ConfigError(
-            f"{path}: mode {stat.S_IMODE(mode):o}: others may read or change it; "
-            f"run chmod 0640 {path}"
-        )
     found: dict[str, Hash] = {}
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):

@@ -579,7 +579,7 @@ RELATIVE = "not an absolute path; give its whole path, as in /etc/mail/filters/x
         ("greet.py:Greet", f"greet.py: {RELATIVE}"),
         ("FOLDER/missing.py", "FOLDER/missing.py: No such file or directory"),
         ("/dev/null", "/dev/null: not a regular file"),
-        ("/", "/: not a regular file"),
+        ("/", "/: Is a directory"),
         ("nowhere.at_all:Greet", "nowhere.at_all:Greet: No module named 'nowhere'"),
         ("os:path", 'os: no filter class "path"'),
         ("smtpd_filters:Filter", 'smtpd_filters: no filter class "Filter"'),
