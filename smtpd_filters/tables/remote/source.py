@@ -67,8 +67,8 @@ class RemoteSource(Source):
     """A remote source; `service` is what smtpd calls the kind of its table (table(5))."""
 
     __slots__ = (
-        "_key", "_loaded", "_note", "_read", "_unsaid", "asked", "backend", "down", "entries",
-        "refresh_interval", "rows", "times",
+        "_key", "_loaded", "_logged", "_note", "_read", "_unsaid", "asked", "backend", "down",
+        "entries", "refresh_interval", "rows", "times",
     )  # fmt: skip
     is_remote = True
 
@@ -92,6 +92,8 @@ class RemoteSource(Source):
         self.entries = 0
         #: Why it could not be listed the last time; "" if it could.
         self.down = ""
+        #: The cause that was logged last; "" if the entries have been loaded since.
+        self._logged = ""
         self.refresh_interval = self.times["refresh"]
         self._read: int | None = None
         self._loaded: int | None = None
@@ -182,17 +184,25 @@ class RemoteSource(Source):
             cause = f"no list within {seconds:g} s"
         except Exception as error:  # noqa: BLE001  # of a library
             cause = unexpected(error)
-        if cause and not self.down:
-            self.say(f"{self.spec}: unavailable: {cause}")
-        if self.down and not cause:
-            self.say(f"{self.spec}: answers again")
         self.down = cause
+        if cause and not self._logged:
+            self._logged = cause
+            self.say(f"{self.spec}: unavailable: {cause}")
 
-    def failed(self, error: str) -> str:
-        """Count entries that can't be loaded as a failure; return and log the cause."""
-        self.down = error.removeprefix(f"{self.spec}: ")
-        self.say(f"{self.spec}: unavailable: {self.down}")
-        return self.down
+    def failed(self, error: str, *, kept: bool = False) -> str:
+        """Count entries that can't be loaded as a failure; return the cause, and log a new one."""
+        cause = self.down = error.removeprefix(f"{self.spec}: ")
+        if cause != self._logged:
+            self._logged = cause
+            what = f"{cause}; the entries are kept" if kept else f"unavailable: {cause}"
+            self.say(f"{self.spec}: {what}")
+        return cause
+
+    def succeeded(self) -> None:
+        """Log that the entries could be loaded after a failure."""
+        if self._logged:
+            self._logged = ""
+            self.say(f"{self.spec}: answers again")
 
     def say(self, text: str) -> None:
         """Log a text, or keep it until there is a log."""
@@ -308,11 +318,11 @@ class Refresher:
                     await asyncio.sleep(0)
             except Exception as error:  # noqa: BLE001  # it is tried again the next time
                 known = isinstance(error, ConfigError)
-                source.down = str(error) if known else f"{source.spec}: {unexpected(error)}"
-                source.say(f"{source.down}; the entries are kept")
+                source.failed(str(error) if known else unexpected(error), kept=True)
         rows, source.rows = source.rows, []
         await release(rows)
         if not source.down:
+            source.succeeded()
             self._good = monotonic()
         elif monotonic() > self._good + source.refresh_interval + OLD_MAX:
             self._table.unload(source.down)

@@ -428,7 +428,13 @@ def test_a_list_is_loaded_again(database: Path) -> None:
         changed(database, "INSERT INTO nets VALUES ('nonsense')")
         smtpd.refresh()
         assert sends("198.51.100.1")
-        assert any("'nonsense'; the entries are kept" in line for line in smtpd.log)
+        smtpd.refresh()
+        assert sum("'nonsense'; the entries are kept" in line for line in smtpd.log) == 1
+        assert not any("answers again" in line for line in smtpd.log)
+        changed(database, "DELETE FROM nets WHERE net = 'nonsense'")
+        smtpd.refresh()
+        smtpd.refresh()
+        assert sum("answers again" in line for line in smtpd.log) == 1
 
 
 def test_an_entry_that_is_invalid_at_start_makes_the_table_unavailable(database: Path) -> None:
@@ -447,6 +453,7 @@ def test_an_entry_that_is_invalid_at_start_makes_the_table_unavailable(database:
         assert any("unavailable: entry 3: " in line for line in smtpd.log)
         smtpd.refresh()
         assert reply().startswith("451 4.4.3 ")
+        assert not any("answers again" in line or "are kept" in line for line in smtpd.log)
         changed(database, "DELETE FROM nets WHERE net = 'nonsense'")
         smtpd.refresh()
         assert reply() == ""
