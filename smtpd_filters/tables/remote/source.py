@@ -226,6 +226,10 @@ class RemoteSource(Source):
         self._loaded = self._read
         self.entries = len(self.rows)
 
+    def unloaded(self) -> None:
+        """Record that the table has no rows, so that the same ones are loaded again."""
+        self._loaded = None
+
     def texts(self, add: Callable[[str], int]) -> Iterator[None]:
         """Read the rows of a list, in steps."""
         return self._rows(lambda row: add(row[0]))
@@ -326,3 +330,4 @@ class Refresher:
             self._good = monotonic()
         elif monotonic() > self._good + source.refresh_interval + OLD_MAX:
             self._table.unload(source.down)
+            source.unloaded()

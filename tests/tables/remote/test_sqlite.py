@@ -503,6 +503,32 @@ def test_a_list_that_fails_to_load_is_loaded_the_next_time(
         assert sends("198.51.100.1")
 
 
+def test_the_same_list_is_loaded_after_a_long_failure(database: Path) -> None:
+    table = NetworkTable.load(listing(database, "SELECT net FROM nets"))
+    refresher = table.refresher()
+    away = database.with_suffix(".away")
+
+    def remove() -> None:
+        database.rename(away)
+
+    def restore() -> None:
+        away.rename(database)
+
+    async def main() -> None:
+        await refresher.refresh()
+        assert "192.0.2.1" in table
+        remove()
+        refresher._good = float("-inf")  # the last time that it could be listed
+        await refresher.refresh()
+        with pytest.raises(UnavailableError):
+            table.match("192.0.2.1")
+        restore()
+        await refresher.refresh()
+        assert "192.0.2.1" in table
+
+    asyncio.run(main())
+
+
 def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
     count = part(100_000)
     path = tmp_path / "large.db"
