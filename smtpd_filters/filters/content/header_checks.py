@@ -187,7 +187,7 @@ class Checks:
             raise ConfigError(f"{path}:{number}: {reason}{others}")
 
     def _line(self, line: str, place: str, blocks: list[tuple[int, int]], number: int) -> None:
-        word, *rest = line.split(maxsplit=1)
+        word, *rest = line.split(maxsplit=1) or [line]  # blanks that aren't ASCII
         if word.lower() == "endif":
             if not blocks:
                 raise ValueError("endif without if")

@@ -122,7 +122,8 @@ class _Rules(Content):
 
     def add(self, text: str) -> int:
         checked_key(text)
-        word = text.split(maxsplit=1)[0].lower()
+        # A line of blanks that aren't ASCII has no word.
+        word = (text.split(maxsplit=1) or [text])[0].lower()
         if word == "endif":
             if not self._conditions or text.split()[1:]:
                 raise ValueError("endif without if" if not self._conditions else "text after endif")

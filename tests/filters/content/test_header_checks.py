@@ -100,6 +100,7 @@ def test_perl(tmp_path: Path, text: str, field: bytes, action: str) -> None:
         ("/x/ JUMP", '1: "JUMP" is not one of REJECT'),
         ("/x REJECT", "1: no / at the end of the pattern"),
         ("x REJECT", "1: expected /pattern/ and a text behind it"),
+        ("\u3000", "1: expected /pattern/ and a text behind it"),
         ("/x/ WARN a $ sign", "1: a dollar is followed by the number of a group"),
         ("/x/q REJECT", '1: flag "q" is not supported'),
         ("if /x/\n/y/ REJECT", "1: if without endif"),

@@ -85,6 +85,7 @@ def test_a_look_up(spec: str, address: str, canonical: str | None) -> None:
         ("regexp:{ '/a@b.c x@y.z' }", "no / at the end"),
         ("regexp:{ 'a@b.c x@y.z' }", "expected /pattern/"),
         ("regexp:{ '/(a)@b/ $2@y.z' }", "only 1 groups"),
+        ("regexp:{ '\u3000' }", "expected /pattern/"),
         ("regexp:{ '/(a)@b/ $x@y.z' }", "a dollar is followed"),
         ("regexp:{ '!/(a)@b/ $1@y.z' }", "nothing to refer to"),
         ("regexp:{ '/a@b/ nobody' }", "is not of the form"),
