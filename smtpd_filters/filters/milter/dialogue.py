@@ -151,7 +151,7 @@ class Dialogue:
             link.abort()
             raise FailedError(str(error)) from None
         except FailedError as error:
-            error.silent = error.silent and self.milter.links.missed(link.mta.due)
+            error.silent = error.silent and self.milter.links.missed(link.mta.due, link.answers)
             link.abort()
             raise
         except BaseException:  # cancelled as well: an answer may be due

@@ -142,12 +142,16 @@ class Links:
             silent = connect_trouble(error.cause).failure is Failure.SILENT
             raise FailedError(reason(error.cause, "cannot connect"), silent=silent) from None
 
-    def missed(self, event: bytes) -> bool:
-        """Note an answer that did not come in time; return whether it is one to a command."""
+    def missed(self, event: bytes, answers: int) -> bool:
+        """Note an answer that did not come in time; return whether the milter seems to hang.
+
+        It does if the event was a command, and if it has not answered other sessions meanwhile.
+        `answers` are those of `commands` when the event was sent.
+        """
         if event not in _COMMANDS:
             return False
         self._missed = event
-        return True
+        return self.commands.answers == answers
 
     def answered(self, event: bytes) -> None:
         """Note an answer to an event."""
@@ -216,13 +220,18 @@ class Links:
 class Link:
     """One connection to a milter, and the state of the protocol on it."""
 
-    __slots__ = ("_connection", "_ended", "_links", "_pending", "_size", "_timer", "closed", "mta")
+    __slots__ = (
+        "_connection", "_ended", "_links", "_pending", "_size", "_timer", "answers", "closed",
+        "mta",
+    )  # fmt: skip
 
     def __init__(self, links: Links, connection: Connection, mta: MtaSide) -> None:
         self._links = links
         self._connection = connection
         self.mta = mta
         self.closed = False
+        #: How many answers to commands its milter had given when the last event was sent.
+        self.answers = 0
         #: Whether the session has ended.
         self._ended = False
         self._timer = _Timer()
@@ -275,6 +284,7 @@ class Link:
     ) -> Verdict | ReplyCode | None:
         sent = b"".join(self._pending)
         self._pending, self._size = [], 0
+        self.answers = self._links.commands.answers
         self._timer.start(seconds)
         try:
             return await self._exchange(sent, edit)

@@ -54,12 +54,17 @@ class Circuit:
     `note` logs that it has opened and that it has closed.
     """
 
-    __slots__ = ("_cause", "_note", "_silences", "_trying", "_until", "is_open", "label")
+    __slots__ = (
+        "_cause", "_note", "_silences", "_trying", "_until", "answers", "is_open", "label",
+    )  # fmt: skip
 
     def __init__(self, label: str, note: Note | None = None) -> None:
         self.label = label
         self._note = note
         self.is_open = False
+        #: How many answers there were. A request that fails after others were answered meanwhile
+        #: says nothing about the servers, and is no failure here.
+        self.answers = 0
         #: Failures in a row; and whether one request is a trial now, or when the next one may be.
         self._silences = 0
         self._trying = False
@@ -91,6 +96,7 @@ class Circuit:
 
     def answered(self) -> None:
         """Record an answer: close it."""
+        self.answers += 1
         self._silences = 0
         if self.is_open:
             self.is_open = False

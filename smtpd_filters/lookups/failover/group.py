@@ -9,9 +9,10 @@ cause, within its deadline; only cancellation is raised.
 *Fail-over*: servers are asked in the given order, except those with an open circuit (`breaker`).
 After a refused or broken connection, a timeout or an invalid reply, the next server is asked; when
 all have failed, those that broke the connection are asked again after a pause (`retry`).
-*Not waited for*: when requests have timed out at all servers, and no server answers a ping if there
-is one, requests fail at once, except for one at a time (`breaker.Circuit`). Requests that take a
-healthy server too long, as a client can make some, don't keep others from being served.
+*Not waited for*: when requests have timed out at all servers, none of which answered another one
+meanwhile or a ping if there is one, requests fail at once, except for one at a time
+(`breaker.Circuit`). Requests that take a healthy server too long, as a client can make some, don't
+keep others from being served.
 *Timeouts aren't repeated*: a request that timed out would probably do so again, usually because
 of load.
 *Repeated once*: a request without any reply is sent again at once before it counts as a failure,
@@ -138,12 +139,12 @@ class Group:
     async def _ask(self, attempts: Attempts[T], now: float) -> T | Unavailable:
         """Ask the servers, in turn."""
         until = attempts.until = now + self._deadline
-        silent = False
+        silent, answers = False, self.circuit.answers
         plan = Plan(self._breaker, now, attempts=ROUNDS, timeout=self.timeout, deadline=until)
         while True:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
-                if silent:
+                if silent and self.circuit.answers == answers:
                     await self._note_silence(attempts, step.cause)
                 attempts.failure = plan.failure or TIMEOUT  # the deadline has passed
                 return step

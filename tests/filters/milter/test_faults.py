@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import itertools
 import socket
@@ -13,13 +14,17 @@ import pytest
 
 from smtpd_filters.filters.milter import Milter, links, probe
 from smtpd_filters.filters.milter.content import cut, fits
+from smtpd_filters.filters.milter.dialogue import Dialogue
+from smtpd_filters.filters.milter.dialogue import Milter as Configured
 from smtpd_filters.filters.milter.endpoints import ENDPOINT
+from smtpd_filters.filters.milter.facts import Facts
 from smtpd_filters.lookups.failover import breaker
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.lookups.stream import connection
 from smtpd_filters.lookups.stream.connection import UnconnectedError
 from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 from tests.lookups.stream.silent import names, silent_address
 
@@ -418,6 +423,46 @@ def test_messages_that_take_a_milter_too_long_keep_no_others_from_it(event: byte
         stub.answers = {}
         assert not greeted(smtpd).mail_from("bob@example.net").reply
         assert lines_with(smtpd.log, OPENED) == 0
+
+
+def dialogue(milter: Configured, sender: str) -> Dialogue:
+    """Return the dialogue of a session of its own at MAIL."""
+    session = Session(b"7641df9771b4ed00")
+    session.apply("link-connect", (b"", b"unknown", b"192.0.2.1:25", b"192.0.2.2:25"))
+    session.server_name = session.mail_command = session.tls = session.username = session.tx = None
+    facts = Facts(session, host="mx", daemon="", version="")
+    facts.begin(sender)
+    return Dialogue(milter, facts)
+
+
+def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhile() -> None:
+    """Any client can send some, over several connections."""
+    held = threading.Semaphore(0)
+
+    def script(event: Event, _seen: Seen) -> bytes:
+        if event.command == v.MAIL and b"slow" in event.fields[0]:
+            held.release()
+            return b""
+        return stub.usual(event)
+
+    async def run(address: Address) -> None:
+        connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE)
+        one = Configured(address, connections, command=1.0, content=PATIENCE, discarded=None)
+        slow = [
+            asyncio.ensure_future(dialogue(one, "slow@example.net").at(v.MAIL))
+            for _ in range(SILENCES)
+        ]
+        for _ in slow:
+            assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
+        assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
+        for each in await asyncio.gather(*slow, return_exceptions=True):
+            assert isinstance(each, links.FailedError)
+        assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
+        assert not one.links.commands.is_open
+        await connections.aclose()
+
+    with milter(script=script) as stub:
+        asyncio.run(run(ENDPOINT.parse(stub.address)))
 
 
 def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:

@@ -327,6 +327,25 @@ def test_a_trial_that_takes_long_keeps_no_others_from_a_server_that_answers_its_
     assert lines == ["no longer waited for", "answers again"]
 
 
+def test_slow_requests_at_once_keep_no_others_from_a_server_that_answers_meanwhile() -> None:
+    """Any client can make some, over several connections."""
+    lines: list[str] = []
+
+    async def ask() -> Any:
+        async with served(*[hang] * SILENCES, echo) as peer:
+            one = client(peer.address, timeout=1.0, note=noting(lines))
+            slow = [asyncio.ensure_future(one.ask(line)) for _ in range(SILENCES)]
+            await until(lambda: peer.accepted == SILENCES)
+            assert await one.ask(line) == b"hello\n"
+            for each in await asyncio.gather(*slow):
+                assert isinstance(each, Unavailable)
+                assert each.cause.endswith(" timeout")
+            return await one.ask(line)
+
+    assert asyncio.run(ask()) == b"hello\n"
+    assert lines == []
+
+
 def test_a_server_that_refuses_connections_is_asked_each_time() -> None:
     """So it is used as soon as it is back."""
     lines: list[str] = []
