@@ -35,7 +35,7 @@ class File:
         self.sessions: set[bytes] = set()
         self.buffer: list[bytes] = []
         self.size = 0
-        #: Hashes of the outcomes of look-ups that are in it, by type and name.
+        #: Hashes of the look-ups that are in it, by type and name.
         self.lookups: dict[tuple[str, str], int] = {}
         #: Whether an operation has failed: then nothing more is written.
         self.failed = False

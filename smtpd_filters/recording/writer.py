@@ -137,7 +137,7 @@ class Recorder:
         #: Lines read together with the hand-shake, as from a pipe; smtpd itself waits.
         self._early: list[bytes] = []
         #: Look-ups from before there was a file, by type and name.
-        self._early_lookups: dict[tuple[str, str], object] = {}
+        self._early_lookups: dict[tuple[str, str], bytes] = {}
         self._clients: dict[bytes, _Client] = {}
         #: Sessions whose end was in the last input: their answers may still follow.
         self._ended: list[bytes] = []
@@ -202,22 +202,23 @@ class Recorder:
         try:
             if self._encode is None or self._disguise is not None:
                 return
+            record = dumps([rdtype, name, self._encode(outcome, rdtype)]).encode()
             if self._open:
-                self._record_lookup(self._open[-1], name, rdtype, outcome)
+                self._record_lookup(self._open[-1], (rdtype, name), record)
             elif len(self._early_lookups) < MAX_EARLY:
-                self._early_lookups[rdtype, name] = outcome
+                self._early_lookups[rdtype, name] = record
         except Exception as error:  # noqa: BLE001  # *Mail first*
             self._log.limited("look-up", "record", error=show(error))
 
-    def _record_lookup(self, file: File, name: str, rdtype: str, outcome: object) -> None:
-        """Write the outcome of a look-up, unless it is in the file."""
-        known = hash(outcome)  # outcomes themselves may be large
-        if self._encode is not None and file.lookups.get((rdtype, name)) != known:
+    @staticmethod
+    def _record_lookup(file: File, question: tuple[str, str], record: bytes) -> None:
+        """Write a look-up, unless the file has it with this outcome."""
+        known = hash(record)  # records themselves may be large
+        if file.lookups.get(question) != known:
             if len(file.lookups) >= MAX_LOOKUPS:
                 file.lookups.clear()
-            file.lookups[rdtype, name] = known
-            record = dumps([rdtype, name, self._encode(outcome, rdtype)])
-            file.buffer.append(encode_entry(REMARK, LOOKUP + record.encode()))
+            file.lookups[question] = known
+            file.buffer.append(encode_entry(REMARK, LOOKUP + record))
 
     def close(self) -> None:
         """Close all files, waiting at most `closing` seconds for the disk."""
@@ -330,8 +331,8 @@ class Recorder:
         self._disk.do(file, file.open)
         self._open.append(file)
         early, self._early_lookups = self._early_lookups, {}
-        for (rdtype, name), outcome in early.items():
-            self.looked_up(name, rdtype, outcome)
+        for question, record in early.items():
+            self._record_lookup(file, question, record)
         return file
 
     def _head(self) -> bytes:

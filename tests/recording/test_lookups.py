@@ -156,6 +156,20 @@ def test_a_failure_to_record_costs_nothing(tmp_path: Path) -> None:
     assert recorded(tmp_path) == []
 
 
+def test_another_ttl_is_no_change(tmp_path: Path) -> None:
+    recorder = writer.Recorder(str(tmp_path), FilterLog(Log(), "trace"), encode=encode)
+    recorder.received(b"config|ready\n")
+    recorder.sent(b"register|ready\n")
+    recorder.received(b"report|0.7|1.0|smtp-in|link-connect|1|x|fail|192.0.2.7:1|192.0.2.1:25\n")
+    for address, ttl in (("192.0.2.1", 300.0), ("192.0.2.1", 217.0), ("192.0.2.2", 300.0)):
+        recorder.looked_up("a.example", "A", Found((address,), ttl))
+    recorder.close()
+    assert [record for _, _, record in recorded(tmp_path)] == [
+        {"f": ["192.0.2.1"]},
+        {"f": ["192.0.2.2"]},
+    ]
+
+
 def test_large_outcomes_are_not_kept(tmp_path: Path) -> None:
     recorder = writer.Recorder(str(tmp_path), FilterLog(Log(), "trace"), encode=encode)
     recorder.received(b"config|ready\n")
