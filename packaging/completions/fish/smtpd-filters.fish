@@ -618,7 +618,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l dry-run -d 'Only l
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l canonical -x -d 'Canonical addresses of senders and recipients: a mapping, as a file or inline, or regexp:PATH or pcre:PATH, see Tables in filter-rewrite(8)'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l canonical -x -d 'Canonical addresses of senders and recipients: a mapping in any form of a table, or regexp:PATH or pcre:PATH, see Tables in filter-rewrite(8)'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l sender-canonical -x -d 'Such tables for senders only, looked up before --canonical'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l recipient-canonical -x -d 'Such tables for recipients only, looked up before --canonical'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l where -x -a 'envelope header both' -d 'Where canonical addresses are put: into the envelope, the header or both'

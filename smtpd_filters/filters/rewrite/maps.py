@@ -1,6 +1,6 @@
 """Tables of canonical addresses, and their look-up.
 
-A table is a mapping, in a file or inline, or a table of regular expressions, `regexp:` and `pcre:`
+A table is a mapping in any form, or a table of regular expressions, `regexp:` and `pcre:`
 (`patterns`). In a mapping the key is an address, a user of this server, or `@domain`; the value is
 an address, or `@domain`, which keeps the user. This is canonical(5) of Postfix.
 

@@ -69,7 +69,7 @@ class Rewriter(Filter):
         canonical = option(
             MAPS,
             default=Maps(),
-            help="Canonical addresses of senders and recipients: a mapping, as a file or inline, "
+            help="Canonical addresses of senders and recipients: a mapping in any form of a table, "
             "or regexp:PATH or pcre:PATH, see Tables in filter-rewrite(8). The first table with an "
             "entry counts.",
         )
