@@ -62,6 +62,7 @@ class Connections:
         if address.scheme == "cluster":
             nodes = [ClusterNode(host, port) for host, port in address.hosts]
             client = RedisCluster(startup_nodes=nodes, **settings)
+            client.set_response_callback("CLUSTER SLOTS", _checked)
             self._others += nodes
             return client
         if address.scheme == "sentinel":
@@ -106,6 +107,20 @@ class Connections:
                         await client.disconnect()
                     else:  # `close` until redis-py 5.0.1
                         await (getattr(client, "aclose", None) or client.close)()
+
+
+#: Slots of a cluster (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
+_SLOTS = 16384
+
+
+def _checked(response: Any, **_: Any) -> Any:
+    """Return a reply to CLUSTER SLOTS; raise ValueError for a slot that no cluster has.
+
+    redis-py counts through the slots of a range, however many there are, and the loop stands still.
+    """
+    if any(not 0 <= int(slot) < _SLOTS for each in response for slot in each[:2]):
+        raise ValueError("no slot of a cluster")
+    return response
 
 
 def cause(error: BaseException) -> str:

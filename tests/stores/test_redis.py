@@ -357,6 +357,28 @@ def test_a_clock_that_is_set_back_stops_nothing(
     run(OnClock(common, clock), steps)
 
 
+def test_a_cluster_of_endless_slots_is_unavailable() -> None:
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            port = writer.get_extra_info("sockname")[1]
+            slots = b"*1\r\n*3\r\n:0\r\n:20000000\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port
+            while data := await reader.read(65_536):
+                for _ in range(data.count(b"*")):
+                    writer.write(slots if b"SLOTS" in data else b"+OK\r\n")
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            store = RedisStore(parse(f"redis+cluster://127.0.0.1:{port}"), timeout=PATIENCE)
+            try:
+                assert await cause(store) == "the cluster is unreachable"
+            finally:
+                await store.aclose()
+
+    asyncio.run(steps())
+
+
 RACING = """
 import asyncio, sys
 from smtpd_filters.stores import Add, Count, join
