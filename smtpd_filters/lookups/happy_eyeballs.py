@@ -94,7 +94,7 @@ async def _connect(family: int, place: Any, limit: float) -> socket.socket:  # a
         sock.setblocking(False)  # noqa: FBT003  # its only parameter
         if not _connected_at_once(sock, place):
             async with asyncio.timeout(limit):
-                await asyncio.get_running_loop().sock_connect(sock, place)
+                await _established(sock, place)
     except OSError as error:
         sock.close()
         if error.errno is None:  # the timeout
@@ -121,6 +121,16 @@ def _connected_at_once(sock: socket.socket, place: Any) -> bool:
     if code and code != errno.EISCONN:  # the BSDs' for a connection that is established
         raise OSError(code, os.strerror(code))
     return True
+
+
+async def _established(sock: socket.socket, place: Any) -> None:  # as socket's
+    """Wait until a connection is established. Raises OSError."""
+    try:
+        await asyncio.get_running_loop().sock_connect(sock, place)
+    except OSError as error:
+        # The BSDs' if it has been established since the call before.
+        if error.errno != errno.EISCONN:
+            raise
 
 
 async def _first(places: Sequence[Place], delay: float, limit: float) -> socket.socket:

@@ -194,3 +194,23 @@ def test_a_system_that_establishes_connections_sooner_or_later(
     monkeypatch.setattr(socket.socket, "connect_ex", answer)
     assert run(ask) == port
     assert left == []
+
+
+def test_a_connection_that_is_established_between_two_calls(
+    monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    connect_ex = socket.socket.connect_ex
+
+    def answer(sock: socket.socket, place: Any) -> int:
+        sock.settimeout(60)
+        while connect_ex(sock, place) != errno.EISCONN:  # Linux says so at the second call
+            pass
+        sock.settimeout(0)
+        return errno.EALREADY
+
+    async def ask() -> Any:
+        with await connected("127.0.0.1", port) as sock:
+            return sock.getpeername()[1]
+
+    monkeypatch.setattr(socket.socket, "connect_ex", answer)
+    assert run(ask) == port
