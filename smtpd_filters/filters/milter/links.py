@@ -120,11 +120,14 @@ class Links:
             return link
 
     async def _open(self) -> Link:
+        waited = True  # for something else than the milter
         try:
             async with asyncio.timeout(self._seconds):
-                await self._turn()
+                waited = await self._turn()
                 try:
-                    connection = await self._connect()
+                    while (connection := await self._connect()) is None:
+                        waited = True
+                        await asyncio.sleep(PAUSE)
                 except BaseException:
                     self._turns.release()
                     raise
@@ -137,7 +140,7 @@ class Links:
                 return link
         except TimeoutError:
             cause = f"no connection after {self._seconds:g} s"
-            raise FailedError(cause, silent=not self._crowded()) from None
+            raise FailedError(cause, silent=not waited) from None
         except UnconnectedError as error:
             silent = connect_trouble(error.cause).failure is Failure.SILENT
             raise FailedError(reason(error.cause, "cannot connect"), silent=silent) from None
@@ -158,21 +161,16 @@ class Links:
         if event not in _COMMANDS or _COMMANDS.index(event) >= _COMMANDS.index(self._missed):
             self.commands.answered()
 
-    def _crowded(self) -> bool:
-        """Whether all connections are in use: waiting for one is not the milter's failure."""
-        return self._turns.locked()
-
-    async def _connect(self) -> Connection:
-        """Return a new connection; wait for a descriptor while this machine is short of them."""
-        while True:
-            try:
-                return await connect(self._address)
-            except UnconnectedError as error:
-                if connect_trouble(error.cause).failure is not Failure.SHORT:
-                    raise
-            if self._idle:
-                next(iter(self._idle)).close()
-            await asyncio.sleep(PAUSE)
+    async def _connect(self) -> Connection | None:
+        """Return a new connection; without a descriptor close an idle one, and return None."""
+        try:
+            return await connect(self._address)
+        except UnconnectedError as error:
+            if connect_trouble(error.cause).failure is not Failure.SHORT:
+                raise
+        if self._idle:
+            next(iter(self._idle)).close()
+        return None
 
     async def ping(self) -> str:
         """Negotiate over a connection of its own; return why that fails, or ""."""
@@ -182,15 +180,17 @@ class Links:
             return str(error)
         return ""
 
-    async def _turn(self) -> None:
-        """Wait until another connection may be opened."""
+    async def _turn(self) -> bool:
+        """Wait until another connection may be opened; return whether it took time."""
         if self._turns.locked() and self._idle:
             next(iter(self._idle)).close()
+        waits = self._turns.locked()
         self._waiting += 1
         try:
             await self._turns.acquire()
         finally:
             self._waiting -= 1
+        return waits
 
     def rest(self, link: Link) -> None:
         """Note that a connection is idle."""

@@ -26,6 +26,8 @@ from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
+from tests.lookups.stream.peer import hang as stay_silent
+from tests.lookups.stream.peer import served, until
 from tests.lookups.stream.silent import names, silent_address
 
 from .stub import PATIENCE, PLAIN, Stub, milter
@@ -476,6 +478,21 @@ def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:
         assert lines_with(smtpd.log, OPENED) == 0
 
 
+def test_a_milter_that_hangs_while_sessions_wait_for_their_turn() -> None:
+    async def run() -> None:
+        async with served(stay_silent) as peer:
+            one = links.Links(peer.address, Offer.of(6), limit=SILENCES, seconds=0.5)
+            first = [asyncio.ensure_future(one.open()) for _ in range(SILENCES)]
+            await until(lambda: peer.accepted == SILENCES)
+            waiting = [asyncio.ensure_future(one.open()) for _ in range(SILENCES)]
+            await asyncio.gather(*first, return_exceptions=True)
+            with pytest.raises(links.FailedError, match="not asked again for now"):
+                await one.open()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(run())
+
+
 def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
@@ -489,6 +506,21 @@ def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatc
     with milter() as stub:
         assert deliver(stub).unchanged
         assert len(tries) == 3
+
+
+def test_a_lack_of_descriptors_that_goes_on_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def short(_: Address) -> Connection:
+        raise UnconnectedError(OSError(errno.EMFILE, "Too many open files"))
+
+    monkeypatch.setattr(links, "connect", short)
+
+    async def run() -> None:
+        one = links.Links(ENDPOINT.parse("inet:1@127.0.0.1"), Offer.of(6), limit=1, seconds=0.05)
+        for _ in range(SILENCES + 1):
+            with pytest.raises(links.FailedError, match=r"no connection after 0\.05 s$"):
+                await one.open()
+
+    asyncio.run(run())
 
 
 def test_a_trial_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,13 @@ class Peer:
             writer.close()
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true, which the server's side makes so."""
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110  # nothing else tells
+            await asyncio.sleep(0.001)
+
+
 @asynccontextmanager
 async def served(*scripts: Script, path: str = "") -> AsyncIterator[Peer]:
     """Run a server with these scripts."""

@@ -26,7 +26,18 @@ from smtpd_filters.lookups.stream.connection import (
 from smtpd_filters.runtime.pace import Pace
 from tests.effort import part
 from tests.loading import loaded
-from tests.lookups.stream.peer import broken, close, echo, flood, half, hang, reset, says, served
+from tests.lookups.stream.peer import (
+    broken,
+    close,
+    echo,
+    flood,
+    half,
+    hang,
+    reset,
+    says,
+    served,
+    until,
+)
 from tests.lookups.stream.silent import silent_address
 
 if TYPE_CHECKING:
@@ -64,13 +75,6 @@ async def kept_line(connection: Connection) -> bytes:
     said = await line(connection)
     connection.keep()
     return said
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition is true, which the server's side makes so."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # nothing else tells
-            await asyncio.sleep(0.001)
 
 
 async def write_on(connection: Connection) -> None:
