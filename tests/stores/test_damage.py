@@ -10,7 +10,7 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.authentication.dmarc.reports import Published
@@ -269,9 +269,17 @@ def test_the_greylist_verb_leaves_damage_out(
     assert shown.err == f"{file.address}: an entry of greylist is damaged and counts as missing\n"
 
 
-@pytest.mark.parametrize("action", ["top", "show", "reset anna", "release anna"])
+@pytest.mark.parametrize(
+    ("action", "status", "result"),
+    [
+        ("top", 0, "blocked for"),
+        ("show", 0, "blocked for"),
+        ("reset anna", 1, "nothing is counted"),
+        ("release anna", 0, "released"),
+    ],
+)
 def test_the_limit_verb_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str, status: int, result: str
 ) -> None:
     file = File(tmp_path)
     bucket = key(USER, RULES[0].text.encode())
@@ -285,8 +293,10 @@ def test_the_limit_verb_goes_on(
         connection.execute("UPDATE entries SET value = 'abc' WHERE key = ?", (bucket,))
         connection.execute("INSERT INTO entries VALUES (?, 1, 2, 'x')", (b"limit:x",))
         connection.execute("INSERT INTO members VALUES (?, 1, 'x')", (b"limit:x",))
-    assert main(["limit", *action.split(), "--store", file.address]) in {0, 1}
-    assert "is damaged and counts as missing\n" in capsys.readouterr().err
+    assert main(["limit", *action.split(), "--store", file.address]) == status
+    shown = capsys.readouterr()
+    assert "is damaged and counts as missing\n" in shown.err
+    assert f"user=anna: {result}" in shown.out + shown.err
 
 
 def test_a_damaged_entry_is_noted_once_a_minute() -> None:
@@ -334,6 +344,7 @@ def test_a_member_without_an_expiry_is_no_lease(place: File | Server) -> None:
     assert len(place.notes) == 1
 
 
+@example((b"x", 1e12, 1e12))
 @given(
     st.tuples(
         st.one_of(SCALARS, BYTES, st.none()),
