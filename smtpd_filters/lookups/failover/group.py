@@ -95,6 +95,8 @@ class Group:
         #: The circuit of all servers together.
         self.circuit = Circuit(", ".join(labels), note)
         self._pings = pings
+        #: The pings that decide whether the circuit opens.
+        self._check: asyncio.Task[None] | None = None
         self._counts = COUNTERS.of(kind) if kind else None
         if kind:
             COUNTERS.watch(kind, self)
@@ -170,10 +172,22 @@ class Group:
         circuit.silent(cause, self._clock())
         if not circuit.is_due:
             return
-        if self._pings and await self._is_alive(attempts):
-            circuit.answered()
-        elif circuit.is_due:  # others may have opened it meanwhile, or had an answer
+        if not self._pings:
             circuit.open()
+            return
+        import asyncio
+
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._ping(attempts))
+        # It goes on if this request is cancelled, whose deadline has almost passed.
+        await asyncio.wait([self._check])
+
+    async def _ping(self, attempts: Attempts[T]) -> None:
+        """Ping the servers; open the circuit if none is alive."""
+        if await self._is_alive(attempts):
+            self.circuit.answered()
+        elif self.circuit.is_due:  # others may have had an answer meanwhile
+            self.circuit.open()
 
     async def _is_alive(self, attempts: Attempts[T]) -> bool:
         """Return whether any server answers a ping."""
@@ -210,6 +224,11 @@ class Group:
     async def aclose(self) -> None:
         """Close the connections; the result of pending requests is Unavailable."""
         self._closed = True
+        if self._check is not None:
+            import asyncio
+
+            self._check.cancel()
+            await asyncio.wait([self._check])
         for host in self._servers:
             await host.close()
 

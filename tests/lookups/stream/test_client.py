@@ -283,6 +283,41 @@ def test_requests_that_take_a_healthy_server_too_long_keep_no_others_from_it() -
     assert lines == []
 
 
+def test_servers_are_pinged_to_the_end_though_the_request_is_over() -> None:
+    """Its deadline may be shorter than both."""
+    lines: list[str] = []
+
+    async def ask() -> None:
+        async with served(hang) as peer:
+            one = client(peer.address, timeout=0.2, ping=ping, note=noting(lines))
+            for _ in range(SILENCES - 1):
+                assert isinstance(await one.ask(line), Unavailable)
+            last = asyncio.ensure_future(one.ask(line))
+            await until(lambda: peer.accepted > SILENCES)
+            last.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await last
+            await until(lambda: bool(lines))
+            await one.aclose()
+
+    asyncio.run(ask())
+    assert lines == ["no longer waited for"]
+
+
+def test_the_end_of_a_client_that_pings() -> None:
+    async def ask() -> Any:
+        async with served(hang) as peer:
+            one = client(peer.address, timeout=0.2, ping=ping)
+            for _ in range(SILENCES - 1):
+                assert isinstance(await one.ask(line), Unavailable)
+            last = asyncio.ensure_future(one.ask(line))
+            await until(lambda: peer.accepted > SILENCES)
+            await one.aclose()
+            return await last
+
+    assert asyncio.run(ask()).cause.endswith(" timeout")
+
+
 def test_a_trial_begins_with_a_ping() -> None:
     lines: list[str] = []
 
