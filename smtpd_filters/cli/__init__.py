@@ -93,9 +93,14 @@ def _main(words: list[str]) -> int:
     if first not in VERBS:
         near = suggest(first, VERBS) or f" (there is {', '.join(VERBS)})"
         raise ConfigError(f"unknown verb {quote(first)}{near}")
-    verb = load(first)
+    try:
+        verb = load(first)
+    except ImportError as error:
+        raise ConfigError(f"{first} can't run: {error}") from None
     try:
         return verb.run(rest)
+    except ImportError as error:
+        die(ConfigError(f"can't run: {error}"), verb.prog)
     except ConfigError as error:
         die(error, verb.prog, verb.usage)
     except SystemExit:

@@ -188,6 +188,8 @@ def open_store(
             from .sqlite import SQLiteStore
 
             return SQLiteStore(address.path, timeout=timeout, note=note)
+    except ImportError as error:  # a package of its own on FreeBSD
+        raise ConfigError(f"{flag}: sqlite: requires Python's sqlite3: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{flag}: {error}") from None
     from .redis_store import RedisStore

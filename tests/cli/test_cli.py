@@ -233,6 +233,29 @@ def test_a_filter_of_others_is_run(monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert capsys.readouterr().out.startswith("usage: filter-needy --secret TEXT")
 
 
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        (["stats"], "cli.stats"),
+        (
+            ["auth", "check", "-", "--client=::1", "--helo=a", "--mail-from="],
+            "cli.auth.examination",
+        ),
+    ],
+)
+def test_a_missing_module_is_one_line(
+    words: list[str], module: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Such as sqlite3, which is a package of its own on FreeBSD."""
+    monkeypatch.setitem(sys.modules, f"smtpd_filters.{module}", None)
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "can't run: " in line
+    assert module in line
+
+
 # -- list --------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,6 +115,16 @@ def test_a_filter_gets_the_store_of_its_flags(tmp_path: Path, logbook: Logbook) 
         filter_ = made(logbook, store=address)
         assert type(filter_.store) is kind
         closed(filter_)
+
+
+def test_a_python_without_sqlite_is_named(
+    tmp_path: Path, logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sqlite3", None)
+    for name in ("sqlite", "sqlite_file"):
+        monkeypatch.delitem(sys.modules, f"smtpd_filters.stores.{name}", raising=False)
+    with pytest.raises(ConfigError, match=r"^--store: sqlite: requires Python's sqlite3: "):
+        made(logbook, store=f"sqlite:{tmp_path}/x")
 
 
 def test_by_default_it_is_a_file_with_the_filters_name(logbook: Logbook) -> None:
