@@ -25,6 +25,7 @@ from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.http import Client, Request, SharedClient
 from smtpd_filters.lookups.http.kinds import URL, checked
+from smtpd_filters.lookups.http.probe import ping
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.scanning.intake import Content
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
-    from smtpd_filters.lookups.http import Response
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Message
     from smtpd_filters.protocol.decisions import Marked, Proceed, Reject
@@ -95,21 +95,10 @@ class _ClientSetting(ServersSetting[Client]):
 
 async def _ping(url: str, seconds: float) -> str:
     """Ping a daemon; return why it can't be used, or ""."""
-    from smtpd_filters.lookups.http.attempts import PING
-
-    client = Client((url,), timeout=seconds, deadline=seconds)
-    try:
-        reply = await client.ask(PING, _status)
-    finally:
-        await client.aclose()
+    reply = await ping(url, seconds)
     if isinstance(reply, Unavailable):
         return reply.cause
     return "" if reply == HTTP_OK else f"status {reply}"
-
-
-async def _status(response: Response) -> int:
-    await response.read()
-    return response.status
 
 
 class Rspamd(Filter):

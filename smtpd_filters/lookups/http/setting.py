@@ -11,6 +11,7 @@ from smtpd_filters.settings import LIST, PATH, SECONDS, Shared, option
 from smtpd_filters.settings.secrets import read_secret
 
 from .kinds import URL, checked
+from .probe import ping
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.settings import Option
 
-    from .messages import Response
     from .service import Service
 
     _Base = Shared[Service]
@@ -119,17 +119,5 @@ class ServiceSetting(_Base):
 
 async def _ping(url: str, seconds: float) -> str:
     """Ask a server for /ping; return why it gives no reply, or ""."""
-    from .attempts import PING
-    from .client import Client
-
-    client = Client((url,), timeout=seconds, deadline=seconds)
-    try:
-        reply = await client.ask(PING, _read)
-    finally:
-        await client.aclose()
+    reply = await ping(url, seconds)
     return reply.cause if isinstance(reply, Unavailable) else ""
-
-
-async def _read(response: Response) -> int:
-    await response.read()
-    return response.status
