@@ -226,12 +226,12 @@ class _Top:
 def may_have(headers: Headers, names: Collection[str]) -> bool:
     """Return whether a line may begin with one of these lower-case names, by the faster way."""
     if len(names) <= _FEW:
-        return may_begin(headers, names)
+        return _may_begin(headers, names)
     present = {line.partition(b":")[0].rstrip().lower() for line in headers.lines()}
     return not present.isdisjoint(name.encode("utf-8", "replace") for name in names)
 
 
-def may_begin(headers: Headers, prefixes: Collection[str]) -> bool:
+def _may_begin(headers: Headers, prefixes: Collection[str]) -> bool:
     """Return whether a line begins with one of these prefixes; the block isn't parsed."""
     if not prefixes:
         return False
