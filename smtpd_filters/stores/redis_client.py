@@ -133,7 +133,7 @@ def cause(error: BaseException) -> str:
     for kind, meaning in _KINDS:
         if isinstance(error, kind):
             return meaning
-    return type(error).__name__
+    return "invalid reply"  # such as a number without digits: the parser's own errors differ
 
 
 def failure(text: str) -> str:
@@ -169,9 +169,12 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.BusyLoadingError, "is loading its data"),
     (exceptions.ReadOnlyError, "is a read-only replica"),
     (exceptions.RedisClusterException, _NO_CLUSTER),
+    (exceptions.ClusterDownError, "the cluster is down"),
+    (exceptions.ClusterError, _NO_CLUSTER),
     (MasterNotFoundError, _NO_MASTER),
     (exceptions.TimeoutError, _TIMEOUT),
     (asyncio.TimeoutError, _TIMEOUT),
     (exceptions.ConnectionError, _LOST),
     (OSError, _LOST),
+    (exceptions.ResponseError, "replies with an error"),
 )

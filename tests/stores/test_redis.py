@@ -278,6 +278,34 @@ def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
     asyncio.run(steps())
 
 
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (b":x\r\n", "invalid reply"),
+        (b"220 smtp.example ESMTP\r\n", "invalid reply"),
+        (b"-ERR unknown command\r\n", "replies with an error"),
+        (b"-MOVED 1 127.0.0.1:1\r\n", "replies with an error"),
+    ],
+)
+def test_a_reply_that_is_no_result_is_named(reply: bytes, expected: str) -> None:
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                writer.write(reply if b"EVAL" in data else b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
+            try:
+                assert await cause(store) == expected
+            finally:
+                await store.aclose()
+
+    asyncio.run(steps())
+
+
 def test_a_reply_too_many_is_no_reply_to_the_next_request() -> None:
     expected = b"*2\r\n*3\r\n$1\r\nx\r\n$1\r\n1\r\n$1\r\n2\r\n:0\r\n"
 

@@ -112,7 +112,7 @@ class RedisTable(Backend):
                 return await self._connections.command(*encoded)
             except Exception as error:  # noqa: BLE001  # redis-py raises many kinds
                 text = cause(error).replace(" (--store-password-file)", "")
-                if text == "ResponseError" and "WRONGTYPE" in str(error):
+                if "WRONGTYPE" in str(error):
                     text = f"{self._name} is not a {self._form}"
                 raise BackendError(text) from None
 
