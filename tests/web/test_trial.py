@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,23 +272,23 @@ def test_users_can_not_change_what_the_operator_has_chosen(tmp_path: Path) -> No
 def test_results_are_forgotten() -> None:
     async def run() -> None:
         now = 0.0
-        made = Trials(saying('{"result": {}}'), lambda: now)
-        first = made.begin("", "", {})
-        for number in range(trials.MOST + 3):
-            now += 1
-            trial = made.begin(f"user{number}", "", {})
-            assert trial.task is not None
-            await trial.task
-            assert first.task is not None
-            await first.task
-        assert made.find(first.id, "") is None
-        assert made.find(trial.id, trial.user) is trial
-        now += trials.KEPT + 1
-        made.begin("x", "", {})
-        with pytest.raises(TrialError):
+        # A failure must not leave a trial that has just begun to asyncio.run, which hangs on it.
+        async with aclosing(Trials(saying('{"result": {}}'), lambda: now)) as made:
+            first = made.begin("", "", {})
+            for number in range(trials.MOST + 3):
+                now += 1
+                trial = made.begin(f"user{number}", "", {})
+                assert trial.task is not None
+                await trial.task
+                assert first.task is not None
+                await first.task
+            assert made.find(first.id, "") is None
+            assert made.find(trial.id, trial.user) is trial
+            now += trials.KEPT + 1
             made.begin("x", "", {})
-        assert made.find(trial.id, trial.user) is None
-        await made.aclose()
+            with pytest.raises(TrialError):
+                made.begin("x", "", {})
+            assert made.find(trial.id, trial.user) is None
 
     asyncio.run(run())
 
