@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from smtpd_filters.errors import UnavailableError
 from smtpd_filters.stores import Add, Count, Get, Join, Put, Store, Take, join
 from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.redis_store import RedisStore
+from tests.e2e.slapd import certificate
 from tests.needed import need
 from tests.stores.conftest import PATIENCE, OnClock
 from tests.stores.redis_server import (
@@ -26,6 +28,7 @@ from tests.stores.redis_server import (
     join_cluster,
     sentinel,
     unavailable,
+    wait_for,
     watched,
 )
 from tests.stores.test_operations import A, B, run
@@ -220,6 +223,62 @@ def test_a_server_that_refuses_to_write_is_named(
 ) -> None:
     server.command("CONFIG", "SET", *settings)
     assert run(store_of(server), cause) == expected
+
+
+def test_a_server_that_evicts_forgets_and_goes_on(server: RedisServer) -> None:
+    server.command("CONFIG", "SET", "maxmemory", "3mb", "maxmemory-policy", "allkeys-lru")
+
+    async def steps(store: Store) -> None:
+        keys = [join("test", b"%d" % number) for number in range(4000)]
+        for key in keys:
+            await store.ask(Put(key, b"v" * 1000, ttl=600))
+        assert await store.ask(Get(keys[-1])) is not None
+        kept = [key async for key, _ in store.scan(b"test:")]
+        assert 0 < len(kept) < len(keys)
+
+    run(store_of(server), steps)
+
+
+def test_a_server_that_loads_its_data_is_named(tmp_path: Path) -> None:
+    need(unavailable())
+    slowly = ("--loading-process-events-interval-bytes", "1024", "--enable-debug-command", "yes")
+    server = RedisServer(tmp_path / "redis", *slowly)
+    loading = None
+    try:
+
+        async def steps(store: Store) -> None:
+            for number in range(1000):
+                await store.ask(Put(join("test", b"%d" % number), b"v" * 100, ttl=600))
+            server.command("CONFIG", "SET", "key-load-delay", "20000")
+            nonlocal loading
+            loading = Thread(target=server.command, args=("DEBUG", "RELOAD"))
+            loading.start()
+            await asyncio.to_thread(wait_for, server, "PING", b"-LOADING")
+            assert await cause(store) == "is loading its data"
+            server.command("CONFIG", "SET", "key-load-delay", "0")
+            await eventually(store, A)
+
+        run(store_of(server), steps)
+    finally:
+        server.stop()
+        if loading is not None:
+            loading.join()
+
+
+def test_tls(tmp_path: Path) -> None:
+    need(unavailable())
+    pem, port = str(certificate(tmp_path)), free_port()
+    files = ("--tls-cert-file", pem, "--tls-key-file", pem, "--tls-auth-clients", "no")
+    server = RedisServer(tmp_path / "redis", "--tls-port", str(port), *files)
+    try:
+        address = parse(f"rediss://127.0.0.1:{port}")
+        run(RedisStore(address, timeout=PATIENCE, certificates=pem), lambda s: eventually(s, A))
+        # Neither a certificate that nobody has signed nor one of another name.
+        assert run(RedisStore(address, timeout=PATIENCE), cause)
+        other = parse(f"rediss://localhost:{port}")
+        assert run(RedisStore(other, timeout=PATIENCE, certificates=pem), cause)
+    finally:
+        server.stop()
 
 
 def test_a_replica_is_named(server: RedisServer) -> None:
@@ -510,6 +569,42 @@ def test_a_cluster_goes_on_when_a_node_is_killed(tmp_path: Path) -> None:
 
         address = ",".join(f"127.0.0.1:{node.port}" for node in nodes[:3])
         run(RedisStore(parse(f"redis+cluster://{address}"), timeout=2.0), steps)
+    finally:
+        for node in nodes:
+            node.stop()
+
+
+def test_a_slot_that_moves_to_another_node_refuses_nothing(tmp_path: Path) -> None:
+    """A key that isn't at its old node any more is asked for at the new one (ASK)."""
+    need(unavailable())
+    nodes = cluster(tmp_path, cluster_ports(6))
+    try:
+        join_cluster(nodes)
+
+        async def steps(store: Store) -> None:
+            await eventually(store, A)
+            key = "own:" + A.decode()
+            slot = nodes[0].command("CLUSTER", "KEYSLOT", key).strip(b":\r\n").decode()
+            by_key = [node.command("GET", key) for node in nodes[:3]]
+            [at] = [number for number, said in enumerate(by_key) if not said.startswith(b"-MOVED")]
+            source, target = nodes[at], nodes[(at + 1) % 3]
+            names = [
+                each.command("CLUSTER", "MYID").split()[1].decode() for each in (source, target)
+            ]
+            for node, state, name in (
+                (target, "IMPORTING", names[0]),
+                (source, "MIGRATING", names[1]),
+            ):
+                assert node.command("CLUSTER", "SETSLOT", slot, state, name) == b"+OK\r\n"
+            assert source.command("DEL", key) == b":1\r\n"
+            assert source.command("GET", key).startswith(b"-ASK")
+            assert await store.ask(Add(A, b"new", ttl=600)) is None
+            found = await store.ask(Get(A))
+            assert found is not None
+            assert found.value == b"new"
+
+        address = ",".join(f"127.0.0.1:{node.port}" for node in nodes[:3])
+        run(RedisStore(parse(f"redis+cluster://{address}"), timeout=PATIENCE, prefix="own:"), steps)
     finally:
         for node in nodes:
             node.stop()
