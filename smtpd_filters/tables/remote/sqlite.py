@@ -250,9 +250,9 @@ class _Database:
                 isolation_level=None,
                 check_same_thread=False,
             )
+            self._connection, self._inode = connection, inode
             connection.text_factory = _decoded
             connection.execute("PRAGMA query_only = 1")
-            self._connection, self._inode = connection, inode
             self._opened += 1
         self._connection.set_progress_handler(lambda: monotonic() > due, _STEPS)
         return self._connection

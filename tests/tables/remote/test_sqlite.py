@@ -526,7 +526,7 @@ def test_the_same_list_is_loaded_after_a_long_failure(database: Path) -> None:
         await refresher.refresh()
         assert "192.0.2.1" in table
 
-    asyncio.run(main())
+    run(main(), table)
 
 
 def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
