@@ -1,4 +1,4 @@
-"""Redis servers of a test, on sockets and ports of their own."""
+"""Servers of Redis or Valkey for a test, on sockets and ports of their own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-PROGRAM = shutil.which("redis-server") or ""
+#: Valkey where it is installed: continuous integration has Redis on Debian 12, Valkey on Debian 13.
+PROGRAM = shutil.which("valkey-server") or shutil.which("redis-server") or ""
 #: Seconds for a server to start; the machine may be busy.
 PATIENCE = 60.0
 
 
 def unavailable() -> str:
     """Return why no server can be started here, or ""."""
-    return "" if PROGRAM else "redis-server is not installed"
+    return "" if PROGRAM else "neither valkey-server nor redis-server is installed"
 
 
 def free_port() -> int:
