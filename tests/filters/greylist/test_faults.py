@@ -1,4 +1,4 @@
-"""Several processes, killed ones, broken files, full disks, and clocks that jump."""
+"""Several processes, killed ones, broken files, and clocks that jump."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,6 @@ from tests.stores.redis_server import RedisServer, unavailable
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-UNSHARE = shutil.which("unshare") or ""
 #: Deliveries during which the filter is killed: GREYLIST_DELIVERIES=10000 for a thorough test.
 DELIVERIES = int(os.environ.get("GREYLIST_DELIVERIES", part(400)))
 KILLS = 4
@@ -190,40 +188,6 @@ def test_a_locked_file_delays_nobody(tmp_path: Path) -> None:
         locked.close()
 
 
-@pytest.mark.e2e
-def test_a_full_disk_delays_nobody(tmp_path: Path) -> None:
-    need(None if os.geteuid() == 0 and UNSHARE else "needs root and unshare")
-    command = [UNSHARE, "--mount", sys.executable, "-m", "tests.filters.greylist.test_faults"]
-    done = subprocess.run(
-        [*command, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "reject proceed reject\n", "")
-
-
-def on_a_full_disk(folder: Path) -> None:
-    """Fill a small disk, and empty it, while the filter works."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True)
-    filler = folder / "filler"
-    flags = ("--store", f"sqlite:{folder}/x", "--store-timeout", "60", "--key", "network")
-    with Conversation(Greylist, *flags) as smtpd:
-        verbs = [verb(smtpd)]
-        with filler.open("wb", 0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        # Some triplets find room in what is left of the file.
-        last = ""
-        for number in range(1000):
-            last = f"{'x' * 200}-{number}@example.net"
-            if (said := verb(smtpd, last)) != "reject":
-                verbs.append(said)
-                break
-        assert any("disk full" in line for line in smtpd.log[-2:]), smtpd.log[-2:]
-        filler.unlink()
-        verbs.append(verb(smtpd, last))
-    sys.stdout.write(f"{' '.join(verbs)}\n")
-
-
 # -- clocks that jump --------------------------------------------------------------------------
 
 
@@ -245,7 +209,3 @@ def test_a_clock_that_jumps_neither_shortens_nor_prolongs_a_wait(
         return found
 
     assert asyncio.run(states()) == ["new", "waiting", "waited", "passed"]
-
-
-if __name__ == "__main__":
-    on_a_full_disk(Path(sys.argv[1]))
