@@ -31,7 +31,7 @@ from tests.stores.redis_server import (
     wait_for,
     watched,
 )
-from tests.stores.test_operations import A, B, run
+from tests.stores.test_operations import A, B, patiently, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,7 +171,8 @@ def test_a_late_reply_is_nobody_elses(server: RedisServer) -> None:
 
     async def steps(store: Store) -> None:
         for number in range(20):
-            await store.ask(Put(join("test", b"%d" % number), b"%d" % number, ttl=600))
+            put = Put(join("test", b"%d" % number), b"%d" % number, ttl=600)
+            await patiently(store, put)
         os.kill(server.process.pid, signal.SIGSTOP)
         late = [
             asyncio.ensure_future(store.ask(Get(join("test", b"%d" % number))))
@@ -184,14 +185,7 @@ def test_a_late_reply_is_nobody_elses(server: RedisServer) -> None:
         os.kill(server.process.pid, signal.SIGCONT)
         store._failures = 0  # type: ignore[attr-defined]
         for number in range(20):
-            until = time.monotonic() + PATIENCE
-            while time.monotonic() < until:
-                try:
-                    found = await store.ask(Get(join("test", b"%d" % number)))
-                except UnavailableError:
-                    store._failures = 0  # type: ignore[attr-defined]
-                    continue
-                break
+            found = await patiently(store, Get(join("test", b"%d" % number)))
             assert found is not None
             assert found.value == b"%d" % number
 

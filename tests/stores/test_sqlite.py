@@ -26,7 +26,7 @@ from smtpd_filters.stores.clock import Epoch, Times, epoch
 from smtpd_filters.stores.sqlite import BATCH, MAX_QUEUED, SQLiteStore
 from smtpd_filters.stores.sqlite_file import MIGRATIONS
 from tests.stores.conftest import PATIENCE, Clock, open_sqlite
-from tests.stores.test_operations import A, run
+from tests.stores.test_operations import A, patiently, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -384,21 +384,15 @@ def test_a_lock_of_another_program_costs_the_timeout_and_then_nothing(
     store = SQLiteStore(str(path), timeout=0.2, note=notes.append)
 
     async def steps(store: Store) -> None:
-        await store.ask(Put(A, b"v", ttl=900))
+        await patiently(store, Put(A, b"v", ttl=900))
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         with pytest.raises(UnavailableError, match=r"no answer within 0\.2 s|locked by another"):
             await store.ask(Put(A, b"w", ttl=900))
         other.execute("ROLLBACK")
         other.close()
-        patient = asyncio.get_running_loop().time() + PATIENCE
-        while asyncio.get_running_loop().time() < patient:
-            try:
-                await store.ask(Put(A, b"x", ttl=900))
-                break
-            except UnavailableError:
-                continue
-        found = await store.ask(Get(A))
+        await patiently(store, Put(A, b"x", ttl=900))
+        found = await patiently(store, Get(A))
         assert found is not None
         assert found.value == b"x"
 
