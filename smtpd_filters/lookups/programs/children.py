@@ -79,7 +79,7 @@ class Children:
         Raises UnconnectedError if it can't be started.
         """
         try:
-            return await over(await self._start())
+            return over(await self._start())
         except OSError as error:
             raise UnconnectedError(error) from None
 

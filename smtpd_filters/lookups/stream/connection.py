@@ -1,5 +1,8 @@
 """A connection to a server over TCP or a unix socket, as an exchange with it reads and writes.
 
+It watches its socket itself: with a transport and a protocol of asyncio, a connection that is used
+once costs a third more.
+
 Invariants
 ----------
 *Bounded*: reading from the socket is paused while more than `HIGH` bytes are unread, and a read
@@ -15,9 +18,9 @@ nothing arrived since; otherwise it is aborted at once.
 from __future__ import annotations
 
 import asyncio
-import os
 import select
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.failures import OVERSIZED, BadReplyError, NotKeptError
@@ -27,13 +30,11 @@ from smtpd_filters.runtime.pace import pace
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from smtpd_filters.runtime.pace import Pace
-
     from .address import Address
 
-#: Bytes per read: asyncio's own buffer of 256 KiB is mapped and unmapped (mmap(2)) for each reply.
+#: Bytes per read: a buffer of 256 KiB, as asyncio's, is mapped and unmapped (mmap(2)) each time.
 READ = 16 << 10
-#: Unread bytes above which reading is paused.
+#: Unread bytes above which reading is paused, and unsent ones above which the exchange waits.
 HIGH = 64 << 10
 #: Seconds between attempts to connect to a unix socket whose queue is full, at most.
 QUEUE_FULL = 0.2
@@ -42,8 +43,12 @@ _READ, _PER_UNIT, _CHUNK, _SENT_PER_UNIT = 10, 100, 20, 1000
 
 #: Linux's option for acknowledging at once; the kernel forgets it after a while.
 _QUICK_ACK = getattr(socket, "TCP_QUICKACK", 0)
+#: Linux's flag for data that is sent in one segment with what follows, such as the end.
+_MORE = getattr(socket, "MSG_MORE", 0)
 #: The other end has closed its side; FreeBSD and OpenBSD report POLLHUP then.
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)
+#: What a call on the socket raises if it is to be repeated.
+_AGAIN = (BlockingIOError, InterruptedError)
 
 
 class UnconnectedError(Exception):
@@ -62,37 +67,45 @@ class LostError(Exception):
         self.cause = cause
 
 
-class Connection(asyncio.BufferedProtocol):
-    """One connection. Its methods are for one task at a time; a second one may write."""
+class Connection:
+    """One connection over a socket, which is connected and doesn't block, and is closed with it.
 
-    def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(READ))
+    Its methods are for one task at a time; a second one may write.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._socket = sock
+        self._number = sock.fileno()
+        self._tcp = sock.family != socket.AF_UNIX
+        if self._tcp:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        #: What has arrived and was not read, and what was written and not sent.
         self._data = bytearray()
+        self._unsent = bytearray()
         #: Whether all data has arrived, the connection is lost, and why.
         self._ended = self._lost = False
         self._error: BaseException | None = None
-        #: Whether reading is paused; whether the transport has as much to send as it should.
-        self._paused = self._full = False
+        #: Whether reading is paused; whether more is unsent than should be; whether nothing follows
+        #: what is unsent.
+        self._paused = self._full = self._finished = False
         self._waiting: list[asyncio.Future[None]] = []
-        self._transport: asyncio.Transport
-        self._pace: Pace
-        self._tcp = False
+        self._pace = pace()
         self._poll: select.poll | None = None
         self._kept = self._idle = False
         #: Whether anything has arrived in this exchange.
         self.replied = False
         #: When it was opened, by the loop's clock.
-        self.opened = 0.0
+        self.opened = self._loop.time()
+        self._loop.add_reader(self._number, self._readable)
 
     # -- the exchange ------------------------------------------------------------------------
 
     async def write(self, data: bytes) -> None:
         """Send data; wait while the server reads slower than this. Raises LostError."""
-        while self._transport.is_closing() and not self._lost:
-            await self._change()
         if self._lost:
             raise LostError(self._error)
-        self._transport.write(data)
+        self._send(data)
         await self._pace.admit(_CHUNK + len(data) // _SENT_PER_UNIT)
         while self._full and not self._lost:
             await self._change()
@@ -113,13 +126,10 @@ class Connection(asyncio.BufferedProtocol):
                 raise NotKeptError(str(error) or type(error).__name__) from None
             if chunk is None:
                 return True
-            # After a failed write asyncio ends the connection in the next turn of the loop.
-            while self._transport.is_closing() and not self._ended:
-                await self._change()
             # Also what the loop has not read yet, or a reply to nothing would be that to the end.
             if self._ended or self.unread:
                 return False
-            self._transport.write(chunk)
+            self._send(chunk)
             await admit(_CHUNK + len(chunk) // _SENT_PER_UNIT)
             while self._full and not (self._data or self._ended):
                 await self._change()
@@ -131,8 +141,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def write_eof(self) -> None:
         """Half-close the connection: the server reads to the end of what was sent."""
-        if not self._lost:
-            self._transport.write_eof()
+        self._finished = True
+        if not (self._unsent or self._lost):
+            self._finish()
 
     async def read(self, limit: int = HIGH) -> bytes:
         """Return the next bytes, at most `limit`, as soon as there are any; b"" at the end.
@@ -169,12 +180,10 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def fresh(self) -> bool:
         """Whether the connection can be used again: kept, with nothing unsent or unread."""
-        if self._lost or self._ended or self._data or not self._kept:
-            return False
-        if self._transport.is_closing() or self._transport.get_write_buffer_size():
+        if self._ended or self._data or self._unsent or not self._kept:
             return False
         poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(self._number, select.POLLIN)
         return not poll.poll(0)
 
     @property
@@ -186,8 +195,7 @@ class Connection(asyncio.BufferedProtocol):
             return False
         if self._poll is None:
             self._poll = select.poll()
-            number = self._transport.get_extra_info("socket").fileno()
-            self._poll.register(number, select.POLLIN | _HUNG_UP)
+            self._poll.register(self._number, select.POLLIN | _HUNG_UP)
         return any(bits == select.POLLIN for _, bits in self._poll.poll(0))
 
     def acknowledge(self) -> None:
@@ -196,17 +204,15 @@ class Connection(asyncio.BufferedProtocol):
         A server that writes several small packets in a row waits up to 40 ms for the first one to
         be acknowledged (RFC 896, RFC 1122 section 4.2.3.2), unless it has set TCP_NODELAY.
         """
-        if _QUICK_ACK and self._tcp:
-            link = self._transport.get_extra_info("socket")
-            link.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
+        if _QUICK_ACK and self._tcp and not self._lost:
+            self._socket.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
 
     def end(self, data: bytes = b"") -> None:
         """Send last data and close the connection, at once if the server doesn't read it."""
-        if not self._lost:
-            self._transport.write(data)
-            if self._transport.get_write_buffer_size():
-                self.abort()
-            self._transport.close()
+        if data and not (self._unsent or self._lost):
+            with suppress(OSError):
+                self._socket.send(data, _MORE)
+        self.abort()
 
     def begin(self) -> None:
         """Begin an exchange."""
@@ -218,73 +224,96 @@ class Connection(asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Close the connection at once, without sending what is left."""
-        self._transport.abort()
+        if not self._lost:
+            self._close()
 
-    # -- asyncio's calls -----------------------------------------------------------------------
+    # -- the socket --------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  # of a stream socket
-        self._transport = transport
-        self._pace = pace()
-        self._tcp = transport.get_extra_info("socket").family != socket.AF_UNIX
-        self.opened = asyncio.get_running_loop().time()
-
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002  # asyncio has no hint
-        """Return the buffer to read into."""
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        """Add the bytes read into the buffer."""
-        if self._idle:
-            self.abort()
+    def _readable(self) -> None:
+        """Take the data that has arrived."""
+        try:
+            data = self._socket.recv(READ)
+            self._data += data
+        except _AGAIN:
             return
-        self.replied = True
-        self._data += self._buffer[:nbytes]
-        if len(self._data) > HIGH and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> bool:
-        """Note the end of the server's data; the exchange or the client closes the connection."""
-        self._ended = True
-        self._wake()
+        except (OSError, MemoryError) as error:
+            self._lose(error)
+            return
         if self._idle:
-            self.abort()
-        return True
+            self._close()
+        elif data:
+            self.replied = True
+            if len(self._data) > HIGH:
+                self._paused = True
+                self._loop.remove_reader(self._number)
+            self._wake()
+        else:  # the exchange or the client closes the connection
+            self._ended = True
+            self._loop.remove_reader(self._number)
+            self._wake()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note the end of the connection, after all data that arrived before it (*Early*).
+    def _send(self, data: bytes) -> None:
+        """Send data, what the socket doesn't take as soon as it does."""
+        if self._lost:
+            return
+        if not self._unsent:
+            try:
+                sent = self._socket.send(data)
+            except _AGAIN:
+                sent = 0
+            except OSError as error:
+                self._lose(error)
+                return
+            if sent == len(data):
+                return
+            self._loop.add_writer(self._number, self._writable)
+            data = data[sent:]
+        self._unsent += data
+        self._full = len(self._unsent) > HIGH
 
-        A failed write ends asyncio's reading, though the server's reply may have arrived: the
-        socket is still open here.
-        """
-        if exc is not None and not self._ended and not self._idle:
-            self._read_rest()
-        self._error = exc if not self._ended else None
-        self._ended = self._lost = True
-        self._wake()
+    def _writable(self) -> None:
+        """Send what the socket takes of what is unsent."""
+        unsent = self._unsent
+        try:
+            del unsent[: self._socket.send(unsent)]
+        except _AGAIN:
+            return
+        except OSError as error:
+            self._lose(error)
+            return
+        if not unsent:
+            self._loop.remove_writer(self._number)
+            if self._finished:
+                self._finish()
+        if self._full and len(unsent) <= HIGH >> 2:
+            self._full = False
+            self._wake()
+
+    def _finish(self) -> None:
+        with suppress(OSError):  # if the server has reset the connection, reading will say so
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def _lose(self, error: BaseException) -> None:
+        """Note that the connection broke, after all data that arrived before that (*Early*)."""
+        if not self._ended:
+            if not self._idle:
+                self._read_rest()
+            self._error = error
+        self._close()
 
     def _read_rest(self) -> None:
-        number = self._transport.get_extra_info("socket").fileno()
-        while len(self._data) <= 2 * HIGH:
-            try:
-                data = os.read(number, READ)
-            except OSError:
-                return
-            if not data:
-                return
-            self.replied = True
-            self._data += data
+        with suppress(OSError, MemoryError):
+            while len(self._data) <= 2 * HIGH and (data := self._socket.recv(READ)):
+                self.replied = True
+                self._data += data
 
-    def pause_writing(self) -> None:
-        """Note that the server reads slower than this sends."""
-        self._full = True
-
-    def resume_writing(self) -> None:
-        """Note that the server has read."""
-        self._full = False
+    def _close(self) -> None:
+        self._ended = self._lost = True
+        self._loop.remove_reader(self._number)
+        if self._unsent:
+            self._loop.remove_writer(self._number)
+            self._unsent.clear()
+        self._socket.close()
         self._wake()
 
     # -- waiting -------------------------------------------------------------------------------
@@ -299,12 +328,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def _resume(self) -> None:
         self._paused = False
-        if not self._lost:
-            self._transport.resume_reading()
+        if not self._ended:
+            self._loop.add_reader(self._number, self._readable)
 
     async def _change(self) -> None:
         """Wait until anything has changed."""
-        change = asyncio.get_running_loop().create_future()
+        change = self._loop.create_future()
         self._waiting.append(change)
         await change
 
@@ -319,16 +348,19 @@ async def connect(address: Address) -> Connection:
     """Return a new connection to a server. Raises UnconnectedError."""
     try:
         if address.path:
-            return await over(await _connect_unix(address.path))
-        return await _connect_tcp(address.host, address.port)
+            return over(await _connect_unix(address.path))
+        return over(await connected(address.host, address.port))
     except OSError as error:
         raise UnconnectedError(error) from None
 
 
-async def over(sock: socket.socket) -> Connection:
-    """Return a connection over a unix socket that is connected."""
-    loop = asyncio.get_running_loop()
-    return (await loop.create_unix_connection(Connection, sock=sock))[1]
+def over(sock: socket.socket) -> Connection:
+    """Return a connection over a socket, which is closed if that fails. Raises OSError."""
+    try:
+        return Connection(sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def _connect_unix(path: str) -> socket.socket:
@@ -351,13 +383,3 @@ async def _connect_unix(path: str) -> socket.socket:
             return sock
         await asyncio.sleep(pause)
         pause = min(2 * pause, QUEUE_FULL)
-
-
-async def _connect_tcp(host: str, port: int) -> Connection:
-    """Connect to the first address of a host that answers."""
-    sock = await connected(host, port)
-    try:
-        return (await asyncio.get_running_loop().create_connection(Connection, sock=sock))[1]
-    except BaseException:
-        sock.close()
-        raise

@@ -1,0 +1,155 @@
+"""A connection over one end of a pair of sockets, of which the test has the other."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from smtpd_filters.lookups.stream.connection import HIGH, LostError, over
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from smtpd_filters.lookups.stream.connection import Connection
+
+    Story = Callable[[Connection, socket.socket], Awaitable[None]]
+
+MUCH = b"0123456789abcdef" * (16 * HIGH)
+
+
+def played(story: Story, kind: type[socket.socket] = socket.socket) -> None:
+    """Run a story with a connection over a socket of this kind, and the other end of it."""
+
+    async def play() -> None:
+        ours, theirs = socket.socketpair()
+        with kind(fileno=ours.detach()) as sock, theirs:
+            sock.setblocking(False)  # noqa: FBT003  # its only parameter
+            connection = over(sock)
+            try:
+                async with asyncio.timeout(20):
+                    await story(connection, theirs)
+            finally:
+                connection.abort()
+
+    asyncio.run(play())
+
+
+async def read_all(sock: socket.socket) -> bytes:
+    """Return everything that arrives up to the end."""
+
+    def read() -> bytes:
+        parts = []
+        while part := sock.recv(1 << 20):
+            parts.append(part)
+        return b"".join(parts)
+
+    return await asyncio.to_thread(read)
+
+
+def test_more_than_the_socket_takes_arrives_before_the_end() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        writing = asyncio.ensure_future(connection.write(MUCH))
+        await asyncio.sleep(0)
+        assert not writing.done()
+        connection.write_eof()
+        assert await read_all(theirs) == MUCH
+        await writing
+        theirs.sendall(b"thanks")
+        assert await connection.read() == b"thanks"
+
+    played(story)
+
+
+def test_the_end_of_writing_alone() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        await connection.write(b"hello")
+        connection.write_eof()
+        assert await read_all(theirs) == b"hello"
+
+    played(story)
+
+
+def test_last_data_arrives() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        connection.end(b"bye")
+        assert await read_all(theirs) == b"bye"
+        with pytest.raises(LostError):
+            await connection.write(b"more")
+
+    played(story)
+
+
+def test_last_data_does_not_wait_for_a_server_that_does_not_read() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        writing = asyncio.ensure_future(connection.write(MUCH))
+        await asyncio.sleep(0)
+        connection.end(b"bye")
+        assert MUCH.startswith(await read_all(theirs))
+        await writing  # what was cut short is said by the next call
+        assert await connection.read() == b""
+
+    played(story)
+
+
+def test_a_server_that_is_gone_ends_a_write() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        writing = asyncio.ensure_future(connection.write(MUCH))
+        await asyncio.sleep(0)
+        theirs.close()
+        await writing
+        connection.write_eof()
+        with pytest.raises(LostError):
+            await connection.write(b"more")
+
+    played(story)
+
+
+def test_an_end_without_data_on_a_connection_that_broke() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        theirs.close()
+        connection.end(b"bye")
+        connection.end(b"bye")
+        connection.acknowledge()
+        assert not connection.fresh
+        assert await connection.read() == b""
+
+    played(story)
+
+
+class Short(socket.socket):
+    """A socket that has no memory for what arrives."""
+
+    def recv(self, _bufsize: int, _flags: int = 0) -> bytes:
+        raise MemoryError
+
+
+def test_a_lack_of_memory_ends_it() -> None:
+    """A piece that could not be kept would be missing in the middle of a reply."""
+
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        theirs.sendall(b"hello")
+        with pytest.raises(LostError):
+            await connection.read()
+
+    played(story, Short)
+
+
+class Refusing(socket.socket):
+    """A socket that can't be watched."""
+
+    def fileno(self) -> int:
+        raise OSError("no descriptor")
+
+
+def test_a_socket_that_cannot_be_watched_is_closed() -> None:
+    async def run() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs, Refusing(fileno=ours.detach()) as sock:
+            with pytest.raises(OSError, match="no descriptor"):
+                over(sock)
+            assert theirs.recv(1) == b""
+
+    asyncio.run(run())
