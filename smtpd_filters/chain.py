@@ -169,9 +169,10 @@ class Chain:
         registrations = [each.registration for each in self.filters]
         #: Taps on the lines themselves; the phases and reports that they need are registered too.
         self.taps = tuple(tap for each in registrations for tap in each.taps)
-        for observer in (getattr(tap, "looked_up", None) for tap in self.taps):
-            for pool in self._pools if observer is not None else ():
-                pool.observe(observer)
+        for tap in self.taps:
+            if hasattr(tap, "looked_up"):
+                for pool in self._pools:
+                    pool.observe(tap.looked_up)
         self.phases = self._wanted_phases()
         self.fields, self.reports = self._wanted_reports()
         self.outgoing = tuple(sorted({name for each in registrations for name in each.outgoing}))

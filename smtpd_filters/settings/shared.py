@@ -16,7 +16,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping
+    from collections.abc import Callable, Hashable, Iterable, Mapping
     from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
     from smtpd_filters.runtime.probes import Probe
@@ -104,7 +104,7 @@ class Pool:
     def __init__(self, **defaults: object) -> None:
         self.defaults = defaults
         #: Called with the outcomes of look-ups by the resources that have an `observer`.
-        self._observer: object = None
+        self._observers: list[Callable[..., None]] = []
         self._opened: dict[tuple[type, Hashable], tuple[Shared[Any], Closable]] = {}
 
     def get(self, setting: Shared[T], filter_: Any) -> T:
@@ -124,15 +124,19 @@ class Pool:
             return self.defaults[option]
         return vars(settings)[option]
 
-    def observe(self, observer: object) -> None:
-        """Have an observer called by the resources, also by those that are opened later."""
-        self._observer = observer
+    def observe(self, observer: Callable[..., None]) -> None:
+        """Have an observer called by the resources, beside others; also by those opened later."""
+        self._observers.append(observer)
         for _, opened in self._opened.values():
             self._tell(opened)
 
     def _tell(self, opened: Any) -> None:
-        if self._observer is not None and hasattr(opened, "observer"):
-            opened.observer = self._observer
+        if self._observers and hasattr(opened, "observer"):
+            opened.observer = self._looked_up
+
+    def _looked_up(self, *outcome: Any) -> None:
+        for observer in self._observers:
+            observer(*outcome)
 
     def __len__(self) -> int:
         return len(self._opened)

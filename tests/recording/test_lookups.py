@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT, NAME = "192.0.2.7", "mail.good.example"
+LINK = b"report|0.7|1.0|smtp-in|link-connect|%016x|x|fail|192.0.2.7:1|192.0.2.1:25\n"
 OUTCOMES = [
     ("A", Found(("192.0.2.1", "192.0.2.2"), 0.0)),
     ("A", Found(("192.0.2.1",), 0.0, "the answer was too large")),
@@ -57,10 +58,33 @@ def connect(folder: Path, server: DNSServer, clients: int = 1, **options: Any) -
         tap.received(b"config|ready\n")
         tap.sent(b"register|ready\n")
         for number in range(clients):
-            line = b"report|0.7|1.0|smtp-in|link-connect|%016x|x|fail|192.0.2.7:1|192.0.2.1:25\n"
-            tap.received(line % (number + 1))
+            tap.received(LINK % (number + 1))
             conversation.connect(rdns=NAME, fcrdns="fail", address=CLIENT)
         tap.close()
+
+
+def test_each_recorder_of_a_process_has_the_look_ups(tmp_path: Path) -> None:
+    class Other(Trace):
+        name = "other"
+
+    folders = [tmp_path / "first", tmp_path / "second"]
+    filters = []
+    for folder, kind in zip(folders, (Trace, Other), strict=True):
+        folder.mkdir()
+        filters.append(kind(kind.Options(detail="none", record=str(folder))))
+    with DNSServer(host(NAME, CLIENT)) as server:
+        address = server.address, server.port
+        fcrdns = Fcrdns(Fcrdns.Options(verify=True))
+        with Conversation([*filters, fcrdns], nameserver=address) as conversation:
+            for tap in conversation._served.chain.taps:
+                tap.received(b"config|ready\n")
+                tap.sent(b"register|ready\n")
+                tap.received(LINK % 1)
+            conversation.connect(rdns=NAME, fcrdns="fail", address=CLIENT)
+            for tap in conversation._served.chain.taps:
+                tap.close()
+    first, second = map(recorded, folders)
+    assert first == second != []
 
 
 @pytest.mark.parametrize(("rdtype", "outcome"), OUTCOMES)
