@@ -85,6 +85,8 @@ class Servers:
 
     def order(self, now: float) -> list[int]:
         """Return the servers (indexes) in the order in which to query them."""
+        if not any(self._silences):  # the usual case
+            return list(range(len(self._silences)))
         # sorted() is stable: it keeps the operator's order among equals.
         return sorted(range(len(self.labels)), key=lambda server: self._is_back(server, now))
 
@@ -185,6 +187,8 @@ class Plan:
 
     def cause(self, otherwise: str = "no name server left to ask") -> str:
         """Return the failure of each server, in the operator's order."""
+        if not self._causes:
+            return otherwise
         # Not in the order of the queries, which varies: a cause is logged once.
         causes = sorted(self._causes.items())
         shown = [f"{self._standing.labels[server]} {why}" for server, why in causes]

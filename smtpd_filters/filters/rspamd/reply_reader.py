@@ -19,11 +19,14 @@ from smtpd_filters.runtime.pace import pace
 from .reply import MAX_JSON, Reply, ReplyError, offset, parse
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from smtpd_filters.lookups.http import Response
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Body
+
+    #: Returns the next piece of a reply, empty at its end.
+    Piece = Callable[[], Awaitable[bytes]]
 
 #: Bytes of JSON above which a reply is large, and how many large replies are read at a time:
 #: parsing one takes ten times its size in memory.
@@ -49,30 +52,33 @@ class Intake:
         try:
             where = response.headers.get("Message-Offset")
             end = None if where is None else offset(where)
-            pieces = self._plain(response, limit)
-            if pieces is None:
-                pieces = response.pieces()
-                if response.size is not None:
-                    _check(end, response.size)
-            return await self._take(_Parts(end, new_body), pieces, response.status)
+            piece = self._plain(response, limit)
+            if piece is None:
+                piece, size = response.piece, response.size
+                if end is None and size is not None and size <= SMALL:  # the usual case
+                    return parse(response.status, await response.read())
+                if size is not None:
+                    _check(end, size)
+            return await self._take(_Parts(end, new_body), piece, response.status)
         except (ReplyError, ValueError) as error:
             raise BadReplyError(str(error)) from None
         except SpoolError as error:
             raise NotKeptError(str(error)) from None
 
-    def _plain(self, response: Response, limit: int) -> AsyncIterator[bytes] | None:
-        """Return the decompressed content; None if it isn't compressed."""
+    def _plain(self, response: Response, limit: int) -> Piece | None:
+        """Return a function for the decompressed content; None if it isn't compressed."""
         coding = response.headers.get("Compression") or response.headers.get("Content-Encoding")
         if not coding:
             return None
         if self._codec is None or coding.lower() != "zstd":
             raise ReplyError("a reply in an unrequested encoding")
-        return _paced(self._codec.decompress(response.pieces(), limit))
+        pieces = self._codec.decompress(response.pieces(), limit)
+        return lambda: _paced(pieces)
 
-    async def _take(self, parts: _Parts, pieces: AsyncIterator[bytes], status: int) -> Reply:
+    async def _take(self, parts: _Parts, next_piece: Piece, status: int) -> Reply:
         holds = False
         try:
-            async for piece in pieces:
+            while piece := await next_piece():
                 parts.take(piece)
                 if parts.size > SMALL and not holds:
                     holds = await self._large.acquire()
@@ -90,11 +96,13 @@ class Intake:
         return reply
 
 
-async def _paced(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield decompressed pieces, which are larger than those received, each at the pace."""
+async def _paced(pieces: AsyncIterator[bytes]) -> bytes:
+    """Return the next decompressed piece, which is larger than one received, at the pace."""
     async for piece in pieces:
         await pace().admit(_PIECE + len(piece) // _PER_UNIT)
-        yield piece
+        if piece:
+            return piece
+    return b""
 
 
 class _Parts:

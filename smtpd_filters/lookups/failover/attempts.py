@@ -13,6 +13,8 @@ from smtpd_filters.lookups.retry import Failure
 from .failures import BadReplyError, NotKeptError, Trouble
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from smtpd_filters.lookups.retry import Ask
 
     from .group import Group
@@ -48,7 +50,7 @@ class Attempts(Generic[T]):
         #: Servers that the request was sent to. *Repeated once*.
         self._sent_to: set[int] = set()
 
-    async def exchange(self, server: int) -> T:
+    def exchange(self, server: int) -> Awaitable[T]:
         """Send the request to a server; return the result of its reply.
 
         Raises BadReplyError, NotKeptError, and whatever `translate` translates.
@@ -108,9 +110,16 @@ class Attempts(Generic[T]):
 
     async def _try(self, server: int, seconds: float) -> T | Trouble:
         """Ask a server, with a timeout in seconds; return the result or why it failed."""
+        is_new = server not in self._sent_to
+        self._sent_to.add(server)
         try:
             async with asyncio.timeout(seconds):
-                return await self._ask_twice(server)
+                try:
+                    return await self.exchange(server)
+                except self.broken as error:
+                    if not is_new or not self.is_unanswered(error):
+                        raise
+                return await self._ask_again(server)
         except TimeoutError:
             return Trouble(Failure.SILENT, "timeout")
         except BadReplyError as error:
@@ -120,15 +129,8 @@ class Attempts(Generic[T]):
         except Exception as error:  # noqa: BLE001  # Never raises
             return self.translate(error)
 
-    async def _ask_twice(self, server: int) -> T:
-        """Return the result of a reply, perhaps of a second try (*Repeated once*)."""
-        is_new = server not in self._sent_to
-        self._sent_to.add(server)
-        try:
-            return await self.exchange(server)
-        except self.broken as error:
-            if not is_new or not self.is_unanswered(error):
-                raise
+    async def _ask_again(self, server: int) -> T:
+        """Return the result of a reply to the second try (*Repeated once*)."""
         try:
             return await self.exchange(server)
         except self.broken as error:

@@ -111,23 +111,27 @@ class Group:
         After a reply, `attempts.trouble` is the cause of failure of the servers asked before.
         """
         began = self._clock()
-        result = await self._run(attempts)
+        if self._closed or self.circuit.is_open:
+            result = await self._ask_on_trial(attempts, began)
+        else:
+            result = await self._ask(attempts, began)
         if self._counts is not None:
             failed = isinstance(result, Unavailable)
             self._counts.ended(self._clock() - began, attempts.failure if failed else "")
         return result
 
-    async def _run(self, attempts: Attempts[T]) -> T | Unavailable:
+    async def _ask_on_trial(self, attempts: Attempts[T], now: float) -> T | Unavailable:
+        """Ask the servers, none of which has answered lately, or fail at once."""
         if self._closed:
             attempts.failure = LOCAL
             return Unavailable(CLOSED)
-        circuit, now = self.circuit, self._clock()
-        is_trial = attempts.is_trial = circuit.is_open
+        circuit = self.circuit
         if not circuit.admits(now):
             attempts.failure = PASSED_OVER
             return Unavailable(circuit.cause)
+        attempts.is_trial = True
         try:
-            if is_trial and self._pings:
+            if self._pings:
                 if not await self._is_alive(attempts):
                     circuit.silent(f"{circuit.label} no answer to a ping", self._clock())
                     attempts.failure = TIMEOUT
@@ -135,8 +139,7 @@ class Group:
                 circuit.answered()
             return await self._ask(attempts, now)
         finally:
-            if is_trial:
-                circuit.release()
+            circuit.release()
 
     async def _ask(self, attempts: Attempts[T], now: float) -> T | Unavailable:
         """Ask the servers, in turn."""

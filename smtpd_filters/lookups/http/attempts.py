@@ -42,10 +42,10 @@ class Attempts(Base[T]):
         #: The current exchange.
         self._exchange: Exchange
 
-    async def exchange(self, server: int) -> T:
+    def exchange(self, server: int) -> Awaitable[T]:
         """Send the request to a server; return the result of `read` for its reply."""
         self._exchange = Exchange(self._hosts[server], self._request)
-        return await self._exchange.run(self._read)
+        return self._exchange.run(self._read)
 
     def translate(self, error: Exception) -> Trouble:
         """Return why the exchange failed."""

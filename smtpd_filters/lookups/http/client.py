@@ -54,11 +54,12 @@ class Client(Group):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         try:
-            from . import attempts  # noqa: F401  # at start, not at the first request
+            from .attempts import Attempts
             from .connection import Host
         except ImportError as error:
             label = endpoints[0].label
             raise ConfigError(f"aiohttp is needed to ask {label}: {error}") from None
+        self._attempts = Attempts
         self.hosts = [Host(endpoint, connections) for endpoint in endpoints]
         labels = [endpoint.label for endpoint in endpoints]
         super().__init__(
@@ -81,9 +82,7 @@ class Client(Group):
         invalid reply, after which the next server is asked, and NotKeptError if the reply can't be
         stored here, which ends the request.
         """
-        from .attempts import Attempts  # loaded by `__init__`
-
-        attempts = Attempts(self, request, read)
+        attempts = self._attempts(self, request, read)
         result = await self.run(attempts)
         request.trouble = attempts.trouble
         return result

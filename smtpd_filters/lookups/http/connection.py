@@ -34,6 +34,7 @@ from smtpd_filters.lookups.failover.failures import (
     reason,
 )
 from smtpd_filters.lookups.retry import Failure
+from smtpd_filters.runtime.pace import pace
 
 from .intake import UNLIMITED, TCPConnector, UnixConnector, current
 from .messages import Response
@@ -41,6 +42,8 @@ from .messages import Response
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from typing import TypeVar
+
+    from smtpd_filters.runtime.pace import Pace
 
     from .intake import Intake
     from .messages import Endpoint, Request
@@ -65,6 +68,8 @@ class Host:
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._urls: dict[str, URL] = {}
+        #: The budget of the session's loop.
+        self.pace: Pace
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -77,6 +82,7 @@ class Host:
 
     def _new_session(self) -> aiohttp.ClientSession:
         path = self.endpoint.socket
+        self.pace = pace()
         # `turns` limits the number of connections.
         connector: aiohttp.BaseConnector = (
             UnixConnector(path, limit=0, keepalive_timeout=KEPT_ALIVE)
@@ -135,9 +141,11 @@ class Exchange:
         """
         host, request = self._host, self._request
         session, fields, body = host.session, self._fields(), request.body
-        data: bytes | _Chunks | None
-        if body is None or isinstance(body, bytes):
-            data = body
+        data: aiohttp.BytesPayload | _Chunks | None
+        if body is None:
+            data = None
+        elif isinstance(body, bytes):
+            data = aiohttp.BytesPayload(body)  # aiohttp would search for its class
         else:
             data = _Chunks(self, body(), request.size)
             if request.size is not None:
@@ -153,8 +161,9 @@ class Exchange:
                 allow_redirects=False,
             )
             self.replied = True
-            reply = Response(response, self, request.limit)
-            self._expect(reply, response.content.total_bytes)
+            reply = Response(response, self, request.limit, host.pace)
+            if reply.size is not None and reply.size > response.content.total_bytes:
+                self._expect(reply, reply.size - response.content.total_bytes)
             return await read(reply)
         except Exception:
             if self.refused:
@@ -163,11 +172,11 @@ class Exchange:
         finally:
             self._release(response)
 
-    def _expect(self, response: Response, parsed: int) -> None:
-        """Announce to the intake how many bytes of content with a known length follow."""
-        intake, size = self.intake, response.size
-        if intake is not None and intake.exchange is self and size is not None:
-            intake.expect(0 if "Transfer-Encoding" in response.headers else max(size - parsed, 0))
+    def _expect(self, response: Response, size: int) -> None:
+        """Announce to the intake that `size` bytes of content follow, if it has a known length."""
+        intake = self.intake
+        if intake is not None and intake.exchange is self:
+            intake.expect(0 if "Transfer-Encoding" in response.headers else size)
 
     def taken(self) -> None:
         """Resume reading from the connection: everything parsed has been read."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from smtpd_filters.runtime.pace import Pace
     from smtpd_filters.sandbox import Needs
 
     from .connection import Exchange
@@ -35,48 +36,56 @@ _PIECE, _PER_UNIT = 50, 100
 class Response:
     """A response: the status, the header fields (names ignore case), and the content.
 
-    The content can be read once, with `read` or `pieces`; it is not decoded.
+    The content can be read once, with `read`, `piece` or `pieces`; it is not decoded.
     """
 
-    __slots__ = ("_content", "_exchange", "_limit", "headers", "status")
+    __slots__ = (
+        "_content", "_exchange", "_limit", "_pace", "_taken", "headers", "size", "status",
+    )  # fmt: skip
 
-    def __init__(self, response: aiohttp.ClientResponse, exchange: Exchange, limit: int) -> None:
+    def __init__(
+        self, response: aiohttp.ClientResponse, exchange: Exchange, limit: int, pace: Pace
+    ) -> None:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
+        # aiohttp has rejected invalid numbers.
+        length = self.headers.get("Content-Length", "")
+        #: The bytes of the content, None without a Content-Length.
+        self.size = int(length) if length.isdecimal() else None
         self._content = response.content
         self._exchange = exchange
         self._limit = limit
-
-    @property
-    def size(self) -> int | None:
-        """The bytes of the content, None without a Content-Length."""
-        # aiohttp has rejected invalid numbers.
-        length = self.headers.get("Content-Length", "")
-        return int(length) if length.isdecimal() else None
+        self._pace = pace
+        self._taken = 0
 
     async def read(self) -> bytes:
         """Return the whole content; raise BadReplyError beyond the request's limit."""
-        parts = [part async for part in self.pieces()]
+        parts = [await self.piece()]
+        while part := await self.piece():
+            parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """Yield the content in pieces as they arrive, each as soon as `pace` admits its work.
+    async def piece(self) -> bytes:
+        """Return the next piece of the content, empty at the end, once `pace` admits its work.
 
         Raises BadReplyError beyond the request's limit.
         """
-        from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
-
-        size = self.size
-        if size is not None and size > self._limit:
+        if (self.size or 0) > self._limit:
             raise BadReplyError(OVERSIZED)
-        admit = pace().admit
-        taken = 0
-        while part := await self._content.readany():
+        if self._content.at_eof():
+            return b""
+        part = await self._content.readany()
+        if part:
             self._exchange.taken()
-            taken += len(part)
-            if taken > self._limit:
+            self._taken += len(part)
+            if self._taken > self._limit:
                 raise BadReplyError(OVERSIZED)
-            await admit(_PIECE + len(part) // _PER_UNIT)
+            await self._pace.admit(_PIECE + len(part) // _PER_UNIT)
+        return part
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the content as from `piece`."""
+        while part := await self.piece():
             yield part
 
     def __repr__(self) -> str:

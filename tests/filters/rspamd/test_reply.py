@@ -72,11 +72,18 @@ class Said:
         self.headers = {} if offset is None else {"Message-Offset": offset}
         self.size = len(content) if sized else None
         self.content = content
-        self.piece = piece
+        self._each = piece
+        self._pieces = self.pieces()
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        for at in range(0, len(self.content), self.piece):
-            yield self.content[at : at + self.piece]
+        for at in range(0, len(self.content), self._each):
+            yield self.content[at : at + self._each]
+
+    async def piece(self) -> bytes:
+        return await anext(self._pieces, b"")
+
+    async def read(self) -> bytes:
+        return b"".join([piece async for piece in self._pieces])
 
 
 def received(response: Said, message: Message) -> Reply:
