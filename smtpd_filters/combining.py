@@ -78,7 +78,7 @@ def judged(
 ) -> tuple[Decision, bool]:
     """Apply a filter's decision on a message; return it, and whether the chain ends there."""
     headers = edited.headers if hasattr(edited, "headers") else edited
-    if decision.reason is not FAILED and not _sound(headers):
+    if headers.changed and decision.reason is not FAILED and not _sound(headers):
         decision = guard.defect(session, error="left an invalid header block")
     if decision.reason is FAILED:
         edited.restore(before)

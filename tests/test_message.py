@@ -792,6 +792,7 @@ def test_a_message_comes_back_as_it_was(
     spool = Spool(memory=STORE_COST + memory)
     with message(lines, spool=spool, cuts=cuts) as held:
         plain = joined(unstuff(lines))
+        assert held.small() in (plain, None)
         assert b"".join(held.iter_bytes(chunk)) == plain
         with held.open() as file:
             assert file.read() == plain
@@ -933,6 +934,7 @@ def test_a_header_block_above_its_limit_is_opaque_from_there(
 ) -> None:
     spool = Spool(memory=STORE_COST + memory, header=4 * 71)
     with message(lines, spool=spool, cuts=cuts) as held:
+        assert held.small() in (joined(unstuff(lines)), None)
         assert b"".join(held.iter_bytes()) == joined(unstuff(lines))
         assert len(held.headers) == kept
         assert held.headers.cut == (kept < lines.index(b"") if b"" in lines else True)
@@ -1092,8 +1094,22 @@ def test_the_fields_of_a_name_and_other_lines() -> None:
 
 def test_another_header_block_in_front_of_the_same_body() -> None:
     with message([b"A: 1", b"", b"x"]) as held:
+        assert held.small([b"B: 2"]) == b"B: 2\n\nx\n"
         assert b"".join(held.iter_bytes(head=[b"B: 2"])) == b"B: 2\n\nx\n"
         assert held.headers.lines() == [b"A: 1"]
+
+
+def test_a_small_message_in_one_piece() -> None:
+    with message(MAIL) as held:
+        assert held.small() == joined(unstuff(MAIL))
+        held.headers.append(".X", "1")
+        held.replace_body(b"")
+        assert held.replaced == 1
+        assert held.small() == b"Subject: hello\n.From: me\n.X: 1\n\n"
+        held.replace_body(b"..other\n")
+        assert held.small() is None  # a block
+    with message([b"X" * 100] * 500) as held:
+        assert held.small() is None
 
 
 def test_a_reader_left_half_way_when_the_message_is_discarded() -> None:

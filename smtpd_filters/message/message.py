@@ -199,6 +199,11 @@ class Message:
 
     # -- reading and editing -------------------------------------------------------------
 
+    @property
+    def replaced(self) -> int:
+        """How many times the body has been replaced."""
+        return len(self._replaced)
+
     def snapshot(self) -> tuple[Snapshot, int]:
         """Return a snapshot for `restore`, which undoes later edits."""
         return self.headers.snapshot(), len(self._replaced)
@@ -295,6 +300,24 @@ class Message:
         end = b"\r\n" if crlf else b"\n"
         heads = (end.join([*batch, b""]) for batch in _batches(head, chunk_bytes))
         return chain(heads, body)
+
+    def small(self, head: list[bytes] | None = None) -> bytes | None:
+        """Return what `iter_bytes` yields in one piece, or None if that is not small.
+
+        A message of less than 16 KiB is small, with some room for each line.
+        """
+        self._ready()
+        rows = self._body.lines
+        if rows is None:
+            return None
+        if self._body is self._store:
+            rows = rows[self._head_lines + self._blank :]
+        head = self.headers.lines() if head is None else list(head)
+        if self._blank:
+            head.append(b"")
+        # `head` is not dot-stuffed.
+        body = unstuff_block(b"\n".join([*rows, b""])) if rows else b""
+        return b"\n".join([*head, body])
 
     def open(self, *, crlf: bool = False) -> BinaryIO:
         """Return the whole message, as from `iter_bytes`, as a readable file without `seek`."""

@@ -56,7 +56,7 @@ class Content:
         self._before = before = message.headers.lines()
         # Even if it is edited while a server is asked a second time.
         self._head = before if head is None else head
-        self._replaced = _replaced(message)
+        self._replaced = message.replaced
         self._whole = whole
         self.size = size
 
@@ -67,7 +67,7 @@ class Content:
         """
         if not await my_turn():
             return True
-        if self._replaced != _replaced(self._message):
+        if self._replaced != self._message.replaced:
             return False
         return not headers or self._before == self._message.headers.lines()
 
@@ -108,7 +108,11 @@ class Intake:
         if session.server_name:
             complete(message.headers, session.server_name)
         head = without_mbox_line(message.headers)
-        size, whole = await _measure(message.iter_bytes(head=head))
+        whole = message.small(head)
+        if whole is None:
+            size, whole = await _measure(message.iter_bytes(head=head))
+        else:
+            size = len(whole)
         if size > self.max_size:
             reason = f"not scanned: {size} bytes are more than --max-size"
             return self.too_large.because(reason)
@@ -131,11 +135,6 @@ def without_mbox_line(headers: Headers) -> list[bytes] | None:
                 return None
             return lines[:at] + following
     return None
-
-
-def _replaced(message: Message) -> int:
-    """Return how many times the body has been replaced."""
-    return message.snapshot()[1]
 
 
 async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:
