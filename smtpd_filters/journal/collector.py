@@ -19,6 +19,7 @@ from smtpd_filters.protocol.vis import unvis
 from smtpd_filters.runtime.log import fold_traceback
 
 from . import process_state
+from .outbox import Outbox
 from .wire import PACKED, VERSION, encode, trimmed
 
 TYPE_CHECKING = False
@@ -62,6 +63,7 @@ MAX_ANSWERS = 16
 MAX_ADDRESS, MAX_NAME, MAX_TEXT, MAX_ID = 320, 255, 200, 16
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
 _REFUSALS = frozenset({"reject", "disconnect"})
+_NEVER = float("inf")
 RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
 
 
@@ -127,6 +129,7 @@ class Collector:
 
     def __init__(self, sender: Sender, who: str, log: Log) -> None:
         self.sender = sender
+        self._outbox = Outbox(sender)
         self._who, self._log = _clip(who, MAX_NAME), log
         #: Of a story without a verdict nothing is sent: another process tells it.
         self.sparing = False
@@ -357,31 +360,45 @@ class Collector:
     # -- the process -----------------------------------------------------------------------
 
     def beat(self, sessions: int, ends: int = 0) -> float:
-        """Send the state of the process if it is time; return the seconds until the next time.
+        """Send stories and the state of the process that are due.
 
-        `sessions` are open; `ends` is how often a supervised program has ended, each of which is
-        sent at once.
+        Return the seconds until more is due. `sessions` are open; `ends` is how often a supervised
+        program has ended, each of which is sent at once.
         """
         now = monotonic()
+        if now >= self._outbox.due:
+            self.flush()
         if now >= self._next_state or ends != self._ends:
             self._next_state, self._ends = now + process_state.INTERVAL, ends
             try:
                 self._state.send(sessions, ends)
             except BaseException as error:  # noqa: BLE001  # *Never raises*
                 self._note_failure(error)
-        return self._next_state - now
+        return min(self._next_state, self._outbox.due) - now
+
+    @property
+    def holds(self) -> bool:
+        """Whether stories wait for `beat`."""
+        return self._outbox.due < _NEVER
+
+    def flush(self) -> None:
+        """Send all stories that wait."""
+        try:
+            self._outbox.flush()
+        except BaseException as error:  # noqa: BLE001  # *Never raises*
+            self._note_failure(error)
 
     # -- sending -------------------------------------------------------------------------
 
     def _send(self, session: Keeper, story: Story, kind: str) -> None:
-        """Send a story, and begin the next one of the session."""
+        """Send a story, now or soon, and begin the next one of the session."""
         if self.sparing and not story.verdicts:
             story.begin()
             story.sent = True
             return
         rows = _packed(story.passed)
         rows += [trimmed(row) for row in story.verdicts]
-        id_ = session.id
+        id_, losses = session.id, self._outbox.losses
         head: dict[str, Any] = {
             "v": VERSION,
             "k": kind,
@@ -403,14 +420,11 @@ class Collector:
             ("i", story.message_id),
             ("j", story.subject),
             ("a", story.answers),
-            ("x", self.sender.unreported),
+            ("x", losses),
             ("y", story.left_out),
         )
         head |= {key: value for key, value in facts if value}
-        reported = self.sender.unreported
-        sent = [self.sender.send(data) for data in encode(head, rows)]
-        if sent[0]:
-            self.sender.unreported -= reported
+        self._outbox.add(encode(head, rows), losses)
         story.begin()
         story.sent = True
 

@@ -58,7 +58,7 @@ class ProcessState:
             "x": self._sender.dropped,
         }
         for data in self._datagrams(head):
-            self._sender.send(data, counted=False)
+            self._sender.send(data, stories=0)
 
     def _datagrams(self, head: dict[str, Any]) -> list[bytes]:
         lookups = {

@@ -50,15 +50,23 @@ class InvalidError(ValueError):
     """A datagram that is neither a part of a story nor the state of a process."""
 
 
-def decode(data: bytes) -> dict[str, Any]:
-    """Parse a datagram: a part of a story, or the state of a process. Raises InvalidError."""
+def decode(data: bytes) -> list[Any]:
+    """Parse a datagram; return what is in it, still to be checked. Raises InvalidError."""
     try:
-        found = json.loads(data, parse_constant=_refuse)
+        found = _parse(data.decode())
     except (ValueError, RecursionError):
         raise InvalidError("not JSON") from None
+    return found if isinstance(found, list) else [found]
+
+
+def is_state(found: object) -> bool:
+    """Return whether it is the state of a process, rather than a part of a story.
+
+    Raises InvalidError if it is neither.
+    """
     if not isinstance(found, dict) or found.get("v") != VERSION:
         raise InvalidError("another version")
-    return found
+    return found.get("k") == "state"
 
 
 def part_of(found: dict[str, Any]) -> Part:
@@ -122,6 +130,11 @@ def _refuse(_word: str) -> None:
     raise InvalidError("not a finite number")
 
 
+_parse = json.JSONDecoder(parse_constant=_refuse).decode
+#: The fields of a verdict to proceed after its time.
+_PROCEEDED = DEFAULTS[5:]
+
+
 def _list(value: object, limit: int) -> list[Any]:
     if value is None:
         return []
@@ -142,6 +155,9 @@ def _rows(value: object) -> Sequence[list[Any]]:
         return (_row(value),)
     phase, at, *passed = value
     if isinstance(passed[0], int):
+        if len(passed) == 2 and type(passed[1]) is str and phase in _PHASES:
+            times = max(0, number(at)), max(0, number(passed[0]))
+            return ([name(passed[1]), phase, "proceed", *times, *_PROCEEDED],)
         if len(passed) not in (2, 4) or not isinstance(passed[1], str) or len(passed[1]) > MAX_TEXT:
             raise InvalidError("invalid verdicts")
         took, names, *more = passed
@@ -151,7 +167,7 @@ def _rows(value: object) -> Sequence[list[Any]]:
     if len(passed) > 2 * PACKED or number(at) < 0:
         raise InvalidError("invalid verdicts")
     return [
-        [name(filter_), phase, "proceed", at, max(0, number(took)), *DEFAULTS[5:]]
+        [name(filter_), phase, "proceed", at, max(0, number(took)), *_PROCEEDED]
         for filter_, took in zip(passed[::2], passed[1::2], strict=False)
     ]
 

@@ -61,7 +61,8 @@ class Sender:
                 f"--journal: expected an absolute path of at most {MAX_PATH} bytes, not {path!r}"
             )
         self.path = path
-        #: Datagrams that were not sent, and of them those that no datagram has reported.
+        #: Stories, or parts of them, that were not sent; and of them those that no story that was
+        #: sent has reported.
         self.dropped = self.unreported = 0
         self._log, self._clock = log, clock
         self._socket = _socket.socket(
@@ -77,8 +78,11 @@ class Sender:
         """Declare what it needs in a sandbox."""
         needs.to_connect_unix(self.path)
 
-    def send(self, data: bytes, *, counted: bool = True) -> bool:
-        """Send a datagram, or drop and count it; return whether it was sent.  Never raises."""
+    def send(self, data: bytes, stories: int = 1) -> bool:
+        """Send a datagram of so many stories, or drop and count them; return whether it was sent.
+
+        Never raises.
+        """
         try:
             if self._connected or self._connect():
                 return self._send(data)
@@ -86,9 +90,8 @@ class Sender:
             self._failed(error)
         except MemoryError:
             pass
-        if counted:
-            self.dropped += 1
-            self.unreported += 1
+        self.dropped += stories
+        self.unreported += stories
         return False
 
     def _send(self, data: bytes) -> bool:

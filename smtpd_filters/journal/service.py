@@ -31,12 +31,14 @@ from smtpd_filters.errors import ConfigError, os_reason
 from .archive import Archive
 from .day import NewerError
 from .merging import Merger
-from .reception import MAX_DATAGRAM, InvalidError, decode, part_of
+from .reception import MAX_DATAGRAM, InvalidError, decode, is_state, part_of
 from .sender import MAX_PATH
 from .states import WRITTEN, Collected, remove
+from .wire import BEGINNING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 #: Write permission only: for the journal's user and smtpd's group.
 MODE = 0o620
@@ -190,7 +192,7 @@ class Service:
             except OSError:  # of a sender
                 continue
             if len(queue) >= MAX_QUEUE or self._put - self._taken > self._max_queued:
-                self.counts["overflow"] += 1
+                self.counts["overflow"] += data.count(BEGINNING) or 1
                 continue
             self._put += len(data)
             queue.append(data)
@@ -224,23 +226,32 @@ class Service:
         for _ in range(len(queue)):
             if self._merger.is_full:
                 return
-            counts["received"] += 1
             data = queue.popleft()
             self._taken += len(data)
             try:
-                found = decode(data)
-                if found.get("k") == "state":
-                    self._states.add(found)
-                    continue
-                part = part_of(found)
+                several = decode(data)
             except InvalidError:
+                counts["received"] += 1
                 counts["invalid"] += 1
                 continue
-            except Exception:
-                counts["invalid"] += 1
-                raise
-            counts["lost"] += max(0, part["x"])
-            self._merger.add(part, now, len(data))
+            for found in several:
+                counts["received"] += 1
+                try:
+                    self._take(found, now, len(data) // len(several))
+                except InvalidError:
+                    counts["invalid"] += 1
+                except Exception as error:  # noqa: BLE001  # goes on
+                    counts["invalid"] += 1
+                    self._note_bug(error)
+
+    def _take(self, found: Any, now: float, size: int) -> None:
+        """Take in a part of a story, or the state of a process. Raises InvalidError."""
+        if is_state(found):
+            self._states.add(found)
+            return
+        part = part_of(found)
+        self.counts["lost"] += max(0, part["x"])
+        self._merger.add(part, now, size)
 
     def _write_due(self, *, everything: bool) -> None:
         due = self._merger.due(monotonic(), everything=everything)

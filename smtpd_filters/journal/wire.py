@@ -1,8 +1,9 @@
 """The datagrams that processes send to the journal: JSON objects with short keys.
 
-A datagram is the story of one transaction, or of a session as far as it belongs to none. One that
+An object is the story of one transaction, or of a session as far as it belongs to none. One that
 would be longer than `LIMIT` is split: each part names the session and the transaction, and the
-journal joins them, as it joins the stories of several processes.
+journal joins them, as it joins the stories of several processes. A datagram has one object, or
+several in an array (`outbox`).
 
 | key | value |
 | --- | --- |
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     Row = list[Any]
 
 VERSION = 1
+#: How each object begins; within texts, quotation marks are escaped.
+BEGINNING = b'{"v":'
 #: Bytes of a datagram: older OpenBSD and FreeBSD have 2,048 as their largest.
 LIMIT = 2000
 #: Parts that a story is sent in at most.

@@ -156,8 +156,9 @@ class _Loop:
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
-        #: The state of the process is sent at times.
-        self.telling = False
+        #: When the journal gets more, and is to get what it holds soon.
+        self.telling: asyncio.TimerHandle | None = None
+        self.telling_soon = False
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         #: The scheduled turn of messages; only one is scheduled at a time.
@@ -282,6 +283,8 @@ class _Loop:
             self._receive()
             self._retry_input()
         send(engine, channel)
+        if engine.holds and not self.telling_soon:
+            self._tell()
         if self.next_turn is None and may_work(engine, channel):
             self._watch()
             engine.work()
@@ -372,16 +375,18 @@ class _Loop:
             self.beating = False
 
     def _tell(self) -> None:
-        """Send the process's state to the journal, and again when it is time."""
-        self.telling = False  # first: a MemoryError may end this anywhere
+        """Send the journal stories and the state that are due, and again when it is time."""
+        if self.telling is not None:
+            self.telling.cancel()
+        self.telling, self.telling_soon = None, False  # first: a MemoryError may end this anywhere
         pause = self.engine.beat()
         if pause is not None and not self.ending:
-            self.loop.call_later(pause, self._tell)
-            self.telling = True
+            self.telling = self.loop.call_later(pause, self._tell)
+            self.telling_soon = self.engine.holds
 
     def _tell_again(self) -> None:
         """Go on to send the state after a lack of memory has ended that."""
-        if not self.telling:
+        if self.telling is None:
             self._tell()
 
     def blocked(self, frame: FrameType | None) -> float:

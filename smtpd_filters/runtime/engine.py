@@ -194,11 +194,16 @@ class Engine:
             self._recover()
 
     def beat(self) -> float | None:
-        """Tell the journal of the process's state if it is time.
+        """Send the journal stories and the state that are due; return the seconds until more is.
 
-        Return the seconds until the next time; None without a journal.
+        Return None without a journal.
         """
         return None if self._journal is None else self._journal.beat(len(self.sessions))
+
+    @property
+    def holds(self) -> bool:
+        """Whether something for the journal waits for `beat`, which may be due soon."""
+        return self._journal is not None and self._journal.holds
 
     @property
     def working(self) -> bool:
@@ -253,6 +258,8 @@ class Engine:
             self._drop(key)
         for key in list(self._tasks):
             self.cancel(key)
+        if self._journal is not None:
+            self._journal.flush()
 
     # -- events of the connection (`Listener`); none of these methods raises --------------
 

@@ -39,11 +39,18 @@ if TYPE_CHECKING:
         def mail_from(self, session: Any, argument: bytes) -> None:
             """Handle the sender that a client names, before the policy is asked."""
 
-        def beat(self, sessions: int) -> float:
-            """Send the state of the process, with so many sessions, if it is time.
+        @property
+        def holds(self) -> bool:
+            """Whether stories wait for `beat`."""
 
-            Return the seconds until the next time.
+        def beat(self, sessions: int) -> float:
+            """Send stories and the state of the process that are due, with so many sessions.
+
+            Return the seconds until more is due.
             """
+
+        def flush(self) -> None:
+            """Send all stories that wait, at the end of the process."""
 
     class Policy(Protocol):
         """Makes the decisions.  No method raises; the result of a coroutine is a decision."""

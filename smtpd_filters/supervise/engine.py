@@ -199,11 +199,20 @@ class Engine:
                 self._unserved(session, "no program is ready")
 
     def beat(self, ends: int) -> float | None:
-        """Send the state to the journal if it is time; programs have ended `ends` times.
+        """Send the journal stories and the state that are due; programs have ended `ends` times.
 
-        Return the seconds until the next time; None without a journal.
+        Return the seconds until more is; None without a journal.
         """
         return self._observer.beat(len(self.sessions), ends)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something for the journal waits for `beat`, which may be due soon."""
+        return self._observer.holds
+
+    def flush(self) -> None:
+        """Send the journal all that waits, at the end of the process."""
+        self._observer.flush()
 
     def relieve(self) -> None:
         """Release memory: the lines of messages that are kept only to be given again."""

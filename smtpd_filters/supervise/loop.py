@@ -137,7 +137,10 @@ class Loop:
                 return 0
         if self._brisk:
             # More will come, so the next look is at the next tick, even if nothing is pending.
-            return max(self._tick_at - self._now, 0.0) * 1000 + 1
+            pause = self._tick_at - self._now
+            if self.engine.holds:
+                pause = min(pause, self.engine.beat(self.fleet.ends) or 0.0)
+            return max(pause, 0.0) * 1000 + 1
         busy = bool(self.engine.waiting) or any(
             worker.link.open or worker.link.messages or worker.channel.size for worker in workers
         )
@@ -294,6 +297,7 @@ class Loop:
         """After the end of smtpd: end the programs within bounds."""
         fleet = self.fleet
         started = monotonic()
+        self.engine.flush()
         fleet.finish()
         for fd in (self.smtpd.source, self.smtpd.sink):
             self._forget(fd)

@@ -68,6 +68,14 @@ class Unobserved:
         """Return None: nothing is due."""
         return None
 
+    @property
+    def holds(self) -> bool:
+        """Return False: nothing waits."""
+        return False
+
+    def flush(self) -> None:
+        """Do nothing."""
+
 
 class Observer(Unobserved):
     """Gives the journal what it can know of the program `name`.  No method raises.
@@ -157,8 +165,17 @@ class Observer(Unobserved):
         self._journal.closed(session)
 
     def beat(self, sessions: int, ends: int) -> float | None:
-        """Send the state of the process if it is time; return the seconds until the next time."""
+        """Send stories and the state that are due; return the seconds until more is."""
         return self._journal.beat(sessions, ends)
+
+    @property
+    def holds(self) -> bool:
+        """Whether something waits for `beat`, which may be due soon."""
+        return self._journal.holds
+
+    def flush(self) -> None:
+        """Send all that waits, at the end of the process."""
+        self._journal.flush()
 
 
 def _is_plain(row: bytes) -> bool:

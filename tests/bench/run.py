@@ -545,18 +545,21 @@ class Bench:
             self.report.left_out.append(f"a chain with a journal: {reason}")
         else:
             progress("journal: a chain with it")
-            # Twice as many messages: the ratio is near 1.
-            turns = 2 * self.sizes.rounds * self.sizes.mails // journal.TURN
-            found, sums = journal.measure_chain(turns, journal.TURN)
+            # Many pairs of turns: the ratio is near 1.
+            found, p99 = journal.measure_chain(3 * self.sizes.rounds)
             for name, median in medians(found).items():
                 self.report.figures[f"real smtpd, {name}"] = median
-            ratio = compare(found, journal.WITH, journal.WITHOUT, "messages/s")
-            self.target("real smtpd: messages/s, six with a journal : without", ratio, ">=", 0.97)
-            for name, figures in sums.items():
-                self.report.figures[f"real smtpd, {name}"] |= figures
-            for key, limit in (("p99 ms", 1.03), ("CPU ms/message", 1.1)):
-                ratio = sums[journal.WITH][key] / sums[journal.WITHOUT][key]
-                self.target(f"real smtpd: {key}, six with a journal : without", ratio, "<=", limit)
+            for name, value in p99.items():
+                self.report.figures[f"real smtpd, {name}"]["p99 ms"] = value
+            ratio = p99[journal.WITH] / p99[journal.WITHOUT]
+            self.target("real smtpd: p99 ms, six with a journal : without", ratio, "<=", 1.03)
+            for key, sense, limit in (
+                ("messages/s", ">=", 0.97),
+                (journal.CPU, "<=", 1.1),
+                (journal.ALL, "<=", 1.15),
+            ):
+                ratio = compare(found, journal.WITH, journal.WITHOUT, key)
+                self.target(f"real smtpd: {key}, six with a journal : without", ratio, sense, limit)
         progress("journal: its process")
         own = self.report.figures["journal"] = journal.measure_service(10)
         share = next(value for key, value in own.items() if key.startswith("CPU share"))

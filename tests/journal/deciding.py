@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.journal.collector import Collector
+from smtpd_filters.journal.outbox import ROOM
 from smtpd_filters.journal.wire import LIMIT
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.testing.in_process import Served
 
-from .made import parse
+from .made import parse_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -31,19 +32,22 @@ class Sent:
         self.datagrams: list[bytes] = []
         self.dropped = self.unreported = 0
         self.full = False
+        #: Has everything sent that waits.
+        self.flush: Callable[[], object] = int
 
-    def send(self, data: bytes, *, counted: bool = True) -> bool:
-        assert len(data) <= LIMIT
+    def send(self, data: bytes, stories: int = 1) -> bool:
+        assert len(data) <= (LIMIT if stories < 2 else ROOM)
         if self.full:
-            self.dropped += counted
-            self.unreported += counted
+            self.dropped += stories
+            self.unreported += stories
             return False
         self.datagrams.append(data)
         return True
 
     @property
     def parts(self) -> list[dict[str, Any]]:
-        return [parse(data) for data in self.datagrams]
+        self.flush()
+        return [part for data in self.datagrams for part in parse_all(data)]
 
 
 class Deciding(Served):
@@ -52,7 +56,9 @@ class Deciding(Served):
     def __init__(self, *filters: Filter, rules: Rules | None = None) -> None:
         super().__init__(filters, (), None, None, rules)
         self.sent = Sent()
-        self.chain.keep_journal(Collector(self.sent, "filter-test", self.log))  # type: ignore[arg-type]
+        collector = Collector(self.sent, "filter-test", self.log)  # type: ignore[arg-type]
+        self.sent.flush = collector.flush
+        self.chain.keep_journal(collector)
         self.engine = Engine(self.chain, self.log)
         self.engine.spawn = self._spawn
 

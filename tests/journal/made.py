@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from smtpd_filters.journal.reception import decode, part_of
+from smtpd_filters.journal.reception import decode, is_state, part_of
 from smtpd_filters.journal.wire import VERSION, encode
 
 #: 2026-11-30 12:00:00 UTC, for tests with a time of their own.
@@ -15,8 +15,16 @@ PASSED = ["fcrdns", "connect", "proceed", 1, 20]
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Return the part of a story in a datagram."""
-    return part_of(decode(data))
+    """Return the part of a story in a datagram that has only one."""
+    [found] = parse_all(data)
+    return found
+
+
+def parse_all(data: bytes) -> list[dict[str, Any]]:
+    """Return the parts of stories in a datagram."""
+    found = decode(data)
+    assert not any(map(is_state, found))
+    return [part_of(each) for each in found]
 
 
 def part(number: int = 1, rows: list[Any] | None = None, **facts: Any) -> dict[str, Any]:

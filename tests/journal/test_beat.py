@@ -12,14 +12,13 @@ import pytest
 
 from smtpd_filters.journal.collector import Collector
 from smtpd_filters.journal.process_state import INTERVAL
-from smtpd_filters.journal.reception import decode
+from smtpd_filters.journal.reception import decode, is_state, part_of
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.runtime.log import Log
 from tests.runtime.process import FilterProcess, policy, sid
 from tests.supervise.supervised import PATIENCE, Started, Supervised
 
 from .deciding import Sent
-from .made import parse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,14 +33,16 @@ class Received:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(str(path))
         self.socket.settimeout(PATIENCE)
+        self._unread: list[Any] = []
 
     def next(self, kind: str = "state") -> dict[str, Any]:
-        """Return the next datagram of a kind."""
+        """Return the next object of a kind."""
         while True:
-            data = self.socket.recv(1 << 16)
-            found = decode(data)
+            if not self._unread:
+                self._unread = decode(self.socket.recv(1 << 16))
+            found = self._unread.pop(0)
             if found["k"] == kind:
-                return found if kind == "state" else parse(data)
+                return dict(found) if is_state(found) else part_of(found)
 
 
 @pytest.fixture
@@ -63,6 +64,38 @@ def test_an_idle_filter(received: Received, name: str) -> None:
         while (second := received.next())["o"] == 0:
             pass
         assert (second["n"], second["o"]) == (first["n"], 1)
+
+
+@pytest.mark.parametrize("name", ["Plain", "Later"])
+def test_stories_that_wait_are_sent_soon(received: Received, name: str) -> None:
+    with FilterProcess(policy(name, "--journal", str(received.path))) as process:
+        process.hand_shake()
+        received.next()
+        for number in (1, 2, 3):
+            process.connect(sid(number))
+            process.report("link-disconnect", sid(number))
+        received.socket.settimeout(INTERVAL / 2)  # all are sent with the next state
+        found = [received.next("session") for _ in range(3)]
+        assert [part["s"].encode() for part in found] == [sid(1), sid(2), sid(3)]
+
+
+@pytest.mark.parametrize("name", ["Plain", "Later"])
+def test_stories_that_wait_are_sent_at_the_end(received: Received, name: str) -> None:
+    with FilterProcess(policy(name, "--journal", str(received.path))) as process:
+        process.hand_shake()
+        for number in (1, 2, 3):
+            process.connect(sid(number))
+        process.finish()
+    assert len({received.next("session")["s"] for _ in range(3)}) == 3
+
+
+def test_a_supervisors_stories_that_wait_are_sent_soon(received: Received) -> None:
+    with Supervised("--journal", str(received.path), "--on-error", "proceed") as smtpd:
+        received.next()
+        received.socket.settimeout(INTERVAL / 2)
+        for _ in range(3):
+            smtpd.connect().quit()
+        assert len({received.next("session")["s"] for _ in range(3)}) == 3
 
 
 def test_ends_of_a_supervised_program(received: Received) -> None:
@@ -141,7 +174,7 @@ def test_a_state_is_sent_once_in_its_interval_and_at_the_end_of_a_program() -> N
 
 def test_a_state_that_is_not_sent_is_no_lost_event(tmp_path: Path) -> None:
     sender = Sender(str(tmp_path / "none"), Log(fd=2))
-    assert not sender.send(b"x", counted=False)
+    assert not sender.send(b"x", 0)
     assert sender.dropped == sender.unreported == 0
     assert not sender.send(b"x")
     assert sender.dropped == sender.unreported == 1

@@ -153,6 +153,20 @@ def test_a_flood_of_large_datagrams_takes_limited_memory() -> None:
     assert len(made._queue) == 5
 
 
+def test_an_invalid_object_is_not_the_fault_of_others(running: Running, sender: Sender) -> None:
+    odd = [b"1", b"[]", b'{"v":2}', b'{"v":1,"k":"state"}', b'{"v":1,"k":"tx"}']
+    assert sender.send(b"[" + b",".join([datagram(1), *odd, datagram(2)]) + b"]", 2)
+    assert f"invalid={len(odd)}" in running.end()
+    assert running.search() == [f"{number:016x}" for number in (2, 1)]
+
+
+def test_all_stories_of_a_datagram_count_as_lost() -> None:
+    made = Service(Kept(), "/none", group=None, note=print, max_queued=100)
+    several = b"[" + datagram(1) + b"," + datagram(2) + b"]"
+    made._read(Socket(several, 3))  # type: ignore[arg-type]
+    assert (len(made._queue), made.counts["overflow"]) == (1, 4)
+
+
 def test_stories_are_written_before_too_many_are_held() -> None:
     archive = Kept()
     made = Service(archive, "/none", group=None, note=print)

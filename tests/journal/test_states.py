@@ -74,7 +74,8 @@ class Process:
     def send(self, sessions: int = 0, ends: int = 0, **changed: Any) -> None:
         self.state.send(sessions, ends)
         for data in self.sent.datagrams:
-            self.collected.add({**decode(data), **changed})
+            [found] = decode(data)
+            self.collected.add({**found, **changed})
         self.sent.datagrams.clear()
 
 
