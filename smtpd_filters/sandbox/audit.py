@@ -135,6 +135,7 @@ class _Hosts:
 
     def __init__(self, needs: Needs) -> None:
         self._anywhere = needs.anywhere
+        #: Hosts and their ports: addresses in binary form, and all as they are declared.
         self._allowed: set[tuple[object, int]] = set()
         #: Ports of hosts that are given by name, and may have any address.
         self._ports: set[int] = set()
@@ -142,7 +143,7 @@ class _Hosts:
         self._sockets = frozenset(needs.sockets)
         for host, port in (*needs.tcp, *needs.udp):
             packed = packed_address(host)
-            self._allowed.add((packed or host.lower(), port))
+            self._allowed |= {(packed or host.lower(), port), (host, port)}
             if packed is None:
                 self._ports.add(port)
 
@@ -152,6 +153,8 @@ class _Hosts:
             host, port = address[0], address[1]
             if self._anywhere or not isinstance(host, str) or port in self._ports:
                 return  # or not of the Internet
+            if (host, port) in self._allowed:
+                return
             if (packed_address(host) or host.lower(), port) not in self._allowed:
                 raise _refused(f"connecting to {host[:100]} port {port}")
         elif isinstance(address, str | bytes):
