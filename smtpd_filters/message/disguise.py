@@ -112,7 +112,7 @@ class Name:
             if plain or not self._is_plain(match):
                 spans[match.start()] = _end_of_field(text, match.end())
         end = 0
-        for match in self._behind_cr.finditer(text):
+        for match in self._behind_cr.finditer(text) if b"\r" in text else ():
             if match.start() >= end:
                 end = _end_of_field(text, match.end())
                 spans[_start_of_field(text, match.start())] = end
