@@ -19,6 +19,7 @@ import errno
 import itertools
 import os
 import socket
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from smtpd_filters.sandbox.needs import packed_address
@@ -40,23 +41,44 @@ _PENDING = frozenset({errno.EINPROGRESS, errno.EALREADY})
 
 
 async def connected(
-    host: str, port: int, *, delay: float = DELAY, limit: float = CONNECT
+    host: str,
+    port: int,
+    *,
+    delay: float = DELAY,
+    limit: float = CONNECT,
+    seconds: float | None = None,
 ) -> socket.socket:
     """Return a socket connected to one of the addresses of a host. Raises OSError.
 
-    In seconds, `delay` is the time until the next address is tried as well, and `limit` the time
-    for each address.
+    In seconds, `delay` is the time until the next address is tried as well, `limit` the time for
+    each address, and `seconds` the time for all of it, None for any.
     """
-    stream, numeric = socket.SOCK_STREAM, socket.AI_NUMERICHOST
-    if packed_address(host) is None:
+    # The number of an interface may change.
+    places: Sequence[Place] = (_numeric if "%" in host else _known)(host, port)
+    if places:  # without a timeout but that of the address
+        return await _connect(*places[0], limit if seconds is None else min(limit, seconds))
+    async with asyncio.timeout(seconds):
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=stream)
-    else:  # without a thread, which a sandbox may not allow
-        found = socket.getaddrinfo(host, port, type=stream, flags=numeric)
-    places = interleaved([(int(family), place) for family, _, _, _, place in found])
-    if len(places) == 1:  # without a task of its own
-        return await _connect(*places[0], limit)
-    return await _first(places, delay, limit)
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        places = interleaved([(int(family), place) for family, _, _, _, place in found])
+        if len(places) == 1:  # without a task of its own
+            return await _connect(*places[0], limit)
+        return await _first(places, delay, limit)
+
+
+def _numeric(host: str, port: int) -> tuple[Place, ...]:
+    """Return an address as a place, without a thread, which a sandbox may not allow.
+
+    It is empty for a name.
+    """
+    if packed_address(host) is None:
+        return ()
+    numeric = socket.AI_NUMERICHOST
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=numeric)
+    return tuple((int(family), place) for family, _, _, _, place in found)
+
+
+_known = lru_cache(maxsize=256)(_numeric)
 
 
 def connected_in(host: str, port: int, seconds: float) -> socket.socket:
@@ -67,11 +89,7 @@ def connected_in(host: str, port: int, seconds: float) -> socket.socket:
     if packed_address(host) is not None:  # without a loop, which takes descriptors
         return socket.create_connection((host, port), seconds)
 
-    async def within() -> socket.socket:
-        async with asyncio.timeout(seconds):
-            return await connected(host, port)
-
-    sock = asyncio.run(within())
+    sock = asyncio.run(connected(host, port, seconds=seconds))
     sock.settimeout(seconds)
     return sock
 

@@ -21,6 +21,7 @@ import asyncio
 import select
 import socket
 from contextlib import suppress
+from math import inf
 from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.failures import OVERSIZED, BadReplyError, NotKeptError
@@ -344,12 +345,12 @@ class Connection:
                 change.set_result(None)
 
 
-async def connect(address: Address) -> Connection:
-    """Return a new connection to a server. Raises UnconnectedError."""
+async def connect(address: Address, seconds: float | None = None) -> Connection:
+    """Return a new connection to a server within so many seconds. Raises UnconnectedError."""
     try:
         if address.path:
-            return over(await _connect_unix(address.path))
-        return over(await connected(address.host, address.port))
+            return over(await _connect_unix(address.path, seconds))
+        return over(await connected(address.host, address.port, seconds=seconds))
     except OSError as error:
         raise UnconnectedError(error) from None
 
@@ -363,11 +364,13 @@ def over(sock: socket.socket) -> Connection:
         raise
 
 
-async def _connect_unix(path: str) -> socket.socket:
+async def _connect_unix(path: str, seconds: float | None) -> socket.socket:
     """Connect to a unix socket; wait while the server's queue of connections is full.
 
     connect(2) gives EAGAIN then, which asyncio takes for a connection in progress.
     """
+    clock = asyncio.get_running_loop().time
+    until = inf if seconds is None else clock() + seconds
     pause = 0.01
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -381,5 +384,8 @@ async def _connect_unix(path: str) -> socket.socket:
             raise
         else:
             return sock
-        await asyncio.sleep(pause)
+        left = until - clock()
+        if left <= 0:
+            raise TimeoutError
+        await asyncio.sleep(min(pause, left))
         pause = min(2 * pause, QUEUE_FULL)
