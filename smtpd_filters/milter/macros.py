@@ -6,12 +6,12 @@ known is left out, never sent empty.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from . import vocabulary as v
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from .negotiation import Agreement
 
 #: The usual macros by event.
@@ -29,13 +29,18 @@ USUAL: dict[bytes, tuple[bytes, ...]] = {
 }  # fmt: skip
 
 
-def chosen(event: bytes, agreed: Agreement | None) -> Iterable[bytes]:
+def chosen(event: bytes, agreed: Agreement | None) -> tuple[bytes, ...]:
     """Return the names of the macros for an event.
 
     The list of a milter replaces the usual one; its names may lack their braces.
     """
     asked = agreed.macros.get(event) if agreed is not None else None
-    return USUAL.get(event, ()) if asked is None else dict.fromkeys(map(_braced, asked))
+    return USUAL.get(event, ()) if asked is None else _all_braced(asked)
+
+
+@lru_cache(maxsize=64)  # each connection has its lists, nearly always the same
+def _all_braced(asked: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    return tuple(dict.fromkeys(map(_braced, asked)))
 
 
 def _braced(name: bytes) -> bytes:

@@ -45,7 +45,7 @@ _RANK = {
     v.END_OF_BODY: 9,
 }
 #: Events of which there may be several in a row.
-_REPEATED = frozenset({v.RCPT, v.HEADER, v.BODY})
+_REPEATED = frozenset({v.HELO, v.RCPT, v.HEADER, v.BODY})
 #: Events before a message.
 _OF_SESSION = frozenset({v.CONNECT, v.HELO})
 #: Events that carry the content of a message.
@@ -113,8 +113,7 @@ class MtaSide:
 
     def negotiate(self) -> bytes:
         """Return the first packet."""
-        self._check_order(v.NEGOTIATE)
-        self._rank = _RANK[v.NEGOTIATE]
+        self._take_turn(v.NEGOTIATE)
         self._due = v.NEGOTIATE
         return self._offer.encode()
 
@@ -145,9 +144,7 @@ class MtaSide:
 
     def mail(self, sender: bytes, parameters: Sequence[bytes] = (), macros: Macros = ()) -> bytes:
         """Return MAIL; the sender has its angle brackets."""
-        payload = self._checked(v.MAIL, joined((sender, *parameters)))
-        self._begin()
-        return self._event(v.MAIL, payload, macros)
+        return self._event(v.MAIL, joined((sender, *parameters)), macros)
 
     def rcpt(self, address: bytes, parameters: Sequence[bytes] = (), macros: Macros = ()) -> bytes:
         """Return RCPT; the recipient has its angle brackets."""
@@ -165,7 +162,7 @@ class MtaSide:
         """
         if not (self.agreed and self.agreed.leading_space):
             value = value.removeprefix(b" ")
-        return self._event(v.HEADER, cstr(name) + cstr(value), macros)
+        return self._event(v.HEADER, joined((name, value)), macros)
 
     def end_of_header(self, macros: Macros = ()) -> bytes:
         """Return the end of the header."""
@@ -200,24 +197,21 @@ class MtaSide:
         self.done = False
         self._edits = self._edited = self._body = self._pieces = self._progress = 0
 
-    def _checked(self, event: bytes, payload: bytes) -> bytes:
-        self._check_order(event)
-        if len(payload) > v.MAX_PAYLOAD:
-            raise MilterError(f"{len(payload)} bytes in one packet, which milters don't take")
-        return payload
-
-    def _check_order(self, event: bytes) -> None:
-        rank = _RANK[event]
-        again = rank == self._rank and (event in _REPEATED or event == v.HELO)
-        order = rank > self._rank or again
-        if event != v.NEGOTIATE:
-            order = order and self.agreed is not None
-        if self._broken or self._due or not order:
+    def _take_turn(self, event: bytes) -> None:
+        """Note an event. Raises MilterError if it is out of order."""
+        rank, before = _RANK[event], self._rank
+        order = rank > before or (rank == before and event in _REPEATED)
+        negotiates = before < 0
+        if self._broken or self._due or not order or negotiates != (event == v.NEGOTIATE):
             raise MilterError(f'"{event.decode()}" out of order')
+        self._rank = rank
 
     def _event(self, event: bytes, payload: bytes, macros: Macros) -> bytes:
-        self._checked(event, payload)
-        self._rank = _RANK[event]
+        if len(payload) > v.MAX_PAYLOAD:
+            raise MilterError(f"{len(payload)} bytes in one packet, which milters don't take")
+        self._take_turn(event)
+        if event == v.MAIL:
+            self._begin()
         if not self._listens(event):
             return b""
         if event not in _OF_SESSION:

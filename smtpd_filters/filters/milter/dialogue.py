@@ -23,7 +23,7 @@ from smtpd_filters.scanning.outcomes import safe
 
 from .content import Wishes, cut, fits
 from .facts import bracketed, encoded
-from .links import FailedError, admitted
+from .links import Admission, FailedError
 from .outcomes import LONG_FIELD, closing, refusal
 
 TYPE_CHECKING = False
@@ -127,7 +127,7 @@ class Dialogue:
         over, refused = self.settled()
         if over:
             return refused
-        with admitted(self.milter.links.commands):
+        with Admission(self.milter.links.commands):
             used = self.link is not None and not self.link.closed
             try:
                 return await self._in_step(event, recipient, draft)
@@ -143,10 +143,10 @@ class Dialogue:
         if link is None or link.closed:
             link = await self._open()
             self._greeted, self._serial, self._sent_to = None, 0, 0
+        link.use()
         try:
-            async with link.use():
-                refused = await self._reach(link, event, recipient, draft)
-                await link.flush(self.milter.command)
+            refused = await self._reach(link, event, recipient, draft)
+            await link.flush(self.milter.command)
         except MilterError as error:  # what can't be said to a milter, such as a long field
             link.abort()
             raise FailedError(str(error)) from None
@@ -189,19 +189,19 @@ class Dialogue:
 
     async def _session(self, link: Link, event: bytes) -> tuple[bool, Refusal | None]:
         """Send CONNECT and HELO, as far as they are due."""
-        facts, mta = self.facts, link.mta
+        facts, mta, command = self.facts, link.mta, self.milter.command
         if self._greeted is None:
             self._greeted = None, None
             sent = mta.connect(*facts.endpoint(), self._macros(link, v.CONNECT))
-            if self._judged(v.CONNECT, await self._tell(link, sent)):
+            if not link.put(sent) and self._judged(v.CONNECT, await link.tell(sent, command)):
                 return self.settled()
         greeting = facts.identity, facts.session.tls  # it is repeated after STARTTLS
         if event != v.CONNECT and facts.identity and greeting != self._greeted:
-            await self._tell(link, mta.abort())
+            link.keep(mta.abort())
             self._greeted = greeting
             self._serial = 0
             sent = mta.helo(encoded(facts.identity), self._macros(link, v.HELO))
-            if self._judged(v.HELO, await self._tell(link, sent)):
+            if not link.put(sent) and self._judged(v.HELO, await link.tell(sent, command)):
                 return self.settled()
         return event in _SESSION, None
 
@@ -210,11 +210,11 @@ class Dialogue:
         facts, mta = self.facts, link.mta
         if self._serial == facts.serial:
             return event == v.MAIL, None
-        await self._tell(link, mta.abort())
+        link.keep(mta.abort())
         self._serial, self._sent_to = facts.serial, 0
         macros = self._macros(link, v.MAIL)
         sent = mta.mail(bracketed(facts.sender), facts.parameters, macros)
-        if self._judged(v.MAIL, await self._tell(link, sent)):
+        if not link.put(sent) and self._judged(v.MAIL, await link.tell(sent, self.milter.command)):
             return self.settled()
         replayed = event == v.RCPT and facts.recipients
         if replayed and (refused := await self._recipients(link)):
@@ -253,13 +253,15 @@ class Dialogue:
         self, link: Link, recipient: str, parameters: Sequence[bytes] = ()
     ) -> Verdict | ReplyCode | None:
         macros = self._macros(link, v.RCPT, recipient)
-        return await self._tell(link, link.mta.rcpt(bracketed(recipient), parameters, macros))
+        sent = link.mta.rcpt(bracketed(recipient), parameters, macros)
+        return None if link.put(sent) else await link.tell(sent, self.milter.command)
 
     async def _data(self, link: Link) -> Refusal | None:
         if link.mta.reached(v.DATA):
             return None
         sent = link.mta.data(self._macros(link, v.DATA))
-        self._judged(v.DATA, await self._tell(link, sent))
+        if not link.put(sent):
+            self._judged(v.DATA, await link.tell(sent, self.milter.command))
         return self.settled()[1]
 
     async def _content(self, link: Link, draft: Draft | None) -> Refusal | None:
@@ -274,7 +276,7 @@ class Dialogue:
         wishes = Wishes(draft)
         try:
             sent = mta.end_of_body(self._macros(link, v.END_OF_BODY))
-            answer = await link.tell(sent, seconds, wishes.take)
+            answer = None if link.put(sent) else await link.tell(sent, seconds, wishes.take)
             if not self._judged(v.END_OF_BODY, answer) or not self.settled()[1]:
                 # A refusal makes the edits void.
                 agreed = mta.agreed
@@ -315,13 +317,16 @@ class Dialogue:
 
     async def _end_of_header(self, link: Link, _draft: Draft | None) -> bool:
         sent = link.mta.end_of_header(self._macros(link, v.END_OF_HEADER))
+        if link.put(sent):
+            return False
         return self._judged(v.END_OF_HEADER, await link.tell(sent, self.milter.content))
 
     async def _body(self, link: Link, draft: Draft | None) -> bool:
         mta, seconds = link.mta, self.milter.content
         if draft is not None and mta.wants(v.BODY):
             for piece in draft.pieces():
-                if self._judged(v.BODY, await link.tell(mta.body(piece), seconds)):
+                sent = mta.body(piece)
+                if not link.put(sent) and self._judged(v.BODY, await link.tell(sent, seconds)):
                     return True
                 if not mta.wants(v.BODY):
                     break
@@ -330,15 +335,7 @@ class Dialogue:
     def _macros(
         self, link: Link, event: bytes, recipient: str = ""
     ) -> Sequence[tuple[bytes, bytes]]:
-        value, found = self.facts.value, []
-        for name in chosen(event, link.mta.agreed):
-            known = value(name, event, recipient)
-            if known is not None:
-                found.append((name, known))
-        return found
-
-    async def _tell(self, link: Link, sent: bytes) -> Verdict | ReplyCode | None:
-        return None if link.put(sent) else await link.tell(sent, self.milter.command)
+        return self.facts.macros(event, chosen(event, link.mta.agreed), recipient)
 
     def _judged(self, event: bytes, answer: Verdict | ReplyCode | None) -> bool:
         """Note an answer; return whether the milter has nothing more to say."""

@@ -5,13 +5,19 @@ Sources: Postfix's milter_macros (MILTER_README) for the values, and libmilter f
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from smtpd_filters.milter import vocabulary as v
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
 
     from smtpd_filters.session import Session
+
+    #: Returns the value of a macro, None if it is not known.
+    Getter: TypeAlias = Callable[["Facts"], str | None]
 
 _IPV6 = "IPv6:"
 
@@ -22,7 +28,9 @@ class Facts:
     `host` is the name of this machine, `daemon` the value of `{daemon_name}`, `version` smtpd's.
     """
 
-    __slots__ = ("_base", "identity", "parameters", "sender", "serial", "session", "tx")
+    __slots__ = (
+        "_base", "_recipient", "identity", "parameters", "sender", "serial", "session", "tx",
+    )  # fmt: skip
 
     def __init__(self, session: Session, *, host: str, daemon: str, version: str) -> None:
         self.session = session
@@ -33,6 +41,8 @@ class Facts:
         self.serial = 0
         self.sender = ""
         self.parameters: list[bytes] = []
+        #: The recipient of the event for which macros are made.
+        self._recipient = ""
         #: smtpd's transaction, once it has begun.
         self.tx: object = None
 
@@ -84,18 +94,20 @@ class Facts:
             encoded(address),
         )
 
-    def value(self, name: bytes, event: bytes, recipient: str = "") -> bytes | None:
-        """Return the value of a macro at an event; None if it is not known there.
+    def macros(
+        self, event: bytes, names: tuple[bytes, ...], recipient: str = ""
+    ) -> Sequence[tuple[bytes, bytes]]:
+        """Return the macros of these names with their values, without those that aren't known.
 
         `recipient` is the one of the event.
         """
-        if get := _KNOWN_AT.get(event, _OF_ALL).get(name):
+        self._recipient = recipient
+        found = []
+        for name, get in _getters(event, names):
             value = get(self)
-        elif event == v.RCPT and (of_recipient := _OF_RECIPIENT.get(name)):
-            value = of_recipient(recipient)
-        else:
-            return None
-        return None if value is None else encoded(value)
+            if value is not None:
+                found.append((name, encoded(value)))
+        return found
 
     # -- macros of the connection ----------------------------------------------------------
 
@@ -194,7 +206,7 @@ def _port(endpoint: str) -> int:
     return int(port) & 0xFFFF if port.isdigit() else 0
 
 
-_OF_CONNECTION: dict[bytes, Callable[[Facts], str | None]] = {
+_OF_CONNECTION: dict[bytes, Getter] = {
     b"j": Facts._j,  # noqa: SLF001  # one class, as below
     b"_": Facts._client,  # noqa: SLF001
     b"v": Facts._v,  # noqa: SLF001
@@ -208,12 +220,12 @@ _OF_CONNECTION: dict[bytes, Callable[[Facts], str | None]] = {
     b"{client_resolve}": Facts._client_resolve,  # noqa: SLF001
     b"{client_connections}": lambda _: "0",
 }
-_OF_GREETING: dict[bytes, Callable[[Facts], str | None]] = {
+_OF_GREETING: dict[bytes, Getter] = {
     b"{tls_version}": lambda facts: facts._tls(0),  # noqa: SLF001
     b"{cipher}": lambda facts: facts._tls(1),  # noqa: SLF001
     b"{cipher_bits}": lambda facts: facts._tls(2),  # noqa: SLF001
 }
-_OF_MESSAGE: dict[bytes, Callable[[Facts], str | None]] = {
+_OF_MESSAGE: dict[bytes, Getter] = {
     b"i": Facts._msgid,  # noqa: SLF001
     b"{auth_type}": Facts._auth_type,  # noqa: SLF001
     b"{auth_authen}": lambda facts: facts.session.username,
@@ -221,11 +233,21 @@ _OF_MESSAGE: dict[bytes, Callable[[Facts], str | None]] = {
     b"{mail_host}": lambda facts: _domain(facts.sender),
     b"{mail_mailer}": lambda _: "smtp",
 }
-_OF_ALL = _OF_CONNECTION | _OF_GREETING | _OF_MESSAGE
-#: What is known at the first events; `_OF_ALL` at all others.
-_KNOWN_AT = {v.CONNECT: _OF_CONNECTION, v.HELO: _OF_CONNECTION | _OF_GREETING}
-_OF_RECIPIENT: dict[bytes, Callable[[str], str | None]] = {
-    b"{rcpt_addr}": lambda recipient: recipient,
-    b"{rcpt_host}": _domain,
+_OF_RECIPIENT: dict[bytes, Getter] = {
+    b"{rcpt_addr}": lambda facts: facts._recipient,  # noqa: SLF001
+    b"{rcpt_host}": lambda facts: _domain(facts._recipient),  # noqa: SLF001
     b"{rcpt_mailer}": lambda _: "smtp",
 }
+_OF_ALL = _OF_CONNECTION | _OF_GREETING | _OF_MESSAGE
+#: What is known at some events; `_OF_ALL` at all others.
+_KNOWN_AT = {
+    v.CONNECT: _OF_CONNECTION,
+    v.HELO: _OF_CONNECTION | _OF_GREETING,
+    v.RCPT: _OF_ALL | _OF_RECIPIENT,
+}
+
+
+@lru_cache(maxsize=64)  # milters ask for the same in each session
+def _getters(event: bytes, names: tuple[bytes, ...]) -> tuple[tuple[bytes, Getter], ...]:
+    known = _KNOWN_AT.get(event, _OF_ALL)
+    return tuple((name, known[name]) for name in names if name in known)

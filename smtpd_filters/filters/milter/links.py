@@ -18,8 +18,7 @@ says nothing about the milter, since a client can make it take long.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.breaker import Circuit
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
@@ -36,7 +35,7 @@ from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from types import TracebackType
 
     from smtpd_filters.lookups.failover.breaker import Note
@@ -64,24 +63,45 @@ class FailedError(Exception):
         self.silent = silent
 
 
-@contextmanager
-def admitted(circuit: Circuit) -> Iterator[None]:
-    """Admit a session, or raise FailedError while the circuit is open."""
-    clock = asyncio.get_running_loop().time
-    is_trial = circuit.is_open
-    if not circuit.admits(clock()):
-        raise FailedError(circuit.cause)
-    try:
-        yield
-    except FailedError as error:
-        if error.silent:
-            circuit.silent(str(error), clock())
+class Admission:
+    """A context manager that admits a session, or raises FailedError while the circuit is open."""
+
+    __slots__ = ("_circuit", "_is_trial")
+
+    def __init__(self, circuit: Circuit) -> None:
+        self._circuit = circuit
+        self._is_trial = circuit.is_open
+
+    def __enter__(self) -> None:
+        circuit = self._circuit
+        if self._is_trial and not circuit.admits(_now()):
+            raise FailedError(circuit.cause)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        circuit = self._circuit
+        if isinstance(error, FailedError) and error.silent:
+            circuit.silent(str(error), _now())
             if circuit.is_due:
                 circuit.open()
-        raise
-    finally:
-        if is_trial:
+        if self._is_trial:
             circuit.release()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _left(until: float) -> float:
+    """Return the seconds until a time by the loop's clock. Raises TimeoutError."""
+    seconds = until - _now()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
 
 
 class Links:
@@ -114,36 +134,43 @@ class Links:
 
     async def open(self) -> Link:
         """Return a new connection that has negotiated. Raises FailedError."""
-        with admitted(self._connecting):
+        with Admission(self._connecting):
             link = await self._open()
             self._connecting.answered()
             return link
 
     async def _open(self) -> Link:
+        # Without `asyncio.timeout` around all of it, which costs as much as the negotiation.
+        until = _now() + self._seconds
         waited = True  # for something else than the milter
         try:
-            async with asyncio.timeout(self._seconds):
-                waited = await self._turn()
-                try:
-                    while (connection := await self._connect()) is None:
-                        waited = True
-                        await asyncio.sleep(PAUSE)
-                except BaseException:
-                    self._turns.release()
-                    raise
-                link = Link(self, connection, MtaSide(self._offer))
-                try:
-                    await link.negotiate()
-                except BaseException:
-                    link.abort()
-                    raise
-                return link
+            waited = await self._turn(until)
+            try:
+                while (connection := await self._connect(until)) is None:
+                    waited = True
+                    await asyncio.sleep(min(PAUSE, _left(until)))
+            except BaseException:
+                self._turns.release()
+                raise
+            return await self._negotiated(connection, until)
         except TimeoutError:
             cause = f"no connection after {self._seconds:g} s"
             raise FailedError(cause, silent=not waited) from None
         except UnconnectedError as error:
             silent = connect_trouble(error.cause).failure is Failure.SILENT
             raise FailedError(reason(error.cause, "cannot connect"), silent=silent) from None
+
+    async def _negotiated(self, connection: Connection, until: float) -> Link:
+        """Return a connection after the negotiation. Raises FailedError and TimeoutError."""
+        link = Link(self, connection, MtaSide(self._offer))
+        try:
+            await link.negotiate(_left(until))
+        except BaseException as error:
+            link.abort()
+            if isinstance(error, FailedError) and error.silent:
+                raise TimeoutError from None
+            raise
+        return link
 
     def missed(self, event: bytes, answers: int) -> bool:
         """Note an answer that did not come in time; return whether the milter seems to hang.
@@ -161,11 +188,15 @@ class Links:
         if event not in _COMMANDS or _COMMANDS.index(event) >= _COMMANDS.index(self._missed):
             self.commands.answered()
 
-    async def _connect(self) -> Connection | None:
-        """Return a new connection; without a descriptor close an idle one, and return None."""
+    async def _connect(self, until: float) -> Connection | None:
+        """Return a new connection; without a descriptor close an idle one, and return None.
+
+        Raises UnconnectedError and TimeoutError.
+        """
         try:
-            return await connect(self._address)
+            return await connect(self._address, _left(until))
         except UnconnectedError as error:
+            _left(until)
             if connect_trouble(error.cause).failure is not Failure.SHORT:
                 raise
         if self._idle:
@@ -180,17 +211,23 @@ class Links:
             return str(error)
         return ""
 
-    async def _turn(self) -> bool:
-        """Wait until another connection may be opened; return whether it took time."""
+    async def _turn(self, until: float) -> bool:
+        """Wait until another connection may be opened; return whether it took time.
+
+        Raises TimeoutError.
+        """
         if self._turns.locked() and self._idle:
             next(iter(self._idle)).close()
-        waits = self._turns.locked()
+        if not self._turns.locked():
+            await self._turns.acquire()  # at once
+            return False
         self._waiting += 1
         try:
-            await self._turns.acquire()
+            async with asyncio.timeout_at(until):
+                await self._turns.acquire()
         finally:
             self._waiting -= 1
-        return waits
+        return True
 
     def rest(self, link: Link) -> None:
         """Note that a connection is idle."""
@@ -234,22 +271,26 @@ class Link:
         self.answers = 0
         #: Whether the session has ended.
         self._ended = False
-        self._timer = _Timer()
+        self._timer = _Timer(connection.abort)
         #: Events without an answer that are still to be written.
         self._pending: list[bytes] = []
         self._size = 0
 
-    async def negotiate(self) -> None:
+    async def negotiate(self, seconds: float) -> None:
         """Negotiate. Raises FailedError."""
-        await self._exchange(self.mta.negotiate(), None)  # `Links.open` limits the time
+        await self.tell(self.mta.negotiate(), seconds)
 
-    def put(self, sent: bytes) -> bool:
-        """Keep an event without an answer for later; return whether nothing is to be awaited."""
-        if self.mta.waiting or self._size > TOGETHER:
-            return False
+    def keep(self, sent: bytes) -> None:
+        """Keep an event without an answer until another one is sent."""
         if sent:
             self._pending.append(sent)
             self._size += len(sent)
+
+    def put(self, sent: bytes) -> bool:
+        """Keep an event if it has no answer, and not too much is kept; return whether it was."""
+        if self.mta.waiting or self._size + len(sent) > TOGETHER:
+            return False
+        self.keep(sent)
         return True
 
     async def tell(
@@ -258,24 +299,15 @@ class Link:
         seconds: float,
         edit: Callable[[Edit], Awaitable[None]] | None = None,
     ) -> Verdict | ReplyCode | None:
-        """Send an event; return its answer, None if it has none. Raises FailedError.
+        """Send an event with those kept; return its answer, None if it has none.
 
-        `edit` is called with each edit. Events without an answer are sent with the next one that
-        has an answer, or by `flush`.
+        `edit` is called with each edit. Raises FailedError.
         """
-        if not sent:
-            return None
-        if not self.mta.waiting:
-            self._pending.append(sent)
-            self._size += len(sent)
-            if self._size > TOGETHER:
-                await self._timed(seconds, None)
-            return None
         self._pending.append(sent)
         return await self._timed(seconds, edit)
 
     async def flush(self, seconds: float) -> None:
-        """Send events that wait for others. Raises FailedError."""
+        """Send the events that are kept. Raises FailedError."""
         if self._pending:
             await self._timed(seconds, None)
 
@@ -285,11 +317,18 @@ class Link:
         sent = b"".join(self._pending)
         self._pending, self._size = [], 0
         self.answers = self._links.commands.answers
-        self._timer.start(seconds)
+        timer, answer = self._timer, None
+        timer.start(seconds)
         try:
-            return await self._exchange(sent, edit)
+            answer = await self._exchange(sent, edit)
+        except FailedError:
+            if not timer.overdue:
+                raise
         finally:
-            self._timer.stop()
+            timer.stop()
+        if timer.overdue:
+            raise FailedError(f"no answer after {seconds:g} s", silent=True)
+        return answer
 
     async def _exchange(
         self, sent: bytes, edit: Callable[[Edit], Awaitable[None]] | None
@@ -340,10 +379,9 @@ class Link:
 
     # -- its life --------------------------------------------------------------------------
 
-    def use(self) -> _Timer:
-        """Begin exchanges, within the context manager that is returned."""
+    def use(self) -> None:
+        """Begin exchanges."""
         self._links.use(self)
-        return self._timer
 
     def rest(self) -> None:
         """End exchanges."""
@@ -362,6 +400,7 @@ class Link:
         """Close the connection at once."""
         if not self.closed:
             self.closed = True
+            self._timer.cancel()
             self._connection.abort()
             self._links.closed(self)
 
@@ -369,43 +408,26 @@ class Link:
         """Close the connection, with QUIT if nothing is due."""
         if not self.closed:
             self.closed = True
+            self._timer.cancel()
             self._connection.end(b"".join([*self._pending, self.mta.quit()]))
             self._links.closed(self)
 
 
 class _Timer:
-    """The time for each of several answers: a context manager that raises FailedError.
+    """The time for each of several answers: if one takes longer, `end` is called.
 
     `asyncio.timeout` for each of them would cost as much as the rest of an exchange.
     """
 
-    __slots__ = ("_handle", "_limit", "_loop", "_seconds", "_until")
+    __slots__ = ("_end", "_handle", "_loop", "_seconds", "_until", "overdue")
 
-    def __init__(self) -> None:
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
         self._loop = asyncio.get_running_loop()
-        self._limit: asyncio.Timeout
         self._handle: asyncio.TimerHandle | None = None
         self._seconds = self._until = 0.0
-
-    async def __aenter__(self) -> Self:
-        self._limit = asyncio.timeout(None)
-        await self._limit.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._until = 0.0
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-        try:
-            await self._limit.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            raise FailedError(f"no answer after {self._seconds:g} s", silent=True) from None
+        #: Whether an answer has taken longer.
+        self.overdue = False
 
     def start(self, seconds: float) -> None:
         """Begin to wait for an answer."""
@@ -417,20 +439,25 @@ class _Timer:
         self._until = until = self._loop.time() + self._seconds
         handle = self._handle
         if handle is None or handle.when() > until:
-            if handle is not None:
-                handle.cancel()
+            self.cancel()
             self._handle = self._loop.call_at(until, self._due)
 
     def stop(self) -> None:
         """Wait no longer."""
         self._until = 0.0
 
+    def cancel(self) -> None:
+        """Drop the timer of the loop."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
     def _due(self) -> None:
         self._handle = None
         if not self._until:
             return
-        now = self._loop.time()
-        if now < self._until:
+        if self._loop.time() < self._until:
             self._handle = self._loop.call_at(self._until, self._due)
         else:
-            self._limit.reschedule(now)
+            self.overdue = True
+            self._end()

@@ -94,6 +94,26 @@ def test_silence(event: bytes) -> None:
         assert outcome(stub, *flags, "--on-error", "proceed")[0] == ""
 
 
+def test_a_pause_between_commands_is_no_silence() -> None:
+    """It lasts for as long as a milter may take for an answer, which another session waits for."""
+
+    def script(event: Event, _seen: Seen) -> bytes:
+        slow = event.command == v.MAIL and b"slow" in event.fields[0]
+        return b"" if slow else stub.usual(event)
+
+    flags = ("--command-timeout", "0.2")
+    with (
+        milter(script=script) as stub,
+        Conversation(Milter, "--milter", stub.address, *flags) as to,
+    ):
+        there = greeted(to)
+        assert there.mail_from("bob@example.net").reply == ""
+        assert greeted(to).mail_from("slow@example.net").reply == LATER
+        assert there.rcpt_to("alice@example.org").reply == ""
+        assert there.message(b"A: b\r\n\r\nbody\r\n").unchanged
+        assert len(stub.connections) == 2
+
+
 @EVERY
 @pytest.mark.parametrize(
     ("answer", "cause"),
@@ -496,11 +516,11 @@ def test_a_milter_that_hangs_while_sessions_wait_for_their_turn() -> None:
 def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     tries = []
 
-    async def connect(address: Address) -> Connection:
+    async def connect(address: Address, seconds: float) -> Connection:
         tries.append(address)
         if len(tries) < 3:
             raise UnconnectedError(OSError(errno.EMFILE, "Too many open files"))
-        return await connection.connect(address)
+        return await connection.connect(address, seconds)
 
     monkeypatch.setattr(links, "connect", connect)
     with milter() as stub:
@@ -509,7 +529,7 @@ def test_being_short_of_descriptors_is_no_failure(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_lack_of_descriptors_that_goes_on_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def short(_: Address) -> Connection:
+    async def short(_: Address, _seconds: float) -> Connection:
         raise UnconnectedError(OSError(errno.EMFILE, "Too many open files"))
 
     monkeypatch.setattr(links, "connect", short)
