@@ -203,6 +203,7 @@ class Chain:
     def keep_journal(self, journal: Collector) -> None:
         """Give the journal all verdicts from now on; to be called before anything is registered."""
         self.journal = journal
+        self.log.journaled = True
         from .journal.collector import Group  # only with a journal
 
         self.reports += tuple(name for name in journal.reports if name not in self.reports)

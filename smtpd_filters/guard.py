@@ -42,7 +42,7 @@ from .runtime.coroutines import (
     Wait,
     begin,
 )
-from .runtime.log import fold_traceback, outcome, show
+from .runtime.log import exemption, fold_traceback, outcome, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ class Guard:
 
     def _note(self, session: Session, decision: Decision, took: float) -> None:
         """Log a decision, and give it to the journal."""
-        if decision is not PROCEED or self.log.verbose:
+        if self.log.verbose or not (decision is PROCEED or exemption(decision)):
             self.log.verdict(session, self.phase, decision, took, dry=self.dry)
         if self.journal is not None and decision is not PROCEED:
             self.journal.decided(session, self, decision, took)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.runtime.log import EXEMPT_FOR
 from smtpd_filters.settings import SWITCH, Kind, choice, option, table
 from smtpd_filters.settings.kinds import not_an_array
 from smtpd_filters.tables import NetworkTable
@@ -233,8 +234,8 @@ def check_users_option() -> bool:
 
 
 def exempted(filter_: Filter, why: str) -> Proceed:
-    """Return the decision on an exempt client, with `why` as its reason if `--verbose` logs it."""
-    return PROCEED.because(f"exempt: {why}") if filter_.log.verbose else PROCEED
+    """Return the decision on an exempt client, with `why` as its reason if that is kept."""
+    return PROCEED.because(f"{EXEMPT_FOR}{why}") if filter_.log.keeps_exemptions else PROCEED
 
 
 def known_address(session: Session) -> str | None:

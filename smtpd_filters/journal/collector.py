@@ -16,7 +16,7 @@ from time import monotonic, time
 
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Points, Rewrite
 from smtpd_filters.protocol.vis import unvis
-from smtpd_filters.runtime.log import fold_traceback
+from smtpd_filters.runtime.log import EXEMPT_FOR, exemption, fold_traceback
 
 from . import process_state
 from .outbox import Outbox
@@ -155,9 +155,16 @@ class Collector:
     # -- verdicts ------------------------------------------------------------------------
 
     def passed(
-        self, session: Keeper, source: Source | Group, started: float, ended: float = 0.0
+        self,
+        session: Keeper,
+        source: Source | Group | tuple[Source, str],
+        started: float,
+        ended: float = 0.0,
     ) -> None:
-        """Note that a handler let the command pass, from `started` to `ended` or now."""
+        """Note that a handler let the command pass, from `started` to `ended` or now.
+
+        If the client is exempt, `source` is the handler and why.
+        """
         try:
             story = session.story
             if story is None:
@@ -177,6 +184,9 @@ class Collector:
         self, session: Keeper, source: Source, decision: Decision, took: float, failure: str = ""
     ) -> None:
         """Note a decision, which took so many seconds; `failure` is why the filter has none."""
+        if not failure and (why := exemption(decision)):
+            self.passed(session, (source, why), monotonic() - took)
+            return
         try:
             flags = ("d" if source.dry else "") + ("f" if failure else "")
             points = 0
@@ -447,7 +457,11 @@ def _packed(passed: dict[Any, list[float]]) -> list[Row]:
     rows: list[Row] = []
     row: Row = []
     phase = ""
+    exempt: dict[tuple[str, str, float], Row] = {}
     for source, (count, total, longest, at) in passed.items():
+        if type(source) is tuple:
+            _add_exempt(rows, exempt, source, [int(at * 1000), int(total * 1e6), count, longest])
+            continue
         if type(source) is Group:
             rows.append([source.phase, int(at * 1000), int(total * 1e6), source.filters])
             if count > 1:
@@ -463,6 +477,28 @@ def _packed(passed: dict[Any, list[float]]) -> list[Row]:
             rows.append(row)
         row += source.filter, int(total * 1e6)
     return rows
+
+
+def _add_exempt(
+    rows: list[Row],
+    exempt: dict[tuple[str, str, float], Row],
+    source: tuple[Source, str],
+    times: list[Any],
+) -> None:
+    """Add a filter for which the client is exempt: those with the same reason have one row."""
+    who, why = source
+    at, took, count, longest = times
+    longest = int(longest * 1e6) if count > 1 else 0
+    row = exempt.get((who.phase, why, count))
+    if row is None:
+        row = exempt[who.phase, why, count] = [
+            who.filter, who.phase, "proceed", at, took, count, longest, f"{EXEMPT_FOR}{_clip(why)}"
+        ]  # fmt: skip
+        rows.append(row)
+    else:
+        row[0] += f" {who.filter}"
+        row[4] += took
+        row[6] += longest
 
 
 def setting_of(settings: object, decision: Decision) -> str:

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from smtpd_filters.runtime.log import EXEMPT_FOR
+
 from .wire import alone, packed, unpacked
 
 #: The results of a message, in the order of their numbers in the database: accepted; accepted and
@@ -75,6 +77,13 @@ class Verdict:
     def failed(self) -> bool:
         """Whether the filter failed, and `--on-error` decided."""
         return "f" in self.flags
+
+    @property
+    def exempt(self) -> str:
+        """Why the filter exempts the client: a word of --exempt, an entry of a table, or ""."""
+        if self.verb != "proceed" or not self.reason.startswith(EXEMPT_FOR):
+            return ""
+        return self.reason.removeprefix(EXEMPT_FOR)
 
     @property
     def refuses(self) -> bool:

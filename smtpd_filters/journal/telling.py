@@ -38,6 +38,12 @@ _WOULD = {
     "rewrite": "would change the parameter",
     "points": "would give points",
 }
+#: Why clients are exempt, by the words of --exempt.
+_EXEMPT = {
+    "local": "the client is on this machine",
+    "socket": "the client is on smtpd's socket",
+    "authenticated": "the client is authenticated",
+}
 _OUTCOMES = {
     "accepted": "accepted",
     "junk": "accepted as junk",
@@ -147,18 +153,25 @@ def says(verdict: Verdict) -> str:
         words = words.replace("points", f"{verdict.points / 1000:g} points")
     if verdict.failed:
         words = f"failed, so --on-error {words}"
-    if verdict.dry:
+    if verdict.exempt:
+        words = exempts(verdict)
+    elif verdict.dry:
         words += " (--dry-run)"
     text = f"{safe(verdict.filter)} {words}"
     if verdict.argument:
         text += f" for <{safe(verdict.argument)}>"
     if verdict.count > 1:
         text += f", {verdict.count} times"
-    if verdict.reason:
+    if verdict.reason and not verdict.exempt:
         text += f": {safe(verdict.reason)}"
     if verdict.reply:
         text += f" [{safe(verdict.reply)}]"
     return f"{text} ({verdict.took / 1000:.1f} ms)"
+
+
+def exempts(verdict: Verdict) -> str:
+    """Return in words that a filter exempts the client, and why."""
+    return f"exempts it ({_EXEMPT.get(verdict.exempt) or safe(verdict.exempt)})"
 
 
 def deciding(story: Story) -> str:
@@ -175,5 +188,7 @@ def plain(story: Story) -> dict[str, Any]:
     from dataclasses import asdict
 
     found = asdict(story)
+    for shown, verdict in zip(found["verdicts"], story.verdicts, strict=True):
+        shown["exempt"] = verdict.exempt
     found["recipients"] = [{"address": a, "result": r} for a, r in story.recipients]
     return {**found, "decided_by": story.decided_by, "reply": story.reply, "cause": cause(story)}

@@ -42,6 +42,8 @@ MAX_FAILURES = 4096
 MAX_AGAIN = 60
 #: The reason in such a short line.
 AGAIN = "failed as logged before"
+#: How the reason of the decision on an exempt client begins.
+EXEMPT_FOR = "exempt: "
 _PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
 
@@ -104,6 +106,8 @@ class Log:
         self, *, fd: int = 2, verbose: bool = False, clock: Callable[[], float] = monotonic
     ) -> None:
         self.verbose = verbose
+        #: Whether a journal gets the decisions too, with the reasons of exemptions.
+        self.journaled = False
         #: Number of lines that could not be written.
         self.dropped = 0
         self._fd = fd
@@ -257,6 +261,11 @@ class FilterLog:
         """Whether plain proceeds are logged; their reasons are needed only then."""
         return self._log.verbose
 
+    @property
+    def keeps_exemptions(self) -> bool:
+        """Whether the log or a journal gets why clients are exempt."""
+        return self._log.verbose or self._log.journaled
+
     def event(self, event: str, session: str | Session = "", /, **values: object) -> None:
         """Write `SESSION NAME EVENT key=value ...`; `session` is the session or its id.
 
@@ -304,6 +313,13 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
         for key, value in values.items()
         if value is not None
     }
+
+
+def exemption(decision: Decision) -> str:
+    """Return why a client is exempt, if that is why its command is let pass, or ""."""
+    if decision.verb == "proceed" and decision.reason.startswith(EXEMPT_FOR):
+        return decision.reason.removeprefix(EXEMPT_FOR)
+    return ""
 
 
 def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:

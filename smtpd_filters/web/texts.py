@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from smtpd_filters.journal.telling import exempts
 from smtpd_filters.runtime.counters import BUCKETS
 
 TYPE_CHECKING = False
@@ -126,10 +127,10 @@ def quantile(times: Times, part: float) -> str:
 
 def verdict(it: Verdict) -> str:
     """Return what a filter did, in words; reason and reply are shown beside it."""
-    words = _VERBS.get(it.verb, it.verb)
+    words = exempts(it) if it.exempt else _VERBS.get(it.verb, it.verb)
     if it.verb == "points":
         words = f"gave {it.points / 1000:g} points"
-    if it.dry:
+    if it.dry and not it.exempt:
         words = f"would have acted, but only logs: {words}"
     if it.failed:
         words = f"failed, so its --on-error decided: {words}"

@@ -120,6 +120,24 @@ def test_why_as_json(archive: Archive, run: Run) -> None:
     assert second["outcome"] == "accepted"
 
 
+def test_why_a_filter_exempts_a_client(archive: Archive, run: Run, now: float) -> None:
+    rows = [
+        ["fcrdns dnsbl", "connect", "proceed", 1, 80, 1, 0, "exempt: authenticated"],
+        ["rcpt", "rcpt-to", "proceed", 2, 100, 3, 50, "exempt: 192.0.2.0/24"],
+    ]
+    archive.write([stored(7, rows, t=int(now * 1000), f="carol@example.org")], now)
+    archive.close()
+    _, said, _ = run("why", "carol@example.org")
+    for name in ("fcrdns", "dnsbl"):
+        assert f"{name} exempts it (the client is authenticated) (0.0 ms)\n" in said
+    assert "rcpt exempts it (192.0.2.0/24), 3 times (0.1 ms)\n" in said
+    _, said, _ = run("why", "carol@example.org", "--json")
+    [story] = json.loads(said)
+    assert [each["exempt"] for each in story["verdicts"]] == [
+        "authenticated", "authenticated", "192.0.2.0/24"
+    ]  # fmt: skip
+
+
 def test_what_is_not_there(archive: Archive, run: Run, tmp_path: Path) -> None:
     del archive
     assert run("why", "nobody@example.org")[:2] == (

@@ -18,6 +18,7 @@ from smtpd_filters import (
     UnavailableError,
     option,
 )
+from smtpd_filters.checks.exemptions import exempt_option, exempted
 from smtpd_filters.journal.collector import MAX_ID, MAX_RECIPIENTS, MAX_VERDICTS, Collector
 from smtpd_filters.journal.stories import Story, story
 from smtpd_filters.message import Headers
@@ -172,6 +173,40 @@ def test_a_dry_run_decides_nothing(decide: Decide, picky: Picky) -> None:
     [told] = stories(decide(picky).replay("rcpts-some-rejected"))
     assert told.outcome == "accepted"
     assert [each.dry for each in told.verdicts if each.verb != "proceed"] == [True, True]
+
+
+class Sparing(Filter):
+    """Exempts some clients."""
+
+    class Options(Settings):
+        """Whom."""
+
+        exempt = exempt_option("local")
+
+    settings: Options
+
+    def connect(self, session: Session) -> Proceed:
+        why = self.settings.exempt.reason(session)
+        return exempted(self, why) if why else PROCEED
+
+    def rcpt_to(self, session: Session, _address: str) -> Proceed:
+        return self.connect(session)
+
+
+class Other(Sparing):
+    """Another one like it."""
+
+
+def test_who_is_exempt_and_why(decide: Decide, picky: Picky) -> None:
+    deciding = decide(Sparing(Sparing.Options()), picky, Other(Sparing.Options()))
+    verdicts = [each for part in stories(deciding.replay("rcpts-some-rejected"))
+                for each in part.verdicts]  # fmt: skip
+    assert {(each.filter, each.phase, each.exempt) for each in verdicts if each.exempt} == {
+        (name, phase, "local") for name in ("sparing", "other") for phase in ("connect", "rcpt-to")
+    }
+    [many] = [each for each in verdicts if each.filter == "sparing" and each.phase == "rcpt-to"]
+    assert many.count > 1
+    assert not any("exempt" in line for line in deciding.log.lines)
 
 
 def test_credentials_are_not_kept(decide: Decide) -> None:

@@ -95,6 +95,19 @@ def test_a_refused_mail_is_found_and_told(tmp_path: Path, now: float) -> None:
     visit(tmp_path, visiting)
 
 
+def test_an_exempt_client(tmp_path: Path, now: float) -> None:
+    row = ["dnsbl", "connect", "proceed", 1, 80, 1, 0, "exempt: local"]
+    written(tmp_path, [stored(1, [row], **at(now))], now)
+
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get("/search")
+        [link] = [each for each in page.links if each.startswith("/story/")]
+        story = await visitor.get(link)
+        assert "dnsbl at connect: exempts it (the client is on this machine) 80" in story.text
+
+    visit(tmp_path, visiting)
+
+
 def test_pages_of_many_messages(tmp_path: Path, now: float) -> None:
     written(tmp_path, [stored(n, **at(now)) for n in range(2 * PER_PAGE + 1)], now)
 
