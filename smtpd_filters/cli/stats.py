@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.journal.query import RANKED
 from smtpd_filters.journal.stories import OUTCOMES
+from smtpd_filters.journal.telling import OUTCOMES as WORDS
 from smtpd_filters.journal.telling import coloured, safe
 from smtpd_filters.settings import INTEGER, choice, option
 
@@ -65,13 +66,13 @@ def _stats(journal: Journal, options: Options) -> int:
         lines += list(_filters(found.verdicts))[: options.number + 1]
     elif options.by == "reason":
         lines += [
-            f"{n:>8} {outcome:<9} {safe(name):<14} {safe(reason)}"
+            f"{n:>8} {WORDS[outcome]:<19} {safe(name):<14} {safe(reason)}"
             for name, outcome, reason, n in found.reasons[: options.number]
         ]
     elif ranked:
         lines += [
             f"{each.count:>8} {safe(each.word)}  "
-            + ", ".join(f"{n} {name}" for name, n in each.outcomes.items())
+            + ", ".join(f"{n} {WORDS[name]}" for name, n in each.outcomes.items())
             for each in ranked
         ]
     sys.stdout.write("\n".join(lines).rstrip("\n") + "\n")
@@ -83,7 +84,9 @@ def _totals(found: Overview, *, colour: bool) -> Iterator[str]:
     for name in OUTCOMES:
         n = found.outcomes[name]
         share = f"{100 * n / every:5.1f} %"
-        yield f"{n:>8} {share} {coloured(name, name, colour=colour)}"
+        # The letters of the chart are those of the names.
+        words = WORDS[name] if WORDS[name].startswith(name) else f"{WORDS[name]} ({name})"
+        yield f"{n:>8} {share} {coloured(words, name, colour=colour)}"
 
 
 def _chart(found: Overview, options: Options, *, colour: bool) -> Iterator[str]:

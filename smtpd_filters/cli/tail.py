@@ -30,7 +30,11 @@ READ = 500
 class Options(JournalOptions):
     """What to show."""
 
-    outcome = option(LIST(choice(*OUTCOMES)), default=(), help="Only messages with these outcomes.")
+    outcome = option(
+        LIST(choice(*OUTCOMES)),
+        default=(),
+        help="Only messages with these outcomes; deferred are those that were refused temporarily.",
+    )
     filter = option(
         TEXT, default="", help="Only messages that this filter did not simply let pass."
     )

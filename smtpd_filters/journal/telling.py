@@ -44,7 +44,8 @@ _EXEMPT = {
     "socket": "the client is on smtpd's socket",
     "authenticated": "the client is authenticated",
 }
-_OUTCOMES = {
+#: Outcomes of messages, and results of recipients, in words. Flags and metrics have the names.
+OUTCOMES = {
     "accepted": "accepted",
     "junk": "accepted as junk",
     "deferred": "refused temporarily",
@@ -73,7 +74,7 @@ def moment(seconds: float) -> str:
 
 def headline(story: Story, *, colour: bool = False) -> str:
     """Return a story in one line."""
-    what = coloured(_OUTCOMES[story.outcome], story.outcome, colour=colour)
+    what = coloured(OUTCOMES[story.outcome], story.outcome, colour=colour)
     words = [moment(story.time), what]
     if story.kind == "tx" or story.sender or story.recipients:
         words.append(f"from <{safe(story.sender)}>")
@@ -136,7 +137,7 @@ def _who(story: Story) -> Iterator[str]:
         ("user", failed),
     ]
     facts += [
-        ("to", f"<{safe(address)}> {result}")
+        ("to", f"<{safe(address)}> {OUTCOMES[result]}")
         for at, (address, result) in enumerate(story.recipients)
         if at >= RECIPIENTS or result != "accepted"
     ]

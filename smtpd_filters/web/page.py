@@ -21,6 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from smtpd_filters.journal.query import RANKED, Journal, TooSlowError
 from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.stories import OUTCOMES
+from smtpd_filters.journal.telling import OUTCOMES as WORDS
 
 from . import texts
 from .charts import Series, Stack, number, sparkline
@@ -152,7 +153,7 @@ class Pages:
         )
         self._templates.globals.update(
             prefix=guard.access.prefix,
-            OUTCOMES=texts.OUTCOMES,
+            OUTCOMES=WORDS,
             FATES=texts.FATES,
             tries=tries,
             SPANS=SPANS,
@@ -413,12 +414,12 @@ def _chart(found: Overview) -> Stack:
     layout = "%d %b" if found.step >= 86400 else "%a %H:%M"
     labels = [time.strftime(layout, time.localtime(at)) for at, _ in found.steps]
     series = [
-        Series(texts.OUTCOMES[name], name, [counts.get(name, 0) for _, counts in found.steps])
+        Series(WORDS[name], name, [counts.get(name, 0) for _, counts in found.steps])
         for name in STACKED
     ]
     total = sum(found.outcomes[name] for name in STACKED)
     shares = ", ".join(
-        f"{found.outcomes[name]} {texts.OUTCOMES[name]}" for name in STACKED if found.outcomes[name]
+        f"{found.outcomes[name]} {WORDS[name]}" for name in STACKED if found.outcomes[name]
     )
     unit = "hour" if found.step == 3600 else f"{found.step // 3600} hours"
     return Stack(

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
-from smtpd_filters.journal.telling import exempts
+from smtpd_filters.journal.telling import OUTCOMES, exempts
 from smtpd_filters.runtime.counters import BUCKETS
 
 TYPE_CHECKING = False
@@ -28,16 +28,7 @@ LONGEST = 400
 #: private use, and separators of lines and paragraphs.
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Cn", "Co", "Zl", "Zp"})
 _PLAIN = re.compile(r"[ -~]*")
-#: Outcomes in words.
-OUTCOMES = {
-    "accepted": "accepted",
-    "junk": "accepted as junk",
-    "deferred": "refused for now",
-    "refused": "refused",
-    "abandoned": "given up by the client",
-    "none": "no message",
-}
-#: The same of a message that is replayed.
+#: Outcomes in words, of a message that is replayed.
 FATES = {**OUTCOMES, "passes": "no longer refused"}
 #: Why look-ups fail (`runtime.counters.FAILURES`), in words.
 _CAUSES = {

@@ -62,7 +62,7 @@ def test_the_overview_counts_what_happened(tmp_path: Path, now: float) -> None:
 
     async def visiting(visitor: Visitor) -> None:
         page = await visitor.get("/")
-        assert "11 messages: 7 accepted, 1 refused for now, 3 refused" in page.text
+        assert "11 messages: 7 accepted, 1 refused temporarily, 3 refused" in page.text
         assert "listed in zen.example" in page.text
         assert "1.5 ms" in page.text
         rows = [attrs for tag, attrs in page.tags if tag == "rect"]
