@@ -20,6 +20,7 @@ from smtpd_filters.authentication.spf.query import (
     Work,
 )
 from tests.authentication.zones import TIMEOUT, Steps, Zone, solve
+from tests.loading import loaded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -534,3 +535,18 @@ def test_a_long_name_loses_its_first_labels() -> None:
     assert macros.truncated("c." * 500 + "a." * 126 + "b.") == "a." * 126 + "b"
     assert len(macros.truncated("c" * 200 + "." + "a." * 60 + "b")) == 121
     assert macros.truncated("a" * 300) == "a" * 300  # not a name: never looked up
+
+
+LOAD = "from smtpd_filters.authentication import spf\nspf.load()\n"
+
+
+def test_the_resolver_of_dnspython_is_not_loaded() -> None:
+    modules = loaded(LOAD, packages=True)
+    assert "spf" in modules
+    assert modules.isdisjoint({"dns.resolver", "dns.query", "dns.message"})
+
+
+@pytest.mark.parametrize("code", ["import dns.resolver\n" + LOAD, LOAD + "import dns.resolver\n"])
+def test_others_can_import_the_resolver_of_dnspython(code: str) -> None:
+    modules = loaded(f"{code}assert dns.resolver.Resolver", packages=True)
+    assert {"spf", "dns.resolver", "dns.query"} <= modules

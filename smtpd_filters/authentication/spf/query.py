@@ -1,6 +1,6 @@
 """pyspf without I/O: its query, whose look-ups are answered from what is known.
 
-Importing this module imports pyspf and dnspython.
+Importing this module imports pyspf and parts of dnspython.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import spf
-
 from smtpd_filters.lookups.dns.names import Owner, canonical
 from smtpd_filters.lookups.outcome import MX, Found, Unavailable
 
 from . import PERMERROR, Verdict, macros
+from .pyspf import spf
 from .trace import Trace
 
 if TYPE_CHECKING:
