@@ -13,6 +13,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.failover.group import CONNECTIONS, Group
 
 from .messages import Endpoint
+from .trust import without_certificates
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Client(Group):
         except ValueError as error:
             raise ConfigError(str(error)) from None
         try:
-            from .attempts import Attempts
+            with without_certificates():
+                from .attempts import Attempts
             from .connection import Host
         except ImportError as error:
             label = endpoints[0].label

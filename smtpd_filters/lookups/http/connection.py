@@ -36,6 +36,7 @@ from smtpd_filters.lookups.failover.failures import (
 from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.runtime.pace import pace
 
+from . import trust
 from .intake import UNLIMITED, TCPConnector, UnixConnector, current
 from .messages import Response
 
@@ -70,6 +71,8 @@ class Host:
         self._urls: dict[str, URL] = {}
         #: The budget of the session's loop.
         self.pace: Pace
+        # At start, not at the first request: it reads files.
+        self._tls = trust.context() if endpoint.tls else None
 
     @property
     def session(self) -> aiohttp.ClientSession:
@@ -83,12 +86,14 @@ class Host:
     def _new_session(self) -> aiohttp.ClientSession:
         path = self.endpoint.socket
         self.pace = pace()
+        connector: aiohttp.BaseConnector
         # `turns` limits the number of connections.
-        connector: aiohttp.BaseConnector = (
-            UnixConnector(path, limit=0, keepalive_timeout=KEPT_ALIVE)
-            if path
-            else TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
-        )
+        if path:
+            connector = UnixConnector(path, limit=0, keepalive_timeout=KEPT_ALIVE)
+        elif self._tls is not None:
+            connector = TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE, ssl=self._tls)
+        else:
+            connector = TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE)
         return aiohttp.ClientSession(
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT),

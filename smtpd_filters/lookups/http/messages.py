@@ -122,13 +122,15 @@ class Request:
 class Endpoint:
     """The address of a server: `http[s]://HOST[:PORT][/PATH]`, or the path of a unix socket.
 
-    `label` is its name in logs. Raises ValueError for anything else.
+    `label` is its name in logs, `tls` whether it is asked over TLS. Raises ValueError for anything
+    else.
     """
 
-    __slots__ = ("_server", "base", "host", "label", "path", "socket")
+    __slots__ = ("_server", "base", "host", "label", "path", "socket", "tls")
 
     def __init__(self, url: str) -> None:
         self.socket = self.path = ""
+        self.tls = False
         self._server: tuple[str, int] | None = None
         path = url.removeprefix("unix:")
         if path.startswith("/"):
@@ -159,7 +161,8 @@ class Endpoint:
         self.path = parts.path.rstrip("/")
         self.base = f"{parts.scheme}://{self.host}"
         self.label = self.base + self.path
-        self._server = parts.hostname, port or (443 if parts.scheme == "https" else 80)
+        self.tls = parts.scheme == "https"
+        self._server = parts.hostname, port or (443 if self.tls else 80)
 
     def declare(self, needs: Needs) -> None:
         """Declare that a process connects to this server after its start."""

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,8 +25,8 @@ from smtpd_filters.lookups.http import (
     NotKeptError,
     Request,
     Response,
-    connection,
     intake,
+    trust,
 )
 from smtpd_filters.lookups.http.intake import HEAD, PIECE, Intake
 from smtpd_filters.lookups.outcome import Unavailable
@@ -699,18 +698,24 @@ def test_a_host_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scheme", "speaks_tls", "cause"),
+    ("scheme", "certified", "cause"),
     [
-        ("https", True, "bad certificate: self-signed certificate"),
-        ("https", False, "no TLS: "),
-        ("http", True, "closed the connection"),
+        ("https", "by itself", "bad certificate: self-signed certificate"),
+        ("https", "for another name", "bad certificate: IP address mismatch"),
+        ("https", "", "no TLS: "),
+        ("http", "by itself", "closed the connection"),
     ],
 )
-def test_invalid_tls(tmp_path: Path, scheme: str, cause: str, *, speaks_tls: bool) -> None:
+def test_invalid_tls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, certified: str, cause: str
+) -> None:
+    monkeypatch.setattr(trust, "context", trust.context.__wrapped__)  # loads them again
     context = None
-    if speaks_tls:
+    if certified:
         file = tmp_path / "pem"
         file.write_text("".join(certificate()))
+        if certified == "for another name":
+            monkeypatch.setenv("SSL_CERT_FILE", str(file))
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(file)
 
@@ -827,7 +832,9 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     file.write_text("".join(certificate()))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(file)
-    monkeypatch.setattr(connection, "TCPConnector", partial(intake.TCPConnector, ssl=False))
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    monkeypatch.setattr(trust, "context", lambda: unverified)
     return context
 
 
