@@ -18,7 +18,7 @@ from smtpd_filters.protocol.versions import OLDEST, cuts_lines, version
 from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
 from smtpd_filters.runtime.log import fold_traceback
 
-from .ledger import GIVEN, HELD, KEPT, Session, report_name
+from .ledger import GIVEN, HELD, KEPT, Session
 from .link import Link, Loss
 from .observer import Unobserved
 from .program_side import ProgramSide
@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         self.log = log
         self._observer = observer or Unobserved()
+        self._observed = type(self._observer) is not Unobserved
         self.on_error, self.deadline = on_error, deadline
         self._register_all = register_all
         #: Sessions with a request or a message that no program has.
@@ -75,11 +76,13 @@ class Engine:
             on_error=on_error,
             refuse_long_lines=refuse_long_lines,
             spool=spool or Spool(),
+            quick=self._observer.unasked,
         )
         #: Pending output to smtpd. Answers may overtake lines of messages of other sessions.
         self.answers: list[bytes] = []
         self.lines = self.transit.lines
-        self.smtpd = SmtpdSide(self.transit, self._line)
+        self.sessions: dict[bytes, Session] = {}
+        self.smtpd = SmtpdSide(self.transit, self.sessions, self._report, self._line)
         #: Process bytes of smtpd.
         self.from_smtpd = self.smtpd.receive
         #: Process bytes of a program, up to its first fault.
@@ -95,7 +98,6 @@ class Engine:
         #: Programs that take new sessions, and those that have not registered yet.
         self.links: list[Link] = []
         self.starting: dict[Link, None] = {}
-        self.sessions: dict[bytes, Session] = {}
 
     @property
     def now(self) -> float:
@@ -233,12 +235,12 @@ class Engine:
         try:
             if kind == b"filter":
                 return self._request(row, fields)
-            if kind == b"report":
-                self._report(row, fields)
-            elif kind == b"config":
+            if kind == b"config":
                 self._configure(row, fields)
+            elif kind == b"report" and len(fields) > 5:
+                self._report(row, fields[3], fields[4], fields[5])
             else:
-                self._unexpected("line")
+                self._unexpected("report" if kind == b"report" else "line")
         except MemoryError:
             raise
         except Exception as error:  # noqa: BLE001  # Alive
@@ -294,6 +296,7 @@ class Engine:
             return
         link.phases = registration.phases()
         link.reports = {_IN: registration.reports(SMTP_IN), _OUT: registration.reports(SMTP_OUT)}
+        link.replayed = any(KEPT & names for names in link.reports.values())
         link.ready = True
 
     def register(self, told: Registered) -> None:
@@ -303,17 +306,22 @@ class Engine:
 
     # -- reports -------------------------------------------------------------------------
 
-    def _report(self, row: bytes, fields: list[bytes]) -> None:
-        if len(fields) < 6:
-            self._unexpected("report")
-            return
-        name, id_ = fields[4], fields[5]
-        session = self.sessions.get(id_)
-        if session is None:
-            if name in (_DISCONNECT, _RESET):
-                return
-            session = self._new_session(id_)
-        self._observer.reported(session, name, row)
+    def _report(self, row: bytes, subsystem: bytes, name: bytes, id_: bytes) -> None:
+        """Process a report."""
+        try:
+            session = self.sessions.get(id_)
+            if session is not None:
+                self._reported(session, row, subsystem, name)
+            elif name not in (_DISCONNECT, _RESET):
+                self._reported(self._new_session(id_), row, subsystem, name)
+        except MemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001  # Alive
+            self._failed([], error)
+
+    def _reported(self, session: Session, row: bytes, subsystem: bytes, name: bytes) -> None:
+        if self._observed:
+            self._observer.reported(session, name, row)
         kept = name in KEPT
         if kept:
             session.keep(name, row)
@@ -325,7 +333,7 @@ class Engine:
             link = self._bind(session)
             if kept:
                 return
-        if link is not None and name in link.reports.get(fields[3], ()):
+        if link is not None and name in link.reports.get(subsystem, ()):
             link.out.append(row)
         if name == _DISCONNECT:
             self._close(session)
@@ -345,11 +353,13 @@ class Engine:
 
     def _close(self, session: Session) -> None:
         """Forget a session that has ended."""
-        self._observer.closed(session)
-        self._reset(session)
+        if self._observed:
+            self._observer.closed(session)
+        if session.message is not None:
+            self._reset(session)
         link = session.link
         if link is not None:
-            if link.open.pop(session.expected, None):
+            if session.phase is not None and link.open.pop(session.expected, None) is not None:
                 link.owe(session.id)
             link.sessions.pop(session.id, None)
         self.waiting.pop(session, None)
@@ -378,11 +388,8 @@ class Engine:
         if not links:
             return None
         link = links[0] if len(links) == 1 else min(links, key=_load)
-        link.out += [
-            row
-            for row in session.lines
-            if report_name(row) in link.reports.get(row.split(b"|", 4)[3], ())
-        ]
+        if link.replayed:
+            link.out += [row for row in session.lines if _wanted(link, row)]
         link.sessions[session.id] = session
         session.link = link
         return link
@@ -414,12 +421,12 @@ class Engine:
         elif link is None and (link := self._bind(session)) is None:
             self._ask_nobody(session, phase, token, row)
         elif phase.wire in link.phases:
-            expected = b"filter-result|" + id_ + b"|" + token + b"|proceed\n"  # faster than `%`
+            expected = id_ + b"|" + token
             link.open[expected] = session
             link.out.append(row)
             # From here on no memory is needed.
             session.expected = expected
-            session.phase, session.token, session.since = phase, token, self.transit.now
+            session.phase, session.since = phase, self.transit.now
             if phase is COMMIT:
                 session.judged = False  # the program is asked for it
         else:
@@ -439,7 +446,8 @@ class Engine:
             self._answer_for(session, phase, token, "no program runs")
             return
         self.waiting[session] = None
-        session.phase, session.token, session.since, session.row = phase, token, self.now, row
+        session.expected = session.id + b"|" + token
+        session.phase, session.since, session.row = phase, self.now, row
 
     def _refuse(self, session: Session, token: bytes) -> None:
         """Refuse a message at `commit` in the place of the program."""
@@ -495,3 +503,9 @@ class Engine:
 
 def _load(link: Link) -> int:
     return len(link.sessions)
+
+
+def _wanted(link: Link, row: bytes) -> bool:
+    """Return whether a program has registered for a report."""
+    _, _, _, subsystem, name, _ = row.split(b"|", 5)
+    return name in link.reports.get(subsystem, ())

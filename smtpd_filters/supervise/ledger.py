@@ -53,7 +53,6 @@ class Session:
         "row",
         "since",
         "story",
-        "token",
     )
 
     def __init__(self, id_: bytes) -> None:
@@ -66,12 +65,11 @@ class Session:
         self.own = 0
         self.begun = -1
         self.mixed = False
-        #: The open request, or None: its phase, token and time; its line while no program has it.
+        #: The open request, or None: its phase and time; its line while no program has it.
         self.phase: Phase | None = None
-        self.token = b""
         self.since = 0.0
         self.row = b""
-        #: The line with which a program would let the request pass.
+        #: The key of the open request in `Link.open`: its session and token.
         self.expected = b""
         #: The message in transit.
         self.message: Message | None = None
@@ -81,6 +79,11 @@ class Session:
         self.judged = False
         #: Its events for the journal.
         self.story: Story | None = None
+
+    @property
+    def token(self) -> bytes:
+        """The token of the open request."""
+        return self.expected[len(self.id) + 1 :]
 
     def keep(self, name: bytes, row: bytes) -> None:
         """Keep a report, which is one of `KEPT`."""
@@ -149,10 +152,10 @@ class Message:
         "store",
     )
 
-    def __init__(self, session: Session, token: bytes) -> None:
+    def __init__(self, session: Session, prefix: bytes) -> None:
         self.session = session
         #: The start of each line on its way back.
-        self.prefix = b"filter-dataline|%b|%b|" % (session.id, token)
+        self.prefix = prefix
         #: The key of the message's lines (`Transit.key`), or empty.
         self.key = b""
         self.state = HELD

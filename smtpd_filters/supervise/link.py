@@ -27,6 +27,8 @@ class Link:
         self.useful = False
         self.phases: frozenset[bytes] = frozenset()
         self.reports: dict[bytes, frozenset[bytes]] = {}
+        #: It has registered for reports that are kept.
+        self.replayed = False
         #: The sessions that the program has; those with an open request, by `Session.expected`.
         self.sessions: dict[bytes, Session] = {}
         self.open: dict[bytes, Session] = {}

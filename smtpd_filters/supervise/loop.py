@@ -172,6 +172,10 @@ class Loop:
         if data:
             self.engine.from_smtpd(data)
             self.smtpd.unread = 0
+            # Programs work while the rest of this round is done.
+            for worker in self.fleet.workers:
+                if worker.link.out and not worker.kill:
+                    self._write_program(worker)
         elif data is not None:
             self.stop = True
         if self.engine.starting:
@@ -188,6 +192,8 @@ class Loop:
             self.engine.from_program(link, data)
             worker.channel.unread = 0
             self._soon = self._soon or bool(link.fault) or link.ready is not was_ready
+            if self.engine.answers or self.engine.lines:
+                self.smtpd.write(self.engine.answers, self.engine.lines)
             return True
         if data is not None:
             worker.closed = self._now

@@ -42,6 +42,8 @@ class Unobserved:
     """In place of an `Observer` without a journal."""
 
     entries: Sequence[tuple[str, str, str]] = ()
+    #: The phases for which `asked` does nothing.
+    unasked: Sequence[Phase] = tuple(PHASES.values())
 
     def reported(self, session: Session, name: bytes, row: bytes) -> None:
         """Do nothing."""
@@ -82,6 +84,8 @@ class Observer(Unobserved):
 
     With `by_itself` the program sends its answers to a journal itself, and they are left out here.
     """
+
+    unasked = tuple(phase for phase in PHASES.values() if phase is not _MAIL_FROM)
 
     def __init__(self, journal: Collector, name: str, *, by_itself: bool = False) -> None:
         self._journal = journal

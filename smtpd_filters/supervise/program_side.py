@@ -1,7 +1,8 @@
 """The engine's ear for programs: every line that one writes is checked before smtpd gets it.
 
-Lines of messages that need no change are passed on in blocks, and the answer `proceed` is looked up
-as a whole line. The first fault ends the processing of a program's output: it is to be ended.
+Lines of messages that need no change are passed on in blocks, and so are answers `proceed`, which
+are looked up by session and token. The first fault ends the processing of a program's output: it is
+to be ended.
 
 Invariants
 ----------
@@ -15,24 +16,29 @@ token; a line of a message only if the program was given the message, before its
 from __future__ import annotations
 
 from io import BytesIO
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import itemgetter
 
 from smtpd_filters.runtime.log import fold_traceback
 
 from .answers import FaultError, check
+from .layout import PAIR
 from .observer import Unobserved
 from .transit import COMMIT, HEAD, NAME
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from smtpd_filters.runtime.log import Log
 
-    from .ledger import Message
+    from .ledger import Message, Session
     from .link import Link
     from .transit import Transit
+
+    #: Lines of a message, maybe among those of others; their bytes; whether the last one is its
+    #: final dot.
+    Run = tuple[Message, list[bytes], int, bool]
 
 #: Bytes of a line of a program. A longer one is a fault; one of a message is broken far below.
 MAX_LINE = 4 << 20
@@ -45,6 +51,12 @@ SHOWN = 60
 #: Lengths of an empty line, and of a final dot.
 _EMPTY, _DOT = HEAD + len(b"\n"), HEAD + len(b".\n")
 _head = itemgetter(slice(0, HEAD))
+#: The start and the end of an answer that lets a request pass, and what is between two of these.
+_RESULT, _PROCEED = b"filter-result|", b"|proceed\n"
+_BETWEEN = _PROCEED + _RESULT
+#: The length of such an answer, and its session and token.
+_PASSES = len(_RESULT) + PAIR + len(_PROCEED)
+_pair = itemgetter(slice(len(_RESULT), len(_RESULT) + PAIR))
 
 
 class ProgramSide:
@@ -65,7 +77,7 @@ class ProgramSide:
         self._log, self._transit, self._answers = log, transit, answers
         self._on_registration = registered
         self._observer = observer or Unobserved()
-        self._observed = observer is not None
+        self._observed = type(self._observer) is not Unobserved
 
     def receive(self, link: Link, data: bytes) -> None:
         """Process bytes of a program, up to its first fault."""
@@ -90,46 +102,93 @@ class ProgramSide:
                 raise _fault("line without an end", bytes(link.partial[:SHOWN]))
             return
         whole = data[:end]
-        if link.partial:
+        if link.partial or end < len(data):
             whole = bytes(link.partial) + whole
-        link.partial = bytearray(data[end:])
-        rows = list(BytesIO(whole))
+            link.partial = bytearray(data[end:])
         if not link.ready:
-            self._register(link, rows)
-        elif not self._only_messages(link, rows, whole):
-            self._process(link, rows)
+            self._register(link, list(BytesIO(whole)))
+        elif not (whole.startswith(_RESULT) and self._only_proceed(link, whole)):
+            rows = list(BytesIO(whole))
+            if not self._only_messages(link, rows, whole):
+                self._process(link, rows, whole)
+
+    def _only_proceed(self, link: Link, data: bytes) -> bool:
+        """Pass on a read if it only lets open requests pass; return False if it does not."""
+        rows = list(BytesIO(data))
+        count = len(rows)
+        if not (
+            len(data) == _PASSES * count
+            and data.endswith(_PROCEED)
+            and data.count(_BETWEEN) == count - 1
+        ):
+            return False
+        # A longer line makes another one shorter, which has no request then.
+        pairs = map(_pair, rows)
+        sessions = list(map(link.open.pop, pairs, repeat(None)))
+        if None in sessions:
+            link.open.update((each.expected, each) for each in sessions if each is not None)
+            return False
+        self._passed(link, data, sessions)  # type: ignore[arg-type]  # none is None
+        return True
+
+    def _passed(self, link: Link, data: bytes, sessions: Sequence[Session]) -> None:
+        """Pass on the answers that let the open requests of these sessions pass."""
+        if self._observed:
+            now = self._transit.now
+            for session in sessions:
+                if session.phase is not None:
+                    self._observer.passed(session, session.phase, now - session.since)
+        closed = iter(sessions)
+        self._answers.append(data)
+        for session in closed:  # needs no memory: they are answered
+            session.phase = None
+        link.useful = True
 
     def _only_messages(self, link: Link, rows: list[bytes], data: bytes) -> bool:
-        """Pass on a read if it is nothing but lines of messages; return False if it is not."""
+        """Pass on a read if it is nothing but lines of messages; return False if it is not.
+
+        The messages may take turns, and none ends.
+        """
         returning, last = link.returning, rows[-1]
         if rows[0][:HEAD] not in returning or last[:HEAD] not in returning:
             return False
         if len(last) == _DOT and last.endswith(b"|.\n"):
             return False  # short messages end in the read in which they began
-        heads = set(map(_head, rows))
-        return returning.keys() >= heads and self._pass_back(link, heads, rows, data)
-
-    def _pass_back(
-        self, link: Link, heads: Iterable[bytes], rows: list[bytes], data: bytes
-    ) -> bool:
-        """Pass on the lines of `data` in one piece; return False if that can't be done.
-
-        They are lines of the messages with these heads. None is a final dot or needs a change.
-        """
         sizes = set(map(len, rows))
         if _DOT in sizes and b"|.\n" in data:
             return False
+        heads = set(map(_head, rows))
+        if not returning.keys() >= heads:
+            return False
+        runs = [(returning[head], rows, len(data), False) for head in heads]
+        return self._pass_back(link, runs, sizes, data)
+
+    def _pass_back(self, link: Link, runs: list[Run], sizes: set[int], data: bytes) -> bool:
+        """Pass on lines of messages, `data`, in one piece; return False if one needs a change.
+
+        `sizes` are the lengths of the lines.
+        """
         if b"\0" in data or max(sizes) > self._transit.limit + _EMPTY:
             return False
-        messages = [link.returning[head] for head in heads]
-        for message in messages:
+        ended = [message for message, _, _, end in runs if end]
+        judged = COMMIT.wire in link.phases
+        for message in ended:
             message.returned = True
+            message.session.judged = judged  # the program may have a verdict on it
+        going_on = [run for run in runs if not run[3]] if len(ended) < len(runs) else []
+        for message, _, _, _ in going_on:
+            message.returned = True
+        finished = iter(ended)
         self._transit.lines.append(data)
-        for message in messages:
+        for message in finished:  # needs no memory: its final dot is written
+            message.session.message = None
+        if ended:
+            self._forget(link, ended)
+        for message, rows, size, _ in going_on:
             if message.header and _EMPTY in sizes and message.prefix + b"\n" in rows:
                 message.header = False
-            self._progress(link, message, len(data))
-        for message in messages:
+            self._progress(link, message, size)
+        for message, _, _, _ in going_on:
             _check_growth(message)
         return True
 
@@ -139,35 +198,75 @@ class ProgramSide:
         if message.kept and message not in link.feeding:
             message.release()
 
-    def _process(self, link: Link, rows: list[bytes]) -> None:
-        """Process lines of a program: those of messages in blocks, others one at a time."""
+    def _process(self, link: Link, rows: list[bytes], data: bytes) -> None:
+        """Process lines of a program: those of messages in runs, others one at a time."""
         returning = link.returning
         if not returning:
             self._answered(link, rows)
             return
+        runs = [(head, list(group)) for head, group in groupby(rows, _head)]
+        if self._whole_runs(link, rows, runs, data):
+            return
         gathered: dict[bytes, list[bytes]] = {}
-        for head, group in groupby(rows, _head):
-            if head in returning:
-                gathered.setdefault(head, []).extend(group)
-            else:
+        for head, group in runs:
+            if head not in returning:
                 self._answered(link, group, gathered)
+            elif head in gathered:
+                gathered[head] += group
+            else:
+                gathered[head] = group
         if gathered:
             self._blocks_back(link, gathered)
+
+    def _whole_runs(
+        self, link: Link, every: list[bytes], runs: list[tuple[bytes, list[bytes]]], data: bytes
+    ) -> bool:
+        """Process a read with one run of lines of each message; return False if it is not one.
+
+        `every` are the lines of `data`, `runs` those of the same head by head. What belongs to no
+        message is processed after the messages.
+        """
+        returning = link.returning
+        found: dict[Message, Run] = {}
+        others: list[bytes] = []
+        dots = 0
+        for head, rows in runs:
+            message = returning.get(head)
+            if message is None:
+                others += rows
+                continue
+            end = len(rows[-1]) == _DOT and rows[-1].endswith(b"|.\n")
+            if message in found or (end and not self._may_end(link, message)):
+                return False
+            dots += end
+            found[message] = message, rows, 0 if end else sum(map(len, rows)), end
+        if not found:
+            return False
+        if others:
+            every = [row for _, rows, _, _ in found.values() for row in rows]
+            data = b"".join(every)
+        lengths = list(map(len, every))
+        if lengths.count(_DOT) != dots:  # there may be one within a run
+            return False
+        if not self._pass_back(link, list(found.values()), set(lengths), data):
+            return False
+        self._answered(link, others)
+        return True
+
+    def _may_end(self, link: Link, message: Message) -> bool:
+        """Return whether a final dot of the message is in order now, and is to be written."""
+        return message.ended and message.session.message is message and message not in link.feeding
 
     def _answered(
         self, link: Link, rows: Iterable[bytes], gathered: dict[bytes, list[bytes]] | None = None
     ) -> None:
         """Process lines that belong to no message; before any but `proceed`, those `gathered`."""
-        open_, answers = link.open, self._answers
         for row in rows:
-            session = open_.pop(row, None)
-            if session is not None:  # proceed
-                answers.append(row)
-                if self._observed and session.phase is not None:
-                    took = self._transit.now - session.since
-                    self._observer.passed(session, session.phase, took)
-                session.phase = None
-                link.useful = True
+            session = None
+            if row.startswith(_RESULT) and row.endswith(_PROCEED):
+                session = link.open.pop(row[len(_RESULT) : -len(_PROCEED)], None)
+            if session is not None:
+                self._passed(link, row, (session,))
             else:
                 if gathered:
                     self._blocks_back(link, gathered)
@@ -180,16 +279,23 @@ class ProgramSide:
             end = len(rows[-1]) == _DOT and rows[-1].endswith(b"|.\n")
             if end:
                 rows.pop()
-            if rows and not self._pass_back(link, (head,), rows, b"".join(rows)):
+            if rows and not self._block_back(link, message, rows):
                 for row in rows:
                     self._line_back(link, row[:-1])
             if end:
                 self._end(link, message)
         gathered.clear()
 
+    def _block_back(self, link: Link, message: Message, rows: list[bytes]) -> bool:
+        """Pass on lines of a message in one piece; return False if that can't be done."""
+        sizes, data = set(map(len, rows)), b"".join(rows)
+        if _DOT in sizes and b"|.\n" in data:
+            return False
+        return self._pass_back(link, [(message, rows, len(data), False)], sizes, data)
+
     def _single(self, link: Link, row: bytes) -> None:
         """Process one line."""
-        if row.startswith(b"filter-result|"):
+        if row.startswith(_RESULT):
             self._result(link, row)
         elif row.startswith(b"filter-dataline|"):
             self._line_back(link, row)
@@ -221,9 +327,17 @@ class ProgramSide:
         message.session.judged = COMMIT.wire in link.phases
         message.returned = True
         self._transit.finish(message)
-        link.remove(message)
+        self._forget(link, (message,))
+
+    def _forget(self, link: Link, messages: Iterable[Message]) -> None:
+        """Release what is kept of messages that were returned."""
+        for message in messages:
+            if message.key:
+                self._transit.forget_key(message)
+            if message.store is not None:
+                message.release()
+            link.remove(message)
         link.useful = True
-        message.release()
 
     def _result(self, link: Link, row: bytes) -> None:
         """Process the answer to a request."""
@@ -270,7 +384,7 @@ class ProgramSide:
             if done:
                 self._on_registration(link)
                 if link.ready:
-                    self._process(link, rows[at + 1 :])
+                    self._answered(link, rows[at + 1 :])
                 return
 
 

@@ -1,4 +1,4 @@
-"""The engine's ear for smtpd: lines of messages are processed in blocks, any others one at a time.
+"""The engine's ear for smtpd: lines of messages are processed in runs, any others one at a time.
 
 Invariants
 ----------
@@ -10,15 +10,29 @@ depend on each other.
 from __future__ import annotations
 
 from io import BytesIO
-from itertools import chain
+from itertools import chain, groupby
+
+from .layout import DATA_LINE, ID, offset
+from .transit import COMMIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from .ledger import Session
     from .transit import Transit
 
-_NONE: Iterator[bytes] = iter(())
+    #: Lines with the same key (`Layout.key`), which is that of a message if they belong to one.
+    Run = tuple[bytes, list[bytes]]
+
+_NO_RUNS: Iterator[Run] = iter(())
+_NO_ROWS: Iterator[bytes] = iter(())
+_BAR, _FILTER, _REPORT = b"|fr"
+#: What may follow the session of a report.
+_ENDS = (b"|", b"\n")
+_SMTP_IN = b"smtp-in"
+#: The session in a key.
+_SESSION = slice(len(DATA_LINE), len(DATA_LINE) + ID)
 
 
 class SmtpdSide:
@@ -26,18 +40,29 @@ class SmtpdSide:
 
     `handle` is called with each line that does not belong to a known message. It returns the key of
     a message that begins with this line, which is then processed in a block (`Transit.blocks`), or
-    an empty string.
+    an empty string. The most frequent lines are processed without it: requests of `sessions` with
+    a program that registered for them, and messages that begin and end in one read.
     """
 
-    def __init__(self, transit: Transit, handle: Callable[[bytes], bytes]) -> None:
-        self._transit, self._handle = transit, handle
+    def __init__(
+        self,
+        transit: Transit,
+        sessions: dict[bytes, Session],
+        report: Callable[[bytes, bytes, bytes, bytes], None],
+        handle: Callable[[bytes], bytes],
+    ) -> None:
+        self._transit, self._sessions = transit, sessions
+        self._report, self._handle = report, handle
         #: Lines are left unprocessed, for lack of memory.
         self.stalled = False
-        self._partial = bytearray()
-        #: Lines to process: those of known messages by key, then one to process again, then others.
+        self._partial = b""
+        #: Lines to process: those of known messages by key; one to process again, and the rest of
+        #: its run; a run to process again; other runs.
         self._gathered: dict[bytes, list[bytes]] = {}
         self._row = b""
-        self._rows = _NONE
+        self._rows = _NO_ROWS
+        self._run: Run | None = None
+        self._runs = _NO_RUNS
 
     def receive(self, data: bytes) -> None:
         """Process bytes of smtpd.
@@ -45,21 +70,28 @@ class SmtpdSide:
         If memory runs out, the rest is kept (`stalled`), for `resume`. Raise MemoryError only if
         nothing of it was taken.
         """
+        transit = self._transit
         if self._partial:
-            data = bytes(self._partial) + data
+            data = self._partial + data
         end = data.rfind(b"\n") + 1
-        partial = bytearray(data[end:])
+        partial = data[end:]
         whole = data[:end]
         rows = list(BytesIO(whole))  # three times as fast as `split`
-        every = iter(rows)
+        if offset(whole) != transit.layout.at:
+            transit.learn(whole)
+        if rows and transit.known and transit.pass_on(rows, whole):
+            self._partial = partial
+            return
+        if DATA_LINE in whole:
+            runs = [(key, list(run)) for key, run in groupby(rows, transit.layout.key)]
+        else:
+            runs = [(b"", rows)]
+        every = iter(runs)
         # From here on the input counts as taken.
         self._partial = partial
-        self._rows = every
+        self._runs = every
         try:
-            if rows and self._transit.known and self._transit.pass_on(rows, whole):
-                self._rows = _NONE
-            else:
-                self._process()
+            self._process()
         except MemoryError:
             self.stalled = True
 
@@ -72,28 +104,90 @@ class SmtpdSide:
 
     def _process(self) -> None:
         """Process the lines.  What is kept if it raises MemoryError is kept without allocating."""
-        transit, gathered, handle = self._transit, self._gathered, self._handle
-        known, key_of = transit.known, transit.key
-        rows = chain((self._row,), self._rows) if self._row else self._rows
-        self.stalled, self._row = False, b""
-        row = b""
-        try:
-            for row in rows:
-                key = key_of(row)
-                same = gathered.get(key)
-                if same is not None:
-                    same.append(row)
-                elif key in known:
-                    gathered[key] = [row]
+        transit, gathered = self._transit, self._gathered
+        self.stalled = False
+        while True:
+            if self._rows is not _NO_ROWS:
+                self._lines()
+            run = self._run
+            if run is None:
+                run = self._run = next(self._runs, None)
+            if run is None:
+                break
+            key, rows = run
+            if key in transit.known:
+                if key in gathered:
+                    gathered[key] += rows
                 else:
-                    if gathered:
-                        transit.blocks(gathered)
-                    if begun := handle(row):
-                        gathered[begun] = [row]
-                    key_of = transit.key
-            row = b""
-            if gathered:
-                transit.blocks(gathered)
+                    gathered[key] = rows
+                self._run = None
+            elif not key.startswith(DATA_LINE):
+                self._rows = iter(rows)
+                self._run = None
+            elif self._whole(key, rows):
+                self._run = None
+            else:
+                first = iter(rows[:1])
+                rest = (key, rows[1:]) if len(rows) > 1 else None
+                self._rows = first
+                self._run = rest
+        if gathered:
+            transit.blocks(gathered)
+
+    def _whole(self, key: bytes, rows: list[bytes]) -> bool:
+        """Process a message that begins and ends in this run; return False if it is not one."""
+        session = self._sessions.get(key[_SESSION])
+        return session is not None and self._transit.whole(session, key, rows)
+
+    def _lines(self) -> None:  # noqa: C901  # calls would take longer than what they do
+        """Process the lines of a run one at a time."""
+        transit, sessions, gathered = self._transit, self._sessions, self._gathered
+        layout, now = transit.layout, transit.now
+        head, requests = layout.head, layout.requests
+        long_head, reports = layout.long_head, layout.reports
+        row = self._row
+        try:
+            rows = chain((row,), self._rows) if row else self._rows
+            for row in rows:
+                fields = requests.get(row[head])
+                if fields is not None:
+                    phase, wire, name, pair, bar, end = fields
+                    session = sessions.get(row[name])
+                    if (
+                        session is not None
+                        and session.phase is None
+                        and session.message is None
+                        and not session.refusal
+                        and (link := session.link) is not None
+                        and wire in link.phases
+                        and row[bar] == _BAR
+                        and row.find(b"|", bar + 1) == end
+                        and row[0] == _FILTER
+                    ):
+                        session.expected = expected = row[pair]
+                        link.open[expected] = session
+                        link.out.append(row)
+                        # From here on no memory is needed.
+                        session.phase = phase
+                        session.since = now
+                        if phase is COMMIT:
+                            session.judged = False  # the program is asked for it
+                        continue
+                elif (named := reports.get(row[long_head])) is not None and not gathered:
+                    report, name, after = named
+                    if row[after] in _ENDS and row[0] == _REPORT:
+                        self._report(row, _SMTP_IN, report, row[name])
+                        continue
+                if gathered:
+                    same = gathered.get(transit.layout.key(row))
+                    if same is not None:
+                        same.append(row)
+                        continue
+                    transit.blocks(gathered)
+                if begun := self._handle(row):
+                    gathered[begun] = [row]
         except MemoryError:
             self._row = row
             raise
+        self._row = b""
+        self._rows = _NO_ROWS

@@ -2,7 +2,8 @@
 
 Lines are processed in blocks, as by the filter's side of the protocol (`protocol.data_lines`). With
 its first line a message gets a key: the bytes of its lines from the bar before `smtp-in` to the bar
-after the token, at the same offset in each line, where no text of the message can get.
+after the token, at the same offset in each line (`layout`), where no text of the message can get. A
+message that begins and ends in one read needs none (`whole`).
 
 Invariants
 ----------
@@ -13,20 +14,20 @@ allocate nothing; a lost message is refused at `commit`.
 
 from __future__ import annotations
 
-from operator import itemgetter
-
 from smtpd_filters.message.spool import Spool, SpoolError, Store
 from smtpd_filters.protocol import long_lines
 from smtpd_filters.protocol.data_lines import TOO_LONG
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.runtime.log import fold_traceback
 
+from .layout import DATA_LINE, PAIR, Layout, offset
 from .ledger import GIVEN, HELD, LOST, PASSED, Message
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
+    from smtpd_filters.protocol.vocabulary import Phase
     from smtpd_filters.runtime.log import Log
 
     from .ledger import Session
@@ -42,20 +43,21 @@ BLOCK = 1 << 16
 #: Bytes of a message that are kept without the spool.
 SMALL = 1 << 14
 _DATA_LINE = b"data-line"
-_MARK = b"|smtp-in|data-line|"
-#: Length of session and token with a bar after each, as smtpd writes them.
-_PAIR = 2 * (16 + 1)
+_PREFIX = b"filter-dataline|"
+#: Bars in a key.
+_BARS = DATA_LINE.count(b"|") + 2
 #: Length of a line's start on its way back, with such a session and token.
-HEAD = len(b"filter-dataline|") + _PAIR
+HEAD = len(_PREFIX) + PAIR + len(b"|")
 
 
 class Transit:
     """The messages of one conversation with smtpd.
 
-    `waiting` are the sessions that wait for a program.
+    `waiting` are the sessions that wait for a program, `quick` the phases of requests that need no
+    look at their fields.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only: the settings
         self,
         log: Log,
         waiting: dict[Session, None],
@@ -63,26 +65,31 @@ class Transit:
         on_error: str,
         refuse_long_lines: bool,
         spool: Spool,
+        quick: Sequence[Phase],
     ) -> None:
         self._log, self._waiting, self._spool = log, waiting, spool
         self._on_error, self._refuse_long_lines = on_error, refuse_long_lines
+        self._quick = quick
         #: See `Engine`.
         self.now = 0.0
         self.expecting = True
         #: Pending output to smtpd.
         self.lines: list[bytes] = []
-        #: Messages by the key of their lines, and the function that extracts the key.
+        #: Messages by the key of their lines.
         self.known: dict[bytes, Message] = {}
-        self.key = itemgetter(slice(0, 0))
-        self._key_at = self._body_at = 0
-        #: The length of the line of a final dot.
-        self._dot_size = 0
+        self.layout = Layout(-1, quick)
         #: Bytes of a line that the server accepts whole.
         self.limit = long_lines.content_limit(cuts=False)
 
     def server_cuts(self) -> None:
         """Set the limit for a server that truncates long lines."""
         self.limit = long_lines.content_limit(cuts=True)
+
+    def learn(self, data: bytes) -> None:
+        """Take the layout of the first line in `data` for that of all, unless another is in use."""
+        at = offset(data)
+        if at >= 0 and not self.known:
+            self.layout = Layout(at, self._quick)
 
     # -- the state of a message -----------------------------------------------------------
 
@@ -102,7 +109,7 @@ class Transit:
             return b""
         if not message.key:
             self._add_key(message, row)
-        if message.key and self.key(row) == message.key:
+        if message.key and self.layout.key(row) == message.key:
             return message.key
         end = line == b"."
         self._arrive(message, row, end=end)
@@ -110,11 +117,46 @@ class Transit:
             self._ended(message)
         return b""
 
+    def whole(self, session: Session, key: bytes, rows: list[bytes]) -> bool:
+        """Give a program a message that begins and ends with these lines, which have this key.
+
+        Return False if it is not one, or if that can't be done. MemoryError means that nothing was
+        done.
+        """
+        link, last, size = session.link, rows[-1], self.layout.dot_size
+        if (
+            link is None
+            or session.message is not None
+            or _DATA_LINE not in link.phases
+            or len(last) != size
+            or not last.endswith(b"|.\n")
+            or not rows[0].startswith(b"filter|")
+            or key.count(b"|") != _BARS
+            or list(map(len, rows)).count(size) > 1  # maybe another dot
+        ):
+            return False
+        block = b"".join(rows)
+        kept = len(block)
+        if kept > SMALL:
+            return False
+        message = Message(session, _PREFIX + key[len(DATA_LINE) :])
+        message.blocks.append(block)
+        message.kept = message.fed = message.received = kept
+        message.ended, message.since = True, self.now
+        message.state, message.link, message.given = GIVEN, link, 1
+        link.messages[session.id] = message
+        link.returning[message.prefix] = message
+        link.out.append(block)
+        # From here on no memory is needed.
+        session.message = message
+        session.refusal, session.judged = b"", False
+        return True
+
     def _after_dot(self) -> None:
         self._log.limited("line after the dot", NAME, "unexpected", input="line after the dot")
 
     def _begin(self, session: Session, token: bytes, link: Link | None) -> Message:
-        message = Message(session, token)
+        message = Message(session, _PREFIX + session.id + b"|" + token + b"|")
         session.refusal, session.judged = b"", False
         if link is not None:
             self.give(message, link)
@@ -234,13 +276,13 @@ class Transit:
         They are lines of known messages, none a final dot; if there are several messages, all are
         on their way to one program. MemoryError means that nothing was processed.
         """
-        known, key = self.known, self.key
+        known, key = self.known, self.layout.key
         if key(rows[0]) not in known or key(rows[-1]) not in known:
             return False  # the most frequent reason
         keys = set(map(key, rows))
         if not known.keys() >= keys:
             return False
-        if self._dot_size in map(len, rows) and b"|.\n" in data:
+        if self.layout.dot_size in map(len, rows) and b"|.\n" in data:
             return False
         messages = [known[key] for key in keys]
         if len(messages) == 1:
@@ -251,10 +293,10 @@ class Transit:
             each.link is link and each.returned and each not in link.feeding for each in messages
         ):
             return False
-        link.out.append(data)
         size = len(data)
         for each in messages:
             each.received += size
+        link.out.append(data)
         return True
 
     def blocks(self, gathered: dict[bytes, list[bytes]]) -> None:
@@ -276,7 +318,7 @@ class Transit:
 
     def _find_dot(self, rows: list[bytes]) -> bool:
         """Return whether the last line is a final dot; drop lines after it."""
-        size = self._dot_size
+        size = self.layout.dot_size
         sizes = list(map(len, rows))
         if size not in sizes:
             return False
@@ -382,17 +424,13 @@ class Transit:
         """Store the key of the message's lines, so that these are processed in blocks."""
         if len(message.prefix) != HEAD:
             return
-        at = row.find(_MARK)
-        body_at = at + len(_MARK) + _PAIR
-        if at != self._key_at or body_at != self._body_at:
-            if self.known:
-                return
-            self._key_at, self._body_at = at, body_at
-            self._dot_size = body_at + len(b".\n")
-            self.key = itemgetter(slice(at, body_at))
-        key = row[at:body_at]
-        self.known[key] = message
-        message.key = key
+        at = offset(row)
+        if at != self.layout.at:
+            self.learn(row)
+        key = self.layout.key(row)
+        if at == self.layout.at and key == DATA_LINE + message.prefix[len(_PREFIX) :]:
+            self.known[key] = message
+            message.key = key
 
     def forget_key(self, message: Message) -> None:
         """Process further lines of the message one at a time."""

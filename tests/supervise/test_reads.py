@@ -1,0 +1,244 @@
+"""However the bytes of both sides are cut into reads, the other side gets the same lines."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.supervise.engine import Engine
+from smtpd_filters.supervise.layout import TRACKED, Layout
+from smtpd_filters.supervise.link import Link
+from tests.effort import part
+from tests.runtime.process import TOKENS, sid
+from tests.supervise.hostile import nowhere
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+TIME = b"1700000000.000001"
+#: Time stamps of another width, with which no line fits the layout of the others.
+EARLY = b"99.000001"
+REGISTRATION = (
+    *("report|smtp-in|link-connect", "report|smtp-in|tx-mail", "report|smtp-in|link-disconnect"),
+    *(f"filter|smtp-in|{name}" for name in (*PHASES, "data-line")),
+)
+CONFIG = (
+    b"config|smtpd-version|7.8.0\nconfig|protocol|0.7\nconfig|subsystem|smtp-in\nconfig|ready\n"
+)
+BODIES = (
+    [b"Subject: x", b"", b"text", b"."],
+    [b"."],
+    [b"", b"..", b"a", b"|.", b"filter|0.7|1|smtp-in|data-line|0|0|.", b"."],
+    [b"x" * 900] * 20 + [b"."],
+    [b"long " * 15000, b"."],
+)
+#: Steps of a session, each of which ends with an answer of the program.
+STEPS: tuple[tuple[str, ...], ...] = (
+    ("link-connect", "connect"),
+    ("link-identify", "ehlo"),
+    ("mail-from",),
+    ("tx-begin", "tx-mail", "rcpt-to"),
+    ("data",),
+    ("data-line",),
+    ("commit",),
+    ("tx-reset", "quit"),
+    ("link-disconnect",),
+)
+VALUES = {
+    "link-connect": b"|mail.example.net|pass|192.0.2.1:25|192.0.2.2:25",
+    "link-identify": b"|EHLO|mail.example.net",
+    "tx-begin": b"|0a0b0c0d",
+    "tx-mail": b"|0a0b0c0d|ok|a@example.net",
+    "tx-reset": b"|0a0b0c0d",
+    "link-disconnect": b"",
+}
+
+
+def step(number: int, names: Sequence[str], body: Sequence[bytes], time: bytes) -> list[bytes]:
+    """What smtpd writes in a step of a session, as lines."""
+    rows = []
+    for name in names:
+        kind = b"report" if name in VALUES else b"filter"
+        start = b"%b|0.7|%b|smtp-in|%b|%b" % (kind, time, name.encode(), sid(number))
+        if name in VALUES:
+            rows.append(start + VALUES[name] + b"\n")
+        elif name == "data-line":
+            rows += [start + b"|%b|%b\n" % (TOKENS[name], line) for line in body]
+        else:
+            rows.append(start + b"|%b|argument\n" % TOKENS[name])
+    return rows
+
+
+def pieces(data: bytes, cuts: Iterable[int]) -> Iterable[bytes]:
+    """The data in reads; after the cuts in one piece."""
+    for size in cuts:
+        if not data:
+            return
+        yield data[:size]
+        data = data[size:]
+    if data:
+        yield data
+
+
+def answers(data: bytes, body_of: dict[bytes, list[bytes]]) -> bytes:
+    """What a program writes that lets everything pass, and returns messages at their end."""
+    out = b""
+    for row in data.splitlines(keepends=True):
+        if row.startswith(b"filter|"):
+            _, _, _, _, phase, session, token, rest = row.split(b"|", 7)
+            if phase == b"data-line":
+                lines = body_of.setdefault(session, [])
+                lines.append(b"filter-dataline|%b|%b|%b" % (session, token, rest))
+                if rest == b".\n":
+                    out += b"".join(body_of.pop(session))
+            else:
+                out += b"filter-result|%b|%b|proceed\n" % (session, token)
+    return out
+
+
+def converse(
+    sessions: Sequence[tuple[Sequence[bytes], bytes]], cuts: Sequence[int] | None
+) -> tuple[dict[bytes, list[bytes]], dict[bytes, list[bytes]]]:
+    """Play the sessions in step; return what smtpd and the program got, by session.
+
+    Reads are cut at these sizes, or at each line.
+    """
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    registered = b"".join(b"register|%b\n" % each.encode() for each in REGISTRATION)
+    engine.from_program(link, registered + b"register|ready\n")
+    engine.admit(link)
+    engine.answers.clear()
+    link.out.clear()
+    got: list[bytes] = []
+    told: list[bytes] = []
+    kept: dict[bytes, list[bytes]] = {}
+    for names in STEPS:
+        rows = [
+            row
+            for number, (body, time) in enumerate(sessions)
+            for row in step(number, names, body, time)
+        ]
+        for read in rows if cuts is None else pieces(b"".join(rows), cuts):
+            engine.from_smtpd(read)
+        given = b"".join(link.out)
+        link.out.clear()
+        told += given.splitlines(keepends=True)
+        back = answers(given, kept)
+        for read in back.splitlines(keepends=True) if cuts is None else pieces(back, cuts):
+            engine.from_program(link, read)
+        assert not link.fault
+        got += b"".join([*engine.answers, *engine.lines]).splitlines(keepends=True)
+        engine.answers.clear()
+        engine.lines.clear()
+    left = engine.sessions, link.sessions, link.open, link.messages, link.returning
+    assert not any((*left, engine.transit.known))
+    return by_session(got, 1), by_session(told, 5)
+
+
+def by_session(rows: Iterable[bytes], field: int) -> dict[bytes, list[bytes]]:
+    """Sort lines by the session, which is in this field."""
+    found: dict[bytes, list[bytes]] = {}
+    for row in rows:
+        found.setdefault(row.rstrip(b"\n").split(b"|", field + 1)[field], []).append(row)
+    return found
+
+
+@settings(max_examples=part(300), deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(BODIES), st.sampled_from((TIME, TIME, TIME, EARLY))),
+        min_size=1,
+        max_size=5,
+    ),
+    st.lists(st.integers(1, 2000), max_size=8),
+)
+def test_cuts_make_no_difference(
+    sessions: list[tuple[list[bytes], bytes]], cuts: list[int]
+) -> None:
+    assert converse(sessions, cuts) == converse(sessions, None)
+
+
+def test_each_phase_and_tracked_report_has_a_place_of_its_own() -> None:
+    layout = Layout(28, PHASES.values())
+    assert {fields[0] for fields in layout.requests.values()} == {*PHASES.values()}
+    assert {fields[0] for fields in layout.reports.values()} == {*TRACKED}
+
+
+def started() -> tuple[Engine, Link]:
+    """An engine with a program and two open requests, of sessions 0 and 1."""
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    engine.from_program(link, b"register|filter|smtp-in|ehlo\nregister|ready\n")
+    engine.admit(link)
+    for names in (("link-connect",), ("ehlo",)):
+        engine.from_smtpd(b"".join(row for n in (0, 1) for row in step(n, names, (), TIME)))
+    engine.answers.clear()
+    return engine, link
+
+
+def test_lines_that_are_cut_short_are_no_requests_and_no_reports() -> None:
+    engine, link = started()
+    link.out.clear()
+    for name in ("tx-reset", "link-connect", "ehlo"):
+        for rest in (b"", b"|", b"|" + sid(0)[:9], b"|" + sid(0)):
+            engine.from_smtpd(b"filter|0.7|%b|smtp-in|%b%b\n" % (TIME, name.encode(), rest))
+            engine.from_smtpd(b"report|0.7|%b|smtp-in|%b%b\n" % (TIME, name.encode(), rest))
+    assert not link.out
+    assert len(link.open) == 2
+
+
+def test_lines_with_other_ids_belong_to_no_message_of_the_session() -> None:
+    """The first 16 bytes of their session are one that is known."""
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
+    engine.admit(link)
+    engine.from_smtpd(b"".join(step(0, ("link-connect",), (), TIME)))
+    start = b"filter|0.7|%b|smtp-in|data-line|" % TIME
+    engine.from_smtpd(start + sid(0) + b"x" * 17 + b"|.\n")
+    assert engine.sessions[sid(0)].message is None
+    engine.from_smtpd(start + sid(0) + b"|short|" + b"y" * 10 + b"|.\n")
+    message = engine.sessions[sid(0)].message
+    assert message is not None
+    assert message.prefix == b"filter-dataline|" + sid(0) + b"|short|"
+
+
+def test_two_answers_that_are_as_long_together_as_two_should_be() -> None:
+    engine, link = started()
+    one, two = (b"filter-result|%b|%b" % (sid(n), TOKENS["ehlo"]) for n in (0, 1))
+    engine.from_program(link, one + b"|x|proceed\n" + two[:-2] + b"|proceed\n")
+    assert "answer without a request" in link.fault or "unknown decision" in link.fault
+    assert not engine.answers
+
+
+def test_one_answer_twice_in_one_read() -> None:
+    engine, link = started()
+    answer = b"filter-result|%b|%b|proceed\n" % (sid(0), TOKENS["ehlo"])
+    engine.from_program(link, answer + answer)
+    assert "answer without a request" in link.fault
+    assert engine.answers == [answer]
+    engine.lost(link, link.fault)
+    assert [row.split(b"|")[1] for row in engine.answers] == [sid(0), sid(1)]
+
+
+def test_a_second_dot_in_one_read_of_smtpd() -> None:
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
+    engine.admit(link)
+    engine.answers.clear()
+    link.out.clear()
+    engine.from_smtpd(
+        b"".join(step(0, ("link-connect", "data-line"), [b"a", b".", b"b", b"."], TIME))
+    )
+    given = b"".join(link.out)
+    assert [row.rsplit(b"|", 1)[1] for row in given.splitlines()] == [b"a", b"."]
+    engine.from_program(link, answers(given, {}))
+    assert b"".join(engine.lines).count(b"|.\n") == 1
