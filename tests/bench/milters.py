@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from smtpd_filters.milter import MtaSide, Verdict
 from smtpd_filters.milter import vocabulary as v
-from tests.bench import rspamd
+from tests.bench import compiled, rspamd
 from tests.bench.player import Player
 from tests.bench.workloads import lines_of, message, sessions
 
@@ -39,7 +39,7 @@ MB = 1e6
 
 def missing() -> str | None:
     """Return why this can't be measured here; None if it can."""
-    return None if rspamd.has_compiler() else "needs a C compiler"
+    return None if compiled.compiler() else "needs a C compiler"
 
 
 def missing_opendkim() -> str | None:
@@ -50,7 +50,7 @@ def missing_opendkim() -> str | None:
 @contextmanager
 def milter(bits: int) -> Iterator[str]:
     """Run the milter; yield its address."""
-    program = rspamd.program("milter")
+    program = compiled.program("milter")
     with subprocess.Popen(
         [program, f"{bits:x}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

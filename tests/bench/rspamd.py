@@ -8,9 +8,7 @@ limits; so is that of the player.  `measure_real` puts Rspamd itself behind both
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,7 +17,8 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
-from tests.bench.player import ROOT, Player
+from tests.bench import compiled
+from tests.bench.player import Player
 from tests.bench.workloads import lines_of, message, sessions
 
 if TYPE_CHECKING:
@@ -91,14 +90,9 @@ def missing() -> str | None:
     """Return why this can't be measured here; None if it can."""
     if theirs() is None:
         return "needs Debian's opensmtpd-filter-rspamd"
-    if not has_compiler():
+    if compiled.compiler() is None:
         return "needs a C compiler"
     return None
-
-
-def has_compiler() -> bool:
-    """Return whether the daemon can be built."""
-    return _compiler() is not None
 
 
 def missing_daemon() -> str | None:
@@ -124,7 +118,7 @@ class Daemon:
             json.dump(REPLY, reply)
             reply.flush()
             self._process = subprocess.Popen(
-                [program("daemon"), reply.name],
+                [compiled.program("daemon"), reply.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -223,16 +217,3 @@ def peak(player: Player) -> int:
     if found is None:
         raise player.error("no VmHWM in its status")
     return 1024 * int(found[1])
-
-
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CC", "cc"))
-
-
-def program(name: str) -> str:
-    """Build a program of this directory if need be; return its path."""
-    source, built = ROOT / f"tests/bench/{name}.c", ROOT / f"build/{name}"
-    if not built.exists() or built.stat().st_mtime < source.stat().st_mtime:
-        built.parent.mkdir(exist_ok=True)
-        subprocess.run([cast("str", _compiler()), "-O2", "-o", built, source], check=True)
-    return str(built)

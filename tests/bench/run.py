@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.testing.dns import DNSServer
+from tests.bench import compiled
 from tests.bench.player import ROOT, MisbehaviourError, Player
 from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
 
@@ -150,14 +151,7 @@ class Report:
 
 def echo() -> list[str] | None:
     """The command of the practical limit, None without a compiler."""
-    source, program = ROOT / "tests/bench/echo.c", ROOT / "build/echo"
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        program.parent.mkdir(exist_ok=True)
-        subprocess.run([compiler, "-O2", "-o", program, source], check=True)
-    return [str(program)]
+    return [compiled.program("echo")] if compiled.compiler() else None
 
 
 def senderscore() -> list[str] | None:
@@ -519,6 +513,14 @@ class Bench:
         for title, found in (("lines", lines), ("sessions", runs), ("1 ms a session", workers)):
             for name, median in medians(found).items():
                 self.report.figures[f"{title}, {name}"] = median
+        ratios = self.report.figures["sessions/s, in ratios"] = {
+            "supervised : alone, 1 ms a session": compare(workers, one, alone, "sessions/s")
+        }
+        if supervised.COPIED in runs[0]:
+            ratios |= {
+                "copied : alone": compare(runs, supervised.COPIED, alone, "sessions/s"),
+                "supervised : copied": compare(runs, one, supervised.COPIED, "sessions/s"),
+            }
         own, _ = supervised.memory(self.sessions_filter)
         for title, value, sense, limit in (
             ("lines/s, supervised : alone", compare(lines, one, alone, "lines/s"), ">=", 0.6),

@@ -13,7 +13,7 @@ import sys
 from contextlib import ExitStack, contextmanager
 from typing import IO, TYPE_CHECKING, cast
 
-from tests.bench import rspamd
+from tests.bench import compiled, rspamd
 from tests.bench.player import ROOT, Player
 from tests.bench.workloads import message, sessions
 
@@ -34,7 +34,7 @@ CONCURRENT = 50
 
 def missing() -> str | None:
     """Return why this can't be measured here; None if it can."""
-    return None if rspamd.has_compiler() else "needs a C compiler"
+    return None if compiled.compiler() else "needs a C compiler"
 
 
 def command(name: str, *flags: str) -> list[str]:

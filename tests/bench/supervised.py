@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from tests.bench import compiled
 from tests.bench.player import Player
 from tests.bench.workloads import Lines, Sessions, lines_of, message, sessions
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 #: Sessions at a time.
 CONCURRENT = 50
 ALONE, SUPERVISED, TWO = "alone", "supervised", "two workers"
+#: Behind a process in C that only copies bytes: what any process in between costs.
+COPIED = "copied"
 
 
 def supervised(command: Sequence[str], *flags: str) -> list[str]:
@@ -22,16 +25,17 @@ def supervised(command: Sequence[str], *flags: str) -> list[str]:
     return [sys.executable, "-c", start, *flags, *command]
 
 
-def pair(command: Sequence[str]) -> dict[str, list[str]]:
-    """The contestants: a command alone and supervised."""
-    return {ALONE: list(command), SUPERVISED: supervised(command)}
+def contestants(command: Sequence[str]) -> dict[str, list[str]]:
+    """A command alone, supervised, and with a C compiler behind a process that copies bytes."""
+    copied = {COPIED: [compiled.program("relay"), *command]} if compiled.compiler() else {}
+    return {ALONE: list(command), SUPERVISED: supervised(command), **copied}
 
 
 def measure_lines(command: Sequence[str], messages: int, lines: int) -> dict[str, Lines]:
-    """Play messages to the filter alone and supervised."""
+    """Play messages to the filter and to what stands before it."""
     text = message(lines)
     found = {}
-    for name, words in pair(command).items():
+    for name, words in contestants(command).items():
         with Player(words) as player:
             lines_of(player, CONCURRENT, CONCURRENT, text)  # warm
             found[name] = lines_of(player, messages, CONCURRENT, text)
@@ -39,10 +43,10 @@ def measure_lines(command: Sequence[str], messages: int, lines: int) -> dict[str
 
 
 def measure_sessions(command: Sequence[str], count: int) -> dict[str, Sessions]:
-    """Play sessions to the filter alone and supervised."""
+    """Play sessions to the filter and to what stands before it."""
     text = message(12)
     found = {}
-    for name, words in pair(command).items():
+    for name, words in contestants(command).items():
         with Player(words) as player:
             sessions(player, count // 10, CONCURRENT, text)  # warm
             found[name] = sessions(player, count, CONCURRENT, text)
@@ -50,16 +54,18 @@ def measure_sessions(command: Sequence[str], count: int) -> dict[str, Sessions]:
 
 
 def measure_workers(command: Sequence[str], count: int) -> dict[str, Sessions]:
-    """Play sessions to one worker and to two; the command spends processor time."""
+    """Play sessions to a command that spends processor time: alone, to one worker, and to two."""
     text = message(12)
     found = {}
-    contestants = {
+    playing = {
+        ALONE: list(command),
         SUPERVISED: supervised(command),
         TWO: supervised(command, "--workers", "2"),
     }
-    for name, words in contestants.items():
+    for name, words in playing.items():
+        ready = {ALONE: 0, SUPERVISED: 1, TWO: 2}[name]
         with Player(words) as player:
-            while player.logged("supervise ready") < (2 if name == TWO else 1):
+            while player.logged("supervise ready") < ready:
                 sessions(player, CONCURRENT, CONCURRENT, text)
             sessions(player, count // 2, CONCURRENT, text)  # warm
             found[name] = sessions(player, count, CONCURRENT, text)
