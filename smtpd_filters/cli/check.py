@@ -176,6 +176,8 @@ class _Check:
         self.report = JsonReport() if options.json else TextReport()
         self._options = options
         self._conditions = conditions
+        #: The errors with which programs have ended.
+        self._reported: set[str] = set()
 
     def configuration(self, path: str) -> int:
         """Check a smtpd.conf and try its programs; return the exit status."""
@@ -194,6 +196,7 @@ class _Check:
             wrong += bool(result.error) + sum(bool(each.fault) for each in result.services)
             phases[program.statement, program.name] = result.phases
             report.program(program, result)
+            self._reported.add(result.error.removeprefix(f"{chain.PROG}: "))
             for problem in smtpd_conf.about_program(program, foreign=result.foreign):
                 report.problem(problem)
         for problem in smtpd_conf.crowded(read, phases):
@@ -236,14 +239,18 @@ class _Check:
             return None
 
     def chain_file(self, path: str, done: subprocess.CompletedProcess[str] | None) -> int:
-        """Report how the check of a chain file ended; return the exit status."""
+        """Report how the check of a chain file ended; return the exit status.
+
+        Errors with which a filter-chain of smtpd.conf has ended are not repeated.
+        """
         report = self.report
         if done is None:
             report.chains([f"{path}: not checked within {self._options.timeout:g} s"], fine=False)
             return FAULTY
         answers = [(line, Answer.parse(line)) for line in done.stderr.splitlines()]
         lines = [line.removeprefix(f"{chain.PROG}: ") for line, answer in answers if answer is None]
-        report.chains(lines, fine=not done.returncode)
+        new = [line for line in lines if line not in self._reported]
+        report.chains(new or [f"{path}: no further errors"], fine=not done.returncode)
         services = [answer for _, answer in answers if answer is not None]
         for answer in services:
             report.service(path, answer)

@@ -673,6 +673,34 @@ def test_a_chain_file_that_takes_too_long(
     assert capsys.readouterr().out == f"{path}: not checked within 1 s\n"
 
 
+def test_an_error_of_a_chain_is_reported_once(
+    tmp_path: Path, chains: Callable[[str], str], capsys: Capture
+) -> None:
+    configuration = tmp_path / "smtpd.conf"
+    path = chains('[filter.dyndns]\nacton = "junk"\n' + GOOD)
+    program = tmp_path / "filter-chain"
+    code = "from smtpd_filters.cli.chain import main; main()"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+    program.chmod(0o755)
+    configuration.write_text(
+        f'filter "x" proc-exec "{program} --config {path} --chain x"\nlisten on lo\n'
+    )
+    run = partial(check.run, places=(str(configuration),), chain_places=(path,))
+    verb = Verb("check", run, options=check.Options, description="Check.")
+    fault = "[filter.dyndns]: unknown key"
+    assert verb.run(AS_ME) == 1
+    out = capsys.readouterr().out
+    assert out.count(fault) == 1
+    assert f"{path}: no further errors\n" in out
+    chains(BAD)
+    assert verb.run([*AS_ME, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert fault in found["programs"][0]["text"]
+    [lines] = [each["lines"] for each in found["chains"]]
+    assert len(lines) == 1
+    assert "[filter.fcrdns]" in lines[0]
+
+
 def test_both_files_where_they_usually_are(
     tmp_path: Path,
     chains: Callable[[str], str],
