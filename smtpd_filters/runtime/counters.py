@@ -38,7 +38,7 @@ FAILURES = TIMEOUT, UNREACHABLE, INVALID, PASSED_OVER, LOCAL = (
     "timeout", "unreachable", "invalid", "passed_over", "local",
 )  # fmt: skip
 #: The kinds of look-ups.
-KINDS = ("clamd", "dns", "policy", "redis", "rspamd", "spamd", "sqlite", "table")
+KINDS = ("clamd", "dns", "milter", "policy", "redis", "rspamd", "spamd", "sqlite", "table")
 #: Servers whose circuits are shown, and characters of their labels, the last ones.
 MAX_SERVERS, MAX_LABEL = 16, 80
 

@@ -16,14 +16,17 @@ new one.
 
 from __future__ import annotations
 
+from time import monotonic
+
 from smtpd_filters.milter import MilterError, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.milter.macros import chosen
+from smtpd_filters.runtime.counters import COUNTERS
 from smtpd_filters.scanning.outcomes import safe
 
 from .content import Wishes, cut, fits
 from .facts import bracketed, encoded
-from .links import Admission, FailedError
+from .links import KIND, Admission, FailedError
 from .outcomes import LONG_FIELD, closing, refusal
 
 TYPE_CHECKING = False
@@ -76,6 +79,7 @@ class Dialogue:
     """The state of one milter in one session."""
 
     __slots__ = (
+        "_counts",
         "_greeted",
         "_over",
         "_passed",
@@ -92,6 +96,7 @@ class Dialogue:
     def __init__(self, milter: Milter, facts: Facts) -> None:
         self.milter = milter
         self.facts = facts
+        self._counts = COUNTERS.of(KIND)
         self.link: Link | None = None
         #: The greeting with its encryption, and the transaction, that the connection has been sent.
         self._greeted: tuple[str | None, str | None] | None = None
@@ -127,14 +132,29 @@ class Dialogue:
         over, refused = self.settled()
         if over:
             return refused
-        with Admission(self.milter.links.commands):
-            used = self.link is not None and not self.link.closed
-            try:
-                return await self._in_step(event, recipient, draft)
-            except FailedError as error:
-                if not (used and error.lost):
-                    raise
+        link = self.link
+        before, began = 0 if link is None else link.asked, monotonic()
+        try:
+            with Admission(self.milter.links.commands):
+                refused = await self._retrying(event, recipient, draft)
+        except FailedError as error:
+            self._counts.ended_since(began, error.failure)
+            raise
+        if self.link is not link or (link is not None and link.asked > before):
+            self._counts.ended_since(began)
+        return refused
+
+    async def _retrying(
+        self, event: bytes, recipient: str | None, draft: Draft | None
+    ) -> Refusal | None:
+        """Bring the milter to a stage, over a new connection if it has closed the earlier one."""
+        used = self.link is not None and not self.link.closed
+        try:
             return await self._in_step(event, recipient, draft)
+        except FailedError as error:
+            if not (used and error.lost):
+                raise
+        return await self._in_step(event, recipient, draft)
 
     async def _in_step(
         self, event: bytes, recipient: str | None, draft: Draft | None

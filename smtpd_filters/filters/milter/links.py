@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.breaker import Circuit
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
-from smtpd_filters.lookups.retry import Failure
+from smtpd_filters.lookups.retry import COUNTED, Failure
 from smtpd_filters.lookups.sockets import PAUSE
 from smtpd_filters.lookups.stream.connection import (
     Connection,
@@ -32,10 +32,18 @@ from smtpd_filters.lookups.stream.connection import (
 )
 from smtpd_filters.milter import Agreement, MilterError, MtaSide, ReplyCode, Verdict
 from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.runtime.counters import (
+    COUNTERS,
+    INVALID,
+    LOCAL,
+    PASSED_OVER,
+    TIMEOUT,
+    UNREACHABLE,
+)
 from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from types import TracebackType
 
     from smtpd_filters.lookups.failover.breaker import Note
@@ -46,6 +54,8 @@ if TYPE_CHECKING:
 _PROGRESS = 5
 #: The commands, in their order.
 _COMMANDS = (v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA)
+#: How exchanges with milters are counted (`runtime.counters`).
+KIND = "milter"
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
 
@@ -54,11 +64,14 @@ class FailedError(Exception):
     """A milter has failed; the text is the cause, without details that differ each time.
 
     `lost` says that it closed a connection, so that a new one may work; `silent` that it has said
-    nothing in time.
+    nothing in time. `failure` is how it is counted: one of `counters.FAILURES`.
     """
 
-    def __init__(self, cause: str, *, lost: bool = False, silent: bool = False) -> None:
+    def __init__(
+        self, cause: str, failure: str = INVALID, *, lost: bool = False, silent: bool = False
+    ) -> None:
         super().__init__(cause)
+        self.failure = failure
         self.lost = lost
         self.silent = silent
 
@@ -75,7 +88,7 @@ class Admission:
     def __enter__(self) -> None:
         circuit = self._circuit
         if self._is_trial and not circuit.admits(_now()):
-            raise FailedError(circuit.cause)
+            raise FailedError(circuit.cause, PASSED_OVER)
 
     def __exit__(
         self,
@@ -131,6 +144,11 @@ class Links:
         self._waiting = 0
         #: The idle connections, the one that is so for longest first.
         self._idle: dict[Link, None] = {}
+        COUNTERS.watch(KIND, self)
+
+    def circuits(self) -> Iterator[tuple[str, bool]]:
+        """Yield the milter's label, and whether it is no longer waited for."""
+        yield self.commands.label, self._connecting.is_open or self.commands.is_open
 
     async def open(self) -> Link:
         """Return a new connection that has negotiated. Raises FailedError."""
@@ -155,10 +173,12 @@ class Links:
             return await self._negotiated(connection, until)
         except TimeoutError:
             cause = f"no connection after {self._seconds:g} s"
-            raise FailedError(cause, silent=not waited) from None
+            failure = LOCAL if waited else TIMEOUT
+            raise FailedError(cause, failure, silent=not waited) from None
         except UnconnectedError as error:
-            silent = connect_trouble(error.cause).failure is Failure.SILENT
-            raise FailedError(reason(error.cause, "cannot connect"), silent=silent) from None
+            kind = connect_trouble(error.cause).failure
+            cause, silent = reason(error.cause, "cannot connect"), kind is Failure.SILENT
+            raise FailedError(cause, COUNTED[kind], silent=silent) from None
 
     async def _negotiated(self, connection: Connection, until: float) -> Link:
         """Return a connection after the negotiation. Raises FailedError and TimeoutError."""
@@ -258,14 +278,16 @@ class Link:
     """One connection to a milter, and the state of the protocol on it."""
 
     __slots__ = (
-        "_connection", "_ended", "_links", "_pending", "_size", "_timer", "answers", "closed",
-        "mta",
+        "_connection", "_ended", "_links", "_pending", "_size", "_timer", "answers", "asked",
+        "closed", "mta",
     )  # fmt: skip
 
     def __init__(self, links: Links, connection: Connection, mta: MtaSide) -> None:
         self._links = links
         self._connection = connection
         self.mta = mta
+        #: How many events it was sent for an answer.
+        self.asked = 0
         self.closed = False
         #: How many answers to commands its milter had given when the last event was sent.
         self.answers = 0
@@ -317,6 +339,7 @@ class Link:
         sent = b"".join(self._pending)
         self._pending, self._size = [], 0
         self.answers = self._links.commands.answers
+        self.asked += self.mta.waiting
         timer, answer = self._timer, None
         timer.start(seconds)
         try:
@@ -327,7 +350,7 @@ class Link:
         finally:
             timer.stop()
         if timer.overdue:
-            raise FailedError(f"no answer after {seconds:g} s", silent=True)
+            raise FailedError(f"no answer after {seconds:g} s", TIMEOUT, silent=True)
         return answer
 
     async def _exchange(
@@ -340,7 +363,8 @@ class Link:
         except MilterError as error:
             raise FailedError(str(error)) from None
         except LostError as error:
-            raise FailedError(reason(error.cause, "closed the connection"), lost=True) from None
+            cause = reason(error.cause, "closed the connection")
+            raise FailedError(cause, UNREACHABLE, lost=True) from None
 
     async def _answer(
         self, edit: Callable[[Edit], Awaitable[None]] | None

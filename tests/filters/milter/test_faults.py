@@ -24,11 +24,19 @@ from smtpd_filters.lookups.stream import connection
 from smtpd_filters.lookups.stream.connection import UnconnectedError
 from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.runtime.counters import (
+    COUNTERS,
+    INVALID,
+    PASSED_OVER,
+    TIMEOUT,
+    UNREACHABLE,
+)
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 from tests.lookups.stream.peer import hang as stay_silent
 from tests.lookups.stream.peer import served, until
 from tests.lookups.stream.silent import names, silent_address
+from tests.runtime.test_counters import Gained
 
 from .stub import PATIENCE, PLAIN, Stub, milter
 from .test_policy import (
@@ -405,6 +413,54 @@ def test_a_milter_that_hangs_costs_a_few_sessions_their_time(
         assert len(stub.connections) == asked
         assert lines_with(smtpd.log, "not asked again for now") > 0
         assert (lines_with(smtpd.log, OPENED), lines_with(smtpd.log, CLOSED)) == (1, 0)
+
+
+def test_exchanges_are_counted() -> None:
+    gained = Gained("milter")
+    with milter() as stub:
+        assert outcome(stub)[0] == ""
+        assert len(EVENTS) > gained.count > 3  # one for each stage of smtpd's
+        assert gained.failures == {}
+    # A milter that has nothing more to say is not asked.
+    with milter(answers={v.CONNECT: ACCEPT}) as stub:
+        gained = Gained("milter")
+        assert outcome(stub)[0] == ""
+        assert (gained.count, gained.failures) == (1, {})
+
+
+@pytest.mark.parametrize(
+    ("event", "answer", "cause"),
+    [(v.MAIL, None, UNREACHABLE), (v.BODY, b"", TIMEOUT), (v.RCPT, b"\0\0\0\1?", INVALID)],
+)
+def test_failed_exchanges_are_counted(event: bytes, answer: bytes | None, cause: str) -> None:
+    gained = Gained("milter")
+    with milter(answers={event: answer}) as stub:
+        flags = ("--command-timeout", "0.2", "--content-timeout", "0.2")
+        assert outcome(stub, *flags)[0] == LATER
+    assert gained.failures == {cause: 1}
+
+
+def test_a_milter_that_is_not_waited_for_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(breaker, "REST", 3600.0)
+    gained = Gained("milter")
+    with milter() as stub, Conversation(Milter, "--milter", stub.address, *FAST) as smtpd:
+        hang(stub, v.CONNECT)
+        label = ENDPOINT.parse(stub.address).label
+        assert ("milter", label, False) in COUNTERS.circuits()
+        for _ in range(SILENCES + 1):
+            assert fails(smtpd)
+        assert ("milter", label, True) in COUNTERS.circuits()
+    assert gained.failures[TIMEOUT] == SILENCES
+    assert gained.failures[PASSED_OVER] > 0
+
+
+def test_a_milter_that_is_down_is_counted() -> None:
+    gained = Gained("milter")
+    with milter() as stub:
+        address = stub.address
+    with Conversation(Milter, "--milter", address) as smtpd:
+        assert fails(smtpd)
+    assert set(gained.failures) == {UNREACHABLE}
 
 
 @FIRST
