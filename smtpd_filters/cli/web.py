@@ -81,7 +81,10 @@ class Options(Settings):
         "--user-header and --proxy.",
     )
     passwords = option(
-        PATH, default=None, help="The file of users and hashed passwords who may read the page."
+        PATH,
+        default=None,
+        help="The file of users and hashed passwords who may read the page. It is read again at "
+        "SIGHUP; log-ins of users who were removed, or have another password, end then.",
     )
     user_header = option(
         TEXT,
@@ -179,8 +182,28 @@ def run(options: Options, _rest: list[str]) -> int:
         Listening(path=host) if host.startswith("/") else Listening(host, port)
         for host, port in options.listen
     ]
-    asyncio.run(serve(app, addresses, access, lambda text: _note(f"ready on {text}")))
+    asyncio.run(
+        serve(
+            app,
+            addresses,
+            access,
+            lambda text: _note(f"ready on {text}"),
+            lambda: _reload(access),
+        )
+    )
     return 0
+
+
+def _reload(access: Access) -> None:
+    """Read the password file again, after SIGHUP."""
+    if access.passwords is None:
+        return
+    try:
+        users = access.passwords.reload()
+    except ConfigError as error:
+        _note(f"not reloaded, the users stay: {error}")
+    else:
+        _note(f"reloaded {access.passwords.path}: {users} user{'' if users == 1 else 's'}")
 
 
 def _store(options: Options, name: str) -> Callable[[], Store] | None:
@@ -285,7 +308,7 @@ def _write_password(options: Options) -> int:
     if not password or len(password) > MAX_PASSWORD:
         raise ConfigError(f"expected a password of 1 to {MAX_PASSWORD} characters")
     with_user(options.passwords, user, password)
-    _note(f"{options.passwords}: wrote {user}; restart the page to use it")
+    _note(f"{options.passwords}: wrote {user}; a page that runs reads it at SIGHUP")
     return 0
 
 

@@ -88,8 +88,9 @@ async def serve(
     addresses: Sequence[Listening],
     access: Access,
     ready: Callable[[str], None],
+    reload: Callable[[], object] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT; `ready` is called with each address.
+    """Serve until SIGTERM or SIGINT; `ready` is called with each address, `reload` at SIGHUP.
 
     Raises ConfigError if it can't listen, or if anybody could read the page.
     """
@@ -112,6 +113,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         for each in addresses:
             await _listen(runner, each, of_sites)

@@ -169,7 +169,12 @@ class Guard:
             return Login(user, "", now) if user else None
         if access.passwords is None:
             return Login("", "", now)
-        return self.logins.find(self._token(request), now)
+        token = self._token(request)
+        login = self.logins.find(token, now)
+        if login is not None and login.hashed != access.passwords.hash_of(login.user):
+            self.logins.end(token)  # the user was removed, or has another password
+            return None
+        return login
 
     def form(self, request: web.Request) -> str:
         """Return the token that each form on the page of a request must have."""
@@ -249,7 +254,7 @@ class Guard:
         response = web.HTTPSeeOther(self.target(request.query.get("to", "")))
         response.set_cookie(
             self._cookie,
-            self.logins.begin(user, self._clock()),
+            self.logins.begin(user, self._clock(), passwords.hash_of(user)),
             path="/",
             httponly=True,
             samesite="Strict",

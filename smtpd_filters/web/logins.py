@@ -22,6 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
+    from .passwords import Hash
+
 #: Seconds without a request, and in all, after which a log-in ends.
 IDLE: Final = 30 * 60.0
 LONGEST: Final = 12 * 3600.0
@@ -33,13 +35,17 @@ PERIOD: Final = 15 * 60.0
 
 
 class Login:
-    """A log-in of a user; `form` is the token that each form must have."""
+    """A log-in of a user; `form` is the token that each form must have.
 
-    __slots__ = ("began", "form", "seen", "user")
+    `hashed` is the hash of the user's password at the time.
+    """
 
-    def __init__(self, user: str, form: str, now: float) -> None:
+    __slots__ = ("began", "form", "hashed", "seen", "user")
+
+    def __init__(self, user: str, form: str, now: float, hashed: Hash | None = None) -> None:
         self.user = user
         self.form = form
+        self.hashed = hashed
         self.began = self.seen = now
 
     def expired(self, now: float) -> bool:
@@ -57,14 +63,14 @@ class Logins:
     def __len__(self) -> int:
         return len(self._logins)
 
-    def begin(self, user: str, now: float) -> str:
+    def begin(self, user: str, now: float, hashed: Hash | None = None) -> str:
         """Begin a log-in; return the token of its cookie."""
         token = secrets.token_urlsafe(32)
         for old in [key for key, login in self._logins.items() if login.expired(now)]:
             del self._logins[old]
         while len(self._logins) >= MOST:
             del self._logins[next(iter(self._logins))]
-        self._logins[_hash(token)] = Login(user, self.form(token), now)
+        self._logins[_hash(token)] = Login(user, self.form(token), now, hashed)
         return token
 
     def find(self, token: str, now: float) -> Login | None:

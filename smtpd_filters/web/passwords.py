@@ -102,10 +102,11 @@ class BusyError(Exception):
 
 
 class Passwords:
-    """The users of a file, read at start."""
+    """The users of a file, of the path `path` if it is to be read again."""
 
-    def __init__(self, users: dict[str, Hash]) -> None:
+    def __init__(self, users: dict[str, Hash], path: str = "") -> None:
         self._users = users
+        self.path = path
         self._nobody = Hash(COST, BLOCK, PARALLEL, secrets.token_bytes(_SALT), bytes(_LENGTH))
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -113,10 +114,25 @@ class Passwords:
     @classmethod
     def read(cls, path: str) -> Self:
         """Read a file; raise ConfigError, with the file and the line, for a mistake in it."""
-        return cls(dict(_entries(path)))
+        users = _entries(path)
+        if not users:
+            raise ConfigError(f"{path}: no user; add one with smtpd-filters web password USER")
+        return cls(users, path)
+
+    def reload(self) -> int:
+        """Read the file again; return the number of users, which may be 0.
+
+        Raises ConfigError as `read` does; then the users stay.
+        """
+        self._users = _entries(self.path)
+        return len(self._users)
 
     def __contains__(self, user: str) -> bool:
         return user in self._users
+
+    def hash_of(self, user: str) -> Hash | None:
+        """Return the hash of a user's password; None for an unknown user."""
+        return self._users.get(user)
 
     async def check(self, user: str, password: str) -> bool:
         """Return whether this is the password of the user. Raises BusyError."""
@@ -129,7 +145,7 @@ class Passwords:
                 fits = await asyncio.to_thread(hashed.fits, password[:MAX_PASSWORD])
         finally:
             self._waiting -= 1
-        return fits and user in self._users
+        return fits and self._users.get(user) == hashed  # not changed or removed meanwhile
 
 
 def _readable(path: str) -> bool:
@@ -144,7 +160,7 @@ def _require_private(path: str, status: os.stat_result) -> None:
         )
 
 
-def _entries(path: str) -> list[tuple[str, Hash]]:
+def _entries(path: str) -> dict[str, Hash]:
     try:
         data = read_file(path, check=partial(_require_private, path))
     except ConfigError as error:
@@ -164,9 +180,7 @@ def _entries(path: str) -> list[tuple[str, Hash]]:
             found[user] = Hash.parse(text)
         except ValueError as error:
             raise ConfigError(f"{path}:{number}: {error}") from None
-    if not found:
-        raise ConfigError(f"{path}: no user; add one with smtpd-filters web password USER")
-    return list(found.items())
+    return found
 
 
 def with_user(path: str, user: str, password: str) -> None:
@@ -176,7 +190,7 @@ def with_user(path: str, user: str, password: str) -> None:
     """
     if not _USER.fullmatch(user):
         raise ConfigError(f"USER: expected letters, digits and any of ._@-, not {user!r}")
-    users = dict(_entries(path)) if os.path.lexists(path) else {}
+    users = _entries(path) if os.path.lexists(path) else {}
     users[user] = Hash.of(password)
     text = "".join(f"{name}:{hashed}\n" for name, hashed in users.items())
     temporary = f"{path}.new"

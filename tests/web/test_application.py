@@ -57,12 +57,14 @@ def test_it_answers_until_sigterm(
 
     async def run() -> None:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        access = Access()
+        access, reload = Access(), asyncio.Event()
         app = application(lambda: Journal(str(tmp_path)), access)
         addresses = [Listening("127.0.0.1", 0)]
-        service = asyncio.create_task(serve(app, addresses, access, ready.set_result))
+        service = asyncio.create_task(serve(app, addresses, access, ready.set_result, reload.set))
         async with ClientSession() as session, session.get(f"http://{await ready}/") as response:
             assert response.status == 200
+        os.kill(os.getpid(), signal.SIGHUP)
+        await reload.wait()
         os.kill(os.getpid(), signal.SIGTERM)
         await service
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.web import passwords
 from smtpd_filters.web.guard import HEADERS, LOCAL_NAMES, Access, Guard, check_exposure
 from smtpd_filters.web.logins import TRIES
-from smtpd_filters.web.passwords import Hash, Passwords
+from smtpd_filters.web.passwords import Hash, Passwords, with_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,6 +175,50 @@ def test_a_log_in_expires() -> None:
         assert (await visitor.get("/"))[0] == 303
 
     visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_log_ins_end_if_the_user_is_removed_or_changed(tmp_path: Path) -> None:
+    path = str(tmp_path / "users")
+    for user in ("ann", "bob"):
+        with_user(path, user, "wonder")
+    passwords = Passwords.read(path)
+
+    def remove_all() -> None:
+        Path(path).write_text("# nobody\n")
+
+    async def visiting(visitor: Visitor) -> None:
+        await visitor.log_in("ann", "wonder")
+        with_user(path, "bob", "builder")
+        assert passwords.reload() == 2
+        assert (await visitor.get("/"))[:2] == (200, "ann")
+        with_user(path, "ann", "other")
+        assert (await visitor.get("/"))[:2] == (200, "ann")
+        passwords.reload()
+        assert (await visitor.get("/"))[0] == 303
+        assert len(visitor.guard.logins) == 0
+        assert (await visitor.log_in("ann", "wonder"))[0] == 403
+        assert (await visitor.log_in("ann", "other"))[0] == 303
+        remove_all()
+        assert passwords.reload() == 0
+        assert (await visitor.get("/"))[0] == 303
+        assert (await visitor.log_in("bob", "builder"))[0] == 403
+
+    visit(Access(passwords=passwords), visiting)
+
+
+def test_a_password_that_is_changed_during_the_log_in(tmp_path: Path) -> None:
+    path = str(tmp_path / "users")
+    with_user(path, "ann", "wonder")
+
+    async def log_in() -> bool:
+        passwords = Passwords.read(path)
+        checking = asyncio.create_task(passwords.check("ann", "wonder"))
+        await asyncio.sleep(0)  # it has the hash
+        with_user(path, "ann", "other")
+        passwords.reload()
+        return await checking
+
+    assert not asyncio.run(log_in())
 
 
 def test_wrong_passwords_have_to_wait() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smtpd_filters.cli.web import _reload
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.web import passwords
+from smtpd_filters.web.guard import Access
 from smtpd_filters.web.passwords import BusyError, Hash, Passwords, with_user
 from tests.effort import part
 
@@ -99,6 +101,25 @@ def test_files_with_mistakes(path: Path, text: str, error: str) -> None:
     with pytest.raises(ConfigError) as raised:
         Passwords.read(str(path))
     assert str(raised.value).removeprefix(f"{path}:").strip().startswith(error)
+
+
+def test_a_mistake_keeps_the_users(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with_user(str(path), "ann", "wonder")
+    access = Access(passwords=Passwords.read(str(path)))
+    assert access.passwords is not None
+    _reload(access)
+    path.write_text("ann\n")
+    _reload(access)
+    assert "ann" in access.passwords
+    path.unlink()
+    _reload(access)
+    assert "ann" in access.passwords
+    _reload(Access())
+    assert capsys.readouterr().err == (
+        f"smtpd-filters web: reloaded {path}: 1 user\n"
+        f"smtpd-filters web: not reloaded, the users stay: {path}:1: expected USER:HASH\n"
+        f"smtpd-filters web: not reloaded, the users stay: {path}: No such file or directory\n"
+    )
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o604, 0o660, 0o602])
