@@ -70,12 +70,22 @@ def written(node: ast.AST) -> str:
     return ""
 
 
+def stands_in(words: str, text: str) -> bool:
+    """Whether the text has these words, and not as a part of longer ones."""
+    at = -1
+    while (at := text.find(words, at + 1)) >= 0:
+        end = at + len(words)
+        if not re.search(r"\w", text[at - 1 : at] + text[end : end + 1]):
+            return True
+    return False
+
+
 def pieces(phrase: str) -> int:
     """How many texts of the code the phrase is made of; 0 if it can't be."""
     words = phrase.split(" ")
     for end in range(len(words), 0, -1):
         start = " ".join(words[:end])
-        if re.search(rf"(?<!\w){re.escape(start)}(?!\w)", texts()):
+        if stands_in(start, texts()):
             rest = " ".join(words[end:])
             if not rest:
                 return 1

@@ -107,6 +107,8 @@ CITED = [
     section(r"[Ss]ections? [\d.]+ of RFC"),
     re.compile(r"\bRFC[-_]?\d+"),
 ]
+#: Any of the phrases: one search of a text is cheaper than one for each of them.
+ANY_OUT = re.compile("|".join(pattern.pattern for pattern, _ in OUT))
 
 
 def searched(path: str, text: str) -> Iterator[Finding]:
@@ -116,7 +118,7 @@ def searched(path: str, text: str) -> Iterator[Finding]:
         line = text.count("\n", 0, match.start()) + 1
         return Finding(path, line, rule, f'"{re.sub(GAP, " ", match[0])}"; write {hint}')
 
-    for pattern, instead in OUT:
+    for pattern, instead in OUT if ANY_OUT.search(text) else ():
         for match in pattern.finditer(text):
             yield found("phrase", match, instead)
     for pattern in CITED:
@@ -156,14 +158,19 @@ def imports(path: str, tree: ast.Module) -> Iterator[Finding]:
                 )
 
 
+def unexplained(text: str) -> bool:
+    """Whether something else than a reason stands behind a rule that is off in a line's end."""
+    *off, rest = OFF.split(text) if "#" in text else ("",)
+    return bool(off and rest) and not re.match(r"  # \S", rest)
+
+
 def comments(path: str, source: str) -> Iterator[Finding]:
     """A rule of a linter is off for a reason, which stands in a comment of its own behind it."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             if "``" in token.string:
                 yield Finding(path, token.start[0], "backticks", token.string)
-            *_, rest = OFF.split(token.string)
-            if OFF.search(token.string) and rest and not re.match(r"  # \S", rest):
+            if unexplained(token.string):
                 yield Finding(path, token.start[0], "reason", f'{token.string}; write "  # reason"')
 
 
@@ -191,7 +198,7 @@ def findings(path: str, text: str) -> list[Finding]:
             found += imports(path, tree)
         if "``" in text:
             found += docstrings(path, tree)
-        if "``" in text or OFF.search(text):
+        if "``" in text or any(map(unexplained, text.splitlines())):
             found += comments(path, text)
     return sorted(found, key=lambda finding: finding.line)
 
