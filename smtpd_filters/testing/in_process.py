@@ -70,7 +70,9 @@ class Served:
         pool = Pool(**defaults)
         ready = [set_up(filter_, self.log, general, pool) for filter_, general in chosen]
         self.chain = make_chain(ready, self.log, rules)
-        self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines)
+        # Unlike a filter's, this process allocates and frees the reserve many times, and then its
+        # zeros are written.
+        self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines, reserve=0)
         self.engine.spawn = self._spawn
         self._pace = Pace()
         self._loop = asyncio.new_event_loop()
