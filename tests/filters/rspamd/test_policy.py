@@ -454,7 +454,7 @@ def test_messages_that_are_too_large(stub: RspamdStub, larger: str) -> None:
     stub.answer = said(action="reject")
     flags = ("-url", stub.url, "--max-size", "100k", "--larger", larger)
     with Conversation(Rspamd, *flags) as smtpd:
-        delivery = deliver(smtpd, b"Subject: x\r\n\r\n" + b"x" * 99 + b"\r\n" * 102_400)
+        delivery = deliver(smtpd, b"Subject: x\r\n\r\n" + (b"x" * 99 + b"\r\n") * 1024)
         assert stub.asked == 0
         expected = "451 4.3.4 Message too large to be scanned, please try again later"
         assert delivery.reply == ("" if larger == "skip" else expected)
