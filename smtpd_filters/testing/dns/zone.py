@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import dns.exception
@@ -125,6 +126,7 @@ def rrset_of(
     return rrset
 
 
+@lru_cache(1 << 12)  # tests make the same zones again and again
 def _rdata(rdtype: dns.rdatatype.RdataType, text: str) -> dns.rdata.Rdata:
     if rdtype == dns.rdatatype.TXT and not text.startswith('"'):
         # RFC 1035 section 3.3.14: strings of at most 255 bytes, which are quoted here.
