@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+from functools import cache
 from time import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from smtpd_filters.authentication.dkim.private_keys import parse_private_key
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.dkimsign import Dkimsign, workers
+from smtpd_filters.filters.dkimsign import keys as dkimsign_keys
 from smtpd_filters.filters.dkimsign.author import author_domain
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.runtime.log import FilterLog, Log
@@ -24,6 +26,7 @@ from smtpd_filters.testing import Conversation
 from tests.authentication.signing import chain, ed25519_key, rsa_key, verified
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from smtpd_filters.authentication.dkim.private_keys import PrivateKey
@@ -50,6 +53,14 @@ def pem(*, ed25519: bool = False, form: str = "PKCS8", bits: int = 2048) -> byte
 
 def block(label: bytes) -> bytes:
     return b"-----BEGIN %b-----\nYQ==\n-----END %b-----\n" % (label, label)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _each_key_is_checked_once() -> Iterator[None]:
+    """OpenSSL takes some 30 ms for the check of a key's numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dkimsign_keys, "parse_private_key", cache(parse_private_key))
+        yield
 
 
 @pytest.fixture
