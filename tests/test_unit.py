@@ -69,6 +69,31 @@ def test_a_report_each_tells_that_both_runs_were_complete(tmp_path: Path) -> Non
         assert done.returncode == status
 
 
+HANGS = """
+import threading
+
+def test_that_hangs():
+    threading.Event().wait()
+
+def test_after_it():
+    pass
+"""
+
+
+def test_a_test_that_hangs_fails_and_the_others_run(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(HANGS)
+    command = [sys.executable, "-m", "pytest", "-c", str(ROOT / "pyproject.toml")]
+    command += ["--noconftest", "-p", "no:cacheprovider", "--numprocesses", "1"]
+    command += ["--override-ini", "faulthandler_timeout=3", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=300
+    )
+    assert done.returncode == 1
+    assert "in test_that_hangs" in done.stderr
+    assert re.search("crashed while running '.*test_that_hangs'", done.stdout)
+    assert "1 failed, 1 passed" in done.stdout
+
+
 def test_what_needs_a_server_has_a_marker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(needed, "SHARE", 8)
     with pytest.raises(pytest.fail.Exception, match="mark it e2e"):
