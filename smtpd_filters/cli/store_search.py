@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.kinds import quote
-from smtpd_filters.stores.setting import StoreSetting
+from smtpd_filters.stores.setting import StoreSetting, default_address
 
 from .chain import PLACES as CHAIN_PLACES
 from .chain_file import USE
@@ -34,19 +34,24 @@ def find_store(
 ) -> dict[str, Any]:
     """Return the values of the options of the store that the filter `name` is configured with.
 
-    The dictionary is empty if no file has one; `flag` has the store's address. Raises ConfigError
-    if the files have several.
+    `flag` has the store's address. The dictionary is empty if no file has the filter, or has it
+    without an address, which is its default store if the flag is `--store`. Raises ConfigError if
+    the files have several stores.
     """
     commands = list(_commands(places))
-    paths = [path for words in commands if (path := _chain_file(words))] or [*chain_places]
-    texts = [each for words in commands if (each := _of_command(words, name, flag))]
+    texts = [each for words in commands if (each := _of_command(words, name, flag)) is not None]
+    paths = [path for words in commands if (path := _chain_file(words))]
+    if not texts:
+        paths = paths or [*chain_places]
     texts += [each for path in paths for each in _of_chain(path, name, flag)]
     found: list[dict[str, Any]] = []
     for each in texts:
-        if "store" in each and (values := _parsed(each)) not in found:
+        values = _parsed(each) if "store" in each else {}
+        if values not in found and (values or flag == "store"):
             found.append(values)
     if len(found) > 1:
-        shown = ", ".join(each["store"].text for each in found)
+        default = f"{default_address(name).text}, the default"
+        shown = ", ".join(each["store"].text if each else default for each in found)
         raise ConfigError(f"filter-{name} has several stores: --{flag} is required ({shown})")
     return found[0] if found else {}
 
@@ -66,12 +71,15 @@ def _commands(places: Iterable[str]) -> Iterator[list[str]]:
         return
 
 
-def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str]:
-    """Return the texts of the options in a command of the filter, maybe under a supervisor."""
+def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str] | None:
+    """Return the texts of the options in a command of the filter, maybe under a supervisor.
+
+    None is returned for a command of another filter.
+    """
     for at, word in enumerate(words):
         if word.rpartition("/")[2] == f"filter-{name}":
             return _of_words(words[at + 1 :], flag)
-    return {}
+    return None
 
 
 def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
@@ -104,11 +112,9 @@ def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
     filters = content.get("filter")
     for instance, keys in filters.items() if isinstance(filters, dict) else ():
         if isinstance(keys, dict) and keys.get(USE, instance) == name:
-            texts = {
+            yield {
                 option: str(value) for key, value in keys.items() if (option := _option(key, flag))
             }
-            if texts:
-                yield texts
 
 
 def _option(spelt: str, flag: str) -> str:

@@ -340,6 +340,7 @@ def test_mistakes(tool: Tool, tmp_path: Path) -> None:
     assert '"anna@example.org" is neither an address nor a network or domain' in (
         tool.fails("allow", "anna@example.org")
     )
+    assert '"192.0.2.300" is neither an address nor' in tool.fails("allow", "192.0.2.300")
     assert '"192.0.2.0/33" is not a network' in tool.fails("list", "192.0.2.0/33")
     assert 'stats takes no operand: "x"' in tool.fails("stats", "x")
     missing = str(tmp_path / "missing")

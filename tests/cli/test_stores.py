@@ -186,6 +186,16 @@ def test_several_stores_are_an_error(tmp_path: Path) -> None:
         search(tmp_path, conf)
 
 
+@pytest.mark.parametrize("other", ["filter-limit --limit x", "filter-chain -f chains.toml"])
+def test_the_default_is_one_of_several_stores(tmp_path: Path, other: str) -> None:
+    conf = 'filter x proc-exec "filter-limit --store redis://redis.example.org"\n'
+    chains = "[filter.limit]\ntimeout = 5\n"
+    assert search(tmp_path, conf, chains) == {"store": REDIS}, "no filter of smtpd uses the chain"
+    conf += f'filter y proc-exec "{other.replace("chains", f"{tmp_path}/chains")}"\n'
+    with pytest.raises(ConfigError, match=r"several stores: .*/limit\.sqlite, the default"):
+        search(tmp_path, conf, chains)
+
+
 def test_an_invalid_store_in_the_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='--store of the filter: "x": expected sqlite:PATH'):
         search(tmp_path, 'filter x proc-exec "filter-limit --store x"\n')

@@ -333,7 +333,9 @@ def _client(text: str, options: Options) -> str:
     else:
         raise ConfigError(f"{quote(text)} is not a network")
     name = canonical(text)
-    if slash or not name or "." not in name or " " in name or "@" in name or ":" in name:
+    # No top-level domain is a number (RFC 3696 section 2): 192.0.2.300 is a mistyped address.
+    number = name.rpartition(".")[2].isdecimal()
+    if slash or number or not name or "." not in name or {" ", "@", ":"} & {*name}:
         raise ConfigError(f"{quote(text)} is neither an address nor a network or domain")
     return name
 
