@@ -100,7 +100,7 @@ async def _ask(probe: Probe, seconds: float) -> Answer:
 def _advised(subject: str, fault: str) -> str:
     """Return a fault without the address that the subject has, and with what to do about it."""
     address = subject.rpartition(" ")[2]
-    fault = fault.removeprefix(f"{address} ")
+    fault = fault.removeprefix(f"{address} ").removeprefix(f"{address}: ")
     ending = fault.casefold()
     if ending.endswith(("connection refused", "no such file or directory")):
         return f"{fault}; does it run, and listen there?"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import socket
 from typing import TYPE_CHECKING, Any
 
 from redis import __version__, exceptions
@@ -132,8 +134,24 @@ def cause(error: BaseException) -> str:
             return meaning
     for kind, meaning in _KINDS:
         if isinstance(error, kind):
-            return meaning
+            return _reason(error) if meaning is _LOST else meaning
     return "invalid reply"  # such as a number without digits: the parser's own errors differ
+
+
+def _reason(error: BaseException) -> str:
+    """Return why a connection failed: what the system said, if redis-py has it."""
+    within: BaseException | None = error
+    while within is not None:
+        if isinstance(within, socket.gaierror):
+            return _UNKNOWN_HOST
+        if isinstance(within, OSError):
+            # Of several addresses that failed, asyncio's error has only the text.
+            text = str(within)
+            for number, meaning in _REASONS.items():
+                if within.errno == number or f"[Errno {number}]" in text:
+                    return meaning
+        within = within.__cause__ or within.__context__
+    return _LOST
 
 
 def failure(text: str) -> str:
@@ -143,8 +161,23 @@ def failure(text: str) -> str:
 
 _TIMEOUT, _LOST = "timeout", "connection failed or lost"
 _NO_CLUSTER, _NO_MASTER = "the cluster is unreachable", "no sentinel knows the master"
-_COUNTED = {_TIMEOUT: TIMEOUT, **dict.fromkeys((_LOST, _NO_CLUSTER, _NO_MASTER), UNREACHABLE)}
+_UNKNOWN_HOST = "unknown host"
+#: By the number of the system's error.
+_REASONS = {
+    errno.ECONNREFUSED: "connection refused",
+    errno.ECONNRESET: "connection reset",
+    errno.EACCES: "permission denied",
+    errno.EHOSTUNREACH: "no route to host",
+    errno.ENETUNREACH: "network is unreachable",
+    errno.ENOENT: "no such file or directory",
+}
+_COUNTED = {
+    _TIMEOUT: TIMEOUT,
+    **dict.fromkeys((_LOST, _UNKNOWN_HOST, _NO_CLUSTER, _NO_MASTER), UNREACHABLE),
+    **dict.fromkeys(_REASONS.values(), UNREACHABLE),
+}
 _REJECTED = "authentication failed (--store-password-file)"
+_NEEDLESS = "has no password for this user, but one is given (--store-password-file)"
 #: By words of the server's error; the first one is used.
 _TEXTS = (
     ("WRONGPASS", _REJECTED),
@@ -152,6 +185,8 @@ _TEXTS = (
     ("username-password pair", _REJECTED),
     ("Authentication required", _REJECTED),
     ("already authenticated", _REJECTED),
+    ("without any password configured", _NEEDLESS),
+    ("no password is set", _NEEDLESS),
     ("NOPERM", "denies access to this user"),
     ("maxmemory", "out of memory (maxmemory)"),
     ("MISCONF", "cannot save its data, so it accepts none"),

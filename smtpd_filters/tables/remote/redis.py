@@ -114,7 +114,7 @@ class RedisTable(Backend):
                 text = cause(error).replace(" (--store-password-file)", "")
                 if "WRONGTYPE" in str(error):
                     text = f"{self._name} is not a {self._form}"
-                raise BackendError(text) from None
+                raise BackendError(f"{self._address.text}: {text}") from None
 
     def declare(self, needs: Needs) -> None:
         """Declare the servers."""
