@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+
 from smtpd_filters.errors import ConfigError
 
 from .files import read_file
@@ -10,13 +13,18 @@ from .files import read_file
 def read_secret(path: str | None, flag: str) -> str:
     """Return the first line of a file; "" without a path.
 
-    Raises ConfigError, with the flag and the file, if it is unreadable, or if the line is empty or
-    has characters that can't be typed.
+    Raises ConfigError, with the flag and the file, if it is unreadable, or readable for all users,
+    or if the line is empty or has characters that can't be typed.
     """
     if path is None:
         return ""
+
+    def keep_secret(status: os.stat_result) -> None:
+        if status.st_mode & stat.S_IROTH:
+            raise ConfigError(f"{path}: others may read this file (chmod o= {path})")
+
     try:
-        text = read_file(path).decode()
+        text = read_file(path, check=keep_secret).decode()
     except ConfigError as error:
         raise ConfigError(f"{flag}: {error}") from None
     except UnicodeError:

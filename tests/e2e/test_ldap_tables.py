@@ -147,6 +147,7 @@ def test_lists_are_paged_beyond_the_size_limit(slapd: Slapd, folder: Path) -> No
 def test_every_way_to_connect_and_identify(slapd: Slapd, folder: Path) -> None:
     secret = folder / "secret"
     secret.write_text(f"{PASSWORD}\n")
+    secret.chmod(0o600)
     tls = f"ca_file {folder}/certificate.pem"
     tables = [
         AddressTable.load_asking(file_of(folder, *lines))

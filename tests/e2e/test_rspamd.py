@@ -282,8 +282,8 @@ def test_the_daemon_is_reached_by_its_socket(scan: Start, daemon: Rspamd) -> Non
 
 
 def test_the_controller_scans_with_a_password(scan: Start, daemon: Rspamd) -> None:
-    files = {"password": f"{daemon.password}\n", "wrong": "wrong\n"}
-    for name, code in (("password", 250), ("wrong", 451)):
+    files = {"password": f"{daemon.password}\n", "wrong-password": "wrong\n"}
+    for name, code in (("password", 250), ("wrong-password", 451)):
         flags = ("--password-file", file_path(name))
         server = scan(url=daemon.controller_url, flags=flags, files=files)
         assert attempt(server, message=mail()).code == code, name

@@ -139,6 +139,10 @@ def test_a_password_is_read_from_a_file(tmp_path: Path, logbook: Logbook) -> Non
     ):
         made(logbook, store="redis://h", **{"store-password-file": str(file)})
     file.write_text("\n")
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match=f"others may read this file .chmod o= {file}.$"):
+        made(logbook, store="redis://h", **{"store-password-file": str(file)})
+    file.chmod(0o640)
     with pytest.raises(ConfigError, match="no password in the first line"):
         made(logbook, store="redis://h", **{"store-password-file": str(file)})
 

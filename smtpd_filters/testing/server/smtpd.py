@@ -109,7 +109,8 @@ class Smtpd:
     zone          the DNS zone, see `smtpd_filters.testing.dns`
     users         each has a maildir, the addresses USER@DOMAIN, and `password(user)`
     domains       the domains for which mail is accepted
-    files         name -> content; readable for filters as `file_path(name)`
+    files         name -> content; readable for filters as `file_path(name)`, and for all other
+                  users as well unless "password" is in the name
     binds         path inside -> folder outside, read-only
     declarations  inserted into smtpd.conf before the listeners
     listeners     replace LISTENERS; the macros $tls and $filter have the values of the default ones
@@ -384,9 +385,19 @@ class Smtpd:
         new = self.path(f"{inside}.new")
         new.parent.mkdir(parents=True, exist_ok=True)
         new.write_bytes(encoded)
-        new.chmod(0o644)
+        if "password" in name:
+            os.chown(new, 0, self._group())
+            new.chmod(0o640)
+        else:
+            new.chmod(0o644)
         new.replace(self.path(inside))
         return inside
+
+    def _group(self) -> int:
+        """Return the group of the user that filters run as."""
+        rows = self.path("/etc/passwd").read_text().splitlines()
+        groups = {row.split(":")[0]: int(row.split(":")[3]) for row in rows}
+        return next(groups[user] for user in ("_smtpd", "opensmtpd", "smtpd") if user in groups)
 
     def scratch(self, name: str) -> bytes:
         """Return the content that a filter has written to `scratch_path(name)`."""

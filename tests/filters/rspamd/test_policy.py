@@ -269,6 +269,7 @@ def test_facts_by_option(stub: RspamdStub, flags: list[str], name: str, value: s
 def test_a_password_is_sent_and_never_shown(stub: RspamdStub, tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("q1 q2\nsecond line\n")
+    file.chmod(0o600)
     with Conversation(Rspamd, "-url", stub.url, "--password-file", str(file)) as smtpd:
         deliver(smtpd)
         stub.answer = Answer(b'{"error": "q1 is wrong"}', status=403)

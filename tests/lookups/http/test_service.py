@@ -149,6 +149,7 @@ def test_the_next_server_is_asked(stub: RspamdStub) -> None:
 def test_a_token(stub: RspamdStub, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("s3cret\n")
+    file.chmod(0o600)
     with Conversation(Asks, "--service", stub.url, "--service-token-file", str(file)) as smtpd:
         greet(smtpd)
     assert stub.requests[0].get("Authorization") == "Bearer s3cret"

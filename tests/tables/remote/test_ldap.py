@@ -63,6 +63,7 @@ def test_the_samples_of_the_page_are_right(tmp_path: Path, heading: str) -> None
     sample = page.partition(f"## {heading}\n")[2].split("```")[1].strip()
     secret = tmp_path / "secret"
     secret.write_text("secret\n")
+    secret.chmod(0o600)
     sample = re.sub(r"(password_file) .*", rf"\1 {secret}", sample)
     sample = re.sub(r"ca_file .*\n", "", sample)
     known = (*LDAP_KEYS, *(f"{each}_{what}" for each in LDAP for what in ("filter", "attributes")))
