@@ -219,10 +219,11 @@ async def _block(store: Store, options: Options, subject: str) -> int:
 
 async def _release(store: Store, options: Options, subject: str) -> int:
     """Release a subject, and reset it, since it would be blocked at once again."""
-    await forget(store, subject)
+    forgotten = await forget(store, subject)
     if await store.ask(Delete(key(subject, BLOCK))):
         return _done("released", subject, options)
-    sys.stderr.write(f"{shown(subject)} was not blocked\n")
+    also = ", and what was counted of it is forgotten" if forgotten else ""
+    sys.stderr.write(f"{shown(subject)} was not blocked{also}\n")
     return 1
 
 

@@ -26,7 +26,9 @@ MAX_FILTERS, MAX_REASONS = 200, 2000
 OTHER = "other"
 #: What is left out of a reason, so that refusals for one reason count as one.
 _VARIABLE = re.compile(
-    r"[^\s<>()\[\],;:\"@|=]+@[^\s<>()\[\],;:\"@|=]+|\b[0-9a-fA-F.:]*[0-9][0-9a-fA-F.:]*\b"
+    r"[^\s<>()\[\],;:\"@|=]+@[^\s<>()\[\],;:\"@|=]+|"
+    # Numbers, addresses and hashes, without the dot or colon behind or ahead of them.
+    r"\b(?=[a-fA-F.:]*[0-9])[0-9a-fA-F](?:[0-9a-fA-F.:]*[0-9a-fA-F])?\b"
 )
 _STATUS = re.compile(r"^([45]\d\d )(\d\.\d{1,3}\.\d{1,3} )?")
 

@@ -188,6 +188,13 @@ def test_what_is_not_used(path: Path) -> None:
     ]
 
 
+def test_what_an_invalid_statement_may_have_named_is_not_called_unused(path: Path) -> None:
+    declared = 'filter f proc-exec "x"\n'
+    for wrong in ("listen on socket filter g\n", "listen on lo0 filter f $x\n"):
+        found = parse(path, declared + wrong).problems
+        assert [each.warning for each in found] == [False], found
+
+
 def test_a_socket_without_filters(path: Path) -> None:
     [warning] = warnings(path, used("filter f proc-exec x"))
     assert warning.startswith("1: warning: no `listen on socket filter ...`: mail that programs")

@@ -14,7 +14,7 @@ from smtpd_filters.journal.day import NewerError
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.query import Journal, TooSlowError
 from smtpd_filters.journal.records import Search
-from smtpd_filters.journal.rollups import MAX_FILTERS, Sums
+from smtpd_filters.journal.rollups import MAX_FILTERS, Sums, reason_of
 
 from .made import DAY, NOON, REFUSED, refused, stored
 
@@ -466,3 +466,18 @@ def test_files_of_others_are_left_alone(make: Make, tmp_path: Path) -> None:
     archive.purge(NOON + DAY)
     assert len(list(tmp_path.iterdir())) >= 5
     assert names(tmp_path) == ["2026-11-30.sqlite"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("dsl-1-2-3-4.pool.isp.example", "dsl-*-*-*-*.pool.isp.example"),
+        ("http://localhost:11333 connection refused", "http://localhost:* connection refused"),
+        ("[2001:db8::1] and 192.0.2.7.", "[*] and *."),
+        ("550 5.7.1 user anna@example.org, 17 times", "550 5.7.1 user *, * times"),
+        ("a.b: c", "a.b: c"),
+    ],
+)
+def test_reasons_are_counted_without_numbers_and_addresses(said: str, reason: str) -> None:
+    deciding: list[Any] = [0, 0, 0, 0, 0, 1, 0, said, ""]
+    assert reason_of({}, deciding) == reason

@@ -66,9 +66,10 @@ def advise(read: Configuration) -> Iterator[Problem]:
     """Yield the warnings about a file that has been read."""
     used = set(read.members(read.used)) | read.used
     yield from _of_users(read, used)
-    yield from _unused(read, used)
+    if not read.errors:  # in a statement that may have named the filter
+        yield from _unused(read, used)
+        yield from _unfiltered(read)
     yield from _orders(read)
-    yield from _unfiltered(read)
     yield from _without_tls(read)
     yield from _out_of_reach(read)
 

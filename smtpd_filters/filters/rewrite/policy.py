@@ -26,6 +26,7 @@ from smtpd_filters.main import run
 from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import MAX_PARAMETER, PROCEED, Proceed, Rewrite
 from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
+from smtpd_filters.settings.kinds import quote
 from smtpd_filters.tables import AddressTable, StringTable
 
 from .addresses import checked, same, written
@@ -211,7 +212,10 @@ class Rewriter(Filter):
             raise ConfigError(f"--tag-field: expected the name of a field, not {field!r}")
         prefix = settings.subject_prefix
         if len(prefix) > 100 or not prefix.isprintable() or prefix != prefix.strip():
-            raise ConfigError("--subject-prefix: expected at most 100 printable characters")
+            raise ConfigError(
+                "--subject-prefix: expected at most 100 printable characters without a blank at "
+                f"the beginning or end, not {quote(prefix[:120])} (a blank follows it in the field)"
+            )
         require_entries(settings, "mailboxes", "users", "masquerade_except")
 
     def _note_anchors(self) -> None:

@@ -136,6 +136,10 @@ def _read(path: str) -> tuple[str, int]:
         raise ConfigError(f"{path}: {os_reason(error)}") from None
     except ValueError as error:
         raise ConfigError(f"{path[:80]!r}: {error}") from None
+    if text.startswith(b"SQLite format 3\0"):
+        raise ConfigError(
+            f"{path}: a database, not a configuration file: add ?query=SQL or ?list=SQL to its path"
+        )
     if len(text) > _FILE_MAX:
         raise ConfigError(f"{path}: larger than {_FILE_MAX} bytes")
     try:

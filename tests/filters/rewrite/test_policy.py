@@ -320,6 +320,7 @@ def test_what_is_not_anchored_is_logged() -> None:
         (["--tags=strip", "--tag-delimiters=a"], "--tag-delimiters"),
         (["--tag-field=X Folder"], "--tag-field"),
         (["--subject-prefix= x"], "--subject-prefix"),
+        (["--subject-prefix", "[ext] "], 'at the beginning or end, not "[ext] "'),
         (["--canonical=file:/nonexistent/x"], "--canonical"),
         (["--for=sometimes", "--tags=strip"], "--for"),
         (["--masquerade=org"], "--masquerade"),

@@ -564,6 +564,11 @@ def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
     run(main(), by_key, listed)
 
 
+def test_a_database_in_place_of_its_configuration(database: Path) -> None:
+    with pytest.raises(ConfigError, match=r"mail\.db: a database.* add \?query=SQL"):
+        DomainTable.load_asking(f"sqlite:{database}")
+
+
 def test_a_statement_that_returns_other_columns_than_at_start(database: Path) -> None:
     async def work() -> None:
         lists = SQLite(str(database), "mapping", None, "SELECT * FROM people")
