@@ -1,22 +1,23 @@
 /*
  * The practical limit: the least that a filter can do, in C, with big reads and writes.
  *
- * It proceeds with every command and hands every data-line back as it came. An answer is shorter
- * than its request, so answers are written over the requests they belong to, in one buffer.
+ * It proceeds with every command and hands every data-line back as it came; with an argument it
+ * gets no data-lines. An answer is shorter than its request, so answers are written over the
+ * requests they belong to, in one buffer.
  */
 #include <string.h>
 #include <unistd.h>
 
-static const char registrations[] =
+static const char commands[] =
     "register|filter|smtp-in|connect\n"
     "register|filter|smtp-in|ehlo\n"
     "register|filter|smtp-in|mail-from\n"
     "register|filter|smtp-in|rcpt-to\n"
     "register|filter|smtp-in|data\n"
-    "register|filter|smtp-in|data-line\n"
     "register|filter|smtp-in|commit\n"
-    "register|filter|smtp-in|quit\n"
-    "register|ready\n";
+    "register|filter|smtp-in|quit\n";
+static const char lines[] = "register|filter|smtp-in|data-line\n";
+static const char ready[] = "register|ready\n";
 
 enum {
 	AT_PHASE = sizeof "filter|0.7|1576146008.006099|smtp-in|" - 1,
@@ -59,12 +60,22 @@ answer(char *out, const char *phase, const char *stop)
 	return append(out, "|proceed\n", 9);
 }
 
+static void
+enlist(int with_lines)
+{
+	put(commands, sizeof commands - 1);
+	if (with_lines)
+		put(lines, sizeof lines - 1);
+	put(ready, sizeof ready - 1);
+}
+
 int
-main(void)
+main(int argc, char **argv)
 {
 	size_t held = 0;
 	ssize_t got;
 
+	(void)argv;
 	while ((got = read(STDIN_FILENO, buffer + held, sizeof buffer - held)) > 0) {
 		char *line = buffer, *end = buffer + held + got, *out = buffer, *stop;
 
@@ -72,7 +83,7 @@ main(void)
 			if (*line == 'f')
 				out = answer(out, line + AT_PHASE, stop);
 			else if (strncmp(line, "config|ready\n", 13) == 0)
-				put(registrations, sizeof registrations - 1);
+				enlist(argc == 1);
 		}
 		put(buffer, out - buffer);
 		held = end - line;

@@ -65,7 +65,8 @@ def line_ups(
         "four processes": {name: our(name) for name in ("first", "second", "third", "fourth")},
     }
     if limit:
-        found[LIMIT] = {"limit": f"{CODE}/{Path(limit[0]).relative_to(ROOT)}"}
+        # The six get no data-lines either.
+        found[LIMIT] = {"limit": f"{CODE}/{Path(limit[0]).relative_to(ROOT)} commands"}
         found[SIX] = {"six": our("six")}
         found[SIX_SUPERVISED] = {
             "six": filter_command("supervise", *shlex.split(our("six"))),
