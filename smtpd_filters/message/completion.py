@@ -44,6 +44,8 @@ _STRING = re.compile(_QUOTED, re.DOTALL)
 _COMPLETE = re.compile(
     rb'(?:[^"\\(),@]++|%b)*+@(?:[^"\\(),@]++|@|%b)*+(?:,|\Z)' % (_QUOTED, _QUOTED), re.DOTALL
 )
+#: A field with one such element on one line, the usual case.
+_WHOLE = re.compile(rb'[A-Za-z]++:[^"\\(),@]++@[^"\\(),@]++')
 _SPECIAL = re.compile(rb'["(,<>@:\\]')
 _PARENTHESIS = re.compile(rb"[()]")
 
@@ -68,6 +70,8 @@ def completed(lines: list[bytes], host: str) -> list[bytes] | None:
         end = at + 1
         while end < len(lines) and lines[end].startswith((b" ", b"\t")):
             end += 1
+        if end == at + 1 and _WHOLE.fullmatch(line):
+            continue
         head, colon, value = b"\n".join(lines[at:end]).partition(b":")
         changed = _value(value + b"\n", name, budget)
         if changed is not None:

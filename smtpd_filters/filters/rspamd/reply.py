@@ -285,9 +285,12 @@ def _build(content: dict[str, object], action: str) -> Reply:
 
 def _text_of(reply: Reply) -> int:
     """Return the number of characters of all headers to add."""
-    added = sum(len(each.name) + len(each.value) for each in reply.additions)
-    marks = sum(len(name) + len(value) for name, value in reply.spam_headers)
-    return added + marks + sum(map(len, reply.dkim))
+    size = sum(map(len, reply.dkim))
+    for each in reply.additions:
+        size += len(each.name) + len(each.value)
+    for name, value in reply.spam_headers:
+        size += len(name) + len(value)
+    return size
 
 
 def _bound(what: str, count: int, most: int = MAX_EDITS) -> None:
