@@ -373,7 +373,8 @@ class Chain:
         try:
             for at, (guard, _) in enumerate(self._content):
                 before = edited.snapshot()
-                decision = await self._ask_about(session, headers, message, at, early)
+                asked = self._ask_about(session, headers, message, at, early)
+                decision = asked if isinstance(asked, Decision) else await asked
                 decision, over = judged(session, guard, edited, before, decision)
                 if over:
                     return decision
@@ -381,14 +382,14 @@ class Chain:
             self._drop(early)
         return made_mark(session, headers)
 
-    async def _ask_about(
+    def _ask_about(
         self,
         session: Session,
         headers: Headers,
         message: Message | None,
         at: int,
         early: dict[Guard, Early],
-    ) -> Decision:
+    ) -> Decision | Pending:
         """Have a message judged by one filter, while those behind it that scan begin."""
         guard, whole = self._content[at]
         called = early.pop(guard, None)
@@ -398,11 +399,9 @@ class Chain:
             assert called.turn is not None  # noqa: S101  # `_scan_beside` has set it
             called.turn.begin()
             asked = begin(guard.collect(session, called))
-        if isinstance(asked, Decision):
-            return asked
-        if guard.beside and message is not None:
+        if guard.beside and message is not None and not isinstance(asked, Decision):
             asked.wait.beside += self._scan_beside(session, message, at, early)
-        return await asked
+        return asked
 
     def _scan_beside(
         self, session: Session, message: Message, at: int, early: dict[Guard, Early]

@@ -510,7 +510,8 @@ class ScoringChain(Chain):
                     outlook.close(slot)
                 continue
             before: Any = edited.snapshot()
-            decision = await self._ask_about(session, headers, message, at, early)
+            asked = self._ask_about(session, headers, message, at, early)
+            decision = asked if isinstance(asked, Decision) else await asked
             decision, over = judged(session, guard, edited, before, decision)
             if over:
                 return decision
