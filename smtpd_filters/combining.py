@@ -98,8 +98,9 @@ def judged(
 def _sound(headers: Headers) -> bool:
     """Return whether a header block still consists of lines after a filter has edited it."""
     try:
-        lines = headers.lines()
-        return not lines or b"\n".join(lines).count(b"\n") == len(lines) - 1
+        text = headers.text()
+        # An empty line would end it.
+        return text == b"" or (text[:1] == b"\n" != text[-1:] and b"\n\n" not in text)
     except BaseException:  # noqa: BLE001  # failures are a filter's own
         return False
 

@@ -577,20 +577,20 @@ def edit_and_fail(headers: Headers) -> Decision:
 
 
 def garble(headers: Headers) -> Decision:
-    headers._lines = [cast("bytes", None)]
+    headers._text = cast("bytes", None)
     headers._entries = None
     headers._changed = True
     return PROCEED
 
 
 def lose(headers: Headers) -> Decision:
-    del headers._lines
+    del headers._text
     headers._entries = None
     return PROCEED
 
 
 def break_a_line(headers: Headers) -> Decision:
-    headers._lines = [b"Subject: x\n\nbody"]
+    headers._text = b"\nSubject: x\n\nbody"
     headers._entries = None
     return PROCEED
 

@@ -151,3 +151,11 @@ def test_a_list_of_the_largest_size_is_completed() -> None:
     # As many addresses as smtpd takes in a field; none takes more than a step.
     line = b"To: root" + b', "A, B" <a@b>' * 4_600
     assert completed([line], HOST) == [line.replace(b"root", b"root@mx.example.org")]
+
+
+def test_a_block_does_not_grow_without_limit() -> None:
+    lines = [b"To:a"] * 10_000
+    done = completed(lines, HOST) or []
+    assert done[0] == b"To:a@mx.example.org"
+    assert done[-1] == b"To:a"
+    assert len(b"".join(done)) - len(b"".join(lines)) <= completion.MAX_ADDED + len(HOST) + 1

@@ -32,7 +32,7 @@ from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, director
 from tests import effort
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 RECEIVED = [b"Received: from a.example (a.example [192.0.2.1])", b"\tby mx.example; Sat, 21 Nov"]
 BLOCK = [
@@ -552,6 +552,75 @@ def test_replacing_what_has_been_looked_for() -> None:
     assert headers.get_all("A") == ["1", "5", "4"]
     assert headers.remove("C", -1) == 0
     assert Headers.parse([b"A: 1"]).remove("é", 1) == 0
+
+
+def edited_and_restored(headers: Headers) -> object:
+    before = headers.snapshot()
+    headers.append("A", "b")
+    found = headers.differs(before)
+    headers.restore(before)
+    return found, headers.differs(before)
+
+
+# What is done to a block whose text is edited, and to one that was split before.
+EDITS: dict[str, Callable[[Headers], object]] = {
+    "get": lambda headers: (headers.get("a"), headers.get("Z", "none"), "B" in headers),
+    "values": lambda headers: (headers.get_all("A"), list(headers.values("b"))),
+    "fields": lambda headers: [each.lines for each in headers.fields("a")],
+    "names": lambda headers: (headers.names(), len(headers), [*headers.each_line()]),
+    "prepend": lambda headers: headers.prepend("A", "first"),
+    "append": lambda headers: headers.append("B", "last"),
+    "insert": lambda headers: headers.insert(1, "A", "second"),
+    "replace": lambda headers: headers.replace("A", "one", -1),
+    "replace a second": lambda headers: headers.replace("B", "two", 2, add=True),
+    "remove": lambda headers: headers.remove("B"),
+    "remove the last": lambda headers: headers.remove("A", [-1, 5]),
+    "remove from the second on": lambda headers: headers.remove("A", range(2, sys.maxsize)),
+    "remove others": lambda headers: headers.remove("A", range(3, 0, -2)),
+    "remove no name": lambda headers: headers.remove("", 1),
+    "remove an invalid name": lambda headers: headers.remove("\xe9", 1),
+    "replace lines": lambda headers: headers.replace_lines([b" x", b"A: b"]),
+    "differs": lambda headers: headers.differs((b"\nA: b", None, False)),
+    "edit and restore": edited_and_restored,
+}
+
+
+@given(
+    st.lists(st.sampled_from([b" stray", b"A: x", b"a : y", b"\tz", b"AB: 1", b"B:", b"text"])),
+    st.lists(st.sampled_from([*EDITS])),
+    st.sampled_from([0, 1 << 14]),
+)
+def test_a_block_is_the_same_as_text_and_as_entries(
+    lines: list[bytes], edits: list[str], walked: int
+) -> None:
+    text, entries = Headers(lines), Headers.of_text(b"\n".join([b"", *lines]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("smtpd_filters.message.headers._WALKED", walked)
+        found = [(EDITS[name](text), text.lines(), text.changed) for name in edits]
+        others = []
+        for name in edits:
+            list(entries)  # splits it
+            others.append((EDITS[name](entries), entries.lines(), entries.changed))
+    assert found == others
+    assert text.lines() == entries.lines()
+
+
+def is_split(headers: Headers) -> bool:
+    return headers._entries is not None
+
+
+def test_a_block_is_split_after_many_edits_of_its_text() -> None:
+    headers = Headers([b"A: 1"] * 10_000 + [b"B: 2"] * 3)
+    assert headers.remove("A", range(1, 10_000)) == 9_999
+    assert not is_split(headers)
+    for _ in range(20):
+        assert headers.replace("B", "3", -1)
+    assert is_split(headers)
+    assert headers.lines() == [b"A: 1", b"B: 2", b"B: 2", b"B: 3"]
+    headers = Headers([b"A: 1"] * 20_000)
+    assert headers.remove("A", 2) == 1
+    assert headers.remove("C") == 0
+    assert not is_split(headers)
 
 
 def test_parted_blocks_go_back_to_what_they_were() -> None:
@@ -1096,6 +1165,7 @@ def test_another_header_block_in_front_of_the_same_body() -> None:
     with message([b"A: 1", b"", b"x"]) as held:
         assert held.small([b"B: 2"]) == b"B: 2\n\nx\n"
         assert b"".join(held.iter_bytes(head=[b"B: 2"])) == b"B: 2\n\nx\n"
+        assert b"".join(held.iter_bytes(head=b"\nB: 2")) == b"B: 2\n\nx\n"
         assert held.headers.lines() == [b"A: 1"]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 
 from smtpd_filters.message.folding import FOLD_AT, encoded_word
+from smtpd_filters.message.headers import fields_named
 
 from .author.encoded_words import decoded
 
@@ -42,14 +43,10 @@ def tag_subject(headers: Headers, tag: str) -> bool:
     if word.startswith("=?") and subject.startswith("=?"):
         # RFC 2047 section 6.2: white space between encoded words is not displayed.
         word = encoded_word(f"{tag} ")
-    lines = headers.lines()
-    at = next(at for at, line in enumerate(lines) if _SUBJECT.match(line))
-    end = at + 1
-    while end < len(lines) and lines[end].startswith(_WHITE):
-        end += 1
-    old = lines[at:end]
-    lines[at:end] = _tagged(old if subject else [b"Subject:"], word.encode())
-    headers.replace_lines(lines)
+    text = headers.text()
+    old = next(fields_named(text, text.lower(), "Subject"))
+    lines = _tagged(old[0][1:].split(b"\n") if subject else [b"Subject:"], word.encode())
+    headers.replace_text(b"\n".join([text[: old.start()], *lines]) + text[old.end() :])
     return True
 
 

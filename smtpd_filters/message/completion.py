@@ -34,8 +34,11 @@ MAX_VALUE = 65535
 #: Special characters processed in one header block, at about half a microsecond each. A field of
 #: the largest size with an address in quotes and brackets every 25 bytes has 3,000.
 MAX_STEPS = 20_000
+#: Bytes added to one header block: as many as a field may have.
+MAX_ADDED = 1 << 16
 
-_NAMES = (b"from", b"to", b"cc")
+# A field after a line feed, with its continuation lines.
+_FIELD = re.compile(rb"\n(?:From|To|Cc):([^\n]*+(?:\n[ \t][^\n]*+)*+)", re.IGNORECASE)
 _WHITE = b" \t\n\v\f\r"
 #: A quoted string whose end is the same to all versions.
 _QUOTED = rb'"(?:[^"\\]++|\\[^"])*+"'
@@ -44,46 +47,46 @@ _STRING = re.compile(_QUOTED, re.DOTALL)
 _COMPLETE = re.compile(
     rb'(?:[^"\\(),@]++|%b)*+@(?:[^"\\(),@]++|@|%b)*+(?:,|\Z)' % (_QUOTED, _QUOTED), re.DOTALL
 )
-#: A field with one such element on one line, the usual case.
-_WHOLE = re.compile(rb'[A-Za-z]++:[^"\\(),@]++@[^"\\(),@]++')
+#: A value with one such element on one line, the usual case.
+_WHOLE = re.compile(rb'[^"\\(),@\n]++@[^"\\(),@\n]++')
 _SPECIAL = re.compile(rb'["(,<>@:\\]')
 _PARENTHESIS = re.compile(rb"[()]")
 
 
 def complete(headers: Headers, host: str) -> bool:
     """Complete the fields of a header block; return whether any changed."""
-    lines = completed(headers.lines(), host)
-    if lines is None:
+    text = _completed(headers.text(), host)
+    if text is None:
         return False
-    headers.replace_lines(lines)
+    headers.replace_text(text)
     return True
 
 
 def completed(lines: list[bytes], host: str) -> list[bytes] | None:
     """Return the lines of a header block with the fields completed, or None if none changes."""
+    text = _completed(b"\n".join([b"", *lines]), host)
+    return None if text is None else text.split(b"\n")[1:]
+
+
+def _completed(text: bytes, host: str) -> bytes | None:
+    """Return a text, whose lines are each after a line feed, completed; None if none changes."""
     name = host.encode("utf-8", "surrogateescape")
     budget = _Budget()
-    result: list[bytes] | None = None
-    for at, line in enumerate(lines):
-        if line[:1] not in b"FfTtCc" or not _is_completed(line):
+    result, taken = bytearray(), 0
+    for match in _FIELD.finditer(text):
+        if len(result) - taken > MAX_ADDED:
+            break
+        if _WHOLE.fullmatch(text, *match.span(1)):
             continue
-        end = at + 1
-        while end < len(lines) and lines[end].startswith((b" ", b"\t")):
-            end += 1
-        if end == at + 1 and _WHOLE.fullmatch(line):
-            continue
-        head, colon, value = b"\n".join(lines[at:end]).partition(b":")
-        changed = _value(value + b"\n", name, budget)
+        changed = _value(match[1] + b"\n", name, budget)
         if changed is not None:
-            if result is None:
-                result = list(lines)
-            result[at:end] = (head + colon + changed).split(b"\n")[:-1]
-    return result
-
-
-def _is_completed(line: bytes) -> bool:
-    name, colon, _ = line[:5].partition(b":")
-    return bool(colon) and name.lower() in _NAMES
+            result += text[taken : match.start(1)]
+            result += changed[:-1]
+            taken = match.end()
+    if not taken:
+        return None
+    result += text[taken:]
+    return bytes(result)
 
 
 class _Budget:
@@ -104,7 +107,7 @@ def _value(value: bytes, host: bytes, budget: _Budget) -> bytes | None:
     """Return a value with its elements completed, or None if it must stay as it is."""
     if len(value) > MAX_VALUE:
         return None
-    pieces: list[bytes] = []
+    new = bytearray()
     taken = at = 0
     while at < len(value):
         if not budget.spend():
@@ -116,13 +119,15 @@ def _value(value: bytes, host: bytes, budget: _Budget) -> bytes | None:
         if not element.ended:
             return None
         if element.place is not None:
-            pieces += (value[taken : element.place], b"@", host)
+            new += value[taken : element.place] + b"@" + host
             taken = element.place
+            if len(new) + len(value) - taken > MAX_VALUE:
+                return None
         at = element.end + 1
-    if not pieces:
+    if not taken:
         return None
-    new = b"".join([*pieces, value[taken:]])
-    return new if len(new) <= MAX_VALUE else None
+    new += value[taken:]
+    return bytes(new)
 
 
 class _Element:

@@ -12,6 +12,7 @@ Invariants
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ _DROPPED = rb"(?:[^\n!-~]|\n[ \t])*+"
 _VALUE = re.compile(rb"(?:[^\r\n]|[\r\n]++[ \t])*+")
 # The line feed before the next field.
 _NEXT = re.compile(rb"\n(?![ \t])")
-_RECEIVED = re.compile(rb"received[ \t]*+:", re.IGNORECASE)
+_RECEIVED = re.compile(rb"\nreceived[ \t]*+:", re.IGNORECASE)
+_LEADING = re.compile(rb"\n[ \t]++")
+#: Stands for the line feed and the blanks before the first line, which is not a continuation.
+_MASK = b"\n\0"
 
 
 class Name:
@@ -52,24 +56,25 @@ class Name:
         They include what follows a bare CR and the name; of a folded value all lines. A value may
         contain those after it, so that all of them may take the square of the block.
         """
-        text = _searchable(headers.lines())
-        found = [each.end() for each in self._read.finditer(text) if not self._is_plain(each)]
+        text = _searchable(headers.text())
+        found: Iterator[re.Match[bytes]] = (
+            each for each in self._read.finditer(text) if not self._is_plain(each)
+        )
         if b"\r" in text:
-            found += [each.end() for each in self._behind_cr.finditer(text)]
-        for at in found:
-            if match := _VALUE.match(text, at):  # it matches any text
-                yield match[0]
+            found = chain(found, self._behind_cr.finditer(text))
+        for each in found:
+            yield next(_VALUE.finditer(text, each.end()))[0]  # it matches any text
 
     def occurs(self, headers: Headers) -> bool:
         """Return whether some field has the name in any reading."""
-        return self._occurs(_searchable(headers.lines()))
+        return self._occurs(_searchable(headers.text()))
 
     def remove_disguised(self, headers: Headers) -> int:
         """Remove the fields that have the name only in some reading; return their number.
 
         A field of another name is removed too if it contains this one behind a bare CR.
         """
-        return self._remove(headers, headers.lines(), 0, plain=False)
+        return self._remove(headers, 0, plain=False)
 
     def remove_foreign(self, headers: Headers) -> int:
         """Remove the fields that have the name in any reading; return their number.
@@ -78,9 +83,8 @@ class Name:
         """
         if not self.occurs(headers):
             return 0
-        lines = headers.lines()
-        top = next((at for at, line in enumerate(lines) if _RECEIVED.match(line)), 0)
-        return self._remove(headers, lines, top, plain=True)
+        own = _RECEIVED.search(headers.text())
+        return self._remove(headers, own.start() if own else 0, plain=True)
 
     def _is_plain(self, match: re.Match[bytes]) -> bool:
         return self._plain.fullmatch(match[0]) is not None
@@ -88,35 +92,58 @@ class Name:
     def _occurs(self, text: bytes) -> bool:
         return self._read.search(text) is not None or self._behind_cr.search(text) is not None
 
-    def _remove(self, headers: Headers, lines: list[bytes], top: int, *, plain: bool) -> int:
-        """Remove fields from the line `top` on: disguised ones, or with `plain` all of the name."""
-        text = _searchable(lines[top:])
-        spans = self._spans(text, plain=plain)
-        if not spans:
-            return 0
-        kept, at = [], 0
-        for start, end in sorted(spans.items()):
-            kept.append(text[at:start])
-            at = end
-        kept.append(text[at:])
-        rest = b"".join(kept).split(b"\n")[1:]
-        if 0 not in spans:
-            rest[0] = lines[top]  # without what stands for its blanks
-        headers.replace_lines([*lines[:top], *rest])
-        return len(spans)
+    def _remove(self, headers: Headers, top: int, *, plain: bool) -> int:
+        """Remove fields from a place of the text on: disguised ones, or all with `plain`."""
+        text = headers.text()
+        above, rest = text[:top], text[top:]
+        masked = _searchable(rest)
+        kept = _Kept(masked)
+        kept.remove(self._fields(masked, plain=plain))
+        if b"\r" in kept.text:
+            kept.remove(self._fields_behind_cr(kept.text))
+        if kept.count:
+            if masked is not rest and kept.first:
+                above += rest[: 1 + _blanks(rest)]
+                kept.text = kept.text[len(_MASK) :]
+            headers.replace_text(above + kept.text)
+        return kept.count
 
-    def _spans(self, text: bytes, *, plain: bool) -> dict[int, int]:
-        """Return where the fields to remove begin and end in a searchable text."""
-        spans = {}
+    def _fields(self, text: bytes, *, plain: bool) -> Iterator[tuple[int, int]]:
+        """Yield where the fields to remove begin and end in a searchable text."""
         for match in self._read.finditer(text):
             if plain or not self._is_plain(match):
-                spans[match.start()] = _end_of_field(text, match.end())
+                yield match.start(), _end_of_field(text, match.end())
+
+    def _fields_behind_cr(self, text: bytes) -> Iterator[tuple[int, int]]:
+        """Yield where the fields with the name behind a bare CR begin and end."""
         end = 0
         for match in self._behind_cr.finditer(text) if b"\r" in text else ():
             if match.start() >= end:
                 end = _end_of_field(text, match.end())
-                spans[_start_of_field(text, match.start())] = end
-        return spans
+                yield _start_of_field(text, match.start()), end
+
+
+class _Kept:
+    """What is left of a text; whether its first field is; and how many fields were removed."""
+
+    __slots__ = ("count", "first", "text")
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self.first = True
+        self.count = 0
+
+    def remove(self, spans: Iterator[tuple[int, int]]) -> None:
+        """Remove parts of the text, in their order."""
+        kept, at = bytearray(), 0
+        for start, end in spans:
+            kept += self.text[at:start]
+            at = end
+            self.first = self.first and start > 0
+            self.count += 1
+        if at:
+            kept += self.text[at:]
+            self.text = bytes(kept)
 
 
 def _start_of_field(text: bytes, at: int) -> int:
@@ -132,9 +159,13 @@ def _end_of_field(text: bytes, at: int) -> int:
     return match.start() if match else len(text)
 
 
-def _searchable(lines: list[bytes]) -> bytes:
-    """Return lines, each after a line feed; NUL stands for blanks before the first."""
-    first = lines[:1]
-    if first and first[0][:1] in _BLANKS:
-        first = [b"\x00" + first[0].lstrip(b" \t")]
-    return b"\n".join([b"", *first, *lines[1:]])
+def _searchable(text: bytes) -> bytes:
+    """Return a text of `Headers`; `_MASK` stands for blanks before the first line."""
+    blanks = _blanks(text)
+    return _MASK + text[1 + blanks :] if blanks else text
+
+
+def _blanks(text: bytes) -> int:
+    """Return the number of blanks before the first line."""
+    found = _LEADING.match(text)
+    return found.end() - 1 if found else 0

@@ -8,7 +8,7 @@ Invariants
 *Byte for byte*: the message is sent back as received, except for edits of `headers` and the
 argument of `replace_body`.
 *Bounded*: lines are kept in a `Spool`, including those of an edited header block. The header block
-is held as lines only from the first access to `headers` until `release`, and the store is never
+is held as `Headers` only from the first access to `headers` until `release`, and the store is never
 read in larger pieces than a chunk.
 *One header block*: the block ends before the first empty line, or at `Spool.header`; then the rest
 is body, and `Headers.cut` is true. It is cut before a field, so that a field that a filter appends
@@ -20,13 +20,14 @@ doesn't take over continuation lines.
 from __future__ import annotations
 
 import io
-from itertools import accumulate, chain, takewhile
+from bisect import bisect_right
+from itertools import chain
 
 from smtpd_filters.protocol.long_lines import break_line
 
-from .dots import stuff, stuff_block, unstuff, unstuff_block
+from .dots import stuff_block, unstuff_block
 from .headers import Headers
-from .spool import CHUNK, LINE_COST, Spool, Store
+from .spool import CHUNK, LINE_COST, SMALL, Spool, Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,30 +242,37 @@ class Message:
         return self._headers
 
     def _read_headers(self) -> Headers:
-        store = self._store
-        store.check()
-        lines = store.lines
-        if lines is not None:
-            lines = lines[: self._head_lines]
-        else:
-            lines = _split(store.read(0, self._head_size))
+        text = self._raw_header()
         if self._too_long:
-            self._cut(lines)
+            text = self._cut(text)
         self._body_at = self._head_size + self._blank
-        return Headers(unstuff(lines), cut=self._too_long)
+        return Headers.of_text(text.replace(b"\n.", b"\n"), cut=self._too_long)  # unstuffed
 
-    def _cut(self, lines: list[bytes]) -> None:
-        """Remove the lines of a header block that are beyond the limit."""
-        each = 1 + LINE_COST
-        sizes = accumulate(map(len, lines))
-        costs = (size + each * count for count, size in enumerate(sizes, 1))
-        keep = sum(1 for _ in takewhile(self._spool.header.__ge__, costs))
-        if keep < len(lines):
-            while keep and lines[keep].startswith(_WHITE):
-                keep -= 1
-        del lines[keep:]
-        self._head_lines = keep
-        self._head_size = sum(map(len, lines)) + keep
+    def _raw_header(self) -> bytes:
+        """Return the header block as it was received, as a text of `Headers`."""
+        self._store.check()
+        lines = self._store.lines
+        if lines is not None:
+            return b"\n".join([b"", *lines[: self._head_lines]])
+        block = self._store.read(0, self._head_size)
+        return _joined(b"\n", memoryview(block)[:-1]) if block else b""
+
+    def _cut(self, text: bytes) -> bytes:
+        """Return the whole fields of a header block that are within the limit."""
+        end = bisect_right(
+            range(len(text) + 1),
+            self._spool.header,
+            key=lambda size: size + LINE_COST * text.count(b"\n", 0, size),
+        )
+        if end > len(text):
+            end = len(text)
+        else:
+            end = text.rfind(b"\n", 0, end)
+            while end > 0 and text.startswith(_WHITE, end + 1):
+                end = text.rfind(b"\n", 0, end)
+        self._head_size = end
+        self._head_lines = text.count(b"\n", 0, end)
+        return text[:end]
 
     @property
     def size(self) -> int:
@@ -286,22 +294,33 @@ class Message:
         return (block.replace(b"\n", b"\r\n") for block in blocks) if crlf else blocks
 
     def iter_bytes(
-        self, chunk_bytes: int = CHUNK, *, crlf: bool = False, head: list[bytes] | None = None
+        self,
+        chunk_bytes: int = CHUNK,
+        *,
+        crlf: bool = False,
+        head: list[bytes] | bytes | None = None,
     ) -> Iterator[bytes]:
         """Yield the whole message: the header block as it is now, the empty line, the body.
 
-        The form is that of `body`, not dot-stuffed. `head` replaces the lines of the header block.
+        The form is that of `body`, not dot-stuffed. `head` replaces the header block; it is its
+        lines, or a text in the form of `Headers.text`.
         """
         self._ready()
         body = self.body(chunk_bytes, crlf=crlf)
-        head = self.headers.lines() if head is None else list(head)
-        if self._blank:
-            head.append(b"")
-        end = b"\r\n" if crlf else b"\n"
-        heads = (end.join([*batch, b""]) for batch in _batches(head, chunk_bytes))
+        heads = _batches(self._header(head), chunk_bytes)
+        if crlf:
+            heads = (batch.replace(b"\n", b"\r\n") for batch in heads)
         return chain(heads, body)
 
-    def small(self, head: list[bytes] | None = None) -> bytes | None:
+    def _header(self, head: list[bytes] | bytes | None) -> bytes:
+        """Return the header block and the empty line, as lines with their line feeds."""
+        if head is None:
+            head = self.headers.text()
+        elif not isinstance(head, bytes):
+            head = b"\n".join([b"", *head])
+        return _block(head, blank=self._blank)
+
+    def small(self, head: list[bytes] | bytes | None = None) -> bytes | None:
         """Return what `iter_bytes` yields in one piece, or None if that is not small.
 
         A message of less than 16 KiB is small, with some room for each line.
@@ -312,12 +331,9 @@ class Message:
             return None
         if self._body is self._store:
             rows = rows[self._head_lines + self._blank :]
-        head = self.headers.lines() if head is None else list(head)
-        if self._blank:
-            head.append(b"")
         # `head` is not dot-stuffed.
         body = unstuff_block(b"\n".join([*rows, b""])) if rows else b""
-        return b"\n".join([*head, body])
+        return self._header(head) + body
 
     def open(self, *, crlf: bool = False) -> BinaryIO:
         """Return the whole message, as from `iter_bytes`, as a readable file without `seek`."""
@@ -362,27 +378,20 @@ class Message:
         store.check()
         headers, self._headers = self._headers, None
         replaced = self._body is not store
-        lines = None
+        text = None
         if headers is not None and headers.changed:
-            lines = stuff(headers.lines())
+            text = headers.text().replace(b"\n.", b"\n..")  # stuffed
         elif replaced:
-            lines = self._raw_header()
-        if lines is not None:
-            if self._blank:
-                lines.append(b"")
-            if lines:
+            text = self._raw_header()
+        del headers
+        if text is not None:
+            if text or self._blank:
                 self._head = Store(self._spool)
-                self._head.append(lines, sum(map(len, lines)) + len(lines))
+                _store(self._head, text, blank=self._blank)
             self._at = self._body_at
             self._row = self._head_lines + self._blank
         if replaced:
             self._release_replaced()
-
-    def _raw_header(self) -> list[bytes]:
-        lines = self._store.lines
-        if lines is not None:
-            return lines[: self._head_lines]
-        return _split(self._store.read(0, self._head_size))
 
     def drain(self) -> list[bytes]:
         """Return the next lines to send back, dot-stuffed, bounded in size and number.
@@ -468,31 +477,42 @@ def _blocks(store: Store, at: int, chunk_bytes: int) -> Iterator[bytes]:
         yield block
 
 
-def _batches(lines: list[bytes], chunk_bytes: int) -> Iterator[list[bytes]]:
-    if sum(map(len, lines)) + len(lines) <= chunk_bytes:
-        if lines:
-            yield lines
-        return
-    batch: list[bytes] = []
-    size = 0
-    for line in lines:
-        batch.append(line)
-        size += len(line) + 1
-        if size >= chunk_bytes:
-            yield batch
-            batch = []
-            size = 0
-    if batch:
-        yield batch
+def _block(text: bytes, *, blank: bool) -> bytes:
+    """Return the lines of a text of `Headers`, and with `blank` an empty one, as a block."""
+    if not text:
+        return b"\n" * blank
+    return _joined(memoryview(text)[1:], b"\n\n" if blank else b"\n")
+
+
+def _joined(*parts: bytes | memoryview) -> bytes:
+    """Return parts in one: a slice of a large text would be a copy more."""
+    return b"".join(parts)
+
+
+def _store(store: Store, text: bytes, *, blank: bool) -> None:
+    """Put the lines of a text of `Headers`, and with `blank` an empty one, into a new store."""
+    count = text.count(b"\n") + blank
+    size = len(text) + blank
+    if size + LINE_COST * count > SMALL:
+        store.append_block(_block(text, blank=blank))
+    else:
+        lines = text.split(b"\n")
+        del lines[0]
+        if blank:
+            lines.append(b"")
+        store.append(lines, size)
+
+
+def _batches(block: bytes, chunk_bytes: int) -> Iterator[bytes]:
+    """Yield pieces of whole lines of about a size."""
+    at = 0
+    while at < len(block):
+        end = block.find(b"\n", at + chunk_bytes - 1) + 1 or len(block)
+        yield block[at:end] if end - at < len(block) else block
+        at = end
 
 
 def _pieces(data: bytes) -> Iterator[bytes]:
     """Yield data in pieces that are cheap to copy."""
     for at in range(0, len(data), CHUNK):
         yield data[at : at + CHUNK]
-
-
-def _split(block: bytes) -> list[bytes]:
-    lines = block.split(b"\n")
-    lines.pop()  # after the last line feed
-    return lines

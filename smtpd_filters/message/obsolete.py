@@ -18,8 +18,12 @@ _SPACED = re.compile(rb"\n([!-9;-~]++)[ \t]++:")
 
 def correct_names(headers: Headers) -> bool:
     """Remove the blanks between names and colons; return whether there were any."""
-    text = b"\n".join([b"", *headers.lines()])
-    corrected, count = _SPACED.subn(rb"\n\1:", text)
-    if count:
-        headers.replace_lines(corrected.split(b"\n")[1:])
-    return bool(count)
+    text = headers.text()
+    corrected, at = bytearray(), 0
+    for match in _SPACED.finditer(text):
+        corrected += text[at : match.end(1)]
+        at = match.end() - 1
+    if at:
+        corrected += text[at:]
+        headers.replace_text(bytes(corrected))
+    return bool(at)

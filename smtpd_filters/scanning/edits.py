@@ -50,7 +50,7 @@ class Edits:
         self._headers = headers
         self._note = note
         self._admit = pace().admit
-        self._walk = _EDIT + len(headers.lines()) // _LINES_PER_UNIT
+        self._walk = _EDIT + headers.text().count(b"\n") // _LINES_PER_UNIT
         self._top: _Top | None = None
         #: The fields before the additions; and the scanner's additions, which marks don't replace.
         self._original: set[Field] = set()
@@ -78,7 +78,7 @@ class Edits:
         if name.lower() != MARK.lower() or not top.marks or replaced:
             headers.remove(name, numbers)
             return
-        count = len(headers.get_all(name))
+        count = sum(1 for _ in headers.values(name))
         chosen = set(range(1, count + 1)) if 0 in numbers else set()
         chosen.update(number if number > 0 else count + 1 + number for number in numbers if number)
         removable = [number for number in chosen if number > top.marks]
@@ -227,13 +227,14 @@ def may_have(headers: Headers, names: Collection[str]) -> bool:
     """Return whether a line may begin with one of these lower-case names, by the faster way."""
     if len(names) <= _FEW:
         return _may_begin(headers, names)
-    present = {line.partition(b":")[0].rstrip().lower() for line in headers.lines()}
-    return not present.isdisjoint(name.encode("utf-8", "replace") for name in names)
+    wanted = {name.encode("utf-8", "replace") for name in names}
+    found = (line.partition(b":")[0].rstrip().lower() for line in headers.each_line())
+    return any(name in wanted for name in found)
 
 
 def _may_begin(headers: Headers, prefixes: Collection[str]) -> bool:
     """Return whether a line begins with one of these prefixes; the block isn't parsed."""
     if not prefixes:
         return False
-    block = b"\n".join([b"", *headers.lines()]).lower()
+    block = headers.text().lower()
     return any(b"\n" + each.lower().encode("utf-8", "replace") in block for each in prefixes)

@@ -14,6 +14,8 @@ is sent.
 
 from __future__ import annotations
 
+import re
+
 from smtpd_filters.checks.exemptions import exempted
 from smtpd_filters.message.completion import complete
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
 
 #: Bytes of a message that is sent at once; most mail is smaller.
 SMALL = 64 << 10
-#: The start of an mbox file's first line.
-_MBOX = b"From "
+# The first line of an mbox file, and what follows if that continues it. "From :" is a field in
+# obsolete syntax: RFC 5322 section 4.5.2.
+_MBOX = re.compile(rb"\nFrom (?![ \t]*:)[^\n]*+(\n[ \t])?")
 #: Chunks that are read in a row, while all other sessions wait.
 ROW = 16
 # RFC 3463 section 3.4: X.3.4 is "Message too big for system"; since the failure is transient,
@@ -50,10 +53,10 @@ class Content:
     __slots__ = ("_before", "_head", "_message", "_replaced", "_whole", "size")
 
     def __init__(
-        self, message: Message, head: list[bytes] | None, size: int, whole: bytes | None
+        self, message: Message, head: bytes | None, size: int, whole: bytes | None
     ) -> None:
         self._message = message
-        self._before = before = message.headers.lines()
+        self._before = before = message.headers.text()
         # Even if it is edited while a server is asked a second time.
         self._head = before if head is None else head
         self._replaced = message.replaced
@@ -69,7 +72,7 @@ class Content:
             return True
         if self._replaced != self._message.replaced:
             return False
-        return not headers or self._before == self._message.headers.lines()
+        return not headers or self._before == self._message.headers.text()
 
     def chunks(self) -> Iterator[bytes]:
         """Return the chunks of the message from its beginning; this can be called repeatedly."""
@@ -119,22 +122,18 @@ class Intake:
         return Content(message, head, size, whole)
 
 
-def without_mbox_line(headers: Headers) -> list[bytes] | None:
-    """Return the lines of a header block without the first line of an mbox file; None if not found.
+def without_mbox_line(headers: Headers) -> bytes | None:
+    """Return the text of a header block without the first line of an mbox file; None if not found.
 
     A client may send that line (RFC 4155), and smtpd delivers it below its own Received field.
     There a scanner would parse it as the end of the header, and raise the score for every missing
     field. A line with continuation lines is no such line: a client could hide them from scanners.
     """
-    lines = headers.lines()
-    for at, line in enumerate(lines):
-        # "From :" is a field in obsolete syntax: RFC 5322 section 4.5.2.
-        if line.startswith(_MBOX) and not line[len(_MBOX) :].lstrip(b" \t").startswith(b":"):
-            following = lines[at + 1 :]
-            if following and following[0].startswith((b" ", b"\t")):
-                return None
-            return lines[:at] + following
-    return None
+    text = headers.text()
+    found = _MBOX.search(text)
+    if found is None or found[1]:
+        return None
+    return text[: found.start()] + text[found.end() :]
 
 
 async def _measure(chunks: Iterator[bytes]) -> tuple[int, bytes | None]:

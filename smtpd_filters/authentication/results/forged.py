@@ -10,6 +10,7 @@ blanks. A field that is not well-formed claims our id if it contains the id anyw
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import readings
@@ -82,18 +83,21 @@ def claims(value: str, authserv_id: str) -> bool:
 def remove_forged(headers: Headers, authserv_id: str) -> int:
     """Remove the fields that claim our id; return their number.
 
-    Beyond `MAX_EXAMINED` characters all fields are removed. So is a field in which a bare CR is
-    followed by an Authentication-Results field: to some readers CR ends a line. And so is a field
-    whose name is Authentication-Results only without characters that the name can't have.
+    Beyond `MAX_EXAMINED` characters, names included, all fields are removed. So is a field in which
+    a bare CR is followed by an Authentication-Results field: to some readers CR ends a line. And so
+    is a field whose name is ours only without characters that a name can't have.
     """
-    numbers = []
+    claiming, first = [], 0
     budget = MAX_EXAMINED
-    for number, field in enumerate(headers.fields(FIELD), 1):
-        value = field.value
-        budget -= len(value)
-        if budget < 0 or claims(value, authserv_id):
-            numbers.append(number)
-    removed = headers.remove(FIELD, numbers) if numbers else 0
+    for number, value in enumerate(headers.values(FIELD), 1):
+        budget -= len(FIELD) + len(value)
+        if budget < 0:
+            first = number
+            break
+        if claims(value, authserv_id):
+            claiming.append(number)
+    removed = headers.remove(FIELD, range(first, sys.maxsize)) if first else 0
+    removed += headers.remove(FIELD, claiming) if claiming else 0
     return removed + _NAME.remove_disguised(headers)
 
 

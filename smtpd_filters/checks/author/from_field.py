@@ -11,6 +11,7 @@ syntax: several fields, lists, groups, comments, quotes, encoded words.
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
@@ -130,15 +131,17 @@ def values_of_from(headers: Headers) -> list[str]:
 
     They include fields that only some programs read as From: those behind a bare CR, which RFC 5322
     section 2.3 forbids, and those with a folded name, or with invalid characters in it. Beyond
-    `FROM_MAX` characters, where `read_from` fails, no further ones are added.
+    `FROM_MAX` characters or `ADDRESSES_MAX` fields, where `read_from` fails, no further ones are
+    added.
     """
-    values = headers.get_all("From")
-    length = sum(map(len, values))
-    for hidden in _FROM.hidden_values(headers):
-        if length > FROM_MAX:
+    values: list[str] = []
+    length = 0
+    hidden = (each.decode("utf-8", "surrogateescape") for each in _FROM.hidden_values(headers))
+    for value in chain(headers.values("From"), hidden):
+        values.append(value)
+        length += len(value)
+        if length > FROM_MAX or len(values) > ADDRESSES_MAX:
             break
-        values.append(hidden.decode("utf-8", "surrogateescape"))
-        length += len(values[-1])
     return values
 
 

@@ -6,6 +6,7 @@ It is a generator that yields units of work (`runtime.pace`).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 
 from smtpd_filters.checks.author.encoded_words import decoded
 from smtpd_filters.mime.names import extension, inner_extension
@@ -96,11 +97,11 @@ class Judge:
     # -- fields --------------------------------------------------------------------------
 
     def _header(self, rule: Rule) -> Generator[int, None, bool]:
-        fields = self._headers.fields(rule.header)
-        yield 10 + len(fields)
+        fields = sum(1 for _ in self._headers.each(rule.header))
+        yield 10 + fields
         if rule.present is not None and bool(fields) is not rule.present:
             return False
-        if rule.repeated is not None and (len(fields) > 1) is not rule.repeated:
+        if rule.repeated is not None and (fields > 1) is not rule.repeated:
             return False
         for numbers, dialect, patterns in (
             (rule.matches, "decoded", self._rules.decoded),
@@ -120,7 +121,7 @@ class Judge:
         if key in self._fields:
             return self._fields[key]
         found: set[int] = set()
-        for field in self._headers.fields(name)[:FIELDS]:
+        for field in islice(self._headers.each(name), FIELDS):
             if dialect == "raw":
                 texts = [b"\n".join(field.lines)[:LONGEST].lower()]
             else:

@@ -227,9 +227,11 @@ class Content(Filter):
 
     async def _read(self, message: Message) -> tuple[Parts, int]:
         """Read the message; return what is in it, and its size."""
-        head = message.headers.lines()
-        scanner = Scanner(head, lambda: Storage(message), keep_fields=any(self._checks[1:]))
-        size = sum(map(len, head)) + len(head) + 1
+        headers = message.headers
+        scanner = Scanner(
+            headers.each_line(), lambda: Storage(message), keep_fields=any(self._checks[1:])
+        )
+        size = len(headers.text()) + 1
         admit = pace().admit
         content = scanner.content
         try:

@@ -79,7 +79,7 @@ class Privacy:
     def apply(self, headers: Headers) -> list[str]:
         """Remove and replace fields; return the names of those that were there."""
         changed = [name for name in self._removed if headers.remove(name)]
-        if self._received and (count := len(headers.get_all(RECEIVED))) > 1:
+        if self._received and (count := sum(1 for _ in headers.each(RECEIVED))) > 1:
             headers.remove(RECEIVED, range(2, count + 1))
             changed.append("Received")
         for name, value in self._replaced:

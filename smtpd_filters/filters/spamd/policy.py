@@ -301,7 +301,7 @@ class Spamd(Filter):
 
         settings, headers = self.settings, message.headers
         # Each edit is one pass over the lines.
-        await pace().admit(len(headers.lines()) + len(reply.header or reply.fields))
+        await pace().admit(headers.text().count(b"\n") + len(reply.header or reply.fields))
         if reply.header is not None and reply.body is not None:
             replace_block(headers, reply.header)
             body, reply.body = reply.body, None
