@@ -110,8 +110,8 @@ def sealed(raw: bytes = MESSAGE, **changes: str) -> bytes:
     for instance in sorted(by_instance):
         for kind in (b"arc-authentication-results", b"arc-message-signature", b"arc-seal"):
             if kind in by_instance[instance]:
-                data += relaxed_field(by_instance[instance][kind].split(b"\r\n"))
-    data += relaxed_field([seal]).removesuffix(b"\r\n")
+                data += relaxed_field(by_instance[instance][kind].replace(b"\r\n", b"\n"))
+    data += relaxed_field(seal).removesuffix(b"\r\n")
     return seal + signature_of(rsa_key(), data).encode() + b"\r\n" + raw
 
 

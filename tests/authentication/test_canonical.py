@@ -10,6 +10,7 @@ from dkim.canonicalization import CanonicalizationPolicy
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.authentication.dkim import signed_fields
 from smtpd_filters.authentication.dkim.canonical import (
     FIELD,
     RELAXED,
@@ -18,6 +19,7 @@ from smtpd_filters.authentication.dkim.canonical import (
     BodyHashes,
     relaxed_lines,
 )
+from smtpd_filters.authentication.dkim.signed_fields import _FEW as FEW
 from smtpd_filters.authentication.dkim.signed_fields import SignedFields
 from smtpd_filters.message import Headers
 
@@ -46,8 +48,8 @@ def digest(form: str, blocks: list[bytes], length: int | None = None) -> bytes |
     ],
 )
 def test_the_fields_of_the_rfc(form: str, expected: tuple[bytes, bytes]) -> None:
-    assert FIELD[form]([b"A: X"]) == expected[0]
-    assert FIELD[form]([b"B : Y\t", b"\tZ  "]) == expected[1]
+    assert FIELD[form](b"A: X") == expected[0]
+    assert FIELD[form](b"B : Y\t\n\tZ  ") == expected[1]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_fields_are_those_of_dkimpy(first: str, rest: list[str]) -> None:
     for form in FORMS:
         policy = CanonicalizationPolicy.from_c_value(f"{form}/{form}".encode())
         ((name, canonical),) = policy.canonicalize_headers([(b"Subject", value)])
-        assert FIELD[form](lines) == name + b":" + canonical
+        assert FIELD[form](b"\n".join(lines)) == name + b":" + canonical
 
 
 def test_one_body_serves_all_forms_and_lengths() -> None:
@@ -136,11 +138,23 @@ def test_one_body_serves_all_forms_and_lengths() -> None:
                 b"Cc:",
             ]
         )
-    )
+    ),
+    st.sampled_from([0, FEW]),
 )
-def test_fields_are_those_of_the_header_parser(lines: list[bytes]) -> None:
+def test_fields_are_those_of_the_header_parser(lines: list[bytes], few: int) -> None:
     headers = Headers(lines)
-    fields = SignedFields(headers)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signed_fields, "_FEW", few)
+        fields = SignedFields(headers)
     for name in ("to", "cc", "x", "absent"):
-        expected = [list(field.lines) for field in headers.fields(name)]
-        assert fields.named(name.encode("latin-1")) == expected
+        expected = [b"\n".join(field.lines) for field in headers.fields(name)]
+        key = name.encode("latin-1")
+        assert list(fields.each(name)) == expected
+        assert list(fields.selected([key] * 99)) == expected[::-1]
+        top, count = fields.topmost(name, 2)
+        assert (top, count) == (expected[:2], len(expected))
+        for each in top:  # known by its object
+            assert len(list(fields.selected([key] * 99, each))) == count - 1
+    everything = [b"\n".join(field.lines) for field in headers if field.key in {"to", "x"}]
+    assert [field for _, field in fields.lowest({b"to", b"x"}, 99)] == everything[::-1]
+    assert fields.lowest(None, 2) == fields.lowest(None, 99)[:2]

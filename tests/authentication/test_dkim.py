@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.authentication.dkim import signatures as engine
-from smtpd_filters.authentication.dkim.field import MAX_FIELD, MAX_NAMES, SKEW
+from smtpd_filters.authentication.dkim.field import MAX_FIELD, SKEW
 from smtpd_filters.authentication.dkim.keys import MAX_RECORD
-from smtpd_filters.authentication.dkim.signed_fields import MAX_BLOCK, SignedFields
+from smtpd_filters.authentication.dkim.signed_fields import MAX_BLOCK, MAX_NAMES, SignedFields
 from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
 from smtpd_filters.message import Headers
 from tests.authentication.signing import (

@@ -203,7 +203,7 @@ OTHERWISE = {
     # Trace fields: several are legal, and readers believe the uppermost (RFC 7208 section 9.1).
     "filters.auth.policy.Auth._write": "`results.remove_forged`, or a trace field",
     "filters.content.edits.set_fields": "describes the content, and replaces each",
-    "filters.dkimsign.policy.Dkimsign.message": "a signature is verified",
+    "filters.dkimsign.policy.Dkimsign._add_signatures": "a signature is verified",
     "filters.dkimsign.policy.Dkimsign._seal": "a seal is verified",
     "filters.policy.policy.Policy._prepend": "named by the server",
     "filters.rspamd.edits._edit": "removed by `_own_fields`",

@@ -290,6 +290,22 @@ def test_a_large_body(key: str) -> None:
     assert result.result == "pass"
 
 
+@pytest.mark.parametrize(
+    ("flags", "most"),
+    [((), 252), (("-z", "-z"), 252), (("--arc-seal", "mx.example.org"), 253)],
+)
+def test_more_fields_than_a_signature_can_name(key: str, flags: tuple[str, ...], most: int) -> None:
+    # Beside From, To and Subject; and From once more, without which none is to be added.
+    for count in (most, most + 1):
+        raw = MESSAGE.replace(b"To:", b"Cc: a@example.org\r\n" * count + b"To:", 1)
+        raw = b"Authentication-Results: mx.example.org; none\r\n" + raw
+        flags = ("-d", "example.org", "-s", "sel", "-k", key, *flags)
+        delivery, log = delivered(*flags, raw=raw)
+        made = "ARC-Seal" if "--arc-seal" in flags else "DKIM-Signature"
+        assert (made in delivery.headers) is (count == most)
+        assert any("more than 256 fields to sign" in line for line in log) is (count > most)
+
+
 def test_a_message_is_sealed(key: str) -> None:
     raw = b"Authentication-Results: mx.example.org; arc=none; spf=pass\r\n" + MESSAGE
     flags = ("-k", key, "-s", "sel", "-d", "example.org", "--arc-seal")

@@ -44,12 +44,12 @@ if TYPE_CHECKING:
 
     from .canonical import BodyHashes
     from .keys import Checked
-    from .signed_fields import Lines, SignedFields
+    from .signed_fields import SignedFields
 
 # RFC 8617 section 4.2.1: "the maximum number of ARC Sets ... is 50".
 MAX_SETS: Final = 50
 MAX_OLDER: Final = 8
-KINDS: Final = (b"arc-authentication-results", b"arc-message-signature", b"arc-seal")
+KINDS: Final = ("ARC-Authentication-Results", "ARC-Message-Signature", "ARC-Seal")
 _INSTANCE = re.compile(rb"[0-9]{1,2}")
 #: The beginning of an AAR (RFC 8617 section 4.1.1).
 _RESULTS_INSTANCE = re.compile(rb"[ \t]*i[ \t]*=[ \t]*([0-9]{1,2})[ \t]*;")
@@ -109,11 +109,11 @@ class _Seal:
 class SetFields:
     """The three fields of an instance."""
 
-    results: Lines
-    message: Lines
-    seal: Lines
+    results: bytes
+    message: bytes
+    seal: bytes
 
-    def __iter__(self) -> Iterator[Lines]:
+    def __iter__(self) -> Iterator[bytes]:
         return iter((self.results, self.message, self.seal))
 
 
@@ -126,11 +126,10 @@ class Chain:
         self._seals: list[_Seal] = []
         self._message: SignatureTags | None = None
         #: Older message signatures, the newest first, with their fields.
-        self._older: list[tuple[Lines, SignatureTags]] = []
+        self._older: list[tuple[bytes, SignatureTags]] = []
         #: The result, as soon as it is known.
         self._known: ArcResult | None = None
-        fields.find(KINDS)
-        if not any(map(fields.named, KINDS)):
+        if not has_sets(fields):
             self._known = NO_CHAIN
             return
         try:
@@ -214,6 +213,11 @@ def _problem(reason: str) -> Problem:
     return Problem("fail", reason)
 
 
+def has_sets(fields: SignedFields) -> bool:
+    """Return whether a message has any field of a chain."""
+    return any(fields.topmost(kind, MAX_SETS)[1] for kind in KINDS)
+
+
 def complete_sets(fields: SignedFields) -> list[SetFields]:
     """Return the sets of a complete chain, the oldest first. Raises Problem.
 
@@ -221,10 +225,10 @@ def complete_sets(fields: SignedFields) -> list[SetFields]:
     """
     if fields.too_long:
         raise _problem("header too long")
-    numbered: list[dict[int, Lines]] = []
+    numbered: list[dict[int, bytes]] = []
     for kind in KINDS:
-        found = fields.named(kind)
-        if len(found) > MAX_SETS:
+        found, count = fields.topmost(kind, MAX_SETS)
+        if count > MAX_SETS:
             raise _problem(f"more than {MAX_SETS} sets")
         by_instance = {_instance(kind, field): field for field in found}
         if len(by_instance) < len(found):
@@ -237,7 +241,7 @@ def complete_sets(fields: SignedFields) -> list[SetFields]:
     return [SetFields(results[each], messages[each], seals[each]) for each in instances]
 
 
-def _instance(kind: bytes, field: Lines) -> int:
+def _instance(kind: str, field: bytes) -> int:
     if kind == KINDS[0]:
         match = _RESULTS_INSTANCE.match(_value(field))
         value = match[1] if match else b""
@@ -248,11 +252,11 @@ def _instance(kind: bytes, field: Lines) -> int:
     return int(value)
 
 
-def _value(field: Lines) -> bytes:
-    return b"".join(field).partition(b":")[2]
+def _value(field: bytes) -> bytes:
+    return field.replace(b"\n", b"").partition(b":")[2]
 
 
-def _text(field: Lines) -> str:
+def _text(field: bytes) -> str:
     value = _value(field)[:MAX_FIELD].partition(b";")[2]
     return value.strip(b" \t").decode("utf-8", "surrogateescape")
 
@@ -270,7 +274,7 @@ def _seals(sets: list[SetFields]) -> list[_Seal]:
     return seals
 
 
-def _seal(field: Lines) -> _Seal:
+def _seal(field: bytes) -> _Seal:
     tags = read_tags(field)
     require(tags, ("a", "b", "cv", "d", "i", "s"))
     # RFC 8617 section 4.1.3: a seal has no h=, and no bh=.

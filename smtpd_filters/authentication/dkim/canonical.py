@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
 SIMPLE: Final = "simple"
 RELAXED: Final = "relaxed"
@@ -24,19 +24,21 @@ RELAXED: Final = "relaxed"
 _EMPTY = 1 << 14
 
 
-def simple_field(lines: Sequence[bytes]) -> bytes:
-    """Return a header field, given as raw lines, in the simple form, with its CRLF."""
-    return b"\r\n".join([*lines, b""])
+def simple_field(raw: bytes) -> bytes:
+    """Return a field, whose lines are separated by LF, in the simple form, with its CRLF."""
+    return raw.replace(b"\n", b"\r\n") + b"\r\n"
 
 
-def relaxed_field(lines: Sequence[bytes]) -> bytes:
-    """Return a header field, given as raw lines, in the relaxed form, with its CRLF."""
-    name, _, value = b"".join(lines).partition(b":")
-    return b"%b:%b\r\n" % (name.rstrip(b" \t").lower(), _single_blanks(value).strip(b" "))
+def relaxed_field(raw: bytes) -> bytes:
+    """Return a field, whose lines are separated by LF, in the relaxed form, with its CRLF."""
+    name, _, value = raw.replace(b"\n", b"").partition(b":")
+    if b"\t" in value or b"  " in value:
+        value = _single_blanks(value)
+    return name.rstrip(b" \t").lower() + b":" + value.strip(b" ") + b"\r\n"
 
 
 #: A header field in each form.
-FIELD: Final = {SIMPLE: simple_field, RELAXED: relaxed_field}
+FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {SIMPLE: simple_field, RELAXED: relaxed_field}
 
 
 def relaxed_lines(block: bytes) -> bytes:

@@ -18,12 +18,19 @@ from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.authentication.results import parse
 from smtpd_filters.authentication.results.writer import value_of
-from smtpd_filters.message.folding import field_lines
 
-from .arc import KINDS, MAX_SETS, complete_sets
+from .arc import KINDS, MAX_SETS, complete_sets, has_sets
 from .canonical import RELAXED, relaxed_field
 from .field import read_tags
-from .sign import REMOVED, SigningFields, Style, Unsigned, folded
+from .sign import (
+    REMOVED,
+    SigningFields,
+    Style,
+    TooManyFieldsError,
+    Unsigned,
+    folded,
+    raw_field,
+)
 from .signed_fields import without_value
 from .tags import Problem
 
@@ -34,7 +41,10 @@ if TYPE_CHECKING:
 
 RESULTS, MESSAGE, SEAL = "ARC-Authentication-Results", "ARC-Message-Signature", "ARC-Seal"
 #: Fields that a signature of the message must not cover (RFC 8617 section 4.1.2).
-_EXCLUDED: Final = frozenset({*KINDS, b"authentication-results"}) | REMOVED
+_EXCLUDED: Final = REMOVED | {
+    *(kind.lower().encode() for kind in KINDS),
+    b"authentication-results",
+}
 
 
 class NotSealedError(Exception):
@@ -65,7 +75,10 @@ class NewSet:
         self.cv, text = self._state(authserv_id)
         signed = tuple(name for name in (*names, b"dkim-signature") if name not in _EXCLUDED)
         style = Style(RELAXED, RELAXED, signed, oversigned=())
-        self._signing = SigningFields(fields, style)
+        try:
+            self._signing = SigningFields(fields, style)
+        except TooManyFieldsError as error:
+            raise NotSealedError(str(error)) from None
         #: The value of ARC-Authentication-Results.
         self.results = f"i={self.instance}; {value_of(authserv_id)}; {text}"
 
@@ -82,9 +95,9 @@ class NewSet:
             for each in self._sets:
                 for field in each:
                     data.update(self._fields.canonical(field, RELAXED))
-        data.update(relaxed_field(field_lines(RESULTS, self.results)))
-        data.update(relaxed_field(field_lines(MESSAGE, message)))
-        data.update(without_value(field_lines(SEAL, text), RELAXED))
+        data.update(relaxed_field(raw_field(RESULTS, self.results)))
+        data.update(relaxed_field(raw_field(MESSAGE, message)))
+        data.update(without_value(raw_field(SEAL, text), RELAXED))
         return Unsigned(SEAL, text, data.digest())
 
     def _tags(self) -> list[bytes]:
@@ -100,8 +113,8 @@ class NewSet:
     def _state(self, authserv_id: str) -> tuple[str, str]:
         """Return the state of the chain so far, and the results; raise NotSealedError."""
         state, texts = "", []
-        for field in self._fields.named(b"authentication-results"):
-            value = b"".join(field).partition(b":")[2].decode("utf-8", "surrogateescape")
+        for field in self._fields.each("Authentication-Results"):
+            value = field.replace(b"\n", b"").partition(b":")[2].decode("utf-8", "surrogateescape")
             parsed = parse(value)
             if parsed is None or parsed.authserv_id.lower() != authserv_id.lower():
                 continue
@@ -118,7 +131,7 @@ class NewSet:
 
 def _chain_of(fields: SignedFields) -> list[SetFields]:
     """Return the sets of a message, the oldest first; raise NotSealedError."""
-    if not any(map(fields.named, KINDS)):
+    if not has_sets(fields):
         return []
     try:
         sets = complete_sets(fields)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from smtpd_filters.message.folding import field_lines
 
 from .canonical import SIMPLE
-from .signed_fields import without_value
+from .signed_fields import MAX_NAMES, without_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,6 +65,10 @@ class Style:
     copies: int = 0
 
 
+class TooManyFieldsError(Exception):
+    """A header block has more fields to sign than a signature should name; the text says so."""
+
+
 class Unsigned:
     """A signature that lacks only its value: `digest` is to be signed."""
 
@@ -82,16 +86,19 @@ class SigningFields:
     """The fields of a header block from the bottom up, for any number of signatures."""
 
     def __init__(self, fields: SignedFields, style: Style) -> None:
+        """Raise TooManyFieldsError if no verifier may be expected to read the signature."""
         self._fields = fields
         self._style = style
         signed = set(style.names) - REMOVED
-        self._selected = [each for each in fields.from_the_bottom() if each[0] in signed]
+        self._selected = fields.lowest(signed, MAX_NAMES + 1)
         names = [name for name, _ in self._selected]
         names += [
             name
             for name in style.oversigned
             if name not in REMOVED and not (name in ADDED and name not in names)
         ]
+        if len(names) > MAX_NAMES:
+            raise TooManyFieldsError(f"more than {MAX_NAMES} fields to sign")
         self._names = names
 
     def unsigned(self, signing: SigningKey, body: bytes, now: float) -> Unsigned:
@@ -121,7 +128,7 @@ class SigningFields:
         text = folded(name, tags)
         form = self._style.header_form
         parts = [self._fields.canonical(field, form) for _, field in self._selected]
-        parts.append(without_value(field_lines(name, text), form))
+        parts.append(without_value(raw_field(name, text), form))
         return Unsigned(name, text, sha256(b"".join(parts)).digest())
 
     @property
@@ -130,11 +137,16 @@ class SigningFields:
         return b":".join(self._names)
 
     def _copies(self) -> Iterator[bytes]:
-        """Yield the fields for z= (RFC 6376 section 3.5)."""
-        every = self._fields.from_the_bottom() if self._style.copies > 1 else self._selected
+        """Yield the fields for z= (RFC 6376 section 3.5); of very many the lowest."""
+        every = self._fields.lowest(None, MAX_NAMES) if self._style.copies > 1 else self._selected
         for _, field in every:
-            name, _, value = b"\r\n".join(field).partition(b":")
+            name, _, value = field.replace(b"\n", b"\r\n").partition(b":")
             yield _quoted(name.rstrip(b" \t")) + b":" + _quoted(value)
+
+
+def raw_field(name: str, value: str | bytes) -> bytes:
+    """Return a field as it is added to a header block: its lines, separated by LF."""
+    return b"\n".join(field_lines(name, value))
 
 
 def _quoted(value: bytes) -> bytes:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Outcome
 
     from .canonical import BodyHashes
-    from .signed_fields import Lines, SignedFields
+    from .signed_fields import SignedFields
 
 #: Signatures of a message that are verified; those that are considered, the topmost.
 LIMIT: Final = 8
@@ -59,7 +59,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    field: Lines
+    field: bytes
     #: The result so far: final if there are no tags.
     known: Signature
     tags: SignatureTags | None
@@ -81,13 +81,13 @@ class Signatures:
         limit: int = LIMIT,
     ) -> None:
         self._fields = fields
-        found = fields.named(b"dkim-signature")
-        candidates = [_read(field, now, fields) for field in found[:CONSIDERED]]
+        found, count = fields.topmost("DKIM-Signature", CONSIDERED)
+        candidates = [_read(field, now, fields) for field in found]
         wanted = tuple(authors)
         candidates.sort(key=lambda each: _distance(each.known.domain, wanted))
         self._candidates = candidates[:limit]
         fields.find({name for each in self._candidates if each.tags for name in each.tags.names})
-        self.left_out = len(found) - len(self._candidates)
+        self.left_out = count - len(self._candidates)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -115,7 +115,7 @@ class Signatures:
         )
 
 
-def _read(field: Lines, now: float, fields: SignedFields) -> _Candidate:
+def _read(field: bytes, now: float, fields: SignedFields) -> _Candidate:
     if fields.too_long:
         return _Candidate(field, Signature("permerror", reason="header too long"), None)
     tags: dict[str, bytes] = {}
@@ -172,7 +172,7 @@ def _result(known: Signature, checked: Checked) -> Signature:
 
 
 def check(
-    field: Lines,
+    field: bytes,
     tags: SignatureTags,
     fields: SignedFields,
     bodies: BodyHashes,

@@ -1,132 +1,168 @@
 """The header fields that signatures cover, in canonical form (RFC 6376 sections 3.7 and 5.4.2).
 
-A field is the list of its raw lines; which lines form one is decided as in
+A field is its raw lines, separated by line feeds; which lines form one is decided as in
 `smtpd_filters.message.Headers`, whose objects would take most of the time of a verification.
 
 Invariants
 ----------
-*Once*: a field is canonicalised once for each form, however many signatures cover it.
-*Asked for*: of a large block only the fields that were asked for are kept while the DNS is waited
-for: 16,000 take far more memory than their text.
+*Once*: a field of more than `_SHORT` bytes is canonicalised once for each form, however many
+signatures cover it.
+*Few*: of a large block only fields that were asked for are kept, and of each name the lowest
+`MAX_NAMES` and the topmost that were asked for: 16,000 take far more memory than their text.
 *Bottom up*: a name that occurs several times in h= selects the fields of that name from the bottom;
 beyond the topmost it selects nothing, which protects against added fields.
 """
 
 from __future__ import annotations
 
+import re
+from collections import deque
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
+
+from smtpd_filters.message.headers import fields_in, fields_named
 
 from .canonical import FIELD
 from .tags import emptied
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
-    from typing import TypeAlias
+    from collections.abc import Container, Iterable, Iterator, Sequence
 
     from smtpd_filters.message import Headers
 
-    #: The raw lines of a field, without line ends.
-    Lines: TypeAlias = list[bytes]
-
 #: Bytes of a header block whose signatures are verified.
 MAX_BLOCK: Final = 256 << 10
-_WHITE: Final = (b" ", b"\t")
+#: Names in the h= of a signature.
+MAX_NAMES: Final = 256
 #: Lines of a block whose fields are all found at once; honest mail has fewer.
 _FEW: Final = 256
+#: Bytes of a field up to which its canonical form takes more memory than it saves time.
+_SHORT: Final = 512
+#: All fields of a block, each with its name.
+_FIELDS: Final = re.compile(rb"\n(([!-9;-~]++)[ \t]*+:[^\n]*+(?:\n[ \t][^\n]*+)*+)").findall
 
 
 class SignedFields:
     """The fields of one header block."""
 
     def __init__(self, headers: Headers) -> None:
-        lines = headers.lines()
+        self._text = text = headers.text()
+        lines = text.count(b"\n")
         #: Whether the block is too long to be verified, or was cut.
-        self.too_long = headers.cut or sum(map(len, lines)) > MAX_BLOCK
-        self._lines = lines
-        #: All fields, if they were asked for.
-        self._every: list[tuple[bytes, Lines]] | None = None
-        #: The fields by name: of all names in a small block, else of those that were asked for.
-        self._named: dict[bytes, list[Lines]] = {}
-        self._complete = len(lines) <= _FEW
-        self._canonical: dict[tuple[str, int], bytes] = {}
+        self.too_long = headers.cut or len(text) - lines > MAX_BLOCK
+        #: The fields by name: of all names in a small block, else of those that were asked for,
+        #: the lowest of each.
+        self._named: dict[bytes, list[bytes]] = {}
+        self._complete = lines <= _FEW
+        #: The topmost fields of a large block that were asked for, by their places.
+        self._topmost: dict[int, bytes] = {}
+        self._canonical: dict[tuple[str, bytes], bytes] = {}
         if self._complete:
-            for name, field in _split(lines):
-                self._named.setdefault(name, []).append(field)
+            named = self._named
+            for field, name in _FIELDS(text):
+                named.setdefault(name.lower(), []).append(field)
 
     def find(self, names: Iterable[bytes]) -> None:
-        """Find the fields of several names in lower case in one pass, for `named`."""
+        """Find the fields of several names in lower case in one pass, for `selected`."""
         if self._complete:
             return
-        wanted: dict[bytes, list[Lines]] = {name: [] for name in names if name not in self._named}
-        if wanted:
-            for name, field in _split(self._lines, wanted):
-                wanted[name].append(field)
-            self._named |= wanted
+        wanted = {name for name in names if name not in self._named}
+        if not wanted:
+            return
+        found: dict[bytes, list[bytes]] = dict.fromkeys(wanted, _NONE)
+        for name, field in self._fields(wanted):
+            fields = found[name]
+            if not fields:
+                found[name] = [field]
+                continue
+            fields.append(field)
+            if len(fields) > 2 * MAX_NAMES:
+                # One more than a signature can select: it may be among them itself.
+                del fields[: -MAX_NAMES - 1]
+        self._named |= found
 
-    def named(self, key: bytes) -> list[Lines]:
-        """Return the fields of a name in lower case, from the top."""
-        self.find((key,))
-        return self._named.get(key, [])
+    def each(self, name: str) -> Iterator[bytes]:
+        """Yield all fields of a name, from the top."""
+        if self._complete:
+            yield from self._named.get(name.lower().encode("ascii"), ())
+            return
+        topmost = self._topmost
+        for match in fields_named(self._text, self._text.lower(), name):
+            yield topmost.get(match.start()) or match[0][1:]
 
-    def from_the_bottom(self) -> list[tuple[bytes, Lines]]:
-        """Return all fields from the bottom to the top, with their names in lower case."""
-        if self._every is None:
-            self._every = list(_split(self._lines))
-        return self._every[::-1]
+    def topmost(self, name: str, limit: int) -> tuple[list[bytes], int]:
+        """Return the topmost fields of a name, at most `limit`, and the number of all."""
+        if self._complete:
+            found = self._named.get(name.lower().encode("ascii"), _NONE)
+            return found[:limit], len(found)
+        # Those that were found before are not these very objects, by which `selected` knows them.
+        self._named.pop(name.lower().encode("ascii"), None)
+        found, count = [], 0
+        for match in fields_named(self._text, self._text.lower(), name):
+            if count < limit:
+                found.append(self._topmost.setdefault(match.start(), match[0][1:]))
+            count += 1
+        return found, count
 
-    def canonical(self, field: Lines, form: str) -> bytes:
+    def lowest(self, names: Container[bytes] | None, limit: int) -> list[tuple[bytes, bytes]]:
+        """Return the fields of some names in lower case, or all, with their names.
+
+        They are in the order from the bottom to the top, and at most `limit`.
+        """
+        return list(deque(self._fields(names), limit))[::-1]
+
+    def canonical(self, field: bytes, form: str) -> bytes:
         """Return a field of this block in canonical form, with its CRLF."""
-        key = form, id(field)
-        text = self._canonical.get(key)
+        if len(field) <= _SHORT:
+            return FIELD[form](field)
+        text = self._canonical.get((form, field))
         if text is None:
-            text = self._canonical[key] = FIELD[form](field)
+            text = self._canonical[form, field] = FIELD[form](field)
         return text
 
-    def selected(self, names: Iterable[bytes], signature: Lines | None = None) -> Iterator[Lines]:
-        """Yield the fields that a list of names in lower case selects, without the signature.
+    def selected(self, names: Sequence[bytes], signature: bytes | None = None) -> list[bytes]:
+        """Return the fields that a list of names in lower case selects, without the signature.
 
         In a large block, `find` first finds those of several lists at once.
         """
-        left: dict[bytes, list[Lines]] = {}
+        self.find(names)
+        named = self._named
+        selected: list[bytes] = []
+        left: dict[bytes, list[bytes]] = {}
         for name in names:
             stack = left.get(name)
             if stack is None:
-                stack = left[name] = [each for each in self.named(name) if each is not signature]
+                found = named.get(name)
+                if not found:
+                    continue
+                stack = left[name] = [each for each in found if each is not signature]
             if stack:
-                yield stack.pop()
+                selected.append(stack.pop())
+        return selected
 
-    def digest(self, names: Iterable[bytes], form: str, signature: Lines) -> bytes:
+    def digest(self, names: Sequence[bytes], form: str, signature: bytes) -> bytes:
         """Return the SHA-256 hash of the selected fields and the signature without its b=."""
         canonical = self.canonical
         parts = [canonical(field, form) for field in self.selected(names, signature)]
         parts.append(without_value(signature, form))
         return sha256(b"".join(parts)).digest()
 
+    def _fields(self, wanted: Container[bytes] | None = None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the fields of the block, from the top, with their names in lower case.
 
-def without_value(signature: Lines, form: str) -> bytes:
-    """Return a signature as it is signed: without the value of b= and the final CRLF."""
-    lines = emptied(b"\n".join(signature)).split(b"\n")
-    return FIELD[form](lines).removesuffix(b"\r\n")
+        With `wanted`, only those of these names.
+        """
+        topmost = self._topmost
+        for match in fields_in(self._text):
+            name = match[1].lower()
+            if wanted is None or name in wanted:
+                yield name, topmost.get(match.start()) or match[0][1:]
 
 
-def _split(
-    lines: Iterable[bytes], wanted: Container[bytes] | None = None
-) -> Iterator[tuple[bytes, Lines]]:
-    """Yield the fields of a block, from the top, with their names in lower case.
+#: No fields; never changed.
+_NONE: Final[list[bytes]] = []
 
-    With `wanted`, only those of these names.
-    """
-    field: Lines | None = None
-    for line in lines:
-        if line.startswith(_WHITE):
-            if field is not None:
-                field.append(line)
-            continue
-        name, colon, _ = line.partition(b":")
-        name = name.rstrip(b" \t").lower()
-        field = None
-        if colon and (wanted is None or name in wanted):
-            # Continuation lines follow. A name that is invalid is in no h=.
-            field = [line]
-            yield name, field
+
+def without_value(signature: bytes, form: str) -> bytes:
+    """Return a raw signature as it is signed: without the value of b= and the final CRLF."""
+    return FIELD[form](emptied(signature)).removesuffix(b"\r\n")

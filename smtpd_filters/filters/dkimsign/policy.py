@@ -30,6 +30,7 @@ from smtpd_filters.authentication.dkim.sign import (
     SigningFields,
     SigningKey,
     Style,
+    TooManyFieldsError,
 )
 from smtpd_filters.authentication.dkim.signed_fields import SignedFields
 from smtpd_filters.errors import ConfigError, os_reason
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
 #: Bytes of a body that are hashed at a time, and their price (`runtime.pace`).
 BLOCK = 1 << 16
 PRICE = 1000
+_DOT = ord(".")
 #: The fields that are signed by default: those that opensmtpd-filter-dkimsign signs.
 SIGNED = (
     "from", "reply-to", "subject", "date", "to", "cc", "resent-date", "resent-from", "resent-to",
@@ -346,12 +348,19 @@ class Dkimsign(Filter):
         if headers.cut:
             return self._unsigned(session, "the header is too long")
         body = await self._hash(message)
-        if body is None or self._breaks(headers.lines()):
+        if body is None or self._breaks(headers.text()[1:] + b"\n"):
             return self._unsigned(session, "a line is too long for this smtpd")
         if self.settings.arc_seal:
             return await self._seal(session, headers, body)
+        return await self._add_signatures(session, headers, body)
+
+    async def _add_signatures(self, session: Session, headers: Headers, body: bytes) -> Proceed:
+        """Sign with all keys of the author's domain."""
         domain = self._domain_of(author_domain(headers.get("From", "")))
-        fields = SigningFields(SignedFields(headers), self._style)
+        try:
+            fields = SigningFields(SignedFields(headers), self._style)
+        except TooManyFieldsError as error:
+            return self._unsigned(session, str(error))
         now = time()
         values = []
         for signing in self._keys_of(domain):
@@ -425,17 +434,26 @@ class Dkimsign(Filter):
             if not first:
                 await pace().admit(PRICE)
             first = False
-            if self._breaks(block.split(b"\n")):
+            if self._breaks(block):
                 return None
             body.update(block)
         body.finish()
         return body.digest()
 
-    def _breaks(self, lines: Sequence[bytes]) -> bool:
-        """Return whether a line would be cut by smtpd, or broken on its way there."""
+    def _breaks(self, block: bytes) -> bool:
+        """Return whether one of a block's lines would be cut by smtpd, or broken on its way."""
         limit = content_limit(cuts=cuts_lines(self.smtpd.get("smtpd-version", "")))
-        # A dot is doubled at the beginning.
-        return any(len(line) + line.startswith(b".") > limit for line in lines)
+        at = 0
+        while len(block) - at > limit:
+            # The last line that ends within the limit; those before it are shorter.
+            end = block.rfind(b"\n", at, at + limit + 1)
+            if end < 0:
+                return True
+            # A dot is doubled at the beginning.
+            if end == at + limit and block[at] == _DOT and block.find(b"\n", at) == end:
+                return True
+            at = end + 1
+        return False
 
 
 def main(argv: Sequence[str] | None = None) -> int:
