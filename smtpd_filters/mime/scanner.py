@@ -48,6 +48,7 @@ _PART, _LINE = 120, 4
 _DENSE, _PIECE = 40, 512
 # RFC 5322 section 2.2; section 4.5 for white space before the colon.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
+_CONTENT = b"content-"
 _PARTIAL = "message/partial"
 _MESSAGES = frozenset(
     {"message/rfc822", "message/global", "message/news", "message/external-body", _PARTIAL}
@@ -122,7 +123,7 @@ class Scan:
         #: Those of them that describe the content.
         self._described: list[bytes] = []
         #: Lines at the end of a header block that may be the beginning of the content.
-        self._spilled: list[bytes] = []
+        self._spilled = bytearray()
         self._header_size = 0
         self._header_at = -1
         self._offset = 0
@@ -205,14 +206,22 @@ class Scan:
                 self.content.cut_off("parameters of a part too long")
         elif _FIELD.match(line):
             # The lines before it are in the header, if anything.
-            self._spilled = []
-            fields.append(line)
+            self._spilled = bytearray()
+            if fields and not self._keeps and fields[-1][:8].lower() != _CONTENT:
+                fields[-1] = line  # a header block may have 16,000 fields
+            else:
+                fields.append(line)
         elif fields or self._levels:
             # Programs ignore the line, or end the header before it.
             self.content.odd("line in a header block that isn't a field")
-            self._spilled.append(line)
+            self._spilled += line + b"\n"
 
     # -- entities ------------------------------------------------------------------------
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether the fields of this entity are kept."""
+        return self.content.keep_fields and bool(self._levels or self._depth)
 
     def _values(self, wanted: bytes) -> list[str]:
         """Return the values of the fields of a name (in lower case), unfolded."""
@@ -235,10 +244,10 @@ class Scan:
         self.content.work += _PART
         self._in_header = False
         self._header_size = 0
-        if self._levels or self._depth:
+        if self._keeps:
             for raw in self._fields:
                 self.content.keep(raw, nested=self._nested)
-        self._described = [each for each in self._fields if each[:8].lower() == b"content-"]
+        self._described = [each for each in self._fields if each[:8].lower() == _CONTENT]
         types = self._values(_TYPE)
         declared = tuple(dict.fromkeys(filter(None, map(media_type, types))))
         if not any(each.startswith("multipart/") for each in declared) and any(
@@ -263,7 +272,7 @@ class Scan:
             self._begin_message(types, declared, encoding, at)
         else:
             self._begin_leaf(types, declared, encoding, at)
-        self._fields, self._spilled = [], []
+        self._fields, self._spilled = [], bytearray()
 
     def _encoding(self) -> str:
         values = [token(each) for each in self._values(_ENCODING)]
@@ -352,7 +361,7 @@ class Scan:
             inner = self._inner.write
         self._leaf = Leaf(self.content, part, encoding, self._ended, inner)
         if self._spilled:
-            self._leaf.write(b"\n".join([*self._spilled, b""]))
+            self._leaf.write(bytes(self._spilled))
 
     def _describe(
         self, part: Part, types: list[str], declared: tuple[str, ...], encoding: str, at: int
