@@ -27,7 +27,7 @@ from .negotiation import Agreement, Offer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from .answers import Answer
 
@@ -121,6 +121,10 @@ class MtaSide:
         """Whether the milter is sent this event now."""
         return event in self._wanted and self._listens(event)
 
+    def answers(self, event: bytes) -> bool:
+        """Whether the milter answers this event now."""
+        return event in self._answered and self._listens(event)
+
     def _listens(self, event: bytes) -> bool:
         """Whether the milter has not accepted the session or the message, or skipped the event."""
         return not self.finished and (
@@ -163,6 +167,19 @@ class MtaSide:
         if not (self.agreed and self.agreed.leading_space):
             value = value.removeprefix(b" ")
         return self._event(v.HEADER, joined((name, value)), macros)
+
+    def headers(self, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Return fields as `header` does, all together, for a milter that answers none of them."""
+        if v.HEADER in self._answered:
+            raise MilterError("fields together, which are to be answered one by one")
+        self._take_turn(v.HEADER)
+        if not self.wants(v.HEADER):
+            return b""
+        self.begun = True
+        space = b"" if self.agreed and self.agreed.leading_space else b" "
+        return b"".join(
+            packet(v.HEADER, joined((name, value.removeprefix(space)))) for name, value in fields
+        )
 
     def end_of_header(self, macros: Macros = ()) -> bytes:
         """Return the end of the header."""

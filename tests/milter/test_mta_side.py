@@ -138,6 +138,33 @@ def test_an_event_without_an_answer(event: bytes, bit: int) -> None:
     assert not mta.agreed.answers(event)
 
 
+@pytest.mark.parametrize("space", [0, v.LEADING_SPACE])
+@pytest.mark.parametrize("bits", [v.NR_HEADERS, v.NO_HEADERS])
+def test_fields_together_are_those_one_by_one(bits: int, space: int) -> None:
+    fields = [(b"A", b" x"), (b"B", b"y\n\tz"), (b"C", b"")]
+    one, other = agreed(bits | space), agreed(bits | space)
+    sides = (one, other)
+    for mta in sides:
+        mta.mail(b"<>")
+        say(mta, CONTINUE)
+    assert one.headers(fields) == b"".join(other.header(*field) for field in fields)
+    for mta in sides:
+        assert not mta.waiting
+        assert mta.end_of_header() == packet(v.END_OF_HEADER)
+
+
+def test_fields_together_are_for_a_milter_that_answers_none() -> None:
+    mta = agreed()
+    to_message(mta)
+    with pytest.raises(MilterError, match="one by one"):
+        mta.headers([(b"A", b"x")])
+    mta = agreed(v.NR_HEADERS)
+    mta.mail(b"<>")
+    say(mta, CONTINUE)
+    with pytest.raises(MilterError, match="a null"):
+        mta.headers([(b"A", b"x\0")])
+
+
 def test_nothing_is_waited_for_without_an_answer_and_one_is_out_of_step() -> None:
     mta = agreed(v.NR_CONNECT)
     assert mta.connect(b"x", b"U", 0, b"") == b"\0\0\0\x04Cx\0U"

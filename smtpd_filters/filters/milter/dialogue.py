@@ -308,19 +308,25 @@ class Dialogue:
 
     async def _headers(self, link: Link, draft: Draft | None) -> bool:
         mta, seconds = link.mta, self.milter.content
-        if draft is not None and mta.wants(v.HEADER):
-            for name, value in draft.headers.fields():
-                part = value if fits(name, value) else self._cut(draft, name, value)
-                if part is None:
-                    self._refused = self.facts.serial, LONG_FIELD
-                    return True
-                sent = mta.header(name, part)
-                if link.put(sent):
-                    continue
-                if self._judged(v.HEADER, await link.tell(sent, seconds)):
-                    return True
-                if not mta.wants(v.HEADER):
-                    break
+        if draft is None or not mta.wants(v.HEADER):
+            return False
+        together: list[tuple[bytes, bytes]] | None = None if mta.answers(v.HEADER) else []
+        for name, value in draft.headers.fields():
+            part = value if fits(name, value) else self._cut(draft, name, value)
+            if part is None:
+                self._refused = self.facts.serial, LONG_FIELD
+                return True
+            if together is not None:
+                together.append((name, part))
+                continue
+            if self._judged(v.HEADER, await link.tell(mta.header(name, part), seconds)):
+                return True
+            if not mta.wants(v.HEADER):
+                break
+        if together:
+            sent = mta.headers(together)
+            if not link.put(sent):
+                await link.tell(sent, seconds)
         return False
 
     def _cut(self, draft: Draft, name: bytes, value: bytes) -> bytes | None:

@@ -310,9 +310,12 @@ class Link:
 
     def put(self, sent: bytes) -> bool:
         """Keep an event if it has no answer, and not too much is kept; return whether it was."""
-        if self.mta.waiting or self._size + len(sent) > TOGETHER:
+        size = self._size + len(sent)
+        if self.mta.waiting or size > TOGETHER:
             return False
-        self.keep(sent)
+        if sent:
+            self._pending.append(sent)
+            self._size = size
         return True
 
     async def tell(
@@ -325,19 +328,9 @@ class Link:
 
         `edit` is called with each edit. Raises FailedError.
         """
-        self._pending.append(sent)
-        return await self._timed(seconds, edit)
-
-    async def flush(self, seconds: float) -> None:
-        """Send the events that are kept. Raises FailedError."""
         if self._pending:
-            await self._timed(seconds, None)
-
-    async def _timed(
-        self, seconds: float, edit: Callable[[Edit], Awaitable[None]] | None
-    ) -> Verdict | ReplyCode | None:
-        sent = b"".join(self._pending)
-        self._pending, self._size = [], 0
+            sent = b"".join([*self._pending, sent])
+            self._pending, self._size = [], 0
         self.answers = self._links.commands.answers
         self.asked += self.mta.waiting
         timer, answer = self._timer, None
@@ -352,6 +345,11 @@ class Link:
         if timer.overdue:
             raise FailedError(f"no answer after {seconds:g} s", TIMEOUT, silent=True)
         return answer
+
+    async def flush(self, seconds: float) -> None:
+        """Send the events that are kept. Raises FailedError."""
+        if self._pending:
+            await self.tell(b"", seconds)
 
     async def _exchange(
         self, sent: bytes, edit: Callable[[Edit], Awaitable[None]] | None
@@ -384,8 +382,6 @@ class Link:
                 await pace().admit(_PROGRESS)  # many may have come at once
             elif isinstance(answer, Verdict | ReplyCode):
                 self._links.answered(event)
-                if mta.done:
-                    connection.acknowledge()  # for an answer too much to come before the next event
                 return answer
             elif edit is not None:
                 await edit(answer)
@@ -406,6 +402,8 @@ class Link:
     def use(self) -> None:
         """Begin exchanges."""
         self._links.use(self)
+        if self.mta.done:
+            self._connection.acknowledge()  # for an answer too much to come before the next event
 
     def rest(self) -> None:
         """End exchanges."""

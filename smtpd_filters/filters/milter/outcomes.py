@@ -21,6 +21,13 @@ SHUTDOWN = "421 4.7.0 Service unavailable, closing transmission channel"
 DISCARDED = "550 5.7.1 Message rejected"
 #: RFC 3463 section 3.4, X.3.4: "Message too big for system".
 LONG_FIELD = Reject("552 5.3.4 A field of the header is too long")
+#: The refusals of answers without a text.
+_REFUSALS: dict[bytes, Reject | Disconnect] = {
+    v.REJECT: Reject(REJECTED),
+    v.TEMPFAIL: Reject(LATER),
+    v.SHUTDOWN: Disconnect(SHUTDOWN),
+    v.CONNECTION_FAILURE: Disconnect(SHUTDOWN),
+}
 #: Codes after which the connection is closed: RFC 5321 section 3.8, RFC 7504 section 3.
 _CLOSING = frozenset({421, 521})
 
@@ -34,14 +41,7 @@ def refusal(answer: Verdict | ReplyCode) -> Reject | Disconnect | None:
             text = fallback.split(" ", 2)[2]
         line = reply(answer.code, answer.enhanced, text)
         return Disconnect(line) if answer.code in _CLOSING else Reject(line)
-    match answer.command:
-        case v.REJECT:
-            return Reject(REJECTED)
-        case v.TEMPFAIL:
-            return Reject(LATER)
-        case v.SHUTDOWN | v.CONNECTION_FAILURE:
-            return Disconnect(SHUTDOWN)
-    return None
+    return _REFUSALS.get(answer.command)
 
 
 def closing(decision: Reject | Disconnect) -> Disconnect:

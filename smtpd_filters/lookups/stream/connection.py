@@ -197,7 +197,8 @@ class Connection:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self._number, select.POLLIN | _HUNG_UP)
-        return any(bits == select.POLLIN for _, bits in self._poll.poll(0))
+        ready = self._poll.poll(0)
+        return bool(ready) and ready[0][1] == select.POLLIN
 
     def acknowledge(self) -> None:
         """Acknowledge data from the server at once from now on, as long as the system does so.
@@ -332,11 +333,11 @@ class Connection:
         if not self._ended:
             self._loop.add_reader(self._number, self._readable)
 
-    async def _change(self) -> None:
-        """Wait until anything has changed."""
+    def _change(self) -> asyncio.Future[None]:
+        """Return a future that is done when anything has changed."""
         change = self._loop.create_future()
         self._waiting.append(change)
-        await change
+        return change
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
