@@ -10,8 +10,8 @@ for longest is closed. Its session opens another when it needs one.
 *Short of descriptors*: a lack of descriptors on this machine doesn't count as a failure of the
 milter; a session waits for one, as long as for a connection.
 *Not waited for*: after timeouts in a row sessions don't wait for a connection, or for an answer to
-a command; one at a time tries (`failover.breaker.Circuit`). A timeout for the content of a message
-says nothing about the milter, since a client can make it take long.
+a command; one from time to time tries (`failover.breaker.Circuit`). A timeout for the content of a
+message says nothing about the milter, since a client can make it take long.
 *In time*: a report of progress restarts the time for an answer, and nothing else does.
 """
 

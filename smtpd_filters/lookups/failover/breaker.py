@@ -11,9 +11,10 @@ The state of each server's circuit is one of three:
 An error reply is an answer: the server is alive. A single server is always in its turn.
 
 `Circuit` is that of all servers together. It opens when none of them answers any more, so that not
-every request waits for a timeout: while it is open, one request at a time is a trial, and all
-others fail at once. Only failures that cost time count; a server that refuses connections is asked
-each time, so that it is used as soon as it is back.
+every request waits for a timeout: while it is open, one request every `REST` seconds is a trial,
+and all others fail at once. A trial doesn't wait for the one before, which may be a request that
+takes a healthy server too long. Only failures that cost time count; a server that refuses
+connections is asked each time, so that it is used as soon as it is back.
 
 Time is passed in, in seconds of any monotonic clock.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     #: Logs an event with values, as `FilterLog.event`.
     Note: TypeAlias = Callable[..., None]
 
-#: Seconds between two trials; a server that is back is noticed after them.
+#: Seconds between the beginnings of two trials; a server that is back is noticed after them.
 REST = 5.0
 
 
@@ -55,7 +56,7 @@ class Circuit:
     """
 
     __slots__ = (
-        "_cause", "_note", "_silences", "_trying", "_until", "answers", "is_open", "label",
+        "_before", "_cause", "_note", "_silences", "_until", "answers", "is_open", "label",
     )  # fmt: skip
 
     def __init__(self, label: str, note: Note | None = None) -> None:
@@ -65,9 +66,8 @@ class Circuit:
         #: How many answers there were. A request that fails after others were answered meanwhile
         #: says nothing about the servers, and is no failure here.
         self.answers = 0
-        #: Failures in a row; and whether one request is a trial now, or when the next one may be.
-        self._silences = 0
-        self._trying = False
+        #: Failures in a row, now and when the last trial began; and when the next one may begin.
+        self._silences = self._before = 0
         self._until = 0.0
         self._cause = ""
 
@@ -85,14 +85,15 @@ class Circuit:
         """Return whether to ask; while it is open that is a trial, which ends with `release`."""
         if not self.is_open:
             return True
-        if self._trying or now < self._until:
+        if now < self._until:
             return False
-        self._trying = True
+        self._before, self._until = self._silences, now + REST
         return True
 
     def release(self) -> None:
-        """End a trial."""
-        self._trying = False
+        """End a trial; if it had no result, as one that was cancelled, the next may begin."""
+        if self._silences == self._before:
+            self._until = 0.0
 
     def answered(self) -> None:
         """Record an answer: close it."""
@@ -107,7 +108,8 @@ class Circuit:
         """Record a failure that has cost time; `open` is a separate step."""
         self._silences += 1
         self._cause = cause
-        self._until = now + REST
+        if not self.is_open:
+            self._until = now + REST
 
     def open(self) -> None:
         """Open it."""

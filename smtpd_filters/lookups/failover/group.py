@@ -10,7 +10,7 @@ cause, within its deadline; only cancellation is raised.
 After a refused or broken connection, a timeout or an invalid reply, the next server is asked; when
 all have failed, those that broke the connection are asked again after a pause (`retry`).
 *Not waited for*: when requests have timed out at all servers, none of which answered another one
-meanwhile or a ping if there is one, requests fail at once, except for one at a time
+meanwhile or a ping if there is one, requests fail at once, except for one from time to time
 (`breaker.Circuit`). Requests that take a healthy server too long, as a client can make some, don't
 keep others from being served.
 *Timeouts aren't repeated*: a request that timed out would probably do so again, usually because

@@ -543,6 +543,39 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
         asyncio.run(run(ENDPOINT.parse(stub.address)))
 
 
+def test_a_slow_trial_keeps_no_others_from_a_milter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that was alone has opened the circuit, and another command of it takes its time."""
+    monkeypatch.setattr(breaker, "REST", 0.0)
+    held = threading.Semaphore(0)
+
+    def script(event: Event, _seen: Seen) -> bytes:
+        if event.command == v.MAIL and b"slow" in event.fields[0]:
+            held.release()
+            return b""
+        return stub.usual(event)
+
+    async def run(address: Address) -> None:
+        connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE)
+        one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        for _ in range(SILENCES):
+            with pytest.raises(links.FailedError, match="no answer after"):
+                await dialogue(one, "slow@example.net").at(v.MAIL)
+            assert held.acquire(timeout=PATIENCE)
+        commands = one.links.commands
+        assert [commands.is_open] == [True]
+        one.command = PATIENCE
+        trial = asyncio.ensure_future(dialogue(one, "slow@example.net").at(v.MAIL))
+        assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
+        assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
+        assert [commands.is_open] == [False]
+        trial.cancel()
+        await asyncio.gather(trial, return_exceptions=True)
+        await connections.aclose()
+
+    with milter(script=script) as stub:
+        asyncio.run(run(ENDPOINT.parse(stub.address)))
+
+
 def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
         port = port_of(stub)

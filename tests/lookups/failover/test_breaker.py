@@ -124,22 +124,42 @@ def failed(circuit: Circuit, now: float = 0.0) -> None:
     assert not circuit.is_due
 
 
-def test_an_open_circuit_admits_one_trial_at_a_time() -> None:
+def test_an_open_circuit_admits_a_trial_from_time_to_time() -> None:
     circuit, lines = noted()
     failed(circuit)
     assert lines == [("no longer waited for", "a timeout")]
     assert circuit.cause == "a timeout; not asked again for now"
     assert [circuit.admits(now) for now in (0, 1, REST - 0.1)] == [False] * 3
     assert circuit.admits(REST)
-    assert not circuit.admits(100)  # the trial goes on
-    circuit.silent("b timeout", 100)
+    assert not circuit.admits(2 * REST - 0.1)
+    circuit.silent("b timeout", 2 * REST - 0.1)
     circuit.release()
-    assert [circuit.admits(100 + REST - 0.1), circuit.admits(100 + REST)] == [False, True]
+    assert circuit.cause == "b timeout; not asked again for now"
+    assert [circuit.admits(2 * REST - 0.1), circuit.admits(2 * REST)] == [False, True]
     assert not circuit.is_due
     circuit.answered()
     circuit.release()
     assert [circuit.admits(0), circuit.admits(0)] == [True, True]
     assert lines[1:] == [("answers again", "")]
+
+
+def test_a_trial_does_not_wait_for_the_one_before() -> None:
+    """One client could make each of them last as long as it likes."""
+    circuit, lines = noted()
+    failed(circuit)
+    for turn in range(1, 5):
+        assert circuit.admits(turn * REST)
+        assert not circuit.admits(turn * REST)
+    circuit.silent("a timeout", 4 * REST + 1)  # the first one
+    circuit.release()
+    assert not circuit.admits(4 * REST + 1)
+    assert circuit.admits(5 * REST)
+    circuit.answered()
+    circuit.release()
+    assert lines[1:] == [("answers again", "")]
+    circuit.release()  # one that goes on meanwhile
+    failed(circuit, 5 * REST)
+    assert not circuit.admits(5 * REST)
 
 
 def test_a_trial_without_a_result_is_followed_by_another() -> None:
