@@ -89,15 +89,16 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.hookimpl(tryfirst=True)  # before markers choose tests
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    folders = {path: path.relative_to(here).parts[0] for path in {item.path for item in items}}
     for item in items:
-        folder = item.path.relative_to(here).parts[0]
+        folder = folders[item.path]
         if folder in _LONGEST_FIRST:
             item.add_marker(folder)
         if isinstance(item, pytest.Function) and starts_processes(item):
             item.add_marker("processes")
 
     def rank(item: pytest.Item) -> int:
-        folder = item.path.relative_to(here).parts[0]
+        folder = folders[item.path]
         return (*_LONGEST_FIRST, folder).index(folder)
 
     items.sort(key=rank)
@@ -193,9 +194,10 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     ended = _ended_processes()
     yield
     left = _left_behind(before)
-    marks = {mark.name for mark in request.node.iter_markers()}
-    if not marks & _NOT_IN_UNIT and _ended_processes() != ended:
-        pytest.fail("starts a process: mark it processes")
+    if _ended_processes() != ended:
+        marks = {mark.name for mark in request.node.iter_markers()}
+        if not marks & _NOT_IN_UNIT:
+            pytest.fail("starts a process: mark it processes")
     until = monotonic() + _LAST_BREATH
     while left and monotonic() < until:
         # What only waits to be collected is not left, nor what a server's thread is closing.
