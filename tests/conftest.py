@@ -115,13 +115,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_finish() -> None:
-    """Keep the collected tests out of every collection of garbage.
-
-    The interpreter counts them no longer, and would collect everything else too often.
-    """
+    """Keep the collected tests out of every collection of garbage."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000)
 
 
 def _descriptors() -> dict[str, str]:
