@@ -22,6 +22,7 @@ from smtpd_filters.tables import (
     StringTable,
     parse,
 )
+from smtpd_filters.tables.remote.backend import BackendError
 from smtpd_filters.tables.remote.source import PROBED
 
 from .verb import Verb
@@ -51,8 +52,8 @@ _SERVED = {
     "string": ("strings",),
     **dict.fromkeys(("alias", "credentials", "userinfo", "addrname", "mailaddrmap"), ("mapping",)),
 }
-#: Exit statuses: the key is not in the table, and the table could not be asked.
-ABSENT, UNAVAILABLE = 1, 3
+#: Exit statuses: the key is not in the table, a mistake, and the table could not be asked.
+ABSENT, MISTAKEN, UNAVAILABLE = 1, 2, 3
 #: Kinds without look-ups by key.
 _LOADED = frozenset({"networks", "ips", "regex"})
 
@@ -211,25 +212,29 @@ def _check(table: Table, options: Options) -> int:
     if remote is not None and remote.down:
         sys.stdout.write(f"{options.table}: unavailable: {printable(remote.down)}\n")
         return UNAVAILABLE
-    if not table.asks:
-        sys.stdout.write(f"{options.table}: {len(table)} entries\n")
-        return 0
-    # A key that no table has: the answer is of no interest, only that there is one.
     return asyncio.run(_probe(table, options))
 
 
 async def _probe(table: Table, options: Options) -> int:
     begun = perf_counter()
+    found = f"{len(table)} entries"
     try:
-        await table.look_up(PROBED)
-    except UnavailableError as error:
+        if table.asks:
+            # A key that no table has: the answer is of no interest, only that there is one.
+            await table.look_up(PROBED)
+            found = f"answers, in {(perf_counter() - begun) * 1000:.1f} ms"
+        mistakes = [] if table.remote is None else await table.remote.backend.mistakes()
+    except (UnavailableError, BackendError) as error:
         sys.stdout.write(f"{options.table}: unavailable: {printable(str(error))}\n")
         return UNAVAILABLE
     finally:
         if table.remote is not None:
             await table.remote.aclose()
-    took = (perf_counter() - begun) * 1000
-    sys.stdout.write(f"{options.table}: answers, in {took:.1f} ms\n")
+    for each in mistakes:
+        sys.stdout.write(f"{options.table}: {printable(each)}\n")
+    if mistakes:
+        return MISTAKEN
+    sys.stdout.write(f"{options.table}: {found}\n")
     return 0
 
 
@@ -240,5 +245,6 @@ VERB = Verb(
     description="Ask a table, or serve it to smtpd. The answers are those that a filter with the "
     "same TABLE gets.",
     ending="The exit status is 0 if the key is in the table or the table is right, 1 if the key is "
-    "not in it, 2 for a mistake in the flags or the table, 3 if the table is unavailable.",
+    "not in it, 2 for a mistake in the flags or the table (such as an attribute that is not in the "
+    "schema of an LDAP server, which check asks for), 3 if the table is unavailable.",
 )

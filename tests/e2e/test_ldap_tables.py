@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from smtpd_filters.cli import main
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.tables import AddressTable, DomainTable, MappingTable, NetworkTable
@@ -199,6 +200,34 @@ def test_refusals_are_failures(
         assert cause in str(raised.value)
 
     run(main(), table)
+
+
+@pytest.mark.parametrize(
+    ("lines", "unknown"),
+    [
+        (("filter (&(objectClass=inetOrgPerson)(mail=%u))", "list_attributes mail"), []),
+        (("filter (|(MAIL;x-a=%u)(2.5.4.3=%u)(rfc822Mailbox=*))",), []),
+        (
+            ("filter (&(mial=%u)(!(objectKlass=x)))", "list_attributes mial;x"),
+            ["mial", "objectKlass"],
+        ),
+    ],
+)
+def test_attributes_that_the_server_does_not_know(
+    slapd: Slapd,
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    lines: tuple[str, ...],
+    unknown: list[str],
+) -> None:
+    path = folder / "schema.conf"
+    path.write_text("\n".join((f"url {slapd.url}", f"basedn {BASE}", *lines)))
+    status = main(["table", "check", f"ldap:{path}", "--kind", "addresses"])
+    found = capsys.readouterr().out
+    for name in unknown:
+        assert f"the server's schema has no attribute '{name}'\n" in found
+    assert found.count("no attribute") == len(unknown)
+    assert status == (2 if unknown else 0)
 
 
 def test_a_subordinate_referral_is_not_an_entry(slapd: Slapd, folder: Path) -> None:

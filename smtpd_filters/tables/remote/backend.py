@@ -84,6 +84,13 @@ class Backend:
         """
         raise NotImplementedError
 
+    async def mistakes(self) -> list[str]:
+        """Return what the source itself calls wrong about the configuration, for an operator.
+
+        Raises BackendError.
+        """
+        return []
+
     def declare(self, needs: Needs) -> None:
         """Declare what it needs after the start."""
 

@@ -14,6 +14,7 @@ base is a mistake in the configuration, a referral may lead anywhere, and a limi
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from .backend import (
 from .configuration import TIMES, Configuration
 from .ldap_client import messages
 from .ldap_client.client import Account, Client, Server
-from .ldap_client.filters import encode, escape, fill
+from .ldap_client.filters import attributes_of, encode, escape, fill
 from .ldap_client.messages import NO_SUCH_OBJECT, SIZE_LIMIT, Search
 
 if TYPE_CHECKING:
@@ -174,6 +175,31 @@ class LDAP(Backend):
         await release(found)
         return rows
 
+    async def mistakes(self) -> list[str]:
+        """Return a text for each attribute that the server's schema doesn't have.
+
+        A search for such an attribute finds nothing (RFC 4511 section 4.5.1.7: undefined), as if no
+        key were in the table. Nothing is said if the schema can't be read (RFC 4512 section 4.4).
+        """
+        everything = encode("(objectClass=*)")
+        search = Search(self._base, everything, ["subschemaSubentry"], scope=messages.BASE)
+        entries, _ = await self._client.search(search, 1)
+        [place, *_] = (entries[0].values("subschemaSubentry") if entries else []) or [""]
+        if not place:
+            return []
+        search = Search(place, everything, ["attributeTypes"], scope=messages.BASE)
+        entries, _ = await self._client.search(search, 1)
+        texts = entries[0].values("attributeTypes") if entries else []
+        known = {name.lower() for text in texts for name in _names_of(text)}
+        used = [*self._attributes, *self._list_attributes]
+        for template in (self._template, self._list_filter):
+            used += attributes_of(fill(template, "x", self._name))
+        return [
+            f"the server's schema has no attribute {name!r}"
+            for name in dict.fromkeys(each.partition(";")[0] for each in used)
+            if known and name.lower() not in known and not name[:1].isdigit()
+        ]
+
     def declare(self, needs: Needs) -> None:
         """Declare the servers."""
         needs.to_open(len(self._servers))
@@ -186,6 +212,12 @@ class LDAP(Backend):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _names_of(description: str) -> list[str]:
+    """Return the names in the description of an attribute (RFC 4512 section 4.1.2)."""
+    found = re.search(r" NAME (?:'([^']*)'|\(([^)]*)\))", description)
+    return [] if found is None else [found[1]] if found[1] else re.findall("'([^']*)'", found[2])
 
 
 def _servers(file: Configuration) -> list[Server]:

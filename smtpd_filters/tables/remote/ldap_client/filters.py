@@ -7,6 +7,8 @@ what is searched for.
 
 from __future__ import annotations
 
+import re
+
 from .ber import boolean, element, octets
 
 AND, OR, NOT = 0xA0, 0xA1, 0xA2
@@ -53,10 +55,20 @@ def encode(text: str) -> bytes:
     return encoded
 
 
+def attributes_of(text: str) -> list[str]:
+    """Return the attributes that a filter compares, without options. Raises ValueError."""
+    parser = _Parser(text.strip())
+    parser.filter(0)
+    names = (re.match("[A-Za-z0-9.-]*", item.lstrip(" ")) for item in parser.items)
+    return [name[0] for name in names if name and name[0]]
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        #: The comparisons that were parsed.
+        self.items: list[str] = []
 
     def filter(self, depth: int) -> bytes:
         if depth > DEPTH_MAX:
@@ -76,7 +88,9 @@ class _Parser:
             end = self.text.find(")", self.at)
             if end < 0:
                 raise ValueError("a filter without its closing parenthesis")
-            encoded = _item(self.text[self.at : end])
+            item = self.text[self.at : end]
+            encoded = _item(item)
+            self.items.append(item)
             self.at = end
         self._expect(")")
         return encoded
