@@ -17,6 +17,8 @@ from smtpd_filters.authentication.dkim.canonical import (
     SIMPLE,
     BodyHash,
     BodyHashes,
+    relaxed_field,
+    relaxed_fields,
     relaxed_lines,
 )
 from smtpd_filters.authentication.dkim.signed_fields import _FEW as FEW
@@ -111,6 +113,20 @@ def test_fields_are_those_of_dkimpy(first: str, rest: list[str]) -> None:
         policy = CanonicalizationPolicy.from_c_value(f"{form}/{form}".encode())
         ((name, canonical),) = policy.canonicalize_headers([(b"Subject", value)])
         assert FIELD[form](b"\n".join(lines)) == name + b":" + canonical
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([b"A", b"bc \t", b"X-Y "]),
+            st.lists(st.text("a:\t \r", max_size=6), min_size=1, max_size=4),
+        ),
+        max_size=4,
+    )
+)
+def test_fields_together_are_those_one_by_one(fields: list[tuple[bytes, list[str]]]) -> None:
+    raw = [name + b":" + "\n ".join(lines).encode() for name, lines in fields]
+    assert not raw or relaxed_fields(raw) == b"".join(map(relaxed_field, raw))
 
 
 def test_one_body_serves_all_forms_and_lengths() -> None:

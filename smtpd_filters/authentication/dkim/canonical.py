@@ -37,6 +37,21 @@ def relaxed_field(raw: bytes) -> bytes:
     return name.rstrip(b" \t").lower() + b":" + value.strip(b" ") + b"\r\n"
 
 
+def relaxed_fields(fields: Iterable[bytes]) -> bytes:
+    """Return header fields in the relaxed form, one after the other, each with its CRLF.
+
+    A few passes over all of them take half the time of one for each field.
+    """
+    # A line of a field that begins with a colon is its first: others begin with a blank.
+    text = b"\n:".join(fields).replace(b"\n ", b" ").replace(b"\n\t", b" ")
+    parts = []
+    for field in _single_blanks(text).split(b"\n:"):
+        name, _, value = field.partition(b":")
+        parts.append(name.rstrip(b" ").lower() + b":" + value.strip(b" "))
+    parts.append(b"")
+    return b"\r\n".join(parts)
+
+
 #: A header field in each form.
 FIELD: Final[dict[str, Callable[[bytes], bytes]]] = {SIMPLE: simple_field, RELAXED: relaxed_field}
 
@@ -68,7 +83,7 @@ class BodyHash:
         #: Line ends that are part of the body if another line follows.
         self._pending = 0
         #: The lengths not reached yet, the smallest last; and the hashes of those that were.
-        self._ahead = sorted(set(lengths), reverse=True)
+        self._ahead = sorted(set(lengths), reverse=True) if lengths else []
         self._beginnings: dict[int, bytes] = {}
         #: The bytes of the canonical body so far.
         self.size = 0
@@ -118,9 +133,11 @@ class BodyHashes:
 
     def __init__(self, needs: Iterable[tuple[str, int | None]]) -> None:
         """Prepare for pairs of a form and a length, None for the whole body."""
-        lengths: dict[str, set[int]] = {}
+        lengths: dict[str, list[int]] = {}
         for form, length in needs:
-            lengths.setdefault(form, set()).update(() if length is None else (length,))
+            found = lengths.setdefault(form, [])
+            if length is not None:
+                found.append(length)
         self._hashes = {form: BodyHash(form, given) for form, given in lengths.items()}
 
     def __bool__(self) -> bool:

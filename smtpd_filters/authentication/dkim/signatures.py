@@ -14,7 +14,7 @@ controls has a limit: `signed_fields.MAX_BLOCK`, `field.MAX_FIELD` and `MAX_NAME
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .field import SHOWN, SignatureTags, check_tags, read_tags, shown
 from .keys import Checked, check_signature
@@ -57,12 +57,13 @@ class Signature:
     tags: SignatureTags | None = field(default=None, compare=False, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     field: bytes
-    #: The result so far: final if there are no tags.
-    known: Signature
-    tags: SignatureTags | None
+    domain: str
+    #: The tags of a signature that is valid so far, and the beginning of its b=; else its result.
+    tags: SignatureTags | None = None
+    b: str = ""
+    known: Signature | None = None
 
 
 class Signatures:
@@ -83,10 +84,11 @@ class Signatures:
         self._fields = fields
         found, count = fields.topmost("DKIM-Signature", CONSIDERED)
         candidates = [_read(field, now, fields) for field in found]
-        wanted = tuple(authors)
-        candidates.sort(key=lambda each: _distance(each.known.domain, wanted))
+        if count > 1:
+            wanted = tuple(authors)
+            candidates.sort(key=lambda each: _distance(each.domain, wanted))
         self._candidates = candidates[:limit]
-        fields.find({name for each in self._candidates if each.tags for name in each.tags.names})
+        fields.find(name for each in self._candidates if each.tags for name in each.tags.names)
         self.left_out = count - len(self._candidates)
 
     def __bool__(self) -> bool:
@@ -107,17 +109,33 @@ class Signatures:
         self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]
     ) -> tuple[Signature, ...]:
         """Return the results, those of the author's domain first."""
-        return tuple(
-            each.known
-            if each.tags is None
-            else _result(each.known, check(each.field, each.tags, self._fields, bodies, keys))
-            for each in self._candidates
+        return tuple([self._result(each, bodies, keys) for each in self._candidates])
+
+    def _result(
+        self, candidate: _Candidate, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]
+    ) -> Signature:
+        field, domain, tags, b, known = candidate
+        if known is not None or tags is None:
+            return known or Signature("neutral")
+        checked = check(field, tags, self._fields, bodies, keys)
+        return Signature(
+            checked.result,
+            domain,
+            tags.selector,
+            tags.identity,
+            tags.algorithm,
+            checked.reason,
+            b,
+            checked.bits,
+            checked.testing,
+            tags,
         )
 
 
 def _read(field: bytes, now: float, fields: SignedFields) -> _Candidate:
     if fields.too_long:
-        return _Candidate(field, Signature("permerror", reason="header too long"), None)
+        known = Signature("permerror", reason="header too long")
+        return _Candidate(field, "", known=known)
     tags: dict[str, bytes] = {}
     try:
         tags = read_tags(field)
@@ -132,19 +150,10 @@ def _read(field: bytes, now: float, fields: SignedFields) -> _Candidate:
             reason=str(problem),
             b=shown(tags, "b")[:SHOWN],
         )
-        return _Candidate(field, known, None)
-    known = Signature(
-        "neutral",
-        domain=checked.domain,
-        selector=checked.selector,
-        identity=checked.identity,
-        algorithm=checked.algorithm,
-        b=tags["b"][:SHOWN].decode("ascii")
-        if tags["b"][:SHOWN].isalnum()
-        else shown(tags, "b")[:SHOWN],
-        tags=checked,
-    )
-    return _Candidate(field, known, checked)
+        return _Candidate(field, known.domain, known=known)
+    b = tags["b"][:SHOWN]
+    shown_b = b.decode("ascii") if b.isalnum() else shown(tags, "b")[:SHOWN]
+    return _Candidate(field, checked.domain, checked, shown_b)
 
 
 def _distance(domain: str, authors: tuple[str, ...]) -> int:
@@ -154,21 +163,6 @@ def _distance(domain: str, authors: tuple[str, ...]) -> int:
     if any(author.endswith(f".{domain}") or domain.endswith(f".{author}") for author in authors):
         return 1
     return 2
-
-
-def _result(known: Signature, checked: Checked) -> Signature:
-    return Signature(
-        checked.result,
-        known.domain,
-        known.selector,
-        known.identity,
-        known.algorithm,
-        checked.reason,
-        known.b,
-        checked.bits,
-        checked.testing,
-        known.tags,
-    )
 
 
 def check(

@@ -5,8 +5,8 @@ A field is its raw lines, separated by line feeds; which lines form one is decid
 
 Invariants
 ----------
-*Once*: a field of more than `_SHORT` bytes is canonicalised once for each form, however many
-signatures cover it.
+*Once*: fields of more than `_SHORT` bytes on average are canonicalised once for each form, however
+many signatures cover them.
 *Few*: of a large block only fields that were asked for are kept, and of each name the lowest
 `MAX_NAMES` and the topmost that were asked for: 16,000 take far more memory than their text.
 *Bottom up*: a name that occurs several times in h= selects the fields of that name from the bottom;
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.message.headers import fields_in, fields_named
 
-from .canonical import FIELD
+from .canonical import FIELD, RELAXED, relaxed_fields
 from .tags import emptied
 
 if TYPE_CHECKING:
@@ -142,8 +142,12 @@ class SignedFields:
 
     def digest(self, names: Sequence[bytes], form: str, signature: bytes) -> bytes:
         """Return the SHA-256 hash of the selected fields and the signature without its b=."""
+        fields = self.selected(names, signature)
+        if form == RELAXED and sum(map(len, fields)) <= _SHORT * len(fields):
+            fields.append(emptied(signature))
+            return sha256(relaxed_fields(fields)[:-2]).digest()  # without the final CRLF
         canonical = self.canonical
-        parts = [canonical(field, form) for field in self.selected(names, signature)]
+        parts = [canonical(field, form) for field in fields]
         parts.append(without_value(signature, form))
         return sha256(b"".join(parts)).digest()
 

@@ -35,7 +35,8 @@ def parse_tags(text: bytes) -> dict[str, bytes]:
     tags: dict[str, bytes] = {}
     at = 0
     while found := _SPEC.match(text, at):
-        name, value = found[1].decode("ascii"), found[2]
+        key, value = found.groups()
+        name = key.decode("ascii")
         if name in tags:
             raise TagError(f"tag {name}= twice")
         if len(tags) == MAX_TAGS:
