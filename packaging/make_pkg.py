@@ -40,6 +40,8 @@ COMPLETIONS = {
     "zsh": "share/zsh/site-functions",
 }
 USER = "_smtpd"
+#: The scripts that pkg runs, in the port's files pkg-*.
+SCRIPTS = ("post-install", "pre-deinstall")
 #: The date of files without SOURCE_DATE_EPOCH: hatchling's default.
 EPOCH = 1580601600
 EXECUTABLE, PLAIN = 0o755, 0o644
@@ -204,7 +206,8 @@ def manifest(
     }
     sums = {path: f"1${hashlib.sha256(file.content).hexdigest()}" for path, file in files.items()}
     state = {"uname": USER, "gname": USER, "perm": "0750"}
-    return short, {**short, "files": sums, "directories": {STATE: state}}
+    scripts = {name: (freebsd / f"pkg-{name}").read_text() for name in SCRIPTS}
+    return short, {**short, "files": sums, "directories": {STATE: state}, "scripts": scripts}
 
 
 def archive(

@@ -12,12 +12,12 @@ import shutil
 import stat
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 SOURCE = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
@@ -39,7 +39,7 @@ while [ "$binds" -gt 0 ]; do
 done
 exec chroot "$root" "$@"
 """
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
     "LC_ALL": "C.UTF-8",
@@ -50,6 +50,13 @@ _BOOKKEEPING = (
     *("var/lib/dpkg", "var/lib/apt", "var/cache", "var/log", "tmp"),
     *("proc", "dev", "run", "etc/resolv.conf"),
 )
+
+
+def skip_or_fail(reason: str) -> NoReturn:
+    """Skip a test that can't run here, or fail if it has to."""
+    if os.environ.get("SMTPD_FILTERS_E2E") == "required":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason.rpartition("\n")[2])
 
 
 def need(suite: str, kind: str) -> Path:
@@ -63,9 +70,31 @@ def need(suite: str, kind: str) -> Path:
         reason = made.stderr.strip()
     else:
         reason = "it takes root"
-    if os.environ.get("SMTPD_FILTERS_E2E") == "required":
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason.rpartition("\n")[2])
+    skip_or_fail(reason)
+
+
+def enter(
+    entry: Sequence[str],
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    check: bool = True,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command by one that enters a root; standard output and error come together."""
+    done = subprocess.run(
+        [*entry, *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=ENVIRONMENT | dict(environment or {}),
+        check=False,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(
+            f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}", pytrace=False
+        )
+    return done
 
 
 def run_in(
@@ -79,20 +108,7 @@ def run_in(
     bound = [text for source, target in (binds or {}).items() for text in (str(source), target)]
     own = ("--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
     entry = ("sh", "-euc", _ENTER, "sh", str(root), str(len(bound) // 2))
-    done = subprocess.run(
-        ["/usr/bin/unshare", *own, *entry, *bound, *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=_ENVIRONMENT | dict(environment or {}),
-        check=False,
-    )
-    if check and done.returncode != 0:
-        pytest.fail(
-            f"{' '.join(command)}: exit status {done.returncode}\n{done.stdout}", pytrace=False
-        )
-    return done
+    return enter(["/usr/bin/unshare", *own, *entry, *bound], command, environment, check=check)
 
 
 class Machine:
@@ -136,10 +152,10 @@ class Machine:
             self.run("apt-get", "-q", "update")
             return self.run(*command)
 
-    def put(self, file: Path) -> str:
+    def put(self, file: Path, directory: str = "tmp") -> str:
         """Copy a file in; its path inside."""
-        shutil.copy(file, self.root / "tmp")
-        return f"/tmp/{file.name}"  # noqa: S108  # the machine's own
+        shutil.copy(file, self.root / directory)
+        return f"/{directory}/{file.name}"
 
     def files(self) -> dict[str, tuple[object, ...]]:
         """Every path, with what tells whether it has changed."""

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from tests.packaging.booted import booted
 from tests.packaging.conftest import another_day, copy_of
 from tests.packaging.roots import SUITES, Machine, need, run_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from tests.packaging.booted import Booted
+
 pytestmark = pytest.mark.e2e
 
 #: Where deb-systemd-helper notes which units there are.
 UNITS = "/var/lib/systemd/deb-systemd-helper-enabled"
 STATE = "var/lib/smtpd-filters"
+SERVICES = ("smtpd-filters-journal", "smtpd-filters-web")
 DPKG_DEB = "/usr/bin/dpkg-deb"
 
 
@@ -189,6 +193,70 @@ def test_an_upgrade_keeps_state_and_owner(built: Built, machine: Machine, tmp_pa
     # What the administrator has said about it goes before what we think.
     assert machine.run("stat", "-c", "%U:%G %a", f"/{STATE}") == "opensmtpd:root 770\n"
     assert machine.run("dpkg", "--audit") == ""
+
+
+def states(system: Booted) -> dict[str, tuple[str, str, str]]:
+    """Of each service whether it runs, whether it is enabled, and its process."""
+    found = {}
+    for name in SERVICES:
+        asked = ("ActiveState", "UnitFileState", "MainPID")
+        shown = system.run("systemctl", "show", name, *(f"--property={each}" for each in asked))
+        by_name = dict(line.split("=", 1) for line in shown.splitlines())
+        found[name] = (by_name["ActiveState"], by_name["UnitFileState"], by_name["MainPID"])
+    return found
+
+
+def in_run(system: Booted) -> list[str]:
+    return system.run("find", "/run", "-name", "smtpd-filters*").split()
+
+
+def test_services_restart_with_an_upgrade_and_stop_with_removal(
+    built: Built, machine: Machine, tmp_path: Path
+) -> None:
+    """Those that ran, that is; and nothing is started or enabled by itself."""
+    machine.apt("install", "systemd-sysv", "dbus", "python3-jinja2")
+    # The start clears /tmp.
+    package = machine.put(built.deb, "srv")
+    upgrade = machine.put(later(built.deb, tmp_path / "later"), "srv")
+    journal, page = SERVICES
+    with booted(machine) as system:
+        off = dict.fromkeys(SERVICES, ("inactive", "disabled", "0"))
+        system.run("dpkg", "-i", package)
+        assert states(system) == off
+        system.run("dpkg", "-i", upgrade)
+        assert states(system) == off
+
+        # One runs; the other is enabled, and was stopped.
+        system.run("systemctl", "enable", *SERVICES)
+        system.run("systemctl", "start", journal)
+        before = states(system)
+        system.run("dpkg", "-i", package)
+        after = states(system)
+        assert after[journal][:2] == ("active", "enabled")
+        assert after[journal][2] != before[journal][2]
+        assert after[page] == ("inactive", "enabled", "0")
+
+        system.run("systemctl", "start", page)
+        before = states(system)
+        system.run("dpkg", "-i", upgrade)
+        after = states(system)
+        assert {each[:2] for each in after.values()} == {("active", "enabled")}
+        assert all(after[name][2] != before[name][2] for name in SERVICES)
+
+        # Removal keeps the files of the journal, and nothing else of it; a purge keeps nothing.
+        system.run("dpkg", "-r", "smtpd-filters")
+        assert {each[0] for each in states(system).values()} == {"inactive"}
+        assert in_run(system) == []
+        assert system.run("ls", f"/{STATE}-journal").split() != []
+        system.run("dpkg", "-i", package)
+        assert {each[0] for each in states(system).values()} == {"inactive"}
+        system.run("systemctl", "start", *SERVICES)
+        assert len(in_run(system)) > 1
+        system.run("dpkg", "-P", "smtpd-filters")
+        assert {each[0] for each in states(system).values()} == {"inactive"}
+        assert in_run(system) == []
+        left = system.run("find", "/var/lib", "/etc", "-name", "*smtpd-filters*").split()
+        assert [path for path in left if not path.startswith("/var/lib/dpkg/")] == []
 
 
 def test_an_upgrade_under_load_and_back_loses_nothing(

@@ -181,7 +181,7 @@ TYPES: dict[str, type] = {
     **dict.fromkeys(("name", "origin", "version", "comment", "maintainer", "www"), str),
     **dict.fromkeys(("abi", "arch", "prefix", "licenselogic", "desc"), str),
     **dict.fromkeys(("licenses", "categories", "users", "groups", "messages"), list),
-    **dict.fromkeys(("deps", "files", "directories"), dict),
+    **dict.fromkeys(("deps", "files", "directories", "scripts"), dict),
     "flatsize": int,
 }
 
@@ -192,11 +192,12 @@ def test_the_manifests_come_first_and_agree(pkg: Path) -> None:
     short = json.loads(contents["+COMPACT_MANIFEST"])
     whole = json.loads(contents["+MANIFEST"])
     assert {key: whole[key] for key in short} == short
-    assert whole.keys() - short.keys() == {"files", "directories"}
+    assert whole.keys() - short.keys() == {"files", "directories", "scripts"}
     assert {key: type(value) for key, value in whole.items()} == TYPES
     assert all(whole.values())
     # What pkg takes for encoded as in a URL.
-    assert not any("%" in text for text in (short["desc"], *whole["files"], *whole["directories"]))
+    decoded = (*whole["files"], *whole["directories"], *whole["scripts"].values())
+    assert not any("%" in text for text in (short["desc"], *decoded))
     assert short["prefix"] == PREFIX
     assert (short["licenselogic"], short["licenses"]) == ("single", ["ISCL"])
 
@@ -301,3 +302,51 @@ def test_its_services_have_the_places_of_this_package(pkg: Path) -> None:
         script = contents[f"{PREFIX}/etc/rc.d/smtpd_filters_{name}"].decode()
         assert f"{PREFIX}/bin/smtpd-filters {name} " in script
         assert "%%" not in script
+
+
+@pytest.mark.parametrize(
+    ("script", "upgrade", "running", "done"),
+    [
+        ("post-install", "", ("journal", "web"), []),
+        ("post-install", "true", (), []),
+        ("post-install", "true", ("web",), ["service smtpd_filters_web onerestart"]),
+        (
+            *("post-install", "true", ("journal", "web")),
+            [f"service smtpd_filters_{name} onerestart" for name in ("journal", "web")],
+        ),
+        ("pre-deinstall", "true", ("journal", "web"), []),
+        ("pre-deinstall", "", (), ["rm -rf /var/run/smtpd-filters-journal"]),
+        (
+            *("pre-deinstall", "", ("journal", "web")),
+            [
+                *(f"service smtpd_filters_{name} onestop" for name in ("web", "journal")),
+                "rm -rf /var/run/smtpd-filters-journal",
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("root", ["", "/", "/jail"])
+def test_its_scripts_restart_and_stop_what_runs(  # noqa: PLR0913  # cases and fixtures
+    pkg: Path,
+    tmp_path: Path,
+    script: str,
+    upgrade: str,
+    running: tuple[str, ...],
+    done: list[str],
+    root: str,
+) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    states = "".join(f"smtpd_filters_{name}:onestatus) exit 0 ;;" for name in running)
+    service = f"case $1:$2 in {states} *:onestatus) exit 1 ;; esac\n"
+    for name, first in (("service", service), ("rm", "")):
+        stub = tmp_path / name
+        stub.write_text(f'#!/bin/sh\n{first}echo "{name} $*" >> {log}\n')
+        stub.chmod(0o755)
+    text = json.loads(opened(pkg)[1]["+MANIFEST"])["scripts"][script]
+    environment = {"PATH": str(tmp_path), "PKG_ROOTDIR": root}
+    if upgrade:
+        environment["PKG_UPGRADE"] = upgrade
+    subprocess.run(["/bin/sh", "-c", text], env=environment, check=True)
+    # Another root has no running services.
+    assert log.read_text().splitlines() == ([] if root == "/jail" else done)
