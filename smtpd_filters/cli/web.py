@@ -118,14 +118,16 @@ class Options(Settings):
     greylist = option(
         STORE,
         default=None,
-        help="The store of filter-greylist, to show it, let clients in and forget them. Run the "
+        help="The store of filter-greylist, to show it, let clients in and forget them, which "
+        "requires a log-in or a unix socket. Run the "
         "page as the owner of a file, or as a member of its group: then its directory needs mode "
         "2770 and the file 0660, the mode of new files there.",
     )
     limits = option(
         STORE,
         default=None,
-        help="The store of filter-limit, to show it, and block and release users and clients.",
+        help="The store of filter-limit, to show it, and block and release users and clients, "
+        "which requires a log-in or a unix socket.",
     )
     store_password_file = STORE_OPTIONS["store_password_file"]
     store_ca_file = STORE_OPTIONS["store_ca_file"]
@@ -182,6 +184,13 @@ def run(options: Options, _rest: list[str]) -> int:
         Listening(path=host) if host.startswith("/") else Listening(host, port)
         for host, port in options.listen
     ]
+    ports = [str(each) for each in addresses if not each.path]
+    if (stores.greylist or stores.limits) and ports and not access.knows_users:
+        _note(
+            f"on {' and '.join(ports)} the stores of --greylist and --limits can't be changed, "
+            "since every user of this machine could: that requires --passwords, or --user-header "
+            "and --proxy, or --listen with a unix socket"
+        )
     asyncio.run(
         serve(
             app,

@@ -64,7 +64,7 @@ def application(
     further += [("/try", "Try settings")] if trials is not None else []
     pages = Pages(journal, guard, further=further, tries=trials is not None)
     app.add_routes(pages.routes())
-    memory = Memory(pages, stores, access.prefix)
+    memory = Memory(pages, guard, stores)
     app.add_routes(memory.routes())
     app.on_startup.append(memory.started)
     app.on_cleanup.append(memory.stopped)

@@ -8,6 +8,8 @@ Invariants
 *Never open*: without passwords and without a proxy only connections of this machine are accepted,
 which `check_exposure` ensures at start.
 *Proxy named*: the header with a user's name is believed on connections of a named proxy only.
+*Not by just anybody*: what changes a store needs a user with a log-in, or a unix socket, whose mode
+limits who reaches it. A port on loopback is open to every user of the machine.
 *Same origin*: a POST needs an `Origin`, or `Sec-Fetch-Site`, of the page, and its form's token.
 *No leak*: every response has the headers of `HEADERS`; nothing is cached, framed, or loaded from
 elsewhere.
@@ -60,6 +62,8 @@ OPEN = ("/login", "/static/")
 METRICS = "/metrics"
 #: Names of this machine that a browser on it uses.
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+#: The address of clients of a unix socket.
+UNIX = "unix"
 #: Characters of a user's name in a proxy's header.
 _USER_MAX = 200
 #: Seconds that a client may take to send a form.
@@ -86,13 +90,18 @@ class Access(NamedTuple):
     #: What a client that reads metrics sends as a bearer token (RFC 6750); "" for none.
     token: str = ""
 
+    @property
+    def knows_users(self) -> bool:
+        """Whether only those who have authenticated, here or at a proxy, may read the page."""
+        return self.passwords is not None or bool(self.user_header and self.proxies)
+
 
 def check_exposure(addresses: Sequence[str], access: Access) -> None:
     """Raise ConfigError if anybody could read the page.
 
     `addresses` are those that it listens on: IP addresses, or paths of unix sockets.
     """
-    if access.passwords is not None or (access.user_header and access.proxies):
+    if access.knows_users:
         return
     for address in addresses:
         if not address.startswith("/") and not ip_address(address).is_loopback:
@@ -176,6 +185,18 @@ class Guard:
             return None
         return login
 
+    def may_change(self, request: web.Request) -> bool:
+        """Return whether the sender of a request may change more than every user of the machine."""
+        return self.access.knows_users or self._peer(request) == UNIX
+
+    def check_change(self, request: web.Request) -> None:
+        """Raise HTTPForbidden unless the sender of a request may change stores."""
+        if not self.may_change(request):
+            raise web.HTTPForbidden(
+                text="Nothing can be changed here without a log-in: the page requires --passwords, "
+                "or --user-header and --proxy, or a unix socket.\n"
+            )
+
     def form(self, request: web.Request) -> str:
         """Return the token that each form on the page of a request must have."""
         known = self.login(request) is not None
@@ -214,7 +235,7 @@ class Guard:
     def _peer(request: web.Request) -> str:
         """Return the address of the connection's other end; "unix" for a unix socket."""
         peer: Any = request.transport.get_extra_info("peername") if request.transport else None
-        return peer[0] if isinstance(peer, tuple) else "unix"
+        return peer[0] if isinstance(peer, tuple) else UNIX
 
     async def _check_origin(self, request: web.Request) -> None:
         """Raise HTTPForbidden unless the request comes from a form of the page."""

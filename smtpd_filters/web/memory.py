@@ -3,7 +3,8 @@
 Invariants
 ----------
 *Bounded*: a page shows `SHOWN` entries of at most `SCANNED` that are read for it.
-*Only by a form*: what changes a store is a POST, which passes the guard (`guard`).
+*Only by a form*: what changes a store is a POST, which passes the guard (`guard`), and comes from a
+sender that the guard lets change stores.
 *Failures are shown*: a store that can't be reached is status 503; other pages don't need it.
 """
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from smtpd_filters.stores import Store
 
+    from .guard import Guard
+
 #: Entries that are shown, and read for it.
 SHOWN, SCANNED = 200, 20_000
 #: Characters of a field of a form.
@@ -49,10 +52,11 @@ class Stores(NamedTuple):
 class Memory:
     """The handlers of these pages."""
 
-    def __init__(self, pages: Pages, stores: Stores, prefix: str) -> None:
+    def __init__(self, pages: Pages, guard: Guard, stores: Stores) -> None:
         self._pages = pages
+        self._guard = guard
         self._stores = stores
-        self._prefix = prefix
+        self._prefix = guard.access.prefix
         self._greylist: Store | None = None
         self._limits: Store | None = None
 
@@ -84,6 +88,10 @@ class Memory:
             if store is not None:
                 await store.aclose()
 
+    def _render(self, request: web.Request, template: str, **values: Any) -> web.Response:
+        may_change = self._guard.may_change(request)
+        return self._pages.render(request, template, may_change=may_change, **values)
+
     # -- greylisting -------------------------------------------------------------------------
 
     async def greylist(self, request: web.Request) -> web.Response:
@@ -93,9 +101,7 @@ class Memory:
             found, complete = await self._records(text.lower())
         except UnavailableError as error:
             raise _unavailable(error) from None
-        return self._pages.render(
-            request, "greylist.html", text=text, records=found, complete=complete
-        )
+        return self._render(request, "greylist.html", text=text, records=found, complete=complete)
 
     async def _records(self, text: str) -> tuple[list[Record], bool]:
         """Return the records that a text is found in, and whether those are all."""
@@ -117,6 +123,7 @@ class Memory:
 
     async def change_greylist(self, request: web.Request) -> web.StreamResponse:
         """Let a client in without waiting, or forget it with its triplets."""
+        self._guard.check_change(request)
         action, client = await _fields(request, "client")
         store = _opened(self._greylist)
         try:
@@ -144,12 +151,12 @@ class Memory:
                     top = nlargest(SHOWN, top, key=_share)
         except UnavailableError as error:
             raise _unavailable(error) from None
-        return self._pages.render(
-            request, "limits.html", uses=nlargest(SHOWN, top, key=_share), name=shown
-        )
+        uses = nlargest(SHOWN, top, key=_share)
+        return self._render(request, "limits.html", uses=uses, name=shown)
 
     async def change_limits(self, request: web.Request) -> web.StreamResponse:
         """Block a subject, or release it and forget what was counted."""
+        self._guard.check_change(request)
         action, name = await _fields(request, "subject")
         subject = read(name)
         store = _opened(self._limits)

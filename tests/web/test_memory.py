@@ -49,9 +49,10 @@ class Kept(MemoryStore):
         return found.value if found is not None else None
 
 
-async def post(visitor: Visitor, path: str, **fields: str) -> int:
+async def form_of(visitor: Visitor, path: str) -> str:
+    """The token of the first form of a page, "" without one."""
     page = await visitor.get(path)
-    form = next(
+    return next(
         (
             str(attrs["value"])
             for tag, attrs in page.tags
@@ -59,11 +60,18 @@ async def post(visitor: Visitor, path: str, **fields: str) -> int:
         ),
         "",
     )
+
+
+async def send(visitor: Visitor, path: str, **fields: str) -> int:
     headers = {"Origin": visitor.base}
     async with visitor.session.post(
-        visitor.base + path, data={"form": form, **fields}, headers=headers, allow_redirects=False
+        visitor.base + path, data=fields, headers=headers, allow_redirects=False
     ) as response:
         return response.status
+
+
+async def post(visitor: Visitor, path: str, **fields: str) -> int:
+    return await send(visitor, path, form=await form_of(visitor, path), **fields)
 
 
 def shown(*, greylist: Store | None = None, limits: Store | None = None) -> Stores:
@@ -88,13 +96,13 @@ def test_clients_are_let_in_and_forgotten(tmp_path: Path) -> None:
         assert await post(visitor, "/greylist", client="example.com", action="erase") == 400
         assert await post(visitor, "/greylist", client="", action="allow") == 400
 
-    visit(tmp_path, visiting, stores=shown(greylist=store))
+    visit(tmp_path, visiting, stores=shown(greylist=store), user="ann")
     assert store.get(client_key("example.com")) == ALLOWED
 
     async def forgetting(visitor: Visitor) -> None:
         assert await post(visitor, "/greylist", client="example.com", action="forget") == 303
 
-    visit(tmp_path, forgetting, stores=shown(greylist=store))
+    visit(tmp_path, forgetting, stores=shown(greylist=store), user="ann")
     assert store.get(client_key("example.com")) is None
     assert store.get(WAITS.key) is None
 
@@ -108,14 +116,14 @@ def test_users_are_blocked_and_released(tmp_path: Path) -> None:
         assert "300 messages" in page.text
         assert await post(visitor, "/limits", subject="user=ann", action="release") == 303
 
-    visit(tmp_path, releasing, stores=shown(limits=store))
+    visit(tmp_path, releasing, stores=shown(limits=store), user="ann")
     assert store.get(key("user=ann", BLOCK)) is None
 
     async def blocking(visitor: Visitor) -> None:
-        # Without an entry there is no form; its token is that of any page.
-        assert await post(visitor, "/limits", subject="user=bob", action="block") == 403
+        fields = {"subject": "user=bob", "action": "block"}
+        assert await send(visitor, "/limits", form="", **fields) == 403
 
-    visit(tmp_path, blocking, stores=shown(limits=store))
+    visit(tmp_path, blocking, stores=shown(limits=store), user="ann")
     assert store.get(key("user=bob", BLOCK)) is None
 
 
@@ -133,7 +141,7 @@ def test_the_form_of_a_subject_releases_it(tmp_path: Path, name: str) -> None:
         }
         assert await post(visitor, "/limits", subject=subject, action="release") == 303
 
-    visit(tmp_path, releasing, stores=shown(limits=store))
+    visit(tmp_path, releasing, stores=shown(limits=store), user="ann")
     assert store.get(of) is None
 
 
@@ -149,7 +157,7 @@ def test_a_page_shows_a_part_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "There are more" in page.text
         assert "c7.example" in (await visitor.get("/greylist?q=c7.ex")).text
 
-    visit(tmp_path, visiting, stores=shown(greylist=store))
+    visit(tmp_path, visiting, stores=shown(greylist=store), user="ann")
 
 
 def test_forms_of_others_change_nothing(tmp_path: Path) -> None:
@@ -164,8 +172,42 @@ def test_forms_of_others_change_nothing(tmp_path: Path) -> None:
             ) as response:
                 assert response.status == 403
 
-    visit(tmp_path, visiting, stores=shown(greylist=store))
+    visit(tmp_path, visiting, stores=shown(greylist=store), user="ann")
     assert store.get(client_key("example.com")) is None
+
+
+@pytest.mark.parametrize("path", ["/greylist", "/limits"])
+def test_a_user_of_the_machine_reads_and_changes_nothing(tmp_path: Path, path: str) -> None:
+    greylist, limits = Kept(WAITS), Kept(Put(key("user=ann", BLOCK), b"300 messages", ttl=99))
+
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get(path)
+        assert ("ann@example.com" if path == "/greylist" else "300 messages") in page.text
+        assert "Change" not in page.text
+        assert not [tag for tag, attrs in page.tags if attrs.get("method") == "post"]
+        fields = {"client": "example.com", "subject": "user=ann"}
+        for action in ("allow", "forget", "block", "release"):
+            # With the token of any other form of the page, such as that to log in.
+            form = await form_of(visitor, "/login")
+            assert await send(visitor, path, form=form, action=action, **fields) == 403
+
+    visit(tmp_path, visiting, stores=shown(greylist=greylist, limits=limits))
+    assert greylist.get(client_key("example.com")) is None
+    assert greylist.get(WAITS.key) is not None
+    assert limits.get(key("user=ann", BLOCK)) == b"300 messages"
+
+
+def test_who_reaches_a_unix_socket_may_change_stores(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    store = Kept(WAITS)
+
+    async def visiting(visitor: Visitor) -> None:
+        assert await post(visitor, "/greylist", client="example.com", action="allow") == 303
+
+    socket = tmp_path_factory.mktemp("s") / "s"
+    visit(tmp_path, visiting, stores=shown(greylist=store), socket=socket)
+    assert store.get(client_key("example.com")) == ALLOWED
 
 
 def test_without_stores_there_are_no_such_pages(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
-from aiohttp import ClientSession, CookieJar, web
+from aiohttp import ClientSession, CookieJar, UnixConnector, web
 
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.privacy import Privacy
@@ -94,23 +94,40 @@ class Visitor:
             return page
 
 
-def visit(
+def visit(  # noqa: PLR0913  # what a page may have
     directory: Path,
     visiting: Callable[[Visitor], Awaitable[None]],
     access: Access = Access(),  # noqa: B008  # immutable
     stores: Stores = Stores(),  # noqa: B008  # immutable
     trials: Setup | None = None,
+    *,
+    user: str = "",
+    socket: Path | None = None,
 ) -> None:
-    """Serve the page of a journal, of stores and of trials, for a visit."""
+    """Serve the page of a journal, of stores and of trials, for a visit.
+
+    The visitor is a user that a proxy names, and connects to a unix socket, if there is one.
+    """
+    headers = {}
+    if user:
+        access = access._replace(user_header="X-Remote-User", proxies=("127.0.0.1", "unix"))
+        headers["X-Remote-User"] = user
 
     async def run() -> None:
         runner = web.AppRunner(application(lambda: Journal(str(directory)), access, stores, trials))
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            port = runner.addresses[0][1]
-            async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
-                await visiting(Visitor(session, f"http://127.0.0.1:{port}{access.prefix}"))
+            connector = None
+            if socket is None:
+                await web.TCPSite(runner, "127.0.0.1", 0).start()
+                host = f"127.0.0.1:{runner.addresses[0][1]}"
+            else:
+                await web.UnixSite(runner, socket).start()
+                connector, host = UnixConnector(str(socket)), "localhost"
+            async with ClientSession(
+                cookie_jar=CookieJar(unsafe=True), connector=connector, headers=headers
+            ) as session:
+                await visiting(Visitor(session, f"http://{host}{access.prefix}"))
         finally:
             await runner.cleanup()
 
