@@ -233,17 +233,17 @@ class Archive:
                 for match in map(_ASIDE.fullmatch, sorted(os.listdir(self.directory)))  # noqa: PTH208
                 if match
             ]
-            total = sum(map(_size, kept)) + sum(_size(path) for _, path in aside)
+            total = sum(map(size_of, kept)) + sum(size_of(path) for _, path in aside)
             for day, path in aside:
                 if total > self._size or day < limit.isoformat():
-                    total -= _size(path)
+                    total -= size_of(path)
                     self._delete(path)
             current = self._day.path if self._day is not None else ""
             for path in kept:
                 if total <= self._size:
                     break
                 if path != current:
-                    total -= _size(path)
+                    total -= size_of(path)
                     self._delete(path)
         except OSError as error:
             self._note(f"{self.directory}: not purged: {error.strerror or error}")
@@ -280,8 +280,8 @@ class Archive:
         self._close()
 
 
-def _size(path: str) -> int:
-    """Return the bytes of a file and of its log."""
+def size_of(path: str) -> int:
+    """Return the bytes of a file and of its log, 0 if it was deleted. Raises OSError."""
     total = 0
     for suffix in ("", "-wal"):
         try:

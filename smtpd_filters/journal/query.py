@@ -24,7 +24,7 @@ from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import day as schema
-from .archive import files, quoted
+from .archive import files, quoted, size_of
 from .day import NewerError, check_version
 from .merging import joined
 from .reception import MAX_TEXT
@@ -319,17 +319,14 @@ class Journal:
         return found
 
     def extent(self) -> tuple[str, str, int] | None:
-        """Return the first and the last day, and the bytes of all files; None without any."""
+        """Return the first and the last day, and the bytes of all files; None without any.
+
+        Raises OSError.
+        """
         found = files(self.directory)
         if not found:
             return None
-        size = 0
-        for _, _, path in found:
-            try:
-                size += os.stat(path).st_size  # noqa: PTH116  # paths as text
-            except OSError:  # purged meanwhile
-                pass
-        return found[0][0], found[-1][0], size
+        return found[0][0], found[-1][0], sum(size_of(path) for _, _, path in found)
 
     def states(self) -> States | None:
         """Return what the processes do now, as the journal knows it; None if it wrote nothing."""

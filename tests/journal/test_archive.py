@@ -275,6 +275,15 @@ def test_the_oldest_of_too_many_bytes_are_deleted(make: Make, tmp_path: Path) ->
     assert int(newest.session, 16) == 14999
 
 
+def test_the_size_includes_the_log_of_a_file_that_is_written_to(make: Make, tmp_path: Path) -> None:
+    make().write([stored(each) for each in range(100)], NOON)
+    path = tmp_path / "2026-11-30.sqlite"
+    log = tmp_path / f"{path.name}-wal"
+    assert log.stat().st_size > 0
+    size = path.stat().st_size + log.stat().st_size
+    assert Journal(str(tmp_path)).extent() == ("2026-11-30", "2026-11-30", size)
+
+
 def test_the_file_that_is_written_to_is_never_deleted(make: Make, tmp_path: Path) -> None:
     archive = make(size=1000)  # less than any file has
     for number in range(3):
