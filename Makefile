@@ -89,9 +89,10 @@ test: $(INSTALLED)
 	packaging/moved-clock $(PYTEST) --dist loadfile --no-loadscope-reorder --junit-xml=$(REPORT) $(PYTEST_ARGS) "$$@" && \
 		[ -z "$${failed:-}" ]
 
-# The tests that start processes get their marker from tests/conftest.py.
+# The tests that start processes get their marker from tests/conftest.py. No time-out: its thread for
+# each test is some 7 % of the processor's time, and a developer sees a test that hangs.
 unit: $(INSTALLED)
-	@$(UNIT) -m "$(WITHOUT_SERVERS) and not processes" $(PYTEST_ARGS)
+	@$(UNIT) --override-ini faulthandler_timeout=0 -m "$(WITHOUT_SERVERS) and not processes" $(PYTEST_ARGS)
 
 unit-all: $(INSTALLED)
 	@$(UNIT) -m "$(WITHOUT_SERVERS)" $(PYTEST_ARGS)
