@@ -160,7 +160,7 @@ class ProgramSide:
         heads = set(map(_head, rows))
         if not returning.keys() >= heads:
             return False
-        runs = [(returning[head], rows, len(data), False) for head in heads]
+        runs = [(returning[head], rows, size, False) for head, size in _shares(rows, heads, data)]
         return self._pass_back(link, runs, sizes, data)
 
     def _pass_back(self, link: Link, runs: list[Run], sizes: set[int], data: bytes) -> bool:
@@ -386,6 +386,16 @@ class ProgramSide:
                 if link.ready:
                     self._answered(link, rows[at + 1 :])
                 return
+
+
+def _shares(rows: list[bytes], heads: set[bytes], data: bytes) -> Iterable[tuple[bytes, int]]:
+    """Return how many bytes of `data`, which are these lines, each message has, by its head."""
+    if len(heads) == 1:
+        return [(head, len(data)) for head in heads]
+    shares = dict.fromkeys(heads, 0)
+    for head, run in groupby(rows, _head):
+        shares[head] += sum(map(len, run))
+    return shares.items()
 
 
 def _fault(what: str, row: bytes) -> FaultError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -242,3 +243,35 @@ def test_a_second_dot_in_one_read_of_smtpd() -> None:
     assert [row.rsplit(b"|", 1)[1] for row in given.splitlines()] == [b"a", b"."]
     engine.from_program(link, answers(given, {}))
     assert b"".join(engine.lines).count(b"|.\n") == 1
+
+
+def test_messages_that_take_turns_on_their_way_back_are_no_flood(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("smtpd_filters.supervise.program_side.GROWTH", 1000)
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
+    engine.admit(link)
+    body = [b"x" * 100] * 30
+    returned = []
+    for number in range(20):
+        rows = step(number, ("data-line",), body, TIME)
+        for row in rows:  # one message after the other
+            engine.from_smtpd(row)
+        start = b"filter-dataline|%b|%b|" % (sid(number), TOKENS["data-line"])
+        returned.append([start + line + b"\n" for line in body])
+    for turn in zip(*returned, strict=True):
+        engine.from_program(link, b"".join(turn))
+    assert not link.fault
+
+
+def test_a_report_of_a_session_with_a_short_id_is_not_one_of_another_session() -> None:
+    engine, link = started()
+    before = list(engine.sessions)
+    rest = b"|abcd|0a0b0c0d|ok|a@example.net\n"
+    assert rest[17:18] == b"|", "the id would end there if it had its usual length"
+    engine.from_smtpd(b"report|0.7|%b|smtp-in|tx-mail%b" % (TIME, rest))
+    assert list(engine.sessions) == [*before, b"abcd"]
+    assert not link.fault
