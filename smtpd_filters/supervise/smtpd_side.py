@@ -175,8 +175,9 @@ class SmtpdSide:
                         continue
                 elif (named := reports.get(row[long_head])) is not None and not gathered:
                     report, name, after = named
-                    if row[after] in _ENDS and row[0] == _REPORT:
-                        self._report(row, _SMTP_IN, report, row[name])
+                    id_ = row[name]
+                    if row[after] in _ENDS and row[0] == _REPORT and b"|" not in id_:
+                        self._report(row, _SMTP_IN, report, id_)
                         continue
                 if gathered:
                     same = gathered.get(transit.layout.key(row))
