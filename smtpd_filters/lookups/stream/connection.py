@@ -48,6 +48,7 @@ _QUICK_ACK = getattr(socket, "TCP_QUICKACK", 0)
 _MORE = getattr(socket, "MSG_MORE", 0)
 #: The other end has closed its side; FreeBSD and OpenBSD report POLLHUP then.
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)
+_DATA_OR_ERROR = select.POLLIN | select.POLLERR
 #: What a call on the socket raises if it is to be repeated.
 _AGAIN = (BlockingIOError, InterruptedError)
 
@@ -198,7 +199,13 @@ class Connection:
             self._poll = select.poll()
             self._poll.register(self._number, select.POLLIN | _HUNG_UP)
         ready = self._poll.poll(0)
-        return bool(ready) and ready[0][1] == select.POLLIN
+        if not ready:
+            return False
+        events = ready[0][1]
+        if events == select.POLLIN:
+            return True
+        # With the end, data may have arrived before it.
+        return events & _DATA_OR_ERROR == select.POLLIN and self._peek()
 
     def acknowledge(self) -> None:
         """Acknowledge data from the server at once from now on, as long as the system does so.
@@ -254,6 +261,13 @@ class Connection:
             self._loop.remove_reader(self._number)
             self._wake()
 
+    def _peek(self) -> bool:
+        """Return whether data can be received before the end."""
+        try:
+            return bool(self._socket.recv(1, socket.MSG_PEEK))
+        except OSError:
+            return False
+
     def _send(self, data: bytes) -> None:
         """Send data, what the socket doesn't take as soon as it does."""
         if self._lost:
@@ -268,9 +282,10 @@ class Connection:
                 return
             if sent == len(data):
                 return
+            self._unsent += data[sent:]  # first, since `_close` relies on it
             self._loop.add_writer(self._number, self._writable)
-            data = data[sent:]
-        self._unsent += data
+        else:
+            self._unsent += data
         self._full = len(self._unsent) > HIGH
 
     def _writable(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from smtpd_filters.lookups.stream.connection import HIGH, LostError, over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Self
 
     from smtpd_filters.lookups.stream.connection import Connection
 
@@ -153,3 +155,48 @@ def test_a_socket_that_cannot_be_watched_is_closed() -> None:
             assert theirs.recv(1) == b""
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_data_that_arrived_before_the_end_is_unread(goes_on: bool) -> None:  # noqa: FBT001
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        theirs.sendall(b"unasked")
+        theirs.shutdown(socket.SHUT_WR) if goes_on else theirs.close()
+        assert connection.unread
+        assert await connection.read() == b"unasked"
+        assert not connection.unread
+
+    played(story)
+
+
+def test_an_end_alone_is_not_unread() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        theirs.close()
+        assert not connection.unread
+
+    played(story)
+
+
+class NoRoom(bytearray):
+    """No memory for what is unsent."""
+
+    def __iadd__(self, _data: object) -> Self:
+        raise MemoryError
+
+
+def test_a_write_without_memory_leaves_nothing_watched() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        number = theirs.fileno()
+        connection._unsent = NoRoom()
+        with pytest.raises(MemoryError):
+            await connection.write(MUCH)
+        freed = connection._number
+        connection.abort()
+        another = os.dup(number)  # the next descriptor gets the number
+        assert another == freed
+        try:
+            assert not asyncio.get_running_loop().remove_writer(another)
+        finally:
+            os.close(another)
+
+    played(story)
