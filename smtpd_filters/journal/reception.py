@@ -154,16 +154,16 @@ def _rows(value: object) -> Sequence[list[Any]]:
     if not isinstance(value, list) or len(value) < 3 or not isinstance(value[1], int):
         return (_row(value),)
     phase, at, *passed = value
+    if not isinstance(phase, str) or phase not in _PHASES:
+        raise InvalidError("unknown phase")
     if isinstance(passed[0], int):
-        if len(passed) == 2 and type(passed[1]) is str and phase in _PHASES:
+        if len(passed) == 2 and type(passed[1]) is str:
             times = max(0, number(at)), max(0, number(passed[0]))
             return ([name(passed[1]), phase, "proceed", *times, *_PROCEEDED],)
         if len(passed) not in (2, 4) or not isinstance(passed[1], str) or len(passed[1]) > MAX_TEXT:
             raise InvalidError("invalid verdicts")
         took, names, *more = passed
         return (_row([names, phase, "proceed", at, took, *more]),)
-    if not isinstance(phase, str) or phase not in _PHASES:
-        raise InvalidError("unknown phase")
     if len(passed) > 2 * PACKED or number(at) < 0:
         raise InvalidError("invalid verdicts")
     return [

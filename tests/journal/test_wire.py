@@ -105,6 +105,8 @@ def test_forged_values_are_checked(key: str, value: object) -> None:
         json.dumps({**HEAD, "w": [["x", "connect", "reject"]] * 201}).encode(),
         json.dumps({**HEAD, "w": [["connect", 1, *["x", 0] * PACKED]] * 40}).encode(),
         json.dumps({**HEAD, "w": [["x", "no-phase", "reject"]]}).encode(),
+        json.dumps({**HEAD, "w": [[["connect"], 1, 2, "x"]]}).encode(),
+        json.dumps({**HEAD, "w": [[{}, 1, 2, "x"]]}).encode(),
         json.dumps({**HEAD, "w": [["x", [], "reject"]]}).encode(),
         json.dumps({**HEAD, "w": [["x", "connect", {}]]}).encode(),
         json.dumps({**HEAD, "w": [["x", "connect", "exec"]]}).encode(),
