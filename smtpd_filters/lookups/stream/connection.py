@@ -46,9 +46,6 @@ _READ, _PER_UNIT, _CHUNK, _SENT_PER_UNIT = 10, 100, 20, 1000
 _QUICK_ACK = getattr(socket, "TCP_QUICKACK", 0)
 #: Linux's flag for data that is sent in one segment with what follows, such as the end.
 _MORE = getattr(socket, "MSG_MORE", 0)
-#: The other end has closed its side; FreeBSD and OpenBSD report POLLHUP then.
-_HUNG_UP = getattr(select, "POLLRDHUP", 0)
-_DATA_OR_ERROR = select.POLLIN | select.POLLERR
 #: What a call on the socket raises if it is to be repeated.
 _AGAIN = (BlockingIOError, InterruptedError)
 
@@ -197,15 +194,10 @@ class Connection:
             return False
         if self._poll is None:
             self._poll = select.poll()
-            self._poll.register(self._number, select.POLLIN | _HUNG_UP)
+            self._poll.register(self._number, select.POLLIN)
         ready = self._poll.poll(0)
-        if not ready:
-            return False
-        events = ready[0][1]
-        if events == select.POLLIN:
-            return True
-        # With the end, data may have arrived before it.
-        return events & _DATA_OR_ERROR == select.POLLIN and self._peek()
+        # An error is left to the next read: it is reported once.
+        return bool(ready) and not ready[0][1] & select.POLLERR and self._peek()
 
     def acknowledge(self) -> None:
         """Acknowledge data from the server at once from now on, as long as the system does so.
