@@ -19,6 +19,7 @@ from time import monotonic
 
 from .combining import (
     MAIL_FROM,
+    changes,
     combined,
     handed_on,
     judged,
@@ -207,9 +208,10 @@ class Chain:
         from .journal.collector import Group  # only with a journal
 
         self.reports += tuple(name for name in journal.reports if name not in self.reports)
-        for guards in (*self._guards.values(), [guard for guard, _ in self._content]):
-            for guard in guards:
-                guard.journal, guard.starts = journal, self._starts
+        for guard in (guard for guards in self._guards.values() for guard in guards):
+            guard.journal, guard.starts = journal, self._starts
+        for guard, _ in self._content:
+            guard.journal = journal
         for phase, guards in self._guards.items():
             names = [guard.filter for guard in guards]
             self._groups[phase] = [
@@ -373,12 +375,14 @@ class Chain:
         try:
             for at, (guard, _) in enumerate(self._content):
                 before = edited.snapshot()
+                session.edited = changes(edited, before)
                 asked = self._ask_about(session, headers, message, at, early)
                 decision = asked if isinstance(asked, Decision) else await asked
                 decision, over = judged(session, guard, edited, before, decision)
                 if over:
                     return decision
         finally:
+            session.edited = None
             self._drop(early)
         return made_mark(session, headers)
 
@@ -394,7 +398,7 @@ class Chain:
         guard, whole = self._content[at]
         called = early.pop(guard, None)
         if called is None:
-            asked = self._ask_one(guard, session, message if whole else headers)
+            asked = guard.judge(session, message if whole and message is not None else headers)
         else:
             assert called.turn is not None  # noqa: S101  # `_scan_beside` has set it
             called.turn.begin()

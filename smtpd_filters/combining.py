@@ -12,10 +12,11 @@ from __future__ import annotations
 from .guard import FAILED, REFUSALS, Guard
 from .protocol.decisions import JUNK, PROCEED, Decision, Junk, Proceed, Rewrite
 from .protocol.vocabulary import HANDLERS, PHASES
+from .session import bare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from .message import Headers, Message
@@ -67,10 +68,19 @@ def may_keep_a_mark(handler: str, guards: Sequence[Guard]) -> bool:
 
 def handed_on(phase: Phase, decision: Decision) -> str:
     """Return a rewritten parameter as smtpd would have given it to the next filter."""
-    text = decision.text
-    if phase.argument == "address" and text.startswith("<"):
-        return text[1:].partition(">")[0]
-    return text
+    return bare(decision.text) if phase.argument == "address" else decision.text
+
+
+def changes(edited: Headers | Message, before: Any) -> Callable[[], bool]:
+    """Return what tells whether a message differs from a snapshot; it never raises."""
+
+    def differs() -> bool:
+        try:
+            return edited.differs(before)
+        except BaseException:  # noqa: BLE001  # *Always a decision*; `judged` looks again
+            return False
+
+    return differs
 
 
 def judged(
@@ -80,11 +90,7 @@ def judged(
     headers = edited.headers if hasattr(edited, "headers") else edited
     if headers.changed and decision.reason is not FAILED and not _sound(headers):
         decision = guard.defect(session, error="left an invalid header block")
-    if decision.reason is FAILED:
-        edited.restore(before)
-    elif guard.dry:
-        if edited.differs(before):
-            guard.log.event(guard.phase, session, result="proceed", would="edit")
+    if decision.reason is FAILED or guard.dry:
         edited.restore(before)
     if type(decision) is Junk:
         session.mark = guard.phase

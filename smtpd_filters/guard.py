@@ -42,7 +42,7 @@ from .runtime.coroutines import (
     Wait,
     begin,
 )
-from .runtime.log import exemption, fold_traceback, outcome, show
+from .runtime.log import EDIT, exemption, fold_traceback, outcome, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,12 +51,15 @@ if TYPE_CHECKING:
 
     from .filter import Filter, Outcome
     from .journal.collector import Collector
+    from .message import Headers, Message
     from .runtime.watchdog import Watchdog
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
 #: In place of a decision that is only logged; it is not `PROCEED`, whose verdict is another.
 _SUPPRESSED = Proceed()
+#: In place of `PROCEED` if the message was edited, which isn't a verdict to proceed.
+_EDITED = Proceed()
 #: The reason of a decision that stands in for a handler's own: it distinguishes the two.
 FAILED = "handler failed"
 #: The same if the edits of a message that the handler had made stay (`UnavailableError`).
@@ -198,6 +201,17 @@ class Guard:
             self.journal.passed(session, self, started)
         return returned
 
+    def judge(self, session: Session, edited: Headers | Message) -> Decision | Pending:
+        """Call the handler of a message as `ask` does, and tell the journal if it lets pass."""
+        started = monotonic()
+        asked = self.ask(session, edited)
+        if asked is PROCEED:
+            if session.edited is not None and session.edited():  # `_checked` may not have run
+                self._note(session, _EDITED, monotonic() - started, edited=True)
+            elif self.journal is not None:
+                self.journal.passed(session, self, started)
+        return asked
+
     def ask_early(self, session: Session, *arguments: object) -> Early:
         """Call the handler before its turn.  Never raises; nothing is logged until `collect`."""
         watchdog = self.watchdog
@@ -317,19 +331,30 @@ class Guard:
                 )
         if self.treat is not None:
             decision = self.treat(decision)
-        self._note(session, decision, monotonic() - started)
+        edited = session.edited is not None and session.edited()
+        if edited and decision is PROCEED:
+            decision = _EDITED
+        self._note(session, decision, monotonic() - started, edited=edited)
         if decision is not PROCEED and (
             self.dry or (self.treat is None and type(decision) is Points)
         ):
             return _SUPPRESSED
         return decision
 
-    def _note(self, session: Session, decision: Decision, took: float) -> None:
-        """Log a decision, and give it to the journal."""
-        if self.log.verbose or not (decision is PROCEED or exemption(decision)):
-            self.log.verdict(session, self.phase, decision, took, dry=self.dry)
+    def _note(
+        self, session: Session, decision: Decision, took: float, *, edited: bool = False
+    ) -> None:
+        """Log a decision, and give it to the journal; `edited` is whether the message was changed.
+
+        Without a reason an edit is logged on a dry run only: some filters edit every message.
+        """
+        quiet = decision is PROCEED or decision is _EDITED or exemption(decision)
+        if self.log.verbose or not quiet or (edited and self.dry):
+            self.log.verdict(session, self.phase, decision, took, dry=self.dry, edited=edited)
+        if edited and self.dry and decision.verb != "proceed":
+            self.log.event(self.phase, session, result="proceed", would=EDIT)
         if self.journal is not None and decision is not PROCEED:
-            self.journal.decided(session, self, decision, took)
+            self.journal.decided(session, self, decision, took, edited=edited)
 
     def _illegal(self, result: object) -> str:
         """Describe what was returned in place of a decision that is allowed."""

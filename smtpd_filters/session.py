@@ -30,6 +30,11 @@ def text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
+def bare(parameter: str) -> str:
+    """Return a rewritten parameter as smtpd takes it: of `<address> PARAMETERS` the address."""
+    return parameter[1:].partition(">")[0] if parameter.startswith("<") else parameter
+
+
 #: The fields of `link-connect` for a session whose report was missed.
 _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 #: The beginnings of the addresses of clients on this machine, in smtpd's notation.
@@ -73,6 +78,7 @@ class Session:
     __slots__ = (
         "_connect",
         "auth_mechanism",
+        "edited",
         "failed_username",
         "identity",
         "key",
@@ -128,6 +134,8 @@ class Session:
         self.mark = ""
         #: Rewritten parameters by phase, until smtpd's report of the command.
         self.rewrites: dict[str, str] | None = None
+        #: While a filter judges the message: tells whether the filter has changed it.
+        self.edited: Callable[[], bool] | None = None
         #: The events of the session for the journal (`journal.collector`).
         self.story: Any = None
 
@@ -207,15 +215,10 @@ class Session:
         return f"<session {self.id} {self.rdns or '<unknown>'} {self.src}>"
 
     def rewritten(self, phase: str, parameter: str) -> None:
-        """Keep the parameter that a filter put in place of the client's.
-
-        Of `<address> PARAMETERS` only the address is kept.
-        """
-        if parameter.startswith("<"):
-            parameter = parameter[1:].partition(">")[0]
+        """Keep the parameter that a filter put in place of the client's, as smtpd takes it."""
         if self.rewrites is None:
             self.rewrites = {}
-        self.rewrites[phase] = parameter
+        self.rewrites[phase] = bare(parameter)
 
     def apply(self, name: str, values: tuple[bytes, ...]) -> None:
         """Apply a report: its name, and its fields in the order of protocol 0.7."""

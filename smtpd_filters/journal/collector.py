@@ -7,16 +7,25 @@ the transaction or the session ends.
 *Bounded*: of a session at most `MAX_VERDICTS`, `MAX_RECIPIENTS` and `MAX_ANSWERS` are kept; further
 ones are only counted.
 *Never raises*: a failure drops the story, and is logged.
-*No credentials*: the argument of `auth` is never kept, nor a rewritten one.
+*No credentials*: the argument of `auth` is never kept, nor the rewritten one.
 """
 
 from __future__ import annotations
 
 from time import monotonic, time
 
-from smtpd_filters.protocol.decisions import PROCEED, Decision, Points, Rewrite
+from smtpd_filters.protocol.decisions import (
+    PROCEED,
+    Decision,
+    Disconnect,
+    Marked,
+    Points,
+    Reject,
+    Rewrite,
+)
 from smtpd_filters.protocol.vis import unvis
-from smtpd_filters.runtime.log import EXEMPT_FOR, exemption, fold_traceback
+from smtpd_filters.runtime.log import EDIT, EXEMPT_FOR, exemption, fold_traceback
+from smtpd_filters.session import bare
 
 from . import process_state
 from .outbox import Outbox
@@ -63,6 +72,8 @@ MAX_ANSWERS = 16
 MAX_ADDRESS, MAX_NAME, MAX_TEXT, MAX_ID = 320, 255, 200, 16
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
 _REFUSALS = frozenset({"reject", "disconnect"})
+#: Decisions on a message of which an edit is a part, or that make edits vain.
+_WITH_OR_WITHOUT_EDITS = frozenset({Disconnect, Marked, Reject})
 _NEVER = float("inf")
 RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
 
@@ -180,11 +191,21 @@ class Collector:
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
-    def decided(
-        self, session: Keeper, source: Source, decision: Decision, took: float, failure: str = ""
+    def decided(  # noqa: PLR0913  # keyword-only: rare cases
+        self,
+        session: Keeper,
+        source: Source,
+        decision: Decision,
+        took: float,
+        *,
+        failure: str = "",
+        edited: bool = False,
     ) -> None:
-        """Note a decision, which took so many seconds; `failure` is why the filter has none."""
-        if not failure and (why := exemption(decision)):
+        """Note a decision, which took so many seconds.
+
+        `failure` is why the filter has none; `edited` is whether it has changed the message.
+        """
+        if not (failure or edited) and (why := exemption(decision)):
             self.passed(session, (source, why), monotonic() - took)
             return
         try:
@@ -197,13 +218,19 @@ class Collector:
                 flags += "t" if decision.temporary else ""
                 setting = setting or ("score" if decision.instead else "")
             elif source.phase != CONFIDENTIAL:
-                reply = "" if type(decision) is Rewrite else decision.text
+                reply = _clip(decision.text)
+                if type(decision) is Rewrite:
+                    reply = _clip(bare(decision.text), MAX_ADDRESS)
+            if edited and verb == "proceed":
+                verb = EDIT
+            elif edited and type(decision) not in _WITH_OR_WITHOUT_EDITS:
+                flags += "e"
             if not setting:
                 setting = setting_of(source.settings, decision)
             self._keep(
                 session,
                 [source.filter, source.phase, verb, 0, int(took * 1e6), 1, 0,
-                 _clip(failure or reason), _clip(reply), "", points, flags, setting],
+                 _clip(failure or reason), reply, "", points, flags, setting],
             )  # fmt: skip
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sqlite3
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .rollups import BUCKETS, MAX_REASONS, OTHER, Sums
-from .stories import address_of, outcome, stored
+from .stories import address_of, is_rewritten_address, outcome, stored
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,8 +32,9 @@ MAX_WORDS = 100_000
 
 #: Kinds of words: mail addresses, clients, names of hosts, users, and Message-IDs.
 MAIL, CLIENT, HOST, USER, MESSAGE_ID = range(5)
-#: What a word is in a story: its sender, a recipient, client, host, user, or Message-ID.
-SENDER, RECIPIENT, OF_CLIENT, OF_HOST, OF_USER, OF_MESSAGE = range(6)
+#: What a word is in a story: its sender, a recipient, client, host, user, Message-ID, or a sender
+#: or recipient that a filter put in place of the client's.
+SENDER, RECIPIENT, OF_CLIENT, OF_HOST, OF_USER, OF_MESSAGE, REWRITTEN = range(7)
 #: Ranked words, with their kinds.
 RANKS = {SENDER: MAIL, OF_CLIENT: CLIENT, OF_USER: USER}
 
@@ -281,8 +282,7 @@ def words_of(story: Part) -> Iterable[tuple[int, int, str]]:
         if address:
             yield RECIPIENT, MAIL, address.strip("<>").lower()
     for row in story["w"]:
-        if row[9] and row[1] == "rcpt-to":
-            yield RECIPIENT, MAIL, row[9].strip("<>").lower()
+        yield from _words_of_verdict(row)
     client, rdns = address_of(story["c"][0]), story["c"][1]
     if client:
         yield OF_CLIENT, CLIENT, client
@@ -292,3 +292,10 @@ def words_of(story: Part) -> Iterable[tuple[int, int, str]]:
         yield OF_USER, USER, user
     if story["i"]:
         yield OF_MESSAGE, MESSAGE_ID, story["i"].strip("<>")
+
+
+def _words_of_verdict(row: list[Any]) -> Iterable[tuple[int, int, str]]:
+    if row[9] and row[1] == "rcpt-to":
+        yield RECIPIENT, MAIL, row[9].strip("<>").lower()
+    if is_rewritten_address(row) and "d" not in row[11]:
+        yield REWRITTEN, MAIL, row[8].lower()

@@ -11,6 +11,8 @@ import re
 from hashlib import sha256
 from typing import Any
 
+from .stories import is_rewritten_address
+
 MODES = ("plain", "shortened", "hashed")
 #: Characters of a hash.
 _LENGTH = 16
@@ -89,4 +91,5 @@ class Privacy:
         story["j"] = self.words(story["j"])
         story["a"] = [self.words(each) for each in story["a"]]
         for row in story["w"]:
-            row[7], row[8], row[9] = self.words(row[7]), self.words(row[8]), self.mail(row[9])
+            reply = self.mail if is_rewritten_address(row) else self.words
+            row[7], row[8], row[9] = self.words(row[7]), reply(row[8]), self.mail(row[9])

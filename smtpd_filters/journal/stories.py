@@ -48,7 +48,7 @@ class Verdict:
 
     filter: str
     phase: str
-    #: proceed, junk, reject, disconnect, rewrite or points.
+    #: proceed, junk, reject, disconnect, rewrite, edit or points.
     verb: str
     #: Milliseconds since the start of the story.
     at: int
@@ -57,7 +57,7 @@ class Verdict:
     count: int
     longest: int
     reason: str
-    #: The reply of a refusal.
+    #: The reply of a refusal; or the new parameter of a rewrite.
     reply: str
     #: The address that it is about, at `mail-from` and `rcpt-to`.
     argument: str
@@ -77,6 +77,11 @@ class Verdict:
     def failed(self) -> bool:
         """Whether the filter failed, and `--on-error` decided."""
         return "f" in self.flags
+
+    @property
+    def edits(self) -> bool:
+        """Whether the filter changed the message beside its verdict."""
+        return "e" in self.flags
 
     @property
     def exempt(self) -> str:
@@ -203,6 +208,11 @@ def _answer(answers: tuple[str, ...] | list[str], *, session: bool) -> str:
     """Return smtpd's last reply that concerns the client or its mail."""
     ignored = _SYNTAX if session else (*_SYNTAX, *_AUTH)
     return next((each for each in reversed(answers) if not each.startswith(ignored)), "")
+
+
+def is_rewritten_address(row: list[Any]) -> bool:
+    """Return whether the reply in a verdict's row is an address in place of the client's."""
+    return row[2] == "rewrite" and row[1] in ("mail-from", "rcpt-to") and bool(row[8])
 
 
 def address_of(endpoint: str) -> str:

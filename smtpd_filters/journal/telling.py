@@ -29,6 +29,7 @@ _VERBS = {
     "reject": "refused it",
     "disconnect": "refused it and closed the connection",
     "rewrite": "changed the parameter",
+    "edit": "changed it",
     "points": "gave points",
 }
 _WOULD = {
@@ -36,6 +37,7 @@ _WOULD = {
     "reject": "would refuse it",
     "disconnect": "would refuse it and close the connection",
     "rewrite": "would change the parameter",
+    "edit": "would change it",
     "points": "would give points",
 }
 #: Why clients are exempt, by the words of --exempt.
@@ -149,25 +151,29 @@ def _who(story: Story) -> Iterator[str]:
 
 def says(verdict: Verdict) -> str:
     """Return what a filter did, in words."""
-    words = (_WOULD if verdict.dry else _VERBS).get(verdict.verb, verdict.verb)
-    if verdict.verb == "points" or verdict.points:
-        words = words.replace("points", f"{verdict.points / 1000:g} points")
-    if verdict.failed:
-        words = f"failed, so --on-error {words}"
-    if verdict.exempt:
-        words = exempts(verdict)
-    elif verdict.dry:
-        words += " (--dry-run)"
-    text = f"{safe(verdict.filter)} {words}"
+    text = f"{safe(verdict.filter)} {exempts(verdict) if verdict.exempt else _done(verdict)}"
     if verdict.argument:
         text += f" for <{safe(verdict.argument)}>"
+    if verdict.verb == "rewrite" and verdict.reply:
+        text += f" to <{safe(verdict.reply)}>"
     if verdict.count > 1:
         text += f", {verdict.count} times"
     if verdict.reason and not verdict.exempt:
         text += f": {safe(verdict.reason)}"
-    if verdict.reply:
+    if verdict.reply and verdict.verb != "rewrite":
         text += f" [{safe(verdict.reply)}]"
     return f"{text} ({verdict.took / 1000:.1f} ms)"
+
+
+def _done(verdict: Verdict) -> str:
+    words = (_WOULD if verdict.dry else _VERBS).get(verdict.verb, verdict.verb)
+    if verdict.verb == "points" or verdict.points:
+        words = words.replace("points", f"{verdict.points / 1000:g} points")
+    if verdict.edits:
+        words += " and change it" if verdict.dry else " and changed it"
+    if verdict.failed:
+        words = f"failed, so --on-error {words}"
+    return f"{words} (--dry-run)" if verdict.dry else words
 
 
 def exempts(verdict: Verdict) -> str:

@@ -44,6 +44,8 @@ MAX_AGAIN = 60
 AGAIN = "failed as logged before"
 #: How the reason of the decision on an exempt client begins.
 EXEMPT_FOR = "exempt: "
+#: The result when a filter lets a message pass that it has changed.
+EDIT = "edit"
 _PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
 
@@ -234,13 +236,17 @@ class Log:
         seconds: float,
         *,
         dry: bool = False,
+        edited: bool = False,
     ) -> None:
-        """Log a decision: the filter, the phase, the result, the reason and the time taken."""
+        """Log a decision: the filter, the phase, the result, the reason and the time taken.
+
+        `edited` is whether the filter has changed the message.
+        """
         self.event(
             name,
             phase,
             session.id,
-            **outcome(decision, dry=dry),
+            **outcome(decision, dry=dry, edited=edited),
             reason=decision.reason,
             # At `auth` a rewritten parameter is a credential, and a reply may repeat it.
             reply="" if phase == "auth" else decision.text,
@@ -293,11 +299,18 @@ class FilterLog:
         """As `Log.defect`."""
         self._log.defect(self._name, what, _id_of(session), error)
 
-    def verdict(
-        self, session: Session, phase: str, decision: Decision, seconds: float, *, dry: bool = False
+    def verdict(  # noqa: PLR0913  # the fields of the line
+        self,
+        session: Session,
+        phase: str,
+        decision: Decision,
+        seconds: float,
+        *,
+        dry: bool = False,
+        edited: bool = False,
     ) -> None:
         """Log a decision as `Log.verdict` does."""
-        self._log.verdict(session, self._name, phase, decision, seconds, dry=dry)
+        self._log.verdict(session, self._name, phase, decision, seconds, dry=dry, edited=edited)
 
 
 def _id_of(session: str | Session) -> str:
@@ -322,12 +335,16 @@ def exemption(decision: Decision) -> str:
     return ""
 
 
-def outcome(decision: Decision, *, dry: bool) -> dict[str, str]:
-    """Return the result of a request for the log; on a dry run also the suppressed one."""
+def outcome(decision: Decision, *, dry: bool, edited: bool = False) -> dict[str, str]:
+    """Return the result of a request for the log; on a dry run also the suppressed one.
+
+    A decision to proceed is `EDIT` if the message was `edited`.
+    """
     if type(decision) is Points:
         points = "" if dry else show_points(decision.thousandths)
         would = decision.instead or ("points" if dry else "")
         return {"result": "proceed", "would": would, "points": points}
-    if dry and decision.verb != "proceed":
-        return {"result": "proceed", "would": decision.verb}
-    return {"result": decision.verb}
+    verb = EDIT if edited and decision.verb == "proceed" else decision.verb
+    if dry and verb != "proceed":
+        return {"result": "proceed", "would": verb}
+    return {"result": verb}

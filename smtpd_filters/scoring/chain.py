@@ -18,7 +18,15 @@ from __future__ import annotations
 from functools import partial
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.combining import MAIL_FROM, combined, handed_on, judged, made_mark, marked
+from smtpd_filters.combining import (
+    MAIL_FROM,
+    changes,
+    combined,
+    handed_on,
+    judged,
+    made_mark,
+    marked,
+)
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS
@@ -487,6 +495,7 @@ class ScoringChain(Chain):
         try:
             return await self._weigh_content(session, headers, message, state, outlook, early)
         finally:
+            session.edited = None
             self._drop(early)
 
     async def _weigh_content(  # noqa: PLR0913  # the body of a loop
@@ -510,6 +519,7 @@ class ScoringChain(Chain):
                     outlook.close(slot)
                 continue
             before: Any = edited.snapshot()
+            session.edited = changes(edited, before)
             asked = self._ask_about(session, headers, message, at, early)
             decision = asked if isinstance(asked, Decision) else await asked
             decision, over = judged(session, guard, edited, before, decision)

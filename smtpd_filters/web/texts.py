@@ -44,6 +44,7 @@ _VERBS = {
     "reject": "refused it",
     "disconnect": "refused it and closed the connection",
     "rewrite": "changed the address",
+    "edit": "changed it",
     "points": "gave points",
 }
 
@@ -121,6 +122,8 @@ def verdict(it: Verdict) -> str:
     words = exempts(it) if it.exempt else _VERBS.get(it.verb, it.verb)
     if it.verb == "points":
         words = f"gave {it.points / 1000:g} points"
+    if it.edits:
+        words += " and changed it"
     if it.dry and not it.exempt:
         words = f"would have acted, but only logs: {words}"
     if it.failed:

@@ -118,7 +118,7 @@ def test_ham(scan: Start, daemon: Spamd) -> None:
     assert sent(content) == local(mail())
     assert added[0].startswith(b"X-Spam-Checker-Version: SpamAssassin ")
     assert [line for line in added if b"YES" in line or b"-100" in line] == []
-    [line] = logged(server, r"spamd message result=proceed", 1)
+    [line] = logged(server, r"spamd message result=edit", 1)
     # SpamAssassin knows the sender of the envelope, and smtpd's own Received.
     assert "LOCAL_SENDER" in line
     assert "LOCAL_CLIENT" in line
@@ -161,7 +161,7 @@ def test_symbols_alone(scan: Start) -> None:
     message = mail(SPAM)
     assert attempt(server, message=message).code == 250
     assert delivered(server)[0] == []
-    assert "LOCAL_SPAM" in logged(server, "result=proceed", 1)[0]
+    assert "LOCAL_SPAM" in logged(server, "result=edit", 1)[0]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_a_second_daemon(scan: Start, daemon: Spamd) -> None:
     """Nobody listens where the first one was: its mail goes to the second."""
     server = scan(server="127.0.0.1:9", flags=("--spamd", daemon.server))
     assert attempt(server, message=mail()).code == 250
-    [line] = logged(server, "result=proceed", 1)
+    [line] = logged(server, "result=edit", 1)
     assert "LOCAL_CLIENT" in line
     assert "after 127.0.0.1:9 connection refused" in line
 

@@ -45,6 +45,13 @@ def make(tmp_path: Path, notes: list[str]) -> Iterator[Make]:
         each.close()
 
 
+def rewritten(phase: str, flags: str = "") -> list[Any]:
+    """Return the row of an address that a filter has replaced."""
+    new = "alice.new@example.net" if phase == "rcpt-to" else "other@example.net"
+    texts = ["", new, "ally@example.net"]
+    return ["rewrite", phase, "rewrite", 3, 10, 1, 0, *texts, 0, flags, ""]
+
+
 def names(path: Path) -> list[str]:
     return [os.path.basename(file) for _, _, file in files(str(path))]  # noqa: PTH119
 
@@ -75,6 +82,18 @@ def test_everything_finds_its_story(make: Make, tmp_path: Path) -> None:
     found = journal.search(Search(text="bob@example.net"))
     assert [int(each.session, 16) for each in found] == [9, 3]
     assert journal.unread == {}
+
+
+def test_both_addresses_find_a_story_with_a_rewritten_one(make: Make, tmp_path: Path) -> None:
+    rows = [rewritten("rcpt-to"), rewritten("mail-from"), rewritten("mail-from", flags="d")]
+    make().write([stored(1, rows[:2]), stored(2, rows[2:])], NOON)
+    journal = Journal(str(tmp_path))
+    for text in ("ally@example.net", "Alice.New@example.net", "alice.new@", "other@example.net"):
+        found = journal.search(Search(text=text))
+        assert [int(each.session, 16) for each in found] == [1], text
+    # Only the client's senders are ranked.
+    [ranked] = journal.rankings("senders", NOON, NOON)
+    assert ranked.word == "alice@example.org"
 
 
 def test_conditions_of_a_search(make: Make, tmp_path: Path) -> None:
@@ -232,13 +251,15 @@ def test_addresses_that_are_not_stored_plain(mode: str, make: Make, tmp_path: Pa
     answers = ["550 5.7.1 <alice@example.org> is listed"]
     facts = {"u": ["alice@example.org", ""], "i": "<alice@example.org>", "j": "Hello Alice"}
     story = refused(1, a=answers, **facts)
-    story["w"].append([*row, "", 0, "", ""])
+    story["w"] += [[*row, "", 0, "", ""], rewritten("rcpt-to")]
+    story["w"][-1][8] = '"new alice"@example.net'
     make(privacy=Privacy(mode, b"key")).write([story], NOON)
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    for secret in (b"alice@", b"192.0.2.1", b"2001:db8::7", b"Alice"):
+    for secret in (b"alice@", b"192.0.2.1", b"2001:db8::7", b"Alice", b"new alice"):
         assert secret not in content
     journal = Journal(str(tmp_path), key=b"key")
-    for text in ("Alice@example.org", "bob@example.net", "192.0.2.1", "mx.example.org"):
+    mail = "Alice@example.org", "bob@example.net", "ally@example.net", '"new alice"@example.net'
+    for text in (*mail, "192.0.2.1", "mx.example.org"):
         assert len(journal.search(Search(text=text))) == 1, text
     if mode == "hashed":
         assert Journal(str(tmp_path), key=b"other").search(Search(text="bob@example.net")) == []

@@ -15,6 +15,7 @@ from smtpd_filters.protocol.decisions import (
     Reject,
 )
 from smtpd_filters.protocol.vocabulary import HANDLERS
+from smtpd_filters.runtime.log import EDIT
 from smtpd_filters.settings import Settings
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class StandIn(Filter):
                 return kind(reply).because(reason)
             except ValueError:  # the journal has shortened it
                 return kind(_UNKNOWN).because(reason)
-        if verb != "proceed":
+        if verb not in {"proceed", EDIT}:
             self._missing(f"{self.name} at {phase}: {verb}")
         return PROCEED
 

@@ -356,7 +356,7 @@ def test_a_message_is_marked(stub: RspamdStub, flags: list[str], names: set[str]
         ({"action": "rewrite subject", "subject": "[SPAM] hello"}, "junk"),
         ({"action": "rewrite subject"}, "proceed"),
         ({"action": "add header", "milter": {"spam_header": {"X-Flag": "YES"}}}, "junk"),
-        ({"action": "add header", "milter": {"no_action": True}}, "proceed"),
+        ({"action": "add header", "milter": {"no_action": True}}, "edit"),
         ({"action": "no action"}, "proceed"),
     ],
 )

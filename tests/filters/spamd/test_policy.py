@@ -67,7 +67,7 @@ def logged(smtpd: Conversation) -> list[str]:
 def test_ham_gets_the_fields_of_spamd(spamd: SpamdStub) -> None:
     with Conversation(Spamd, "--spamd", spamd.server) as smtpd:
         delivery = deliver(smtpd)
-        assert logged(smtpd) == ['spamd message result=proceed reason="score 1.5/5 A_B"']
+        assert logged(smtpd) == ['spamd message result=edit reason="score 1.5/5 A_B"']
     [request] = spamd.requests
     sent = b"".join(line + b"\n" for line in delivery.sent)
     assert request.command == "HEADERS"
