@@ -155,7 +155,6 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
     "chain.py: event": ("link_disconnect",),
     "chain.py: what": ("refresh", "close"),
     "checks/client_filter.py: REPLY_UNUSED": ("--reply has no effect",),
-    "combining.py: guard.phase": None,
     "filters/content/policy.py: TOO_LONG": ("header too long to be checked",),
     "filters/content/policy.py: event": ("check", "not done in a part"),
     "filters/dkimsign/policy.py: event": ("not signed", "not sealed"),

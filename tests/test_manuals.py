@@ -17,6 +17,7 @@ import pytest
 import smtpd_filters
 from smtpd_filters import settings
 from smtpd_filters.filter import _EVENTS, CONTENT, Registration
+from smtpd_filters.mime.signatures import GROUPS, KINDS
 from smtpd_filters.protocol.vocabulary import HANDLERS
 from smtpd_filters.session import Session, Transaction
 from smtpd_filters.supervise.program import split_command
@@ -159,6 +160,18 @@ def test_each_flag_that_a_page_names_is_one_of_its_program(page: Path) -> None:
 def commands(page: Path) -> list[str]:
     text = page.read_text("utf-8").replace("\\e\n", " ").replace("\\e", "\\")
     return re.findall(r'proc-exec "((?:[^"\\]|\\.)*)"', text)
+
+
+def test_long_defaults_are_whole() -> None:
+    page = (ROOT / "docs" / "man" / "filter-dkimsign.8").read_text()
+    fields = "from:reply-to:subject:date:to:cc:resent-date:resent-from:resent-to:resent-cc:"
+    assert fields in page.replace("\\:", "")
+
+
+def test_the_page_of_the_content_filter_has_all_kinds_of_files() -> None:
+    page = (ROOT / "docs" / "man" / "filter-content.8").read_text()
+    listed = page.partition("Kinds by content:\n")[2].partition("\n.It ")[0]
+    assert set(re.findall(r"(?m)^\.Ql (\S+)", listed)) == KINDS | GROUPS.keys()
 
 
 def test_pages_have_examples() -> None:

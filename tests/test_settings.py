@@ -455,6 +455,8 @@ def test_a_required_flag() -> None:
         (["-t5"], 'unknown flag -t5, did you mean "-t"?'),
         (["--acton=junk"], 'unknown flag --acton, did you mean "--action"?'),
         (["--zzz\n"], "unknown flag --zzz\\n"),
+        # Only the dashes are alike, or a few letters.
+        (["--motion=junk"], "unknown flag --motion"),
         (["--help=1"], 'unknown flag --help, did you mean "--help"?'),
         (["stray"], 'unexpected argument "stray"'),
         (
@@ -795,7 +797,7 @@ def test_every_text_has_every_option(cls: type[Settings]) -> None:
 def test_describe() -> None:
     described = {d.key: d for d in describe(Example)}
     assert described["junk-below"] == (
-        ("-junkBelow", "--junk-below"), "N", False, "5", False, False, "Junk below it.",
+        ("-junkBelow", "--junk-below"), "N", False, "5", "5", False, False, "Junk below it.",
         "junk-below",
     )  # fmt: skip
     assert described["action"].help == "What to do."

@@ -210,6 +210,18 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
 # -- checking ------------------------------------------------------------------------------
 
 
+class _CheckLog(Log):
+    """The log of filters that are checked."""
+
+    #: Whether nothing is written: the answers of services say themselves why they fail.
+    silent = False
+
+    def line(self, text: str) -> None:
+        """Write a line, unless silent."""
+        if not self.silent:
+            super().line(text)
+
+
 def check(own: Options, places: Sequence[str] = PLACES) -> int:
     """Print each error of the file in one line, or that there is none; return the exit status."""
     _become(own.user)
@@ -217,8 +229,9 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
     checked: list[str] = []
     ready: dict[str, Ready | None] = {}
     journals: set[str] = set()
+    log = _CheckLog()
     try:
-        for fault in _faults(own, places, checked, ready, journals):
+        for fault in _faults(own, places, log, checked, ready, journals):
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
@@ -231,6 +244,7 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
         text = f"configuration OK: {' '.join(checked)}, as {user_name()}"
         sys.stderr.write(f"{printable(text)}\n")
         if own.online:
+            log.silent = True
             _ask_services([each[0] for each in ready.values() if each is not None], journals)
     return FAULTY if faults else FINE
 
@@ -250,9 +264,10 @@ def _ask_services(filters: Sequence[Filter], journals: Collection[str]) -> None:
     asyncio.run(write())
 
 
-def _faults(
+def _faults(  # noqa: PLR0913  # what it adds to
     own: Options,
     places: Sequence[str],
+    log: Log,
     checked: list[str],
     ready: dict[str, Ready | None],
     journals: set[str],
@@ -271,7 +286,7 @@ def _faults(
     declared: dict[str, Declared] = {}
     if not own.chain:
         for name in file.filters:
-            yield from _try(file, name, "", ready, declared)
+            yield from _try(file, name, "", log, ready, declared)
     for chain in chains:
         try:
             process = file.process(chain)
@@ -281,11 +296,11 @@ def _faults(
             continue
         journals |= {process.journal} if process.journal else set()
         for name in names:
-            yield from _try(file, name, chain, ready, declared)
+            yield from _try(file, name, chain, log, ready, declared)
         of = [each for name in names if (each := ready[name]) is not None]
         if len(of) == len(names):
             try:
-                _made(file, chain, [declared[name] for name in names], of, Log())
+                _made(file, chain, [declared[name] for name in names], of, log)
             except ConfigError as error:
                 yield error
     checked += [file.path, f"({', '.join(ready)}{'' if own.chain else _left_out(file, chains)})"]
@@ -301,10 +316,11 @@ def _left_out(file: ChainFile, chains: Iterable[str]) -> str:
     return f"; in no chain: {', '.join(unused)}" if unused else ""
 
 
-def _try(
+def _try(  # noqa: PLR0913  # what it adds to
     file: ChainFile,
     name: str,
     chain: str,
+    log: Log,
     ready: dict[str, Ready | None],
     declared: dict[str, Declared],
 ) -> Iterator[ConfigError]:
@@ -314,7 +330,7 @@ def _try(
     ready[name] = None
     try:
         declared[name] = file.filter(name, chain)
-        ready[name] = _set_up(declared[name], Log(), Pool())
+        ready[name] = _set_up(declared[name], log, Pool())
     except ConfigError as error:
         yield from (error, *error.others)
 

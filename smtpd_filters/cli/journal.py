@@ -65,7 +65,8 @@ class Options(Settings):
         help="How to store addresses and names of clients, senders, recipients and users: plain; "
         "shortened (the network of a client, the first letter and the domain of an address); or "
         "hashed with a key, which is created in the directory, so that only somebody who knows an "
-        "address finds it.",
+        "address finds it. Then only whole addresses and names are found, and neither domains "
+        "(@example.org) nor networks nor parts of an address.",
     )
     subjects = option(
         SWITCH, default=False, help="Store the subjects of messages. Bodies are never stored."

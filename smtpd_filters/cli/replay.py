@@ -296,7 +296,8 @@ def _show(compared: Compared, *, only_changed: bool) -> str:
     lines = [compared.file, _line(" ", table[0][1], widths)]
     for row in rows:
         if id(row) in shown:
-            lines.append(_line("*" if row.differs else " ", shown[id(row)], widths))
+            mark = "*" if row.differs and not row.unreached else " "
+            lines.append(_line(mark, shown[id(row)], widths))
             if only_changed:
                 lines += [f"       {line}" for line in _changed_lines(row)]
         elif count := folded[id(row)]:

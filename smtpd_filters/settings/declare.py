@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     S = TypeVar("S", bound="Settings")
 
 _MISSING: Any = object()
+#: How alike two names must be for one to be suggested (`difflib.SequenceMatcher.ratio`): a letter
+#: that is missing, added or wrong in a name of four.
+NEAR = 0.7
 RESERVED = ("--help", "--version")
 
 
@@ -319,11 +322,20 @@ def spellings(groups: Iterable[dict[str, Option]], where: str) -> dict[str, Opti
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return the end of an error message that suggests the closest known name, or ""."""
+    """Return the end of an error message that suggests the closest known name, or "".
+
+    Without one that is nearly the same, it is one of which the word is the beginning, or a flag of
+    one letter with its value behind it. Dashes don't count: they would make any two flags alike.
+    """
     from difflib import get_close_matches  # imported for an error only: start-up time
 
-    near = get_close_matches(word, list(known), n=1)
-    return f", did you mean {quote(near[0])}?" if near else ""
+    names = {each.lstrip("-"): each for each in reversed(list(known))}
+    bare = word.lstrip("-")
+    near = get_close_matches(bare, names, n=1, cutoff=NEAR)
+    near = near or [name for name in names if bare and name.startswith(bare)]
+    if not (near or word.startswith("--")) and bare[:1] in names:
+        near = [bare[0]]
+    return f", did you mean {quote(names[near[0]])}?" if near else ""
 
 
 def absent(cls: type[Settings], values: Mapping[str, Any]) -> list[Option]:

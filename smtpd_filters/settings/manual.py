@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 79
 _DEFAULT_MAX = 64  # a longer default, such as an inline table, is cut
+_WHOLE_MAX = 400  # the same in a manual page, which can break a list
 _UNBROKEN = 72  # the longest .Op that groff's mdoc doesn't break
 
 
@@ -28,7 +29,8 @@ class OptionHelp(NamedTuple):
     flags: tuple[str, ...]  # empty for an operand
     metavar: str  # empty for a switch
     literal: bool  # the metavar is a choice of words, not a placeholder
-    default: str  # as on the command line; empty if there is none to show
+    default: str  # as on the command line, maybe cut; empty if there is none to show
+    whole: str  # the same for a manual page
     required: bool
     repeats: bool
     help: str  # sentences with their full stops
@@ -42,11 +44,13 @@ def describe(cls: type[Settings]) -> list[OptionHelp]:
 
 def _describe(declared: Option) -> OptionHelp:
     text = " ".join(declared.help.split())
+    default = _default(declared)
     return OptionHelp(
         flags=declared.flags,
         metavar=declared.metavar,
         literal=declared.kind.literal and declared.metavar == declared.kind.metavar,
-        default=_default(declared),
+        default=_cut(default),
+        whole=default if _can_be_broken(default) else _cut(default),
         required=declared.required,
         repeats=declared.kind.repeats,
         help=text if text.endswith((".", "!", "?")) else f"{text}.",
@@ -60,8 +64,20 @@ def _default(declared: Option) -> str:
         return ""
     words = declared.kind.words(value)
     several = " ".join(f"{declared.shown} {word}" for word in words)
-    text = printable(several if len(words) > 1 else declared.kind.show(value))
-    return text if len(text) <= _DEFAULT_MAX else f"{text[: _DEFAULT_MAX - 3]}..."
+    return printable(several if len(words) > 1 else declared.kind.show(value))
+
+
+def _fits(text: str) -> bool:
+    return len(text) <= _DEFAULT_MAX
+
+
+def _can_be_broken(text: str) -> bool:
+    """Return whether a text has places for line ends: behind blanks and colons."""
+    return len(text) <= _WHOLE_MAX and all(map(_fits, text.replace(":", " ").split()))
+
+
+def _cut(text: str) -> str:
+    return text if _fits(text) else f"{text[: _DEFAULT_MAX - 3]}..."
 
 
 def _remarks(described: OptionHelp) -> list[str]:
@@ -76,7 +92,7 @@ def _remarks(described: OptionHelp) -> list[str]:
 
 
 _RESERVED = [
-    OptionHelp((flag,), "", False, "", False, False, text, "")  # noqa: FBT003  # by position, as all
+    OptionHelp((flag,), "", False, "", "", False, False, text, "")  # noqa: FBT003  # by position, as all
     for flag, text in zip(
         RESERVED, ("Print this text and exit.", "Print the version and exit."), strict=True
     )
@@ -186,10 +202,12 @@ def _mdoc_list(options: Iterable[OptionHelp]) -> str:
     for described in options:
         lines.append(".It " + " , ".join(_mdoc_flag(flag, described) for flag in described.flags))
         lines += _mdoc_text(" ".join([described.help, *_remarks(described)]))
-        if described.default:
-            default = _mdoc_word(described.default)
+        if described.whole:
+            default = _mdoc_word(described.whole)
             if described.default.startswith("--"):
                 default = default.replace("-", "\\-")
+            if not _fits(described.whole):
+                default = default.replace(":", ":\\:")  # where it may be broken
             lines += ["The default is", f".Ql {default} ."]
     return "\n".join([*lines, ".El", ""])
 

@@ -366,6 +366,17 @@ def test_one_of_two_that_smtpd_would_not_survive(which: str, script: Any, capsys
     assert "not reached" not in out
 
 
+def test_a_filter_that_does_not_start_differs_in_nothing(capsys: Capture) -> None:
+    wrong = shlex.join([*own("dyndns"), "--wrong"])
+    assert main(["replay", "--old", PASSES, "--new", wrong, str(PLAIN)]) == 3
+    out = capsys.readouterr().out
+    assert "unknown flag --wrong" in out
+    assert out.endswith(
+        "1 recording, 8 decisions, none differ, in 1 smtpd would have ended or hung\n"
+    )
+    assert " * " not in out
+
+
 def test_two_chain_files_are_compared(tmp_path: Path, capsys: Capture) -> None:
     chains = '[chain.a]\nfilters = ["trace"]\n[chain.b]\nfilters = ["dyndns"]\n'
     settings = '[filter.dyndns]\nextra-patterns = "^localhost$"\nexempt = ["authenticated"]\n'

@@ -373,8 +373,7 @@ def test_a_line_that_begins_an_mbox_file_costs_nothing(scan: Start) -> None:
     for message in (mail(), line + mail()):
         assert attempt(server, message=message).code == 250
     scores = [
-        re.search(r"score (-?[\d.]+)/", each)
-        for each in logged(server, r"rspamd.*result=proceed", 2)
+        re.search(r"score (-?[\d.]+)/", each) for each in logged(server, r"rspamd.*result=edit", 2)
     ]
     assert scores[0]
     assert scores[1]
@@ -577,7 +576,7 @@ def test_a_daemon_that_fails_is_passed_over(scan: Start, stub: RspamdStub, daemo
         assert attempt(server, message=mail(subject=str(number))).code == 250
     assert stub.asked <= 5
     assert all(MARK in each.content for each in server.maildir("alice"))
-    server.wait_for(r"rspamd.*result=proceed")
+    server.wait_for(r"rspamd.*result=edit")
 
 
 FAULTS: dict[str, Answer] = {

@@ -31,7 +31,7 @@ MESSAGE = "rcpts-some-rejected"
 
 
 class Edits(Filter):
-    """Changes the header of each message, and decides as it is told."""
+    """Changes the header of each message, and decides as a test says."""
 
     name = "edits"
     on_error = "proceed"

@@ -64,7 +64,9 @@ def decision_on(breach: Breach, action: str, handler: str) -> Decided:
     if action == REJECT:
         reply = f"{permanent} {text}"
     else:
-        later = f", try again in {ceil(round(breach.wait, 2))} s" if breach.wait else ""
+        # Of a subject that is blocked from now on, no time would be true.
+        waits = breach.wait if action != BLOCK else 0
+        later = f", try again in {ceil(round(waits, 2))} s" if waits else ""
         reply = f"{temporary} {text}{later}"
     # A refused connection would stay open without a banner; 421 announces that it is closed.
     if reply.startswith("421") or handler == "connect":

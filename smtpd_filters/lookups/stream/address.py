@@ -7,6 +7,7 @@ import os
 from smtpd_filters.lookups.failover.failures import declare_host
 from smtpd_filters.lookups.outcome import Value
 from smtpd_filters.settings import ENDPOINT, Kind
+from smtpd_filters.settings.kinds import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class Address(Value):
         """
         if text.startswith(("/", _UNIX)):
             return cls(path=checked_path(text.removeprefix(_UNIX)))
+        if port is None and ":" not in text:
+            raise ValueError(
+                f"expected a host and a port, HOST:PORT, or PATH of a socket, not {quote(text)}"
+            )
         return cls(*(ENDPOINT if port is None else ENDPOINT(port)).parse(text))
 
     @property

@@ -45,7 +45,7 @@ def test_an_account_stays_blocked() -> None:
     with serving(*limits("user messages 2/1h action=block", "client messages 90/1h")) as server:
         alice = server.client(user="alice")
         assert [server.send(alice) for _ in range(2)] == ["", ""]
-        assert server.send(alice).startswith("450 4.7.1 Too many messages")
+        assert server.send(alice) == "450 4.7.1 Too many messages"  # no time to try again
         assert server.events == ['blocked address=192.0.2.1 user=alice limit="user messages 2/1h"']
         server.advance(30 * DAY)
         assert server.send(alice) == SUSPENDED

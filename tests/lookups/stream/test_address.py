@@ -37,6 +37,12 @@ def test_what_is_no_address(text: str) -> None:
         ADDRESS.parse(text)
 
 
+def test_a_word_alone_is_no_port() -> None:
+    error = 'expected a host and a port, HOST:PORT, or PATH of a socket, not "foo"'
+    with pytest.raises(ValueError, match=f"^{error}$"):
+        ADDRESS.parse("foo")
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_an_address_or_a_reason(text: str) -> None:
     try:
