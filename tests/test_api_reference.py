@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 NOT_YET = {"smtpd_filters.Filter.settings"}
 #: Methods of messages by which the framework fills, keeps and sends them.
 FRAMEWORK = {
-    "Headers": {"differs", "parse", "restore", "snapshot", "replace_lines"},
+    "Headers": {
+        *("differs", "of_text", "parse", "replace_lines", "replace_text", "restore", "snapshot"),
+        "text",
+    },
     "Message": {
         *(
             "close",
@@ -28,7 +31,7 @@ FRAMEWORK = {
             "header_seen",
             "release",
         ),
-        *("restore", "revert", "snapshot", "stored"),
+        *("restore", "revert", "small", "snapshot", "stored"),
     },
     "Resolver": {"aclose", "observer"},
     "Table": {

@@ -44,6 +44,12 @@ KEY = join("counted", b"key")
 NOWHERE = Address("127.0.0.1", 1)
 
 
+@pytest.fixture(autouse=True)
+def no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No circuits of earlier tests, which are shown until they are freed."""
+    monkeypatch.setattr(COUNTERS, "_watched", [])
+
+
 class Gained:
     """What a kind of look-ups has gained."""
 

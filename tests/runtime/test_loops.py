@@ -546,6 +546,7 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
         """An engine that always has something to do for messages."""
 
         spawn: Any = None
+        holds = False
         queue = (None,)
         scarce = stalled = False
         unread = b""
@@ -588,6 +589,7 @@ def test_the_state_is_told_again_after_a_lack_of_memory() -> None:
         """An engine that has no memory the second time."""
 
         spawn: Any = None
+        holds = False
         told = 0
 
         def beat(self) -> float:

@@ -442,6 +442,7 @@ def test_failed_exchanges_are_counted(event: bytes, answer: bytes | None, cause:
 
 def test_a_milter_that_is_not_waited_for_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "REST", 3600.0)
+    monkeypatch.setattr(COUNTERS, "_watched", [])  # those of earlier tests, until they are freed
     gained = Gained("milter")
     with milter() as stub, Conversation(Milter, "--milter", stub.address, *FAST) as smtpd:
         hang(stub, v.CONNECT)
