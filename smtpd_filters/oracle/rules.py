@@ -23,6 +23,7 @@ class Kind(Enum):
     HANGS_SESSION = "one session hangs for good"
     WRECKS_SESSION = "one session is stuck in a wrong state"
     DAMAGES_MAIL = "the message is damaged"
+    LEAKS = "the log gets the client's password"
     MISLEADS = "smtpd does something other than the filter intended"
 
 
@@ -81,6 +82,7 @@ _TABLE: Final = (
     ),
     Rule("rewrite-no-name", _MISLEADING, "rewrite at helo and ehlo requires a bare name"),
     Rule("rewrite-no-mechanism", _MISLEADING, "rewrite at auth requires PLAIN or LOGIN"),
+    Rule("refusal-at-auth", Kind.LEAKS, "a refused AUTH is logged with its credentials"),
     Rule("report-before-7", _DEADLY, "report ends a server without support: Invalid directive"),
     Rule("report-as-parameter", _MISLEADING, "the text of report becomes the command's parameter"),
     Rule("report-as-response", _MISLEADING, "report appears as filter-response, not filter-report"),

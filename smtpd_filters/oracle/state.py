@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _CUT: Final = 1_997
 _CUT_UNTIL: Final = (7, 4)
 _SHOWN: Final = 120
+_WITHOUT_CREDENTIALS: Final = frozenset({b"", b"plain", b"login"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Complaint:
 class _Session:
     """One client's connection, with the answer that smtpd waits for."""
 
-    __slots__ = ("lost", "message", "phase", "required", "token")
+    __slots__ = ("credentials", "lost", "message", "phase", "required", "token")
 
     def __init__(self, *, lost: bool = False) -> None:
         self.lost = lost
@@ -46,6 +47,8 @@ class _Session:
         self.phase: bytes | None = None
         self.token = b""
         self.required = False
+        # The open request is an AUTH with credentials.
+        self.credentials = False
 
 
 class Oracle:
@@ -198,6 +201,8 @@ class Oracle:
             self._odd_request(fields)
         session.message = None
         session.phase, session.token, session.required = phase, token, required
+        argument = fields[7].strip().lower() if len(fields) > 7 else b""
+        session.credentials = phase == b"auth" and argument not in _WITHOUT_CREDENTIALS
 
     def _line_of_mail(self, session: _Session, token: bytes, content: bytes) -> None:
         message = session.message
@@ -293,7 +298,9 @@ class Oracle:
         if not is_decision(verb, parameter):
             self._complain("decision-malformed", shown)
         elif session is not None and session.phase is not None:
-            for rule in faults(session.phase, verb, parameter or b"", self._server):
+            found = faults(session.phase, verb, parameter or b"", self._server)
+            leaks = session.credentials and verb in {b"reject", b"disconnect"}
+            for rule in [*found, *(["refusal-at-auth"] if leaks else [])]:
                 self._complain(rule, shown)
         if session is not None:
             session.phase = None

@@ -8,6 +8,8 @@ and a token.
 decision is replaced by the nearest legal one and logged as a bug.
 *Messages returned*: a message is returned unchanged, or as the listener sends it (`data_lines`).
 *Same result*: the fast path of requests (`_ask`) has the result of the complete one (`_take`).
+*No credential logged*: a refusal that smtpd would log with a password is given later
+(`credentials`).
 
 How it works
 ------------
@@ -27,6 +29,7 @@ from itertools import chain
 
 from .anomalies import Remarks
 from .codec import decode
+from .credentials import AUTH, Refusals, with_later_phases
 from .data_lines import TOO_LONG, Transit
 from .decisions import PROCEED, Decision, Disconnect, Reject, Rewrite
 from .events import Config, Lines, Malformed, Report, Request
@@ -96,6 +99,7 @@ class FilterConnection:
         #: their message was returned, or the message was abandoned. No known server causes the
         #: former.
         self._ordered: dict[bytes, None] = {}
+        self._refusals = Refusals()
         #: Pending output: answers, and lines of messages, which answers may overtake. The writer
         #: empties both lists, and `ended`.
         self.answers: list[bytes] = []
@@ -117,14 +121,14 @@ class FilterConnection:
     ) -> None:
         """Register phases and reports, in reply to `config|ready`.
 
-        `phases` may contain `data-line`. `outgoing` are reports of the sessions with smtpd as the
-        client. Nothing is registered for a subsystem that the server has not announced, since the
-        server exits on an unknown one. Raise UnsupportedProtocolError if the server has announced a
-        protocol below 0.5.
+        `phases` may contain `data-line`; with `auth` others are registered as well (`credentials`).
+        `outgoing` are reports of the sessions with smtpd as the client. Nothing is registered for a
+        subsystem that the server has not announced, since the server exits on an unknown one. Raise
+        UnsupportedProtocolError if the server has announced a protocol below 0.5.
         """
         if announced := self.config.get("protocol"):
             require_supported(self.dialect, announced)
-        wanted = dict.fromkeys(phases)
+        wanted = with_later_phases(phases)
         if self.refuse_long_lines and "data-line" in wanted:
             wanted["commit"] = None
         subsystems = self.subsystems or {"smtp-in"}
@@ -145,7 +149,7 @@ class FilterConnection:
             self.remarks.bug("answer without a request", session)
             return
         phase, token = opened
-        self._result(session, token, self._effective(phase, session, decision).wire)
+        self._decided(phase, session, token, decision)
 
     def _effective(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
         """Return the decision in a form that has the intended effect in smtpd."""
@@ -184,6 +188,7 @@ class FilterConnection:
         self._sessions.pop(session, None)
         self._ordered.pop(session, None)
         self._open.pop(session, None)
+        self._refusals.forget(session)
         self._transit.drop(session)
 
     def rescue(self, session: bytes) -> None:
@@ -363,6 +368,8 @@ class FilterConnection:
             or session in self._open
             or session in transit.streams
             or (phase is COMMIT and session in transit.refused)
+            or phase is AUTH
+            or session in self._refusals.later
         ):
             return False
         if transit.ended and session in transit.ended:
@@ -373,7 +380,7 @@ class FilterConnection:
         elif decision is None:
             self._open[session] = phase, token
         else:
-            self._result(session, token, self._effective(phase, session, decision).wire)
+            self._decided(phase, session, token, decision)
         return True
 
     def _take(self, row: bytes) -> None:
@@ -468,14 +475,17 @@ class FilterConnection:
             self._ordered[session] = None
         refused = self._transit.refused
         if phase is COMMIT and session in refused:
-            self._result(session, token, self._effective(phase, session, refused[session]).wire)
+            self._decided(phase, session, token, refused[session])
             del refused[session]
+            return
+        if due := self._refusals.due(phase, session, event.argument):
+            self._result(session, token, due)
             return
         decision = self._listener.asked(phase, session, event.argument)
         if decision is None:
             self._open[session] = phase, token
         else:
-            self._result(session, token, self._effective(phase, session, decision).wire)
+            self._decided(phase, session, token, decision)
 
     def _remember(self, session: bytes, token: bytes) -> None:
         """Remember a valid session and a valid token; smtpd has one token for each phase."""
@@ -484,6 +494,10 @@ class FilterConnection:
             self._tokens[token] = b"|%b|proceed\n" % token
 
     # -- output --------------------------------------------------------------------------
+
+    def _decided(self, phase: Phase, session: bytes, token: bytes, decision: Decision) -> None:
+        wire = self._effective(phase, session, decision).wire
+        self._result(session, token, self._refusals.answer(phase, session, wire))
 
     def _result(self, session: bytes, token: bytes, wire: bytes) -> None:
         transit = self._transit

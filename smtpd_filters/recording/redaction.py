@@ -7,8 +7,12 @@ refused may still send user and password, which smtpd then reports as unknown co
 
 from __future__ import annotations
 
+from smtpd_filters.protocol.credentials import SPOILT
+
 #: The text that smtpd itself writes in place of a credential.
 MASK = b"********"
+#: The parameter of an AUTH command that a filter has refused.
+_SPOILT = SPOILT.text.encode()
 _MECHANISMS = frozenset({b"PLAIN", b"LOGIN"})  # those that smtpd supports
 _COMMANDS = frozenset(
     b"EHLO HELO MAIL RCPT DATA RSET NOOP QUIT STARTTLS HELP VRFY EXPN WIZ ETRN BDAT".split()
@@ -27,6 +31,8 @@ def mask_command(command: bytes) -> bytes:
 
 def mask_credentials(argument: bytes) -> bytes:
     """Return the parameter of the phase `auth` reduced to its mechanism."""
+    if argument == _SPOILT:
+        return argument
     mechanism, space, _ = argument.partition(b" ")
     if mechanism.upper() not in _MECHANISMS:
         return MASK if argument else b""
@@ -42,7 +48,8 @@ def mask(row: bytes) -> bytes:
             return b"|".join(fields)
         if len(fields) == 7 and fields[4] == b"filter-response":
             phase, _, answer = fields[6].partition(b"|")
-            if phase == b"auth" and answer.startswith((b"rewrite", b"report")):
+            changed = answer.startswith((b"rewrite", b"report")) and answer != SPOILT.wire
+            if phase == b"auth" and changed:
                 fields[6] = b"%b|%b|%b" % (phase, answer.partition(b"|")[0], MASK)
                 return b"|".join(fields)
     elif row.startswith(b"filter|"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from smtpd_filters.protocol.credentials import SPOILT, SPOILT_REPLY
 from smtpd_filters.session import text
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ class Verdict:
     #: The phase of the request, or "data-line" for a message.
     phase: str
     verb: str
-    #: The reply that refuses the command; empty if it isn't refused.
+    #: The reply that refuses the command; empty if it isn't refused. After a refusal at `auth` of
+    #: a command with credentials it is smtpd's own, and the filter's follows at a later phase.
     reply: str = ""
     #: The parameter that smtpd continues with: the client's, or the rewritten one.
     parameter: str = ""
@@ -72,6 +74,13 @@ def verdict(phase: str, argument: bytes, result: Result | None) -> Verdict:
     parameter = text(result.argument or b"")
     if verb in REFUSALS:
         return Verdict(phase, verb, reply=parameter)
+    return _not_refused(phase, verb, parameter, before)
+
+
+def _not_refused(phase: str, verb: str, parameter: str, before: str) -> Verdict:
+    """Return the verdict of a decision that isn't a refusal; `before` is the client's parameter."""
+    if phase == "auth" and verb == SPOILT.verb and parameter == SPOILT.text:
+        return Verdict(phase, verb, reply=SPOILT_REPLY, parameter=parameter)
     return Verdict(phase, verb, parameter=parameter if verb in WITH_PARAMETER else before)
 
 
@@ -88,7 +97,7 @@ def failure(refusal: Verdict) -> bytes:
 
 def response(phase: str, decided: Verdict) -> tuple[bytes, bytes, bytes]:
     """Return the values of the report `filter-response` for a verdict."""
-    parameter = decided.reply or (decided.parameter if decided.verb in WITH_PARAMETER else "")
+    parameter = decided.parameter if decided.verb in WITH_PARAMETER else decided.reply
     name = RESPONSE_NAMES.get(phase, phase).encode()
     return name, decided.verb.encode("latin-1"), wire(parameter)
 
@@ -105,7 +114,7 @@ def reported_verdict(values: tuple[bytes, ...], argument: bytes) -> Verdict | No
     parameter = text(values[2]) if len(values) > 2 else ""
     if verb in REFUSALS:
         return Verdict(phase, verb, reply=parameter)
-    return Verdict(phase, verb, parameter=parameter if verb in WITH_PARAMETER else text(argument))
+    return _not_refused(phase, verb, parameter, text(argument))
 
 
 class Tokens(dict[str, bytes]):

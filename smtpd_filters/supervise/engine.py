@@ -12,6 +12,7 @@ Invariants
 from __future__ import annotations
 
 from smtpd_filters.message.spool import Spool
+from smtpd_filters.protocol.credentials import AUTH, Refusals
 from smtpd_filters.protocol.data_lines import TOO_LONG
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.protocol.versions import OLDEST, cuts_lines, version
@@ -76,18 +77,27 @@ class Engine:
             on_error=on_error,
             refuse_long_lines=refuse_long_lines,
             spool=spool or Spool(),
-            quick=self._observer.unasked,
+            quick=[phase for phase in self._observer.unasked if phase is not AUTH],
         )
         #: Pending output to smtpd. Answers may overtake lines of messages of other sessions.
         self.answers: list[bytes] = []
         self.lines = self.transit.lines
         self.sessions: dict[bytes, Session] = {}
-        self.smtpd = SmtpdSide(self.transit, self.sessions, self._report, self._line)
+        #: Refusals of AUTH commands, which smtpd must not log.
+        self._refusals = Refusals()
+        self.smtpd = SmtpdSide(
+            self.transit, self.sessions, self._refusals.later, self._report, self._line
+        )
         #: Process bytes of smtpd.
         self.from_smtpd = self.smtpd.receive
         #: Process bytes of a program, up to its first fault.
         self.from_program = ProgramSide(
-            log, self.transit, self.answers, self._on_registration, self._observer
+            log,
+            self.transit,
+            self.answers,
+            self._refusals,
+            self._on_registration,
+            self._observer,
         ).receive
         #: The registration with smtpd, or None before.
         self.registered: Registered | None = None
@@ -253,7 +263,8 @@ class Engine:
         phase = PHASES_ON_WIRE.get(fields[4]) if len(fields) == 8 else None
         session = self.sessions.get(fields[5]) if phase is not None else None
         if phase is not None and (session is None or session.phase is None):
-            self._answer(fields[5], fields[6], self._fallback(phase).wire)
+            wire = self._refusals.answer(phase, fields[5], self._fallback(phase).wire)
+            self._answer(fields[5], fields[6], wire)
 
     def _unexpected(self, what: str) -> None:
         self.log.limited(f"unexpected {what}", NAME, "unexpected", input=what)
@@ -364,6 +375,7 @@ class Engine:
             link.sessions.pop(session.id, None)
         self.waiting.pop(session, None)
         self.sessions.pop(session.id, None)
+        self._refusals.forget(session.id)
 
     def _reset(self, session: Session) -> None:
         """Forget the transaction, and a message that the client has not finished."""
@@ -396,7 +408,7 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------
 
-    def _request(self, row: bytes, fields: list[bytes]) -> bytes:
+    def _request(self, row: bytes, fields: list[bytes]) -> bytes:  # noqa: C901  # one branch each
         """Process a request; return the key of a message that begins with it."""
         if len(fields) < 7:
             self._unexpected("request")
@@ -404,11 +416,11 @@ class Engine:
         id_ = fields[5]
         session = self.sessions.get(id_) or self._new_session(id_)
         link = session.link
+        argument = fields[7] if len(fields) > 7 else b""
         if fields[4] == _DATA_LINE:
             if link is None and session.message is None:
                 link = self._bind(session)
-            line = fields[7] if len(fields) > 7 else b""
-            return self.transit.line(session, fields[6], row, line, link)
+            return self.transit.line(session, fields[6], row, argument, link)
         phase, token = PHASES_ON_WIRE.get(fields[4]), fields[6]
         self._observer.asked(session, phase, row)
         if session.message is not None:
@@ -416,6 +428,8 @@ class Engine:
         if phase is None or session.phase is not None:
             self._unexpected("request")
             self._answer(id_, token, PROCEED.wire)
+        elif due := self._refusals.due(phase, id_, argument):
+            self._answer(id_, token, due)
         elif session.refusal and phase is COMMIT:
             self._refuse(session, token)
         elif link is None and (link := self._bind(session)) is None:
@@ -465,7 +479,7 @@ class Engine:
     def _answer_for(self, session: Session, phase: Phase, token: bytes, why: str) -> None:
         """Answer a request in the place of a program."""
         decision = self._fallback(phase)
-        self._answer(session.id, token, decision.wire)
+        self._answer(session.id, token, self._refusals.answer(phase, session.id, decision.wire))
         self._observer.answered_for(session, phase, decision, why)
         session.phase, session.row = None, b""
         if phase is COMMIT:

@@ -30,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from smtpd_filters.protocol.credentials import Refusals
     from smtpd_filters.runtime.log import Log
 
     from .ledger import Message, Session
@@ -66,15 +67,17 @@ class ProgramSide:
     called with a program whose registration is complete; it sets `Link.ready`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what it writes to, and calls
         self,
         log: Log,
         transit: Transit,
         answers: list[bytes],
+        refusals: Refusals,
         registered: Callable[[Link], None],
         observer: Unobserved | None = None,
     ) -> None:
         self._log, self._transit, self._answers = log, transit, answers
+        self._refusals = refusals
         self._on_registration = registered
         self._observer = observer or Unobserved()
         self._observed = type(self._observer) is not Unobserved
@@ -368,7 +371,8 @@ class ProgramSide:
                 phase=name,
                 answer=verb.decode("latin-1"),
             )
-        self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, wire))
+        sent = self._refusals.answer(phase, id_, wire) if phase is not None else wire
+        self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, sent))
         del link.open[session.expected]
         if phase is not None:
             self._observer.answered(session, phase, wire, self._transit.now - session.since)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from smtpd_filters.protocol.codec import decode_answer
+from smtpd_filters.protocol.credentials import with_later_phases
 from smtpd_filters.protocol.events import Register
 from smtpd_filters.protocol.versions import DIALECTS, NEWEST
 from smtpd_filters.protocol.vocabulary import DATA_LINE, NEVER_REQUESTED, PHASES, REPORTS
@@ -76,7 +77,9 @@ class Registered:
             if subsystem == SMTP_IN or any(each[1] == subsystem for each in entries):
                 self.entries |= {("report", subsystem, name): None for name in NEEDED}
         self.entries |= dict.fromkeys(entries)
-        if ("filter", SMTP_IN, DATA_LINE) in self.entries:
+        phases = [name for kind, _, name in self.entries if kind == "filter"]
+        self.entries |= {("filter", SMTP_IN, name): None for name in with_later_phases(phases)}
+        if DATA_LINE in phases:
             # A message that is lost on its way is refused there.
             self.entries["filter", SMTP_IN, "commit"] = None
 

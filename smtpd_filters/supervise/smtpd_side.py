@@ -17,7 +17,7 @@ from .transit import COMMIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from .ledger import Session
     from .transit import Transit
@@ -41,17 +41,19 @@ class SmtpdSide:
     `handle` is called with each line that does not belong to a known message. It returns the key of
     a message that begins with this line, which is then processed in a block (`Transit.blocks`), or
     an empty string. The most frequent lines are processed without it: requests of `sessions` with
-    a program that registered for them, and messages that begin and end in one read.
+    a program that registered for them, unless the session is in `refused`, and messages that begin
+    and end in one read.
     """
 
     def __init__(
         self,
         transit: Transit,
         sessions: dict[bytes, Session],
+        refused: Collection[bytes],
         report: Callable[[bytes, bytes, bytes, bytes], None],
         handle: Callable[[bytes], bytes],
     ) -> None:
-        self._transit, self._sessions = transit, sessions
+        self._transit, self._sessions, self._refused = transit, sessions, refused
         self._report, self._handle = report, handle
         #: Lines are left unprocessed, for lack of memory.
         self.stalled = False
@@ -142,6 +144,7 @@ class SmtpdSide:
     def _lines(self) -> None:  # noqa: C901  # calls would take longer than what they do
         """Process the lines of a run one at a time."""
         transit, sessions, gathered = self._transit, self._sessions, self._gathered
+        refused = self._refused
         layout, now = transit.layout, transit.now
         head, requests = layout.head, layout.requests
         long_head, reports = layout.long_head, layout.reports
@@ -158,6 +161,7 @@ class SmtpdSide:
                         and session.phase is None
                         and session.message is None
                         and not session.refusal
+                        and (not refused or row[name] not in refused)
                         and (link := session.link) is not None
                         and wire in link.phases
                         and row[bar] == _BAR

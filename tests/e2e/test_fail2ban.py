@@ -141,7 +141,7 @@ def test_who_guesses_is_banned(start: Start, tmp_path: Path) -> None:
             assert connection.starttls() is not None
             assert connection.command("EHLO client.example") is not None
             replies = [guess(connection, 'x" address=192.0.2.66', "wrong") for _ in range(3)]
-            assert replies[-1].startswith("421 ")
+            assert replies[-1].startswith("501 ")
         fail2ban.wait(GOOD6)
         for number in range(3):
             attempt(

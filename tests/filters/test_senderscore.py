@@ -81,7 +81,8 @@ def come(  # noqa: PLR0913  # all that a client does
         there.quit,
     ]
     for step in steps:
-        if said.verb not in {"proceed", "unchanged"}:
+        # A refusal of credentials is given at the next command.
+        if said.phase != "auth" and said.verb not in {"proceed", "unchanged"}:
             break
         said = step()
     return said
@@ -141,7 +142,8 @@ def test_who_is_blocked_is_told_so_at_the_phase(server: DNSServer, phase: str, s
     how = {"helo": phase == "helo", "tls": True, "user": "anna" if phase == "auth" else ""}
     said = verdict(*flags, **how, address=f"192.0.2.{score}")
     if score < 50:
-        assert (said.phase, said.verb, said.reply) == (phase, "disconnect", REPLY)
+        given = "mail-from" if phase == "auth" else phase
+        assert (said.phase, said.verb, said.reply) == (given, "disconnect", REPLY)
     else:
         assert not said.refused
 
@@ -193,14 +195,17 @@ def test_the_verdict_has_the_score_in_the_log(server: DNSServer) -> None:
         ("-blockBelow 50", {"connect"}),
         ("-blockBelow 50 -blockPhase rcpt-to", {"rcpt-to"}),
         ("-blockBelow 50 -blockPhase quit", {"quit"}),
-        ("-blockBelow 50 -blockPhase auth -junkBelow 60", {"auth", "connect"}),
+        (
+            "-blockBelow 50 -blockPhase auth -junkBelow 60",
+            {"auth", "connect", "mail-from", "noop", "rset"},
+        ),
         ("-junkBelow 60", {"connect"}),
         # What could not be kept is refused at commit.
         ("-scoreHeader", {"data-line", "commit"}),
-        ("-slowFactor 1000", EVERY - {"data-line"}),
+        ("-slowFactor 1000", EVERY - {"data-line"} | {"noop", "rset"}),
         ("-slowFactor 0", set()),
-        ("-testMode", EVERY),
-        ("-testMode -blockBelow 50 -scoreHeader", EVERY),
+        ("-testMode", EVERY | {"noop", "rset"}),
+        ("-testMode -blockBelow 50 -scoreHeader", EVERY | {"noop", "rset"}),
     ],
 )
 def test_only_the_phases_that_are_needed_are_asked(flags: str, phases: set[str]) -> None:
@@ -799,7 +804,7 @@ def script(*flags: str, lines: tuple[str, ...], cwd: Path | None = None) -> list
     )
     registrations, _, answers = done.stdout.partition("register|ready\n")
     assert sorted(registrations.splitlines()) == sorted(
-        [f"register|filter|smtp-in|{phase}" for phase in EVERY]
+        [f"register|filter|smtp-in|{phase}" for phase in (*EVERY, "noop", "rset")]
         + [f"register|report|smtp-in|link-{event}" for event in ("connect", "disconnect")]
     )
     return answers.splitlines()

@@ -20,7 +20,9 @@ DESERVED = {
     "dataline-early-dot": ["mail-cut-short"],
     "dataline-malformed": ["mail-head-broken"],
     "dataline-unescaped-dot": ["mail-dot-lost"],
+    "disconnect-at-auth": ["refusal-at-auth"],
     "junk-at-quit": ["junk-without-effect"],
+    "reject-at-auth": ["refusal-at-auth"],
     "reject-at-connect": ["reject-at-connect"],
     "reject-at-quit": ["reject-at-quit"],
     "rewrite-at-commit": ["rewrite-at-commit"],
@@ -212,6 +214,8 @@ BREACHES: list[tuple[str, list[bytes]]] = [
     ("rewrite-no-name", [ASK, answer("helo", "rewrite|")]),
     ("rewrite-no-name", [ASK, answer("helo", "rewrite|two names")]),
     ("rewrite-no-mechanism", [request("auth", "PLAIN"), answer("auth", "rewrite|")]),
+    ("refusal-at-auth", [request("auth", "PLAIN AGEAYg=="), answer("auth", "reject|550 no")]),
+    ("refusal-at-auth", [request("auth", "X Y"), answer("auth", "disconnect|421 no")]),
     ("report-before-7", [ASK, answer("helo", "report|x")]),
     (
         "report-before-7",
@@ -477,6 +481,11 @@ def test_each_answer_of_a_good_session_corrupted(path: Path) -> None:
 
 def test_an_unknown_version_counts_as_new() -> None:
     assert names(play(*HEAD, *echo("x" * 5_000, "."), server="unknown").complaints) == []
+
+
+@pytest.mark.parametrize("parameter", ["PLAIN", "login", ""])
+def test_what_has_no_credentials_may_be_refused_at_auth(parameter: str) -> None:
+    assert play(request("auth", parameter), answer("auth", "reject|550 no")).complaints == []
 
 
 def test_credentials_are_not_repeated() -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 #: Complaints of the oracle that no listener may cause, whatever it does.
-DEADLY = frozenset({Kind.ENDS_SERVER, Kind.HANGS_SERVER, Kind.WRECKS_SESSION})
+DEADLY = frozenset({Kind.ENDS_SERVER, Kind.HANGS_SERVER, Kind.WRECKS_SESSION, Kind.LEAKS})
 #: Damage to mail that the connection must prevent as well.
 ALWAYS = frozenset({"mail-cut", "mail-cut-short", "session-unknown", "line-unfinished"})
 

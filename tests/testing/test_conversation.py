@@ -195,7 +195,7 @@ def upgrade(client: Client) -> Verdict:
 DOES: dict[str, Callable[[Client], Verdict]] = {
     "ehlo": Client.ehlo,
     "starttls": upgrade,
-    "auth": lambda client: client.auth("me"),
+    "auth": lambda client: client.auth("me", mechanism="LOGIN"),
     "mail_from": lambda client: client.mail_from("me@example.com"),
     "rcpt_to": lambda client: client.rcpt_to(ADDRESS),
     "data": Client.data,

@@ -241,7 +241,8 @@ def test_guesses_are_refused_before_they_are_checked() -> None:
         client = server.client()
         for _ in range(2):
             assert client.auth("alice", "wrong", ok=False).reply == "535 Authentication failed"
-        refused = client.auth("alice", "wrong", ok=False)
+        assert client.auth("alice", "wrong", ok=False).reply.startswith("501 ")
+        refused = client.rset()
         assert refused.reply == "421 4.7.0 Too many failed authentications, try again in 300 s"
         assert client.closed
         server.client("192.0.2.2").auth("alice", "wrong", ok=False)
@@ -256,7 +257,7 @@ def test_parallel_guesses_are_bounded() -> None:
     with serving(*limits("client failed-auth 2/10m")) as server:
         clients = [server.client() for _ in range(4)]
         asked = [each._ask("auth", b"PLAIN " + base64.b64encode(b"\0alice\0x")) for each in clients]
-        assert [each.verb for each in asked] == ["proceed", "proceed", "disconnect", "disconnect"]
+        assert [each.refused for each in asked] == [False, False, True, True]
 
 
 def test_a_right_password_costs_nothing() -> None:
@@ -273,7 +274,9 @@ def test_guesses_for_a_user_from_many_networks() -> None:
     with serving(*limits("user failed-auth 2/10m")) as server:
         for number in range(2):
             server.client(f"198.51.{number}.1").auth("Alice", "wrong", ok=False)
-        assert server.client("203.0.113.1").auth("alice", "wrong", ok=False).verb == "disconnect"
+        refused = server.client("203.0.113.1")
+        assert refused.auth("alice", "right").refused
+        assert refused.mail_from().verb == "disconnect"
         assert server.client("203.0.113.1").auth("bob", "right").verb == "proceed"
 
 
@@ -284,7 +287,8 @@ def test_a_user_that_is_named_later_counts() -> None:
         for _ in range(2):
             client.auth("alice", "wrong", ok=False, mechanism="LOGIN")
         assert client.auth("alice", "wrong", ok=False, mechanism="LOGIN").verb == "proceed"
-        assert client.auth("alice", "wrong", ok=False).verb == "disconnect"
+        assert client.auth("alice", "right").refused
+        assert client.noop().verb == "disconnect"
         assert server.client().auth("bob", "wrong", ok=False).verb == "proceed"
 
 
@@ -606,7 +610,7 @@ def test_settings_without_a_meaning(flags: Sequence[str], reason: str) -> None:
     ("rule", "phases", "reports"),
     [
         ("client connections 1", {"connect", "mail-from"}, set()),
-        ("client failed-auth 1/1h", {"auth", "mail-from"}, {"link-auth"}),
+        ("client failed-auth 1/1h", {"auth", "mail-from", "rset", "noop"}, {"link-auth"}),
         ("all messages 1/1h", {"mail-from"}, set()),
         ("user recipients 1/1h", {"rcpt-to", "mail-from"}, {"link-auth", "tx-begin"}),
         ("sender messages 1/1h", {"mail-from"}, {"link-greeting"}),
