@@ -12,7 +12,7 @@ from tests.effort import part
 from tests.filters.limit.limiting import Clock, limits, serving
 
 if TYPE_CHECKING:
-    from smtpd_filters.testing import Client
+    from smtpd_filters.testing import Client, Verdict
     from tests.filters.limit.limiting import Server
 
 RULES = limits(
@@ -65,16 +65,22 @@ class World:
 
     def guess(self, number: int, there: Client, user: str) -> None:
         if not user:
-            there.auth(f"user{number}", "wrong", ok=False)
-            if there.closed:
+            if self.limited(there.auth(f"user{number}", "wrong", ok=False), there):
                 del self.clients[number]
             else:
                 self.failed.append(self.server.clock.now)
 
+    @staticmethod
+    def limited(said: Verdict, there: Client) -> bool:
+        """Whether the filter refused the credentials; then the client's next command closes it."""
+        if said.verb == "proceed":
+            return False
+        assert there.noop().reply.startswith("421 ")
+        return True
+
     def login(self, number: int, there: Client, user: str) -> None:
         if not user:
-            there.auth(f"user{number}", "right")
-            if there.closed:
+            if self.limited(there.auth(f"user{number}", "right"), there):
                 del self.clients[number]
             else:
                 self.clients[number] = there, f"user{number}"
