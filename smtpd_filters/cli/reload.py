@@ -32,8 +32,9 @@ class Options(Settings):
         LIST(TEXT),
         default=(),
         metavar="NAME",
-        help="A filter by the name of its executable, such as filter-rspamd, or by the number of "
-        "its supervisor's process; by default all that run on this machine.",
+        help="A filter by the name of its executable, such as filter-rspamd, or of its script, "
+        "with or without .py, or by the number of its supervisor's process; by default all that "
+        "run on this machine.",
     )
 
 
@@ -46,20 +47,28 @@ class Supervisor:
 
     @property
     def name(self) -> str:
-        """The name of the program: the first word with a filter's name, or else the first."""
+        """The name of the program.
+
+        It is the first word with a filter's name, the script that Python runs, or the first word.
+        """
         names = [word.rpartition("/")[2] for word in self.command]
-        return next((name for name in names if name.startswith("filter-")), names[0])
+        found = next((name for name in names if name.startswith("filter-")), "")
+        if not found and names[0].startswith("python"):
+            words = zip(self.command[1:], names[1:], strict=True)
+            found = next((name for word, name in words if not word.startswith("-")), "")
+        return found or names[0]
+
+    @property
+    def names(self) -> set[str]:
+        """What an operator may call it: its name, that without `.py`, and its process."""
+        return {self.name, self.name.removesuffix(".py"), str(self.pid)}
 
 
 def run(options: Options, _rest: list[str]) -> int:
     """Signal the supervisors; return the exit status."""
     found = list(supervisors())
-    chosen = [
-        each
-        for each in found
-        if not options.name or each.name in options.name or str(each.pid) in options.name
-    ]
-    known = {word for each in found for word in (each.name, str(each.pid))}
+    chosen = [each for each in found if not options.name or each.names.intersection(options.name)]
+    known = {name for each in found for name in each.names}
     status = 0 if chosen else FAILED
     for name in options.name:
         if name not in known:
@@ -158,5 +167,6 @@ VERB = Verb(
     description="Have supervised filters start again, with new code and configuration. The "
     "sessions that run are finished by the old processes; if the new ones don't start, the old "
     f"ones go on, and the log has the reason. `{PROG} check` finds most reasons beforehand.",
-    ending="The exit status is 0 if all were signalled, and 1 if one was not or none runs.",
+    ending="The exit status is 0 if all were signalled, and 1 if one was not or none runs. Whether "
+    "the new processes start is in the log: `reload result=ok`, or `reload failed`.",
 )

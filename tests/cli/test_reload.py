@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.cli import main, reload
-from tests.supervise.supervised import PROGRAM, Supervised
+from tests.supervise.supervised import PROGRAM, Started, Supervised
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +33,41 @@ def test_the_name_of_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert out == f"filter-of-this-test: {one.process.pid} reloads\n"
         one.logged("supervise reload", "result=ok")
         assert not any("supervise reload" in line for line in other.log)
+
+
+@pytest.mark.parametrize("name", ["known", "known.py"])
+def test_the_script_of_a_filter_of_ones_own(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "known.py"
+    script.write_text(
+        "from smtpd_filters import PROCEED, Answer, Filter, Session, run\n\n\n"
+        "class Known(Filter):\n"
+        '    """Knows."""\n\n'
+        '    name = "known"\n\n'
+        "    def connect(self, session: Session) -> Answer:\n        return PROCEED\n\n\n"
+        "run(Known)\n",
+        "utf-8",
+    )
+    with Started([sys.executable, "-B", str(script), "--supervised"]) as smtpd:
+        smtpd.logged("supervise ready")
+        assert main(["reload", name]) == 0
+        assert capsys.readouterr().out == f"known.py: {smtpd.process.pid} reloads\n"
+        smtpd.logged("supervise reload", "result=ok")
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("/usr/bin/python3 -IS /x/known.py --domains x.py", "known.py"),
+        ("python3.12 -m my.filters.known", "my.filters.known"),
+        ("python3 -IS /x/filter-known -v", "filter-known"),
+        ("/x/known --config /etc/y", "known"),
+        ("python3 -i", "python3"),
+    ],
+)
+def test_names(command: str, name: str) -> None:
+    assert reload.Supervisor(7, tuple(command.split())).name == name
 
 
 def test_a_name_that_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
