@@ -19,6 +19,38 @@ class ConfigError(Exception):
     """
 
     others: tuple[ConfigError, ...] = ()
+    #: The exit status under filter-supervise, of sysexits(3): EX_CONFIG.
+    status = 78
+
+    def as_text(self, text: str) -> ConfigError:
+        """Return the error in other words."""
+        other = ConfigError(text)
+        other.status = self.status
+        return other
+
+
+class NotStartedError(ConfigError):
+    """A filter can't be started for a reason that may pass by itself (EX_TEMPFAIL)."""
+
+    status = 75
+
+
+class BugError(ConfigError):
+    """A filter can't be started because its code fails (EX_SOFTWARE)."""
+
+    status = 70
+
+
+#: The errors of files that have to be mended, other than those of a busy system or a server.
+_LASTING = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
+)
+
+
+def config_error(error: OSError) -> ConfigError:
+    """Return the error for one of a file or a server that a filter needs at its start."""
+    lasts = error.errno in _LASTING
+    return (ConfigError if lasts else NotStartedError)(str(error))
 
 
 def first_of(errors: Sequence[ConfigError]) -> ConfigError:
@@ -45,7 +77,9 @@ class UnavailableError(Exception):
 
 def not_started(error: OSError | ImportError) -> ConfigError:
     """Return the error of a process that can't start for lack of a descriptor or a module."""
-    return ConfigError(f"cannot start: {os_reason(error) if isinstance(error, OSError) else error}")
+    if isinstance(error, OSError):
+        return NotStartedError(f"cannot start: {os_reason(error)}")
+    return ConfigError(f"cannot start: {error}")
 
 
 def os_reason(error: OSError) -> str:

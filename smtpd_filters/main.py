@@ -6,11 +6,11 @@ import os
 import sys
 
 from .chain import Chain
-from .errors import ConfigError, not_started, user_name
+from .errors import BugError, ConfigError, config_error, not_started, user_name
 from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
-from .settings import CHECKING, ONLINE, common_options, die, parse_flags
+from .settings import CHECKING, ONLINE, common_options, die, parse_flags, start_status
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,14 +34,15 @@ EXITS = "the filter exits during setup"
 def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
     """Read the flags, set the filter up, and serve until the input ends; return the exit status.
 
-    A mistake in a flag or a file is one line on stderr and exit status 2, before `register|ready`.
+    A mistake in a flag or a file is one line on stderr and exit status 2, before `register|ready`;
+    under filter-supervise the status is that of the error (`ConfigError.status`).
     From then on only the end of the input, or SIGTERM, ends the process.
     """
     prog = f"filter-{cls.name}"
     try:
         return start(cls, sys.argv[1:] if argv is None else argv, prog)
     except ConfigError as error:
-        die(error, prog)
+        die(error, prog, start_status(error))
 
 
 def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
@@ -68,7 +69,7 @@ def make(cls: type[Filter], settings: Settings) -> Filter:
     except ConfigError:
         raise
     except SystemExit:
-        raise ConfigError(EXITS) from None
+        raise BugError(EXITS) from None
     except Exception as error:  # it is a filter's own code
         raise bug(error) from error
 
@@ -98,9 +99,9 @@ def set_up(
     except ConfigError:
         raise
     except OSError as error:
-        raise ConfigError(str(error)) from None
+        raise config_error(error) from None
     except SystemExit:
-        raise ConfigError(EXITS) from None
+        raise BugError(EXITS) from None
     except Exception as error:  # it is a filter's own code
         raise bug(error) from error
     return filter_, filter_.on_error, filter_.deadline
@@ -126,7 +127,7 @@ def make_chain(ready: Sequence[Ready], log: Log, rules: Rules | None = None) -> 
 
 def bug(error: Exception) -> ConfigError:
     """Return a ConfigError, one line, for a bug in a filter's code."""
-    return ConfigError(f"cannot be set up: {fold_traceback(error)}")
+    return BugError(f"cannot be set up: {fold_traceback(error)}")
 
 
 def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog: str) -> int:

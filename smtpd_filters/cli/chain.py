@@ -30,6 +30,7 @@ from smtpd_filters.settings import (
     die,
     option,
     parse_flags,
+    start_status,
 )
 from smtpd_filters.settings.kinds import printable
 
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None, *, places: Sequence[str] = PLACES) -
         given.pop("supervised", None)
         return _serve(own, places, given)
     except ConfigError as error:
-        die(error, PROG)
+        die(error, PROG, start_status(error))
 
 
 def _serve(own: Options, places: Sequence[str], common: Mapping[str, object]) -> int:
@@ -204,7 +205,7 @@ def _set_up(declared: Declared, log: Log, pool: Pool) -> Ready:
     except ConfigError as error:
         # The filter's error names flags; in the file they are keys.
         text = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
-        raise ConfigError(f"{declared.where}: {text}") from None
+        raise error.as_text(f"{declared.where}: {text}") from None
 
 
 # -- checking ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from .flags import (
     MAX_DEADLINE,
     ONLINE,
     SUPERVISED,
+    UNDER_SUPERVISOR,
     CommonSettings,
     ConversationSettings,
     PolicySettings,
@@ -22,6 +23,7 @@ from .flags import (
     parse_command,
     parse_flags,
     policy_options,
+    start_status,
 )
 from .kinds import (
     ENDPOINT,
@@ -56,6 +58,7 @@ __all__ = [
     "SUPERVISED",
     "SWITCH",
     "TEXT",
+    "UNDER_SUPERVISOR",
     "CommonSettings",
     "ConversationSettings",
     "Kind",
@@ -76,5 +79,6 @@ __all__ = [
     "parse_command",
     "parse_flags",
     "policy_options",
+    "start_status",
     "table",
 ]

@@ -19,6 +19,7 @@ command typed by hand the last one counts, as in other tools.
 
 from __future__ import annotations
 
+import os
 import sys
 
 from smtpd_filters.errors import ConfigError
@@ -108,6 +109,8 @@ class PolicySettings(Settings):
 #: that its failure at the start is seen; and with `ONLINE` a filter asks its services and ends.
 CHECKING = "SMTPD_FILTERS_CHECK"
 ONLINE = "online"
+#: The variable that filter-supervise sets for its programs.
+UNDER_SUPERVISOR = "SMTPD_FILTERS_SUPERVISED"
 
 SUPERVISED = option(
     SWITCH,
@@ -310,6 +313,11 @@ def package() -> str:
         return f"smtpd-filters {version('smtpd-filters')}"
     except PackageNotFoundError:  # run from a checkout
         return "smtpd-filters, not installed"
+
+
+def start_status(error: ConfigError) -> int:
+    """Return the exit status of a filter that can't start because of this error."""
+    return error.status if os.environ.get(UNDER_SUPERVISOR) else 2
 
 
 def die(error: ConfigError | str, prog: str, status: int = 2) -> NoReturn:

@@ -283,8 +283,6 @@ class Engine:
             self.log.event(NAME, "unsupported", protocol=value)
         elif key == b"ready":
             self.configured = True
-            if self._register_all:
-                self.register(Registered.all(self.subsystems))
             for link in list(self.starting):
                 if link.complete:
                     self._on_registration(link)
@@ -296,13 +294,16 @@ class Engine:
             return
         self.starting.pop(link, None)
         registration = link.registration
-        if self.registered is None:
+        if self.registered is None and self._register_all:
+            self.register(Registered.all(self.subsystems))
+        elif self.registered is None:
             wanted = [*registration.entries, *self._observer.entries]
             self.register(Registered(wanted, self.subsystems))
         elif missing := self.registered.missing(registration, self.subsystems):
             link.fault = (
                 f"registers {', '.join(missing)}, which was not registered with smtpd at its "
-                "start: restart smtpd, or use --register all"
+                'start: restart smtpd; with "filter-supervise --register all -- COMMAND" in '
+                "smtpd.conf a reload is enough"
             )
             return
         link.phases = registration.phases()

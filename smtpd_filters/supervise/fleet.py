@@ -5,6 +5,8 @@ Invariants
 *Never given up*: a place in the fleet always has a program, or a time at which one is started.
 *Bounded*: a program that is to end is killed `GRACE` seconds after SIGTERM.
 *Old until new*: programs are replaced only when all of their successors are ready.
+*Refused at first only*: a program with a wrong configuration prevents the start of smtpd. Once
+smtpd has a registration, nothing that a program does ends this process.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ STABLE = 10.0
 #: The pause before a start, in seconds: doubled with each start that fails, up to a limit; the
 #: limit after the end of a program that has worked.
 PAUSE, LONGEST, SHORTEST = 0.1, 30.0, 1.0
+#: The exit statuses of a program whose command line or configuration is wrong: EX_USAGE and
+#: EX_CONFIG of sysexits(3).
+REFUSALS = (64, 78)
 #: Failed starts after which requests no longer wait for the next one.
 PATIENCE = 3
 
@@ -115,6 +120,8 @@ class Fleet:
         #: Successors that are not all ready yet.
         self.next: list[Worker] = []
         self.reloads = 0
+        #: The exit status of a program that refused to start before smtpd had a registration.
+        self.refused = 0
         #: How often a program has failed, or could not be started.
         self.ends = 0
 
@@ -258,6 +265,12 @@ class Fleet:
         if not worker.kill:
             worker.process.hang_up()
             worker.why = worker.link.fault or worker.process.ended()
+            status = worker.process.status or 0
+            if status in REFUSALS and self._engine.registered is None:
+                self.refused = status
+                why = f"{worker.why}: its flags or its configuration are wrong"
+                self._log.event(NAME, "smtpd is not started", reason=why)
+                return
             if worker not in self.next:
                 self._report(worker, now)
         if worker in self.next:

@@ -86,10 +86,10 @@ class Loop:
         self._by_fd[self.smtpd.source] = self._read_smtpd
         self._mask(self.signals.wakeup, POLLIN)
 
-    def run(self) -> None:
-        """Serve until the input of smtpd ends."""
+    def run(self) -> int:
+        """Serve until the input of smtpd ends, or a program refuses to start; return the status."""
         short = False
-        while not (self.stop or self.signals.stop):
+        while not (self.stop or self.signals.stop or self.fleet.refused):
             try:
                 if short:
                     short = False
@@ -104,6 +104,7 @@ class Loop:
                 self.log.limited("loop", NAME, "bug", error=fold_traceback(error))
                 self.nap.poll(PAUSE)
         self._finish()
+        return self.fleet.refused
 
     def _round(self) -> None:
         engine, fleet = self.engine, self.fleet
@@ -123,6 +124,8 @@ class Loop:
             self._soon = self._brisk = False
             self._tick_at = now + TICK
             fleet.reap(now)
+            if fleet.refused:
+                return
             engine.expire()
             fleet.tick(now)
         self._flush()

@@ -14,12 +14,14 @@ from smtpd_filters.settings import (
     ONLINE,
     SECONDS,
     SIZE,
+    UNDER_SUPERVISOR,
     ConversationSettings,
     Settings,
     choice,
     die,
     option,
     parse_flags,
+    start_status,
 )
 from smtpd_filters.settings.declare import spellings
 
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None, within: str = "") -> int:
             os.execv("/bin/sh", ["sh", "-c", f"exec {shell_command(command)}"])  # noqa: S606  # as smtpd
         return supervise(command, own, process, prog=PROG, within=within)
     except ConfigError as error:
-        die(error, PROG)
+        die(error, PROG, start_status(error))
 
 
 def _try_journal(path: str) -> None:
@@ -161,6 +163,7 @@ def supervise(
             )
         return 0
     keep_to_ourselves()
+    os.environ[UNDER_SUPERVISOR] = "1"
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable
     name = within or os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
@@ -188,8 +191,7 @@ def supervise(
         )
     except OSError as error:
         raise not_started(error) from None
-    loop.run()
-    exit_now(0)
+    exit_now(loop.run())
     return 0
 
 

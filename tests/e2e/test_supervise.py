@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.server import CODE, filter_command, script_command
+from smtpd_filters.testing.server import CODE, LabError, filter_command, script_command
 from tests.e2e.sending import ALICE, MESSAGE, SENDER, local
 
 if TYPE_CHECKING:
@@ -76,6 +76,17 @@ def test_a_program_that_cannot_be_started(start: Start) -> None:
     with server.client() as client:
         client.sendmail(SENDER, [ALICE], MESSAGE)
     assert len(server.maildir("alice")) == 1
+
+
+@pytest.mark.parametrize("form", ["short", "long"])
+def test_a_filter_with_a_wrong_configuration(start: Start, form: str) -> None:
+    wrong = "--delay", "3d", "--store", "memory:"
+    command = {
+        "short": filter_command("greylist", *wrong, "--supervised"),
+        "long": supervised(*shlex.split(filter_command("greylist", *wrong))),
+    }
+    with pytest.raises(LabError, match=r"--delay must be shorter than --window\n.*not started"):
+        start(filters={"greylist": command[form]})
 
 
 def test_a_reload(start: Start) -> None:
