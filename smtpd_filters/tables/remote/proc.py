@@ -220,6 +220,7 @@ class _Child:
         for pending in self._pending.values():
             if not pending.done():
                 pending.set_exception(BackendError(self.ended))
+                pending.exception()  # its caller may still be writing, and give up then
 
     async def aclose(self) -> None:
         """Close its stdin and stdout."""

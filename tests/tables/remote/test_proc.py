@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 import sys
@@ -137,6 +138,28 @@ def test_fifty_requests_at_once_and_no_child_is_left() -> None:
             os.kill(int(found[1] or "0"), 0)
 
     run(work, service="alias")
+
+
+def test_requests_that_are_given_up_at_once_are_no_failed_tasks() -> None:
+    unhandled: list[object] = []
+
+    async def work(table: TableProgram) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _loop, context: unhandled.append(context))
+        await table.look_up("pid")
+        keys = ["slow.example", *["x" * 60_000] * 20]
+        requests = [asyncio.create_task(table.look_up(key)) for key in keys]
+        assert table._child is not None
+        while len(table._child._pending) < len(keys):  # noqa: ASYNC110  # nothing else tells
+            await asyncio.sleep(0)
+        for request in requests:
+            request.cancel()
+        await asyncio.wait(requests)
+        del request, requests
+        gc.collect()
+
+    run(work, service="alias")
+    assert not unhandled
 
 
 def test_mistakes_are_found_at_start() -> None:
