@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +22,17 @@ from smtpd_filters.settings.kinds import quote
 
 from . import chain, smtpd_conf
 from .accounts import UnknownError, filters_user
+from .chain_file import ChainFile
 from .check_report import JsonReport, TextReport
 from .starter import Conditions, try_program
 from .verb import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from concurrent.futures import Executor
+
+    from .smtpd_conf import Program
 
 FINE, FAULTY = 0, 1
 #: Filters that are tried at a time, with their services.
@@ -114,10 +119,16 @@ def run(
     # Services may be silent until their time limit: all filters are asked side by side.
     with ThreadPoolExecutor(AT_ONCE if options.online else 1) as pool:
         check = _Check(options, conditions, pool)
-        begun = pool.submit(check.try_chain_file, chains) if chains and options.online else None
+        read = None if config is None else smtpd_conf.read(config, _macros(options.macro))
+        online = options.online
+        if online and read is not None and chains is not None:
+            online = not _is_asked(chains, read.programs, chain_places)
+        begun = (
+            pool.submit(check.try_chain_file, chains, online=True) if chains and online else None
+        )
         statuses = []
-        if config is not None:
-            statuses.append(check.configuration(config))
+        if read is not None:
+            statuses.append(check.configuration(read))
         if chains is not None:
             done = check.try_chain_file(chains) if begun is None else begun.result()
             statuses.append(check.chain_file(chains, done))
@@ -141,6 +152,26 @@ def _named(options: Options) -> tuple[str | None, str | None]:
     if options.chain and chains is None:
         raise ConfigError("--chain requires --chains")
     return config, chains
+
+
+def _is_asked(path: str, programs: Sequence[Program], places: tuple[str, ...]) -> bool:
+    """Return whether programs run all chains of a file, and so ask their services themselves."""
+    try:
+        file = ChainFile.read(path)
+    except ConfigError:
+        return False
+    asked = set()
+    for program in programs:
+        try:
+            named = smtpd_conf.chain_run_by(shlex.split(program.command))
+            if named is None or program.chroot:
+                continue
+            config = named[0] or _first(places) or ""
+            if os.path.realpath(config) == os.path.realpath(path):
+                asked.add(file.chain(named[1]))
+        except (ConfigError, ValueError):  # the program's own check reports it
+            continue
+    return asked.issuperset(file.chains)
 
 
 def _check_user(name: str) -> None:
@@ -178,11 +209,12 @@ class _Check:
         self._conditions = conditions
         #: The errors with which programs have ended.
         self._reported: set[str] = set()
+        #: The services that they have asked.
+        self._asked: set[str] = set()
 
-    def configuration(self, path: str) -> int:
-        """Check a smtpd.conf and try its programs; return the exit status."""
-        report, options = self.report, self._options
-        read = smtpd_conf.read(path, _macros(options.macro))
+    def configuration(self, read: smtpd_conf.Configuration) -> int:
+        """Try the programs of a smtpd.conf; return the exit status."""
+        report, options, path = self.report, self._options, read.start.file
         for problem in read.problems:
             report.problem(problem)
         wrong = len(read.errors)
@@ -196,6 +228,7 @@ class _Check:
             wrong += bool(result.error) + sum(bool(each.fault) for each in result.services)
             phases[program.statement, program.name] = result.phases
             report.program(program, result)
+            self._asked.update(each.subject for each in result.services)
             self._reported.add(result.error.removeprefix(f"{chain.PROG}: "))
             for problem in smtpd_conf.about_program(program, foreign=result.foreign):
                 report.problem(problem)
@@ -210,7 +243,9 @@ class _Check:
         report.summary(path, len(read.programs), wrong)
         return FAULTY if wrong else FINE
 
-    def try_chain_file(self, path: str) -> subprocess.CompletedProcess[str] | None:
+    def try_chain_file(
+        self, path: str, *, online: bool = False
+    ) -> subprocess.CompletedProcess[str] | None:
         """Check a chain file as `filter-chain -n` does: in a process that becomes smtpd's user.
 
         Return how it ended; None if it did not in time.
@@ -219,7 +254,7 @@ class _Check:
         words = [f"--config={os.path.abspath(path)}"]  # noqa: PTH100  # not resolved
         words += [f"--chain={options.chain}"] if options.chain else []
         words += [f"--user={options.user}"] if options.user else []
-        words += ["--online"] if options.online else []
+        words += ["--online"] if online else []
         # Import modules from where this process does, and nowhere else: it may run as root.
         modules = f"import sys; sys.path = {sys.path!r}"
         program = f"{modules}; from {chain.__name__} import main; sys.exit(main())"
@@ -232,7 +267,7 @@ class _Check:
                 stderr=subprocess.PIPE,
                 text=True,
                 errors="replace",
-                timeout=options.timeout + (TIMEOUT if options.online else 0),
+                timeout=options.timeout + (TIMEOUT if online else 0),
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -241,7 +276,8 @@ class _Check:
     def chain_file(self, path: str, done: subprocess.CompletedProcess[str] | None) -> int:
         """Report how the check of a chain file ended; return the exit status.
 
-        Errors with which a filter-chain of smtpd.conf has ended are not repeated.
+        Errors with which a filter-chain of smtpd.conf has ended are not repeated, and neither are
+        the answers of its services.
         """
         report = self.report
         if done is None:
@@ -253,7 +289,8 @@ class _Check:
         report.chains(new or [f"{path}: no further errors"], fine=not done.returncode)
         services = [answer for _, answer in answers if answer is not None]
         for answer in services:
-            report.service(path, answer)
+            if answer.subject not in self._asked:
+                report.service(path, answer)
         return FAULTY if done.returncode or any(each.fault for each in services) else FINE
 
 

@@ -17,7 +17,7 @@ from smtpd_filters.stores.setting import StoreSetting, default_address
 from .chain import PLACES as CHAIN_PLACES
 from .chain_file import USE
 from .check import PLACES
-from .smtpd_conf import read
+from .smtpd_conf import chain_run_by, read
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ def find_store(
     """
     commands = list(_commands(places))
     texts = [each for words in commands if (each := _of_command(words, name, flag)) is not None]
-    paths = [path for words in commands if (path := _chain_file(words))]
+    paths = [named[0] for words in commands if (named := chain_run_by(words)) and named[0]]
     if not texts:
         paths = paths or [*chain_places]
     texts += [each for path in paths for each in _of_chain(path, name, flag)]
@@ -89,17 +89,6 @@ def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
         if (option := _option(spelt.removeprefix("--"), flag)) and spelt.startswith("--"):
             found[option] = value if equals else following
     return found
-
-
-def _chain_file(words: Sequence[str]) -> str:
-    """Return the file that a command of filter-chain names; "" if it names none."""
-    if not any(word.rpartition("/")[2] == "filter-chain" for word in words):
-        return ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        spelt, equals, value = word.partition("=")
-        if spelt in {"--config", "-f"}:
-            return value if equals else following
-    return ""
 
 
 def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:

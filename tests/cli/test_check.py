@@ -673,6 +673,49 @@ def test_a_chain_file_that_takes_too_long(
     assert capsys.readouterr().out == f"{path}: not checked within 1 s\n"
 
 
+@pytest.mark.parametrize(
+    ("of_x", "of_y"),
+    [("--chain x", "--chain=y"), ("--chain x", ""), ("--chain x", "--chain z")],
+)
+def test_services_of_a_chain_are_asked_once(
+    tmp_path: Path, chains: Callable[[str], str], capsys: Capture, of_x: str, of_y: str
+) -> None:
+    """The second chain may not be run, or its program may fail."""
+    store = tmp_path / "s.sqlite"
+    path = chains(
+        f'[filter.greylist]\nkey = "network"\nstore = "sqlite:{store}"\n'
+        '[chain.x]\nfilters = ["greylist"]\n[chain.y]\nfilters = ["greylist"]\n'
+    )
+    program = tmp_path / "filter-chain"
+    code = "from smtpd_filters.cli.chain import main; main()"
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{code}' \"$@\"\n")
+    program.chmod(0o755)
+    configuration = tmp_path / "smtpd.conf"
+    commands = [f"{program} -f {path} {flags}" for flags in (of_x, of_y) if flags]
+    text = "".join(f'filter f{at} proc-exec "{each}"\n' for at, each in enumerate(commands))
+    configuration.write_text(f"{text}listen on lo\n")
+    run = partial(check.run, places=(str(configuration),), chain_places=(path,))
+    verb = Verb("check", run, options=check.Options, description="Check.")
+    verb.run([*AS_ME, "--online"])
+    places = [
+        line.partition(": store")[0] for line in answers(capsys.readouterr().out.splitlines())
+    ]
+    fine = [flags for flags in (of_x, of_y) if flags and not flags.endswith("z")]
+    assert places == [f'{configuration}:{at + 1}: filter "f{at}"' for at in range(len(fine))]
+
+
+def test_failing_services_of_a_chain_leave_no_other_line(
+    tmp_path: Path, chains: Callable[[str], str], capsys: Capture
+) -> None:
+    table = tmp_path / "redis.conf"
+    table.write_text("url redis://127.0.0.1:1\nset traps\n")
+    path = chains(f'[filter.rcpt]\ntraps = "redis:{table}"\n[chain.x]\nfilters = ["rcpt"]\n')
+    assert check_under(["--chains", path, *AS_ME, "--online"]) == 1
+    fine, service = capsys.readouterr().out.splitlines()
+    assert fine.startswith("configuration OK: ")
+    assert service.startswith(f"{path}: table redis:{table}: ")
+
+
 def test_an_error_of_a_chain_is_reported_once(
     tmp_path: Path, chains: Callable[[str], str], capsys: Capture
 ) -> None:

@@ -17,12 +17,22 @@ from .advice import about_program, advise, crowded
 from .lexer import Place
 from .model import Configuration, Problem, Program
 from .statements import parse
+from .users import chain_run_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Configuration", "Place", "Problem", "Program", "about_program", "crowded", "read"]
+__all__ = [
+    "Configuration",
+    "Place",
+    "Problem",
+    "Program",
+    "about_program",
+    "chain_run_by",
+    "crowded",
+    "read",
+]
 
 
 def read(path: str, macros: Mapping[str, str] | None = None) -> Configuration:

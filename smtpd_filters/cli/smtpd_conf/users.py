@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LIMIT, _MAILFROM, _TLS = "filter-limit", "filter-mailfrom", "filter-tls"
+_CHAIN, _LIMIT, _MAILFROM, _TLS = "filter-chain", "filter-limit", "filter-mailfrom", "filter-tls"
 
 
 def programs_named(command: str) -> frozenset[str]:
@@ -32,6 +32,23 @@ def flags_of(command: str) -> frozenset[str]:
     except ValueError:
         return frozenset()
     return frozenset(word.partition("=")[0] for word in words if word.startswith("-"))
+
+
+def chain_run_by(words: Sequence[str]) -> tuple[str, str] | None:
+    """Return the file and the chain that a command of filter-chain names, "" for the default one.
+
+    None if it is another command.
+    """
+    if not any(word.rpartition("/")[2] == _CHAIN for word in words):
+        return None
+    file = chain = ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        spelt, equals, value = word.partition("=")
+        if spelt in {"--config", "-f"}:
+            file = value if equals else following
+        elif spelt == "--chain":
+            chain = value if equals else following
+    return file, chain
 
 
 def for_users(command: str) -> str:
