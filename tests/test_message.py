@@ -829,6 +829,15 @@ def test_a_field_with_nothing_but_a_fold_behind_its_colon_stays(*, edit: bool) -
         assert wire(held) == lines
 
 
+def test_a_small_message_that_was_read_and_edited_goes_out_in_one_piece() -> None:
+    with message(MAIL) as held:
+        assert b"".join(held.body()).endswith(b"bye\n")
+        held.headers.prepend("X", "1")
+        held.release()
+        assert held.drain() == [b"X: 1", *MAIL]
+        assert held.drained
+
+
 def test_an_edited_header_goes_out_and_the_body_stays() -> None:
     with message(MAIL) as held:
         held.headers.prepend(".X", "1")

@@ -290,7 +290,8 @@ class Message:
         block was cut (`Headers.cut`): then the rest of the block is the body.
         """
         self._ready()
-        blocks = map(unstuff_block, _blocks(self._body, self._body_at, chunk_bytes))
+        row = self._first_row()
+        blocks = map(unstuff_block, _blocks(self._body, self._body_at, row, chunk_bytes))
         return (block.replace(b"\n", b"\r\n") for block in blocks) if crlf else blocks
 
     def iter_bytes(
@@ -329,11 +330,14 @@ class Message:
         rows = self._body.lines
         if rows is None:
             return None
-        if self._body is self._store:
-            rows = rows[self._head_lines + self._blank :]
+        rows = rows[self._first_row() :]
         # `head` is not dot-stuffed.
         body = unstuff_block(b"\n".join([*rows, b""])) if rows else b""
         return self._header(head) + body
+
+    def _first_row(self) -> int:
+        """Return the number of lines before the body in its store."""
+        return self._head_lines + self._blank if self._body is self._store else 0
 
     def open(self, *, crlf: bool = False) -> BinaryIO:
         """Return the whole message, as from `iter_bytes`, as a readable file without `seek`."""
@@ -471,7 +475,14 @@ class _Reader(io.RawIOBase):
         return size
 
 
-def _blocks(store: Store, at: int, chunk_bytes: int) -> Iterator[bytes]:
+def _blocks(store: Store, at: int, row: int, chunk_bytes: int) -> Iterator[bytes]:
+    """Yield the lines of a store in blocks, from an offset, which is that of a line."""
+    rows = store.lines
+    if rows is not None and store.size - at <= chunk_bytes:
+        # The store stays a list: as such it is sent back without being split again.
+        if row < len(rows):
+            yield b"\n".join([*rows[row:], b""])
+        return
     while block := store.block(at, chunk_bytes):
         at += len(block)
         yield block
