@@ -12,13 +12,12 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.message.folding import field_lines
 
 from .canonical import SIMPLE
-from .signed_fields import MAX_NAMES, without_value
+from .signed_fields import MAX_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -33,6 +32,8 @@ _TAB: Final = 8
 # RFC 6376 section 2.11: folds may be anywhere but within the code of a character.
 _WHOLE_CODES = re.compile(rb"(?:=..|[^=]){1,40}|=")
 _AFTER_COLON = re.compile(rb"[^:]+:?")
+#: The tags that may be folded, with functions that return the pieces in between.
+_BREAKABLE: Final = {b"h=": _AFTER_COLON.findall, b"z=": _WHOLE_CODES.findall}
 #: Fields that smtpd removes, and those that it adds.
 REMOVED: Final = frozenset({b"bcc"})
 ADDED: Final = frozenset({b"date", b"message-id"})
@@ -126,10 +127,9 @@ class SigningFields:
     def unsigned_field(self, name: str, tags: Iterable[bytes]) -> Unsigned:
         """Return a signature with these tags, to which b= is added."""
         text = folded(name, tags)
+        selected = [field for _, field in self._selected]
         form = self._style.header_form
-        parts = [self._fields.canonical(field, form) for _, field in self._selected]
-        parts.append(without_value(raw_field(name, text), form))
-        return Unsigned(name, text, sha256(b"".join(parts)).digest())
+        return Unsigned(name, text, self._fields.digest_of(selected, form, raw_field(name, text)))
 
     @property
     def names(self) -> bytes:
@@ -159,31 +159,24 @@ def _quoted(value: bytes) -> bytes:
 
 def folded(name: str, tags: Iterable[bytes]) -> bytes:
     """Return tags separated by semicolons, folded before a tag or a colon, up to `b=`."""
-    lines = [b""]
-    column = len(name) + 2
-
-    def add(piece: bytes, *, blank: bool) -> None:
-        nonlocal column
-        space = b" " if blank and lines[-1] else b""
-        if lines[-1] and column + len(space) + len(piece) > _WIDTH:
-            lines.append(b"\t")
-            column, space = _TAB, b""
-        lines[-1] += space + piece
-        column += len(space) + len(piece)
-
+    pieces: list[bytes] = []
     for tag in tags:
-        pieces = _breakable(tag + b";")
-        for number, piece in enumerate(pieces):
-            add(piece, blank=not number)
-    add(b"b=", blank=True)
-    return b"\r\n".join(lines)
-
-
-def _breakable(tag: bytes) -> list[bytes]:
-    """Return a tag in pieces between which it may be folded."""
-    if tag.startswith(b"h="):
-        return _AFTER_COLON.findall(tag)
-    return _WHOLE_CODES.findall(tag) if tag.startswith(b"z=") else [tag]
+        breakable = _BREAKABLE.get(tag[:2])
+        if breakable is None:
+            pieces.append(b" " + tag + b";")
+        else:
+            first, *rest = breakable(tag + b";")
+            pieces += [b" " + first, *rest]
+    pieces.append(b" b=")
+    text, column = pieces[0][1:], len(name) + 1 + len(pieces[0])
+    for piece in pieces[1:]:
+        column += len(piece)
+        if column > _WIDTH:
+            piece = piece.lstrip(b" ")  # noqa: PLW2901  # as it is added
+            text += b"\r\n\t"
+            column = _TAB + len(piece)
+        text += piece
+    return text
 
 
 def _folded_base64(name: str, text: bytes, value: bytes) -> bytes:

@@ -54,13 +54,16 @@ class SignedFields:
         #: the lowest of each.
         self._named: dict[bytes, list[bytes]] = {}
         self._complete = lines <= _FEW
+        #: All fields of a small block, with their names.
+        self._every: list[tuple[bytes, bytes]] = []
         #: The topmost fields of a large block that were asked for, by their places.
         self._topmost: dict[int, bytes] = {}
         self._canonical: dict[tuple[str, bytes], bytes] = {}
         if self._complete:
             named = self._named
-            for field, name in _FIELDS(text):
-                named.setdefault(name.lower(), []).append(field)
+            self._every = every = [(name.lower(), field) for field, name in _FIELDS(text)]
+            for name, field in every:
+                named.setdefault(name, []).append(field)
 
     def find(self, names: Iterable[bytes]) -> None:
         """Find the fields of several names in lower case in one pass, for `selected`."""
@@ -142,20 +145,30 @@ class SignedFields:
 
     def digest(self, names: Sequence[bytes], form: str, signature: bytes) -> bytes:
         """Return the SHA-256 hash of the selected fields and the signature without its b=."""
-        fields = self.selected(names, signature)
+        return self.digest_of(self.selected(names, signature), form, emptied(signature))
+
+    def digest_of(self, fields: list[bytes], form: str, unsigned: bytes) -> bytes:
+        """Return the SHA-256 hash of fields of this block and a signature with an empty b=."""
         if form == RELAXED and sum(map(len, fields)) <= _SHORT * len(fields):
-            fields.append(emptied(signature))
-            return sha256(relaxed_fields(fields)[:-2]).digest()  # without the final CRLF
+            # Without the final CRLF.
+            return sha256(relaxed_fields([*fields, unsigned])[:-2]).digest()
         canonical = self.canonical
         parts = [canonical(field, form) for field in fields]
-        parts.append(without_value(signature, form))
+        parts.append(FIELD[form](unsigned)[:-2])
         return sha256(b"".join(parts)).digest()
 
-    def _fields(self, wanted: Container[bytes] | None = None) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the fields of the block, from the top, with their names in lower case.
+    def _fields(self, wanted: Container[bytes] | None = None) -> Iterable[tuple[bytes, bytes]]:
+        """Return the fields of the block, from the top, with their names in lower case.
 
         With `wanted`, only those of these names.
         """
+        if self._complete:
+            every = self._every
+            return every if wanted is None else [each for each in every if each[0] in wanted]
+        return self._search(wanted)
+
+    def _search(self, wanted: Container[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the fields of a large block, as `_fields` returns them."""
         topmost = self._topmost
         for match in fields_in(self._text):
             name = match[1].lower()
