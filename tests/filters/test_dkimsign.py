@@ -243,6 +243,19 @@ def test_fields_that_smtpd_adds_are_not_oversigned(key: str) -> None:
     assert ":from:date:subject:cc;" in field(mail)
 
 
+def test_oversigned_fields_are_signed_where_they_are_present(key: str) -> None:
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "--oversign", "from:x-a:x-absent")
+    raw = MESSAGE.replace(b"To:", b"X-A: 1\r\nX-A: 2\r\nTo:")
+    mail, _ = delivered(*flags, raw=raw)
+    assert "h=subject:to:x-a:x-a:from:from:x-a:x-absent;" in field(mail)
+    signed = whole(mail)
+    results = [
+        verified(raw, records("sel"))[0].result
+        for raw in (signed, b"X-A: 0\r\n" + signed, b"X-Absent: 0\r\n" + signed)
+    ]
+    assert results == ["pass", "fail", "fail"]
+
+
 @pytest.mark.parametrize(
     ("only", "user", "local", "signed"),
     [

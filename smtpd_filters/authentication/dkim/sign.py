@@ -53,8 +53,8 @@ class Style:
     """What signatures look like.
 
     `names` are the fields to sign where they are present, in lower case; `oversigned` those of
-    which none may be added. `time` adds t=, `lifetime` x=, in seconds. `copies` adds z= with the
-    signed fields, or with all of them if it is 2.
+    which none may be added, which are signed as well. `time` adds t=, `lifetime` x=, in seconds.
+    `copies` adds z= with the signed fields, or with all of them if it is 2.
     """
 
     header_form: str = SIMPLE
@@ -90,7 +90,8 @@ class SigningFields:
         """Raise TooManyFieldsError if no verifier may be expected to read the signature."""
         self._fields = fields
         self._style = style
-        signed = set(style.names) - REMOVED
+        # A verifier takes a field that is named but wasn't signed.
+        signed = {*style.names, *style.oversigned} - REMOVED
         self._selected = fields.lowest(signed, MAX_NAMES + 1)
         names = [name for name, _ in self._selected]
         names += [

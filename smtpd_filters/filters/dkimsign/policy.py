@@ -186,8 +186,9 @@ class Dkimsign(Filter):
         oversign = option(
             NAMES,
             default=("from",),
-            help="Fields of which none can be added without breaking the signature. Not date and "
-            "message-id in a message without them, since smtpd adds them.",
+            help="Fields of which none can be added without breaking the signature. They are "
+            "signed where they are present. Not date and message-id in a message without them, "
+            "since smtpd adds them.",
         )
         only = option(
             CLIENT_WORDS,
