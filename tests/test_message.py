@@ -554,6 +554,17 @@ def test_replacing_what_has_been_looked_for() -> None:
     assert Headers.parse([b"A: 1"]).remove("é", 1) == 0
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_a_lone_surrogate_in_a_name_matches_no_field(split: bool) -> None:  # noqa: FBT001  # a column
+    headers = Headers.parse([b"X?: 1"])
+    if split:
+        headers.insert(0, "A", "2")
+    assert headers.get("X\ud800") is None
+    assert not headers.fields("X\ud800")
+    assert headers.remove("X\ud800") == 0
+    assert headers.get("X?") == "1"
+
+
 def edited_and_restored(headers: Headers) -> object:
     before = headers.snapshot()
     headers.append("A", "b")

@@ -435,7 +435,7 @@ def fields_named(text: bytes, lower: bytes, name: str) -> Iterator[re.Match[byte
 @lru_cache(maxsize=128)
 def _key(name: str) -> bytes:
     """Return the beginning of the fields of a name in lower case; empty if it is invalid."""
-    key = name.lower().encode("utf-8", "replace")
+    key = name.lower().encode("utf-8", "surrogatepass")
     return b"\n" + key if _NAME.fullmatch(key) else b""
 
 
