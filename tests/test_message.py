@@ -1355,6 +1355,20 @@ def test_a_field_with_several_names_behind_carriage_returns_is_removed_once() ->
     assert headers.lines() == [b"X: h"]
 
 
+def test_a_line_that_continues_the_trace_field_of_smtpd_is_removed_alone() -> None:
+    # Else the next Received, a client's, would protect the fields above it.
+    own, forged = [b"Received: a", b"\tby b"], [b"X-Spam: c", b"Received: d"]
+    headers = Headers([*own, b" e\rX-Spam: f", b" g", *forged])
+    assert SPAM.remove_disguised(headers) == 1
+    assert headers.lines() == [*own, *forged]
+    headers = Headers([b"X-Spam: ours", *own, b" \rX-Spam:", *forged])
+    assert SPAM.remove_foreign(headers) == 2
+    assert headers.lines() == [b"X-Spam: ours", *own, b"Received: d"]
+    headers = Headers([b"Received: a\rX-Spam: b", b"X: c"])
+    assert SPAM.remove_disguised(headers) == 1
+    assert headers.lines() == [b"X: c"]
+
+
 def test_a_line_without_a_name_is_not_part_of_the_next_field() -> None:
     headers = Headers([b"\0\0", b"X-Spam", b"\x00To: a", b"Cc: b"])
     assert not [*SPAM.hidden_values(headers), *Name("Cc").hidden_values(headers)]

@@ -6,6 +6,8 @@ some drop bytes beyond ASCII, some unfold the name, some take a bare CR for the 
 Invariants
 ----------
 *Any reading*: a field has a name if it has it in any of these readings.
+*Own trace field*: the first Received field is smtpd's. A client's first line may continue it, and
+only what follows may be removed: fields above the first Received are not a client's.
 *Linear*: a block takes time proportional to its size; one without such a field is only searched.
 """
 
@@ -72,7 +74,8 @@ class Name:
     def remove_disguised(self, headers: Headers) -> int:
         """Remove the fields that have the name only in some reading; return their number.
 
-        A field of another name is removed too if it contains this one behind a bare CR.
+        A field of another name is removed too if it contains this one behind a bare CR; of smtpd's
+        own Received only the lines from there on.
         """
         return self._remove(headers, 0, plain=False)
 
@@ -116,11 +119,15 @@ class Name:
 
     def _fields_behind_cr(self, text: bytes) -> Iterator[tuple[int, int]]:
         """Yield where the fields with the name behind a bare CR begin and end."""
+        own = _RECEIVED.search(text)
         end = 0
         for match in self._behind_cr.finditer(text) if b"\r" in text else ():
             if match.start() >= end:
                 end = _end_of_field(text, match.end())
-                yield _start_of_field(text, match.start()), end
+                start = _start_of_field(text, match.start())
+                if own and start == own.start():
+                    start = text.rindex(b"\n", 0, match.start())
+                yield start, end
 
 
 class _Kept:
