@@ -90,9 +90,10 @@ class Transit:
         self.ended: set[bytes] = set()
         #: The messages by session.
         self.streams: dict[bytes, _Stream] = {}
-        #: The messages by key, and the function that extracts the key of a line.
+        #: The messages by key, and the functions that extract the key of a line, all from its
+        #: session on, and its content.
         self.known: dict[bytes, _Stream] = {}
-        self.key = self._tail = itemgetter(slice(0, 0))
+        self.key = self._tail = self._body = itemgetter(slice(0, 0))
         #: Before protocol 0.5 the token precedes the session.
         self.token_first = False
         #: The server truncates long lines returned by a filter.
@@ -163,6 +164,9 @@ class Transit:
                     self._track_headers(rows)
                 self._out += (b"filter-dataline|", text, b"\n")
                 return _NONE
+        keys = set(map(self.key, rows))
+        if len(keys) == 1:  # the usual case, in C
+            return [(self.known[keys.pop()], list(map(self._body, rows)))]
         by_key: dict[bytes, list[bytes]] = {}
         for row in rows:
             by_key.setdefault(self.key(row), []).append(row[self._body_at :])
@@ -213,9 +217,9 @@ class Transit:
                 return
             # Allocate everything before assigning anything: a MemoryError changes nothing.
             cut, tail = itemgetter(slice(at, body_at)), itemgetter(slice(body_at - _PAIR, None))
-            size = body_at + len(b".")
+            body, size = itemgetter(slice(body_at, None)), body_at + len(b".")
             self._key_at, self._body_at, self.dot_size = at, body_at, size
-            self.key, self._tail = cut, tail
+            self.key, self._tail, self._body = cut, tail, body
         key = row[at:body_at]
         self.known[key] = stream
         stream.key = key
