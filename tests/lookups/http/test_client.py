@@ -1035,8 +1035,10 @@ def test_a_request_waits_for_a_descriptor_until_its_deadline(stub: RspamdStub, h
         with all_descriptors_taken():
             return await client.ask(Request("/checkv2", (), b"body"), read)
 
-    said = served(url, work=work, deadline=0.25)
-    assert said == Unavailable(f"{url} too many open files")
+    # On a busy machine the deadline may come while the name is resolved.
+    said = [served(url, work=work, deadline=0.25 * (number + 1)) for number in range(4)]
+    assert Unavailable(f"{url} too many open files") in said
+    assert set(said) <= {Unavailable(f"{url} {why}") for why in ("too many open files", "timeout")}
     assert stub.asked == 0
 
 
