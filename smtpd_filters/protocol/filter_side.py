@@ -50,6 +50,8 @@ MAX_INPUT = 4 << 20
 MAX_TOKENS = 64
 COMMIT = PHASES["commit"]
 _DATA_LINE = b"data-line"
+#: An octet: with bytes, `in` raises and drops a TypeError first.
+_NUL = 0
 _ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
 
 
@@ -235,7 +237,7 @@ class FilterConnection:
             self._receive_some(data, rows, rest)
             return
         transit = self._transit
-        if b"\0" in data:
+        if _NUL in data:
             transit.nul_seen = True
         transit.may_be_long = transit.cuts or len(data) > transit.limit
         self._rows = iter(rows)
@@ -252,7 +254,7 @@ class FilterConnection:
             rows[0] = bytes(partial) + (b"" if cut else rows[0])
             partial, dropping = bytearray(), False
         transit = self._transit
-        if not transit.nul_seen and b"\0" in data:
+        if not transit.nul_seen and _NUL in data:
             transit.nul_seen = True
         # A line within one read cannot be too long for a server that does not truncate.
         size = len(data) + (len(rows[0]) if rows else 0)

@@ -193,7 +193,7 @@ class Channel:
                 return None
             except OSError:
                 return b""
-        return bytes(memoryview(self._buffer)[: self.unread])
+        return bytes(self._large[0][: self.unread])
 
     def write(self, answers: list[bytes], lines: list[bytes]) -> None:
         """Take whole lines of the protocol from the lists, and write what can be written now.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import select
 import signal
+from functools import partial
 from select import POLLIN, POLLOUT
 from time import monotonic
 
@@ -216,8 +217,8 @@ class Loop:
     def _watch(self, worker: Worker) -> None:
         process = worker.process
         worker.moved = self.engine.now
-        self._by_fd[process.fd] = lambda: self._read_program(worker)
-        self._by_fd[process.stderr] = lambda: self._read_log(worker)
+        self._by_fd[process.fd] = partial(self._read_program, worker)
+        self._by_fd[process.stderr] = partial(self._read_log, worker)
         self._mask(process.stderr, POLLIN)
 
     def _unwatch(self, worker: Worker) -> None:
@@ -268,20 +269,22 @@ class Loop:
         for worker in self.fleet.workers:
             if worker.kill:
                 continue
-            self._write_program(worker)
-            size = worker.channel.size
+            link, size = worker.link, worker.channel.size
+            if size or link.out or link.feeding:
+                self._write_program(worker)
+                size = worker.channel.size
             full = full or size >= PROGRAM_HIGH_WATER
             mask = POLLOUT if size else 0
-            if room and not (worker.closed or worker.link.fault):
+            if room and not (worker.closed or link.fault):
                 mask |= POLLIN
             if masks.get(worker.process.fd, 0) != mask:
                 self._mask(worker.process.fd, mask)
-        for fd, mask in (
-            (smtpd.sink, POLLOUT if smtpd.size else 0),
-            (smtpd.source, 0 if full else POLLIN),
-        ):
-            if masks.get(fd, 0) != mask:
-                self._mask(fd, mask)
+        mask = POLLOUT if smtpd.size else 0
+        if masks.get(smtpd.sink, 0) != mask:
+            self._mask(smtpd.sink, mask)
+        mask = 0 if full else POLLIN
+        if masks.get(smtpd.source, 0) != mask:
+            self._mask(smtpd.source, mask)
 
     def _write_program(self, worker: Worker) -> None:
         link, channel = worker.link, worker.channel

@@ -117,6 +117,12 @@ class ProgramSide:
 
     def _only_proceed(self, link: Link, data: bytes) -> bool:
         """Pass on a read if it only lets open requests pass; return False if it does not."""
+        if len(data) == _PASSES and data.endswith(_PROCEED):  # the most frequent read
+            session = link.open.pop(_pair(data), None)
+            if session is None:
+                return False
+            self._passed(link, data, (session,))
+            return True
         rows = list(BytesIO(data))
         count = len(rows)
         if not (
