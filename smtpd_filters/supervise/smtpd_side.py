@@ -84,15 +84,15 @@ class SmtpdSide:
         if rows and transit.known and transit.pass_on(rows, whole):
             self._partial = partial
             return
-        if whole.find(DATA_LINE) >= 0:  # twice as fast as `in`, for bytes
-            every = iter([(key, list(run)) for key, run in groupby(rows, transit.layout.key)])
-            # From here on the input counts as taken.
-            self._partial = partial
-            self._runs = every
+        runs, lines = _NO_RUNS, _NO_ROWS
+        if whole.find(DATA_LINE) >= 0:  # `in` takes twice as long
+            runs = iter([(key, list(run)) for key, run in groupby(rows, transit.layout.key)])
         else:
             lines = iter(rows)
-            self._partial = partial
-            self._rows = lines
+        # From here on the input counts as taken.
+        self._partial = partial
+        self._runs = runs
+        self._rows = lines
         try:
             self._process()
         except MemoryError:
