@@ -254,12 +254,13 @@ class Chain:
         """Call the filters that have a handler for the phase."""
         if phase is MAIL_FROM and session.mark == phase.name:
             session.mark = ""  # of a transaction that did not come about
-        arguments = (text(argument),) if phase.argument else ()
+        parameter = text(argument) if phase.argument else None
         guards = iter(self._guards[phase])
         self._starts.clear()
         for guard in guards:
-            decision = guard.ask(session, *arguments)
+            decision = guard.ask(session, parameter)
             if decision is not PROCEED:
+                arguments = () if parameter is None else (parameter,)
                 if self.journal is not None:
                     self._note_passed(phase, session)
                 return begin(self._combine(phase, session, arguments, decision, guards))

@@ -155,14 +155,17 @@ class Guard:
         #: When `ask` was called, for the chain to tell the journal of those that proceed.
         self.starts: list[float] | None = None
 
-    def ask(self, session: Session, *arguments: object) -> Decision | Pending:
-        """Call the handler.  Never raises; the result of pending work is a decision as well."""
+    def ask(self, session: Session, argument: object = None) -> Decision | Pending:
+        """Call the handler, with the argument if it has one.
+
+        Never raises; the result of pending work is a decision as well.
+        """
         watchdog = self.watchdog
         started = watchdog.running = monotonic()
         if self.starts is not None:
             self.starts.append(started)
         try:
-            result = self.handler(session, *arguments)
+            result = self.handler(session) if argument is None else self.handler(session, argument)
             if self.coroutine and type(result) is CoroutineType:
                 result = self.first_step(result)
             watchdog.running = 0.0
