@@ -188,6 +188,8 @@ class Filter:
 
     #: Whether its decisions are only logged; a filter that delays clients does not then.
     dry_run: bool = False
+    #: The name of the file that is its store by default, if that isn't `name`.
+    store_name: str = ""
     #: Seconds by which a test has advanced `now`.
     advanced: float = 0.0
     #: smtpd's configuration from its hand-shake: "admd", "smtpd-version", "smtp-session-timeout".

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .filter import Filter, Outcome
     from .journal.collector import Collector
     from .scoring.rules import Rules
-    from .settings import PolicySettings, Pool, ProcessSettings, Settings
+    from .settings import CommonSettings, PolicySettings, Pool, ProcessSettings, Settings
 
     #: A filter with its outcome for failures, and its deadline in seconds.
     Ready: TypeAlias = tuple[Filter, Outcome, float]
@@ -54,11 +54,14 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
     if general.supervised:
         from .supervise.short_form import supervise_this
 
-        supervise_this(argv, general.on_error, general.deadline, general, cls.name)
+        supervise_this(
+            argv, general.on_error, general.deadline, general, general.filter_name or cls.name
+        )
     return serve_chain(
-        lambda log: make_chain([set_up(make(cls, own), log, general)], log),
+        lambda log: make_chain([set_up(named(make(cls, own), general), log, general)], log),
         process=general,
         prog=prog,
+        name=general.filter_name or "",
     )
 
 
@@ -72,6 +75,14 @@ def make(cls: type[Filter], settings: Settings) -> Filter:
         raise BugError(EXITS) from None
     except Exception as error:  # it is a filter's own code
         raise bug(error) from error
+
+
+def named(filter_: Filter, general: CommonSettings) -> Filter:
+    """Give a filter the name of its flags, if they have one; its default store stays the same."""
+    if general.filter_name:
+        filter_.store_name = filter_.name
+        filter_.name = general.filter_name
+    return filter_
 
 
 def set_up(
@@ -130,8 +141,12 @@ def bug(error: Exception) -> ConfigError:
     return BugError(f"cannot be set up: {fold_traceback(error)}")
 
 
-def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog: str) -> int:
+def serve_chain(
+    make: Callable[[Log], Chain], *, process: ProcessSettings, prog: str, name: str = ""
+) -> int:
     """Make a chain by calling `make` with the log, and serve; return the exit status.
+
+    `name` is that of the process in the journal, by default `prog`.
 
     Raises ConfigError for a mistake in their settings. On a terminal, where nothing speaks smtpd's
     protocol, it returns when they are set up, and writes to stderr that flags and files are right.
@@ -149,7 +164,7 @@ def serve_chain(make: Callable[[Log], Chain], *, process: ProcessSettings, prog:
     try:
         chain = make(log)
         if process.journal is not None:
-            chain.keep_journal(open_journal(process.journal, prog, log))
+            chain.keep_journal(open_journal(process.journal, name or prog, log))
     except BaseException:
         ends.give_back()
         raise

@@ -736,7 +736,7 @@ def test_common_options() -> None:
     common = common_options(("proceed", "tempfail"), "tempfail", 5)
     assert list(common.options) == [
         *("verbose", "long_lines", "journal", "sandbox", "on_error", "deadline", "dry_run"),
-        "supervised",
+        *("filter_name", "supervised"),
     ]
     assert vars(common()) == {
         "verbose": False,
@@ -746,6 +746,7 @@ def test_common_options() -> None:
         "on_error": "tempfail",
         "deadline": 5,
         "dry_run": False,
+        "filter_name": None,
         "supervised": False,
     }
     assert issubclass(common, CommonSettings)

@@ -27,6 +27,7 @@ from .flags import (
 )
 from .kinds import (
     ENDPOINT,
+    FILTER_NAME,
     INTEGER,
     LIST,
     NUMBER,
@@ -46,6 +47,7 @@ from .shared import Pool, Shared
 __all__ = [
     "CHECKING",
     "ENDPOINT",
+    "FILTER_NAME",
     "INTEGER",
     "LIST",
     "MAX_DEADLINE",

@@ -33,7 +33,7 @@ from .declare import (
     spellings,
     suggest,
 )
-from .kinds import PATH, SECONDS, SWITCH, choice, printable, quote
+from .kinds import FILTER_NAME, PATH, SECONDS, SWITCH, choice, printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -123,6 +123,13 @@ SUPERVISED = option(
 class CommonSettings(PolicySettings, ProcessSettings):
     """Settings of every executable, beside its filter's own."""
 
+    filter_name = option(
+        FILTER_NAME,
+        default=None,
+        help="The name of this filter in the log and the journal, preferably that of smtpd.conf, "
+        "which smtpd doesn't tell. It tells several filters of one kind apart. By default it is "
+        "the kind.",
+    )
     supervised = SUPERVISED
 
 

@@ -48,6 +48,7 @@ else:  # the same names without the cost of importing typing
     Generic = {None: object}
     Loadable = object
 
+_LONGEST_NAME = 64
 _QUOTED_MAX = 60  # longer values are cut in error messages, which are one line
 _PORT_MAX = 65535
 _CODE_DIGITS = 3  # RFC 5321 section 4.2
@@ -159,6 +160,18 @@ class _Text(Kind[str]):
     noun = "a string"
 
     def parse(self, text: str) -> str:
+        return text
+
+
+class _FilterName(_Text):
+    metavar = "NAME"
+    inward = True
+    noun = "a name of at most 64 letters, digits and ._+-, the first a letter or digit"
+
+    def parse(self, text: str) -> str:
+        plain = text.isascii() and all(each.isalnum() or each in "._+-" for each in text)
+        if not (plain and text[:1].isalnum() and len(text) <= _LONGEST_NAME):
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
         return text
 
 
@@ -471,6 +484,8 @@ class _Table(Kind[L]):
 
 #: Any text.
 TEXT = _Text()
+#: The name of a filter in the log and the journal, which replaces others (`journal.reception`).
+FILTER_NAME = _FilterName()
 #: An SMTP reply with its codes, "550 5.7.1 Text"; an error if the two codes disagree.
 REPLY = _Reply()
 #: A path, which is neither opened nor checked for existence. It is used at start only, unless it is

@@ -156,7 +156,7 @@ class StoreSetting(_Base):
     def _address(self, filter_: Any) -> Address:
         """Return the store's address; by default a file with the filter's name."""
         given: Address | None = filter_.pool.value(filter_, self.address)
-        return default_address(filter_.name) if given is None else given
+        return default_address(filter_.store_name or filter_.name) if given is None else given
 
 
 def default_address(name: str) -> Address:

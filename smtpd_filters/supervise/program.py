@@ -9,6 +9,7 @@ from smtpd_filters.errors import ConfigError, not_started, user_name
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import (
     CHECKING,
+    FILTER_NAME,
     INTEGER,
     MAX_DEADLINE,
     ONLINE,
@@ -69,6 +70,12 @@ class Options(Settings):
         SECONDS(high=86400),
         default=600.0,
         help="How long a replaced process may take to finish its sessions after a reload.",
+    )
+    filter_name = option(
+        FILTER_NAME,
+        default=None,
+        help="The name of the program in the journal, preferably that of smtpd.conf, which smtpd "
+        "doesn't tell. By default it is that of COMMAND's file.",
     )
     register = option(
         choice("auto", "all"),
@@ -166,7 +173,8 @@ def supervise(
     os.environ[UNDER_SUPERVISOR] = "1"
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable
-    name = within or os.path.basename(next((word for word in command if "=" not in word), prog))  # noqa: PTH119  # as given
+    file = next((word for word in command if "=" not in word), prog)
+    name = own.filter_name or within or os.path.basename(file)  # noqa: PTH119  # as given
     by_itself = bool(within) or any(each.partition("=")[0] == "--journal" for each in command)
     observer = None
     if process.journal is not None:

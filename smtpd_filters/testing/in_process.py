@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from smtpd_filters.filter import Filter
-from smtpd_filters.main import make_chain, set_up
+from smtpd_filters.main import make_chain, named, set_up
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
@@ -193,7 +193,8 @@ def _configured(
     common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
     own, general = parse_flags(filters.Options, flags, common=common, prog=f"filter-{filters.name}")
     made: Any = settings if settings is not None else own
-    return [(filters(made), general)], general.verbose, general.long_lines == "refuse"
+    filter_ = named(filters(made), general)
+    return [(filter_, general)], general.verbose, general.long_lines == "refuse"
 
 
 def _member(given: Member) -> tuple[Filter, PolicySettings | None]:

@@ -121,3 +121,29 @@ def test_a_journal_outside_of_the_chroot(path: Path, flag: str) -> None:
         '1: warning: filter "a": --journal is a path in the chroot /var/empty'
     )
     assert warnings(path, text.format("")) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "warned"),
+    [
+        ("filter-fcrdns --journal /s --require rdns", "/usr/bin/filter-fcrdns --journal=/s", True),
+        ("filter-fcrdns --journal /s", "filter-supervise --journal /s -- filter-fcrdns", True),
+        (
+            "filter-helo --filter-name=x --journal /s",
+            "filter-rcpt --journal /s --filter-name x",
+            True,
+        ),
+        ("filter-fcrdns --journal /s --filter-name one", "filter-fcrdns --journal /s", False),
+        ("filter-fcrdns", "filter-fcrdns --journal /s", False),
+        ("filter-fcrdns --journal /s", "filter-helo --journal /s", False),
+        ("filter-chain --journal /s --chain a", "filter-chain --journal /s --chain b", False),
+    ],
+)
+def test_filters_of_one_name_in_the_journal(
+    path: Path, first: str, second: str, *, warned: bool
+) -> None:
+    text = declared(one=first, two=second) + LISTEN.format("{ one, two }")
+    found = [each for each in warnings(path, text) if "--filter-name" in each]
+    name = '"x"' if "helo --filter" in first else '"fcrdns"'
+    line = f'2: warning: filter "two": has the name {name} in the journal, as "one"; tell them '
+    assert found == ([f"{line}apart with --filter-name two"] if warned else [])

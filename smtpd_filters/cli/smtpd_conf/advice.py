@@ -7,7 +7,7 @@ from typing import NamedTuple
 from smtpd_filters.settings.kinds import quote
 
 from .model import Problem
-from .users import flags_of, for_users, programs_named, required_tls
+from .users import flags_of, for_users, name_in_journal, programs_named, required_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,6 +72,21 @@ def advise(read: Configuration) -> Iterator[Problem]:
     yield from _orders(read)
     yield from _without_tls(read)
     yield from _out_of_reach(read)
+    yield from _namesakes(read)
+
+
+def _namesakes(read: Configuration) -> Iterator[Problem]:
+    """Yield warnings of filters that have one name in the journal."""
+    known: dict[str, str] = {}
+    for program in read.programs:
+        name = name_in_journal(program.command)
+        other = known.setdefault(name, program.name) if name else program.name
+        if other != program.name:
+            text = (
+                f"{program.statement} {quote(program.name)}: has the name {quote(name)} in the "
+                f"journal, as {quote(other)}; tell them apart with --filter-name {program.name}"
+            )
+            yield Problem(program.place, text, warning=True)
 
 
 def _out_of_reach(read: Configuration) -> Iterator[Problem]:

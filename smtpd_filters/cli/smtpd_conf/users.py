@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _CHAIN, _LIMIT, _MAILFROM, _TLS = "filter-chain", "filter-limit", "filter-mailfrom", "filter-tls"
+_SUPERVISE = "filter-supervise"
 
 
 def programs_named(command: str) -> frozenset[str]:
@@ -49,6 +50,29 @@ def chain_run_by(words: Sequence[str]) -> tuple[str, str] | None:
         elif spelt == "--chain":
             chain = value if equals else following
     return file, chain
+
+
+def name_in_journal(command: str) -> str:
+    """Return the name that a filter of this package has in the journal, "" if it sends nothing.
+
+    The filters of a filter-chain have their names in its file, and a program that isn't of this
+    package has that of its own file.
+    """
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return ""
+    if not any(word.partition("=")[0] == "--journal" for word in words):
+        return ""
+    kinds = [word.rpartition("/")[2] for word in words]
+    kinds = [each for each in kinds if each.startswith("filter-") and each != _SUPERVISE]
+    if not kinds or kinds[0] == _CHAIN:
+        return ""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--filter-name":
+            return value if equals else following
+    return kinds[0].removeprefix("filter-")
 
 
 def for_users(command: str) -> str:
