@@ -208,7 +208,7 @@ class Guard:
         """Call the handler of a message as `ask` does, and tell the journal if it lets pass."""
         started = monotonic()
         asked = self.ask(session, edited)
-        if asked is PROCEED:
+        if asked is PROCEED and (self.dry or self.journal is not None):
             if session.edited is not None and session.edited():  # `_checked` may not have run
                 self._note(session, _EDITED, monotonic() - started, edited=True)
             elif self.journal is not None:
