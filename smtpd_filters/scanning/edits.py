@@ -17,14 +17,17 @@ replaces it.
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 from smtpd_filters.checks.subject import tag_subject
 from smtpd_filters.message.folding import encoded_word
+from smtpd_filters.message.headers import fields_in, fields_named
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from smtpd_filters.message import Field, Headers
+    from smtpd_filters.message import Headers
     from smtpd_filters.message.disguise import Name
 
 #: The field with which smtpd marks a message, and by which mail.maildir(8) finds junk.
@@ -42,7 +45,7 @@ class Edits:
     `note` is called with the reason for each field that is left out.
     """
 
-    __slots__ = ("_admit", "_headers", "_note", "_original", "_own", "_top", "_walk")
+    __slots__ = ("_admit", "_headers", "_note", "_own", "_top", "_walk")
 
     def __init__(self, headers: Headers, note: Callable[[str], None]) -> None:
         from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
@@ -52,9 +55,9 @@ class Edits:
         self._admit = pace().admit
         self._walk = _EDIT + headers.text().count(b"\n") // _LINES_PER_UNIT
         self._top: _Top | None = None
-        #: The fields before the additions; and the scanner's additions, which marks don't replace.
-        self._original: set[Field] = set()
-        self._own: set[Field] | None = None
+        #: The scanner's additions, which marks don't replace: by names in lower case, their numbers
+        #: among the fields of that name.
+        self._own: dict[str, list[int]] = {}
 
     async def spend(self, value: str = "") -> None:
         """Wait until the pace admits an edit: each walks through the block and folds a value."""
@@ -75,15 +78,15 @@ class Edits:
         """Remove fields of a name: 0 (all), n or -n; `replaced` says that the scanner adds one."""
         top, headers = await self.top(), self._headers
         await self.spend()
-        if name.lower() != MARK.lower() or not top.marks or replaced:
-            headers.remove(name, numbers)
-            return
-        count = sum(1 for _ in headers.values(name))
-        chosen = set(range(1, count + 1)) if 0 in numbers else set()
-        chosen.update(number if number > 0 else count + 1 + number for number in numbers if number)
-        removable = [number for number in chosen if number > top.marks]
-        if removable:
-            headers.remove(name, removable)
+        kept = top.marks if name.lower() == MARK.lower() and not replaced else 0
+        count = sum(1 for _ in headers.each(name))
+        chosen: Collection[int] = range(kept + 1, count + 1)
+        if 0 not in numbers:
+            counted = {number if number > 0 else count + 1 + number for number in numbers}
+            chosen = {number for number in counted if number in chosen}
+        if chosen:
+            top.removes(name, chosen)
+            headers.remove(name, chosen)
 
     async def remove_foreign(self, name: Name) -> int:
         """Remove the client's own fields of a name (`Name.remove_foreign`); count them."""
@@ -95,8 +98,8 @@ class Edits:
 
     async def settle(self) -> None:
         """End the removals: fields that are added from now on are the scanner's own."""
-        (await self.top()).settle()
-        self._original = set(self._headers)
+        await self.top()
+        self._own = {}
 
     # -- the scanner's own fields --------------------------------------------------------------
 
@@ -105,10 +108,23 @@ class Edits:
         headers = self._headers
         await self.spend(value)
         if order is None or order == -1:
-            self._try(name, lambda: headers.append(name, value))
+            number = self._count(name) + 1
+            added = self._try(name, lambda: headers.append(name, value))
         else:
             place = (await self.top()).place(order)
-            self._try(name, lambda: headers.insert(place, name, value))
+            number = self._count(name, place) + 1
+            added = self._try(name, lambda: headers.insert(place, name, value))
+        if added:
+            own = self._own.get(name.lower(), [])
+            self._own[name.lower()] = [each + (each >= number) for each in own] + [number]
+
+    def _count(self, name: str, place: int | None = None) -> int:
+        """Return the number of fields of a name, or of those above a place in the block."""
+        if place is None:
+            return sum(1 for _ in self._headers.each(name))
+        key = name.lower().encode("utf-8", "replace")
+        names = enumerate(match[1].lower() for match in fields_in(self._headers.text()))
+        return sum(each == key for _, each in takewhile(lambda item: item[0] < place, names))
 
     # -- marks -----------------------------------------------------------------------------
 
@@ -128,12 +144,11 @@ class Edits:
         listed = ", ".join(f"{name}={weight:.3f}" for name, weight in sorted(tests))
         status = f"Yes, score={score:.3f} required={required:.3f} tests=[{listed}]"
         await self.spend()
-        own = self._scanners()
         for name, value in (
             ("X-Spam-Status", status),
             ("X-Spam-Score", f"{score:g} / {required:g}"),
         ):
-            if any(field.key == name.lower() for field in own):
+            if name.lower() in self._own:
                 self._remove_others(name)
             else:
                 self._add_on_top(name, value)
@@ -147,24 +162,30 @@ class Edits:
         return self._add_on_top(name, value)
 
     def _add_on_top(self, name: str, value: str) -> bool:
-        key, own = name.lower(), self._scanners()
-        present = any(field.key == key and field.value.lower() == value.lower() for field in own)
-        if not present and not self._try(name, lambda: self._headers.prepend(name, value)):
-            return False
+        key = name.lower()
+        own = self._own.get(key, ())
+        present = any(
+            number in own and each.lower() == value.lower()
+            for number, each in enumerate(self._headers.values(name), 1)
+        )
+        if not present:
+            if not self._try(name, lambda: self._headers.prepend(name, value)):
+                return False
+            if own:
+                self._own[key] = [number + 1 for number in own]
         self._remove_others(name, kept=0 if present else 1)
         return True
 
-    def _scanners(self) -> set[Field]:
-        """Return the fields that the scanner has added."""
-        if self._own is None:
-            self._own = set(self._headers) - self._original
-        return self._own
-
     def _remove_others(self, name: str, kept: int = 0) -> None:
         """Remove the fields of a name, except for the first `kept` ones and the scanner's."""
-        named, own = self._headers.fields(name), self._scanners()
-        numbers = [number for number, field in enumerate(named, 1) if field not in own]
+        count, own = self._count(name), self._own.get(name.lower(), ())
+        if not own:
+            self._headers.remove(name, range(kept + 1, count + 1))
+            return
+        numbers = [number for number in range(1, count + 1) if number not in own]
         self._headers.remove(name, numbers[kept:])
+        left = sorted([*numbers[:kept], *own])
+        self._own[name.lower()] = [at for at, number in enumerate(left, 1) if number in own]
 
     # -- the subject -----------------------------------------------------------------------
 
@@ -191,36 +212,33 @@ class Edits:
 class _Top:
     """The top of the message, from which positions are counted."""
 
-    __slots__ = ("_above", "_headers", "marks")
+    __slots__ = ("_above", "_end", "_headers", "marks")
 
     def __init__(self, headers: Headers) -> None:
         self._headers = headers
-        above = []
-        for field in headers:
-            above.append(field)
-            if field.key == "received":
-                break
-        else:
-            above = []
-        self._above = above
+        text = headers.text()
+        own = next(fields_named(text, text.lower(), "Received"), None)
+        #: Where smtpd's own field ends in the text; and the number of fields to its end.
+        self._end = own.end() if own else 0
+        above = text[: self._end]
+        self._above = sum(1 for _ in fields_in(above))
         #: The number of fields that are an earlier filter's mark.
-        self.marks = sum(field.key == MARK.lower() for field in above)
+        self.marks = sum(1 for _ in fields_named(above, above.lower(), MARK))
 
-    def __contains__(self, field: Field) -> bool:
-        """Return whether a field is smtpd's own or above it."""
-        return field in self._above
-
-    def settle(self) -> None:
-        """Update the top after the removals."""
-        here = set(self._headers)
-        self._above = [field for field in self._above if field in here]
+    def removes(self, name: str, numbers: Collection[int]) -> None:
+        """Note that fields of a name are about to be removed, counted from 1."""
+        above = self._headers.text()[: self._end]
+        for number, field in enumerate(fields_named(above, above.lower(), name), 1):
+            if number in numbers:
+                self._above -= 1
+                self._end -= field.end() - field.start()
 
     def place(self, order: int) -> int:
         """Return the position in the block for a milter's order."""
         if order < 0:
             # -2 is above the last field; a position above the top is the top.
             return max(len(self._headers) + order + 1, 0)
-        return len(self._above) + order - 1 if order else 0
+        return self._above + order - 1 if order else 0
 
 
 def may_have(headers: Headers, names: Collection[str]) -> bool:
