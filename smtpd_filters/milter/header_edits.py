@@ -17,112 +17,109 @@ made safe by the function that the caller gives.
 from __future__ import annotations
 
 import re
+from array import array
+from bisect import bisect_left
 
 from .answers import AddHeader, ChangeHeader
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from .answers import HeaderEdit
 
-# RFC 5322 section 2.2, and section 4.5 for white space before the colon.
-_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:")
+# RFC 5322 section 2.2, and section 4.5 for white space before the colon: a field after a line feed,
+# its name, and its value with its folds.
+_NAMED = rb"\n(%b)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)"
+_WHOLE = re.compile(_NAMED % rb"[!-9;-~]++")
+_KEY = re.compile(rb"[!-9;-~]++")
 _NAME = re.compile(rb"[!-9;-~]{1,900}+")
 # Printable ASCII, 8-bit and TAB.
 _TEXT = re.compile(rb"[\t -~\x80-\xff]*+")
 _WHITE = (b" ", b"\t")
+_FOLDS = (b"\n ", b"\n\t")
 _MARK, _RECEIVED = b"x-spam", b"received"
-#: The start of an mbox file's first line (RFC 4155), which smtpd delivers below its own field.
-_MBOX = b"From "
+#: The first line of an mbox file (RFC 4155), which smtpd delivers below its own field.
+_MBOX = re.compile(rb"\nFrom [^\n]*+")
+#: What milters see, smtpd's own Received, and marks above it.
+_VISIBLE, _OWN, _MARKING = range(3)
 #: Bytes of a line without its end: RFC 5322 section 2.1.1.
 _LINE = 998
 
 
-class _Entry:
-    """A field: its lines, its name in lower case, and whether milters see it."""
-
-    __slots__ = ("colon", "key", "lines", "name", "state")
-
-    def __init__(self, lines: list[bytes], name: bytes, colon: int, state: int) -> None:
-        self.lines = lines
-        self.name = name
-        self.key = name.lower()
-        #: Where the value begins in the first line.
-        self.colon = colon
-        self.state = state
-
-
-_VISIBLE, _OWN, _MARKING = range(3)
-
-
 class EditedHeaders:
-    """A header block, given as raw lines without line ends.
+    """A header block, given as a text: its raw lines, each after a line feed.
 
     `safe` makes lines of a name and a value that can't be written as they are. The block ends
-    before the first line that is neither a field nor its continuation; `rest` are the lines from
+    before the first line that is neither a field nor its continuation; `rest` has the lines from
     there on, which are body to a milter.
     """
 
-    def __init__(self, lines: Iterable[bytes], safe: Callable[[str, bytes], list[bytes]]) -> None:
+    def __init__(self, text: bytes, safe: Callable[[str, bytes], list[bytes]]) -> None:
         self._safe = safe
         self.changed = False
-        self._entries: list[_Entry] = []
-        self.rest: list[bytes] = []
-        self._read(lines)
-        self._hide()
+        #: The number of fields.
+        self._count = 0
+        #: Where smtpd's own field begins, or -1, and where the marks above it do.
+        self._own = -1
+        self._marks = array("L")
+        end = self._read(text)
+        self._text, self.rest = text[:end], text[end:]
 
-    def _read(self, lines: Iterable[bytes]) -> None:
-        entries, rest = self._entries, self.rest
-        for line in lines:
-            if rest:
-                rest.append(line)
-            elif line.startswith(_MBOX) and not _FIELD.match(line) and self._at_top():
-                entries.append(_Entry([line], b"", 0, _MARKING))
-            elif entries and not entries[-1].colon and line.startswith(_WHITE):
-                rest += [*entries.pop().lines, line]  # content that the line would hide
-            elif entries and line.startswith(_WHITE):
-                entries[-1].lines.append(line)
-            elif match := _FIELD.match(line):
-                entries.append(_Entry([line], match[1], match.end(), _VISIBLE))
+    def _read(self, text: bytes) -> int:
+        """Find smtpd's own fields; return where the rest begins."""
+        at = 0
+        on_top = True  # nothing of the client's own header has been read yet
+        marks = array("L")
+        while at < len(text):
+            if match := _WHOLE.match(text, at):
+                key = match[1].lower()
+                if self._own < 0 and key == _RECEIVED:
+                    self._own, self._marks = at, marks
+                elif self._own < 0 and key == _MARK:
+                    marks.append(at)
+                on_top = on_top and key in {_RECEIVED, _MARK}
+                self._count += 1
             else:
-                rest.append(line)
-
-    def _at_top(self) -> bool:
-        """Whether nothing of the client's own header has been read yet."""
-        return all(each.key in {_RECEIVED, _MARK} for each in self._entries)
-
-    def _hide(self) -> None:
-        """Find smtpd's own fields."""
-        for at, entry in enumerate(self._entries):
-            if entry.key == _RECEIVED:
-                entry.state = _OWN
-                for above in self._entries[:at]:
-                    if above.key == _MARK:
-                        above.state = _MARKING
-                return
+                match = _MBOX.match(text, at) if on_top else None
+                if match is None or text.startswith(_FOLDS, match.end()):
+                    break  # folds of such a line are content that the line would hide
+                on_top = False
+            at = match.end()
+        return at
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self._count
 
     def fields(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the name and the value of each field that milters see.
 
         The value is everything behind the colon, with LF for each line break.
         """
-        for entry in list(self._entries):
-            if entry.state == _VISIBLE:
-                lines = entry.lines
-                yield entry.name, b"\n".join([lines[0][entry.colon :], *lines[1:]])
+        for match, state in self._fields():
+            if state == _VISIBLE:
+                yield match[1], match[2]
 
-    def lines(self) -> list[bytes]:
-        """Return the raw lines of the block as it is now, with the rest."""
-        return [*(line for entry in self._entries for line in entry.lines), *self.rest]
+    def _fields(self) -> Iterator[tuple[re.Match[bytes], int]]:
+        """Yield each field, and whether milters see it."""
+        own, marks = self._own, iter(self._marks)
+        mark = next(marks, -1)
+        for match in _WHOLE.finditer(self._text):
+            state = _VISIBLE
+            if match.start() == mark:
+                state, mark = _MARKING, next(marks, -1)
+            elif match.start() == own:
+                state = _OWN
+            yield match, state
+
+    def text(self) -> bytes:
+        """Return the raw lines of the block as it is now, with the rest, each after a line feed."""
+        return self._text + self.rest
 
     def drop_rest(self) -> None:
         """Drop the rest, because the body is replaced."""
         if self.rest:
-            self.rest = []
+            self.rest = b""
             self.changed = True
 
     def apply(self, edit: HeaderEdit, *, leading_space: bool) -> None:
@@ -133,43 +130,59 @@ class EditedHeaders:
         if isinstance(edit, ChangeHeader):
             self._change(edit, leading_space=leading_space)
             return
-        new = self._entry(edit.name, edit.value, leading_space=leading_space)
-        if isinstance(edit, AddHeader):
-            self._entries.append(new)
-        else:
-            self._entries.insert(self._place(edit.index), new)
-        self.changed = True
+        new = self._field(edit.name, edit.value, leading_space=leading_space)
+        at = len(self._text) if isinstance(edit, AddHeader) else self._place(edit.index)
+        self._splice(at, at, new)
+        self._count += 1
 
     def _place(self, index: int) -> int:
         """Return the position with so many fields above it, marks aside; 0 is the very top."""
         if not index:
             return 0
-        for at, entry in enumerate(self._entries):
-            if entry.state != _MARKING:
+        for match, state in self._fields():
+            if state != _MARKING:
                 if not index:
-                    return at
+                    return match.start()
                 index -= 1
-        return len(self._entries)
+        return len(self._text)
 
     def _change(self, edit: ChangeHeader, *, leading_space: bool) -> None:
-        key, left = edit.name.lower(), max(edit.index, 1)
-        for at, entry in enumerate(self._entries):
-            if entry.key == key and entry.state == _VISIBLE:
-                left -= 1
-                if left:
-                    continue
-                if edit.value:
-                    new = self._entry(edit.name, edit.value, leading_space=leading_space)
-                    self._entries[at] = new
-                else:
-                    del self._entries[at]
-                self.changed = True
-                return
+        left = max(edit.index, 1)
+        for begin, end in self._named(edit.name):
+            left -= 1
+            if left:
+                continue
+            new = b""
+            if edit.value:
+                new = self._field(edit.name, edit.value, leading_space=leading_space)
+            else:
+                self._count -= 1
+            self._splice(begin, end, new)
+            return
         if edit.value:
-            self._entries.append(self._entry(edit.name, edit.value, leading_space=leading_space))
-            self.changed = True
+            self.apply(AddHeader(edit.name, edit.value), leading_space=leading_space)
 
-    def _entry(self, name: bytes, value: bytes, *, leading_space: bool) -> _Entry:
+    def _named(self, name: bytes) -> Iterator[tuple[int, int]]:
+        """Yield where the fields of a name that milters see begin and end."""
+        if not _KEY.fullmatch(name):
+            return
+        for match in re.finditer(_NAMED % re.escape(name), self._text, re.IGNORECASE):
+            at = match.start()
+            mark = bisect_left(self._marks, at)
+            if at != self._own and self._marks[mark : mark + 1] != array("L", (at,)):
+                yield match.span()
+
+    def _splice(self, begin: int, end: int, new: bytes) -> None:
+        """Replace a part of the text that has none of smtpd's own fields."""
+        text, grown = self._text, len(new) - (end - begin)
+        self._text = b"".join([text[:begin], new, text[end:]])
+        if self._own >= begin:
+            self._own += grown
+        self._marks = array("L", (at + grown if at >= begin else at for at in self._marks))
+        self.changed = True
+
+    def _field(self, name: bytes, value: bytes, *, leading_space: bool) -> bytes:
+        """Return the lines of a field, each after a line feed."""
         if not _NAME.fullmatch(name):
             raise ValueError(f"invalid header field name: {name[:80]!r}")
         value = value.replace(b"\r\n", b"\n").rstrip(b"\n")
@@ -178,7 +191,7 @@ class EditedHeaders:
         lines = [head + first, *rest]
         if not _valid(lines):
             lines = self._safe(name.decode("ascii"), value)
-        return _Entry(lines, name, len(name) + 1, _VISIBLE)
+        return b"\n".join([b"", *lines])
 
 
 def _valid(lines: list[bytes]) -> bool:

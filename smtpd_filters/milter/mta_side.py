@@ -177,9 +177,10 @@ class MtaSide:
             return b""
         self.begun = True
         space = b"" if self.agreed and self.agreed.leading_space else b" "
-        return b"".join(
-            packet(v.HEADER, joined((name, value.removeprefix(space)))) for name, value in fields
-        )
+        sent = bytearray()
+        for name, value in fields:
+            sent += packet(v.HEADER, joined((name, value.removeprefix(space))))
+        return bytes(sent)
 
     def end_of_header(self, macros: Macros = ()) -> bytes:
         """Return the end of the header."""

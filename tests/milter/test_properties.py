@@ -137,11 +137,12 @@ def test_valid_bytes_with_one_changed(seed: bytes) -> None:
 def test_a_block_stays_one_whatever_the_edits(
     lines: list[bytes], edits: list[AddHeader], lead: object
 ) -> None:
-    headers = EditedHeaders([b"Received: x", *filter(None, lines)], field_lines)
+    text = b"\n".join([b"", b"Received: x", *filter(None, lines)])
+    headers = EditedHeaders(text, field_lines)
     before = headers.rest
     for edit in edits:
         headers.apply(edit, leading_space=bool(lead))
-    after = EditedHeaders(headers.lines(), field_lines)
+    after = EditedHeaders(headers.text(), field_lines)
     assert after.rest == before
     assert len(after) == len(headers)
 

@@ -72,7 +72,7 @@ class Draft:
             complete(message.headers, host)
         QUARANTINE.remove(message.headers)
         self._message = message
-        self.headers = EditedHeaders(message.headers.lines(), field_lines)
+        self.headers = EditedHeaders(message.headers.text(), field_lines)
         #: Notes about the message for the log.
         self.notes: list[str] = []
         #: The reason for which it is to be held; None if it isn't.
@@ -102,7 +102,7 @@ class Draft:
     def _chunks(self) -> Iterator[bytes]:
         if self.headers.rest:
             # Lines without a field's name end the header, without an empty line.
-            yield b"\r\n".join([*self.headers.rest, b"", b""])
+            yield self.headers.rest[1:].replace(b"\n", b"\r\n") + b"\r\n\r\n"
         yield from self._message.body(crlf=True)
 
     async def edit(self, edit: HeaderEdit, *, leading_space: bool) -> None:
@@ -146,7 +146,7 @@ class Draft:
     def store(self) -> None:
         """Write the edits of the header into the message."""
         if self.headers.changed:
-            self._message.headers.replace_lines(self.headers.lines())
+            self._message.headers.replace_text(self.headers.text())
 
 
 class Wishes:
