@@ -41,7 +41,7 @@ def fuzz(data: bytes) -> None:
 
 def _result(command: str, stream: bytes, step: int, spool: Spool) -> object:
     """Return what a reply says, and a header after its edits; None for an invalid reply."""
-    intake = Intake(command, SENT, SIZE, lambda: Body(spool))
+    intake = Intake(command, b"\n".join([b"", *SENT]), SIZE, lambda: Body(spool))
     try:
         for at in range(0, len(stream), step):
             intake.feed(stream[at : at + step])

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from smtpd_filters.message import Headers
 
-_WHITE = (b" ", b"\t")
+# In a text of `Headers`: continuation lines at the top, any entry, and fields with their folds.
+_STRAY = re.compile(rb"(?:\n[ \t][^\n]*+)*+")
+_ENTRY = re.compile(rb"\n([^\n]*+(?:\n[ \t][^\n]*+)*+)")
+_SUBJECT = re.compile(rb"\nsubject:[^\n]*+(?:\n[ \t][^\n]*+)*+", re.IGNORECASE)
+_RECEIVED = re.compile(rb"\nreceived:[^\n]*+(?:\n[ \t][^\n]*+)*+", re.IGNORECASE)
 # RFC 5322 section 2.2: a field's name, and its body; 8-bit characters by RFC 6532.
 _NAME = re.compile(rb"([!-9;-~]+):")
 _VALID = re.compile(rb"[\t -~\x80-\xff]{1,%d}" % MAX_LINE)
@@ -36,8 +40,12 @@ def safe_field(field: Sequence[bytes]) -> list[bytes]:
     return field_lines(found[1].decode("ascii"), value)
 
 
-def _safe(fields: Iterable[Sequence[bytes]]) -> list[bytes]:
-    return [line for field in fields for line in safe_field(field)]
+def _safe(fields: Iterable[Sequence[bytes]]) -> bytes:
+    """Return the lines of safe fields, each after a line feed."""
+    text = bytearray()
+    for field in fields:
+        text += b"\n".join([b"", *safe_field(field)])
+    return bytes(text)
 
 
 def add_fields(headers: Headers, fields: Iterable[Sequence[bytes]]) -> None:
@@ -45,12 +53,11 @@ def add_fields(headers: Headers, fields: Iterable[Sequence[bytes]]) -> None:
     new = _safe(fields)
     if not new:
         return
-    lines = headers.lines()
-    at = 0
-    while at < len(lines) and lines[at].startswith(_WHITE):
-        at += 1  # these lines would become part of the last new field
-    lines[at:at] = new
-    headers.replace_lines(lines)
+    text = headers.text()
+    # Such lines would become part of the last new field.
+    stray = _STRAY.match(text)
+    at = stray.end() if stray else 0
+    headers.replace_text(text[:at] + new + text[at:])
 
 
 def replace_subject(headers: Headers, fields: Sequence[Sequence[bytes]]) -> None:
@@ -58,30 +65,18 @@ def replace_subject(headers: Headers, fields: Sequence[Sequence[bytes]]) -> None
 
     `fields` are the new Subject and, perhaps, a copy of the old one, to be added at the bottom.
     """
-    subject, *more = map(safe_field, fields)
-    lines = headers.lines()
-    at = end = len(lines)
-    for number, line in enumerate(lines):
-        if line[:8].lower() == b"subject:":
-            at, end = number, number + 1
-            while end < len(lines) and lines[end].startswith(_WHITE):
-                end += 1
-            break
-    lines[at:end] = subject
-    for field in more:
-        lines += field
-    headers.replace_lines(lines)
+    text = headers.text()
+    old = _SUBJECT.search(text)
+    begin, end = old.span() if old else (len(text), len(text))
+    headers.replace_text(text[:begin] + _safe(fields[:1]) + text[end:] + _safe(fields[1:]))
 
 
-def replace_block(headers: Headers, fields: Iterable[Sequence[bytes]]) -> None:
-    """Replace a header block, below smtpd's own Received and what is above it."""
-    lines = headers.lines()
-    top: list[bytes] = []
-    for at, line in enumerate(lines):
-        if line[:9].lower() == b"received:":
-            end = at + 1
-            while end < len(lines) and lines[end].startswith(_WHITE):
-                end += 1
-            top = lines[:end]
-            break
-    headers.replace_lines([*top, *_safe(fields)])
+def replace_block(headers: Headers, block: bytes) -> None:
+    """Replace a header block, below smtpd's own Received and what is above it.
+
+    `block` has the lines of the new one, each after a line feed.
+    """
+    text = headers.text()
+    own = _RECEIVED.search(text)
+    new = _safe(match[1].split(b"\n") for match in _ENTRY.finditer(block))
+    headers.replace_text((text[: own.end()] if own else b"") + new)

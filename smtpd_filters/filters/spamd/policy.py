@@ -246,7 +246,7 @@ class Spamd(Filter):
             self._command,
             content,
             session,
-            message.headers.lines(),
+            message.headers.text(),
             user=user or settings.user,
             new_body=message.new_body if settings.new_message else None,
         )
@@ -301,7 +301,8 @@ class Spamd(Filter):
 
         settings, headers = self.settings, message.headers
         # Each edit is one pass over the lines.
-        await pace().admit(headers.text().count(b"\n") + len(reply.header or reply.fields))
+        added = reply.header.count(b"\n") if reply.header else len(reply.fields)
+        await pace().admit(headers.text().count(b"\n") + added)
         if reply.header is not None and reply.body is not None:
             replace_block(headers, reply.header)
             body, reply.body = reply.body, None

@@ -28,7 +28,7 @@ from smtpd_filters.lookups.spamd import ReplyError, ReplyParser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from smtpd_filters.message import Body
 
@@ -51,6 +51,7 @@ _OWN = b"x-spam-"
 _PREVIOUS, _PREVIOUS_SUBJECT = b"x-spam-prev-", b"x-spam-prev-subject:"
 _SUBJECT, _CONTENT_TYPE, _STATUS = b"subject:", b"content-type:", b"x-spam-status:"
 _WHITE = (b" ", b"\t")
+_LINE = re.compile(rb"\n([^\n]*+)")
 _SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}", re.ASCII)
 _TESTS = "tests="
 
@@ -74,8 +75,9 @@ class Reply:
         #: new one, and a copy of the old one.
         self.fields: list[Lines] = []
         self.subject: list[Lines] = []
-        #: The header block and the body of a new message, or None.
-        self.header: list[Lines] | None = None
+        #: The header block, its lines each after a line feed, and the body of a new message, or
+        #: None.
+        self.header: bytes | None = None
         self.body: Body | None = None
         #: What was left out, for the log.
         self.notes: list[str] = []
@@ -93,15 +95,15 @@ class Intake:
     def __init__(
         self,
         command: str,
-        sent: Sequence[bytes],
+        sent: bytes,
         size: int,
         new_body: Callable[[], Body] | None = None,
     ) -> None:
         """Begin a reply.
 
-        command: SYMBOLS, HEADERS or PROCESS. sent: the lines of the sent header block. size: the
-        bytes of the sent message. new_body: creates the body of a new message, which is wanted;
-        for PROCESS only.
+        command: SYMBOLS, HEADERS or PROCESS. sent: the lines of the sent header block, each after
+        a line feed. size: the bytes of the sent message. new_body: creates the body of a new
+        message, which is wanted; for PROCESS only.
         """
         self._sent = sent
         self._new_body = new_body
@@ -113,9 +115,10 @@ class Intake:
         self._line: list[bytes] = []
         self._block: Block | None = None
         #: The bytes that the header block may still have.
-        self._room = MULTIPLE * sum(len(line) + 2 for line in sent) + MAX_REPORT
+        lines = sent.count(b"\n")
+        self._room = MULTIPLE * (len(sent) + lines) + MAX_REPORT
         #: And its lines.
-        self._lines_left = MULTIPLE * len(sent) + MORE_LINES
+        self._lines_left = MULTIPLE * lines + MORE_LINES
         self._reply: Reply | None = None
         #: Whether the header block has ended.
         self._ended = False
@@ -211,7 +214,7 @@ class Intake:
         if block.whole and block.content_type != sent.content_type:
             # spamd's boundary is one that no sender can know.
             assert self._new_body is not None  # noqa: S101  # that is when the block is whole
-            reply.header = block.all_fields
+            reply.header = bytes(block.all_lines)
             reply.body = self._new_body()
 
     def _take_body(self, data: bytes) -> None:
@@ -224,8 +227,9 @@ class Block:
 
     def __init__(self, *, whole: bool = False) -> None:
         self.whole = whole
-        #: All fields, if they are kept; spamd's own; and those of the Subject.
-        self.all_fields: list[Lines] = []
+        #: All lines, if they are kept, each after a line feed; spamd's own; and those of the
+        #: Subject.
+        self.all_lines = bytearray()
         self.own: list[Lines] = []
         self.subject: Lines = []
         #: A digest of the first Content-Type; empty without one.
@@ -242,8 +246,8 @@ class Block:
         """Add a line, without its line end."""
         if not line.startswith(_WHITE):
             self._begin(line)
-        elif self.whole and self.all_fields:
-            self.all_fields[-1].append(line)
+        elif self.all_lines:
+            self.all_lines += b"\n" + line
         if self._digest is not None:
             self._digest.update(line + b"\n")
         if self._field is None:
@@ -256,7 +260,7 @@ class Block:
     def _begin(self, line: bytes) -> None:
         self._end_field()
         if self.whole:
-            self.all_fields.append([line])
+            self.all_lines += b"\n" + line
         name = line[: len(_PREVIOUS_SUBJECT)].lower()
         if name.startswith(_OWN):
             if name.startswith(_PREVIOUS) and name != _PREVIOUS_SUBJECT:
@@ -311,11 +315,11 @@ class Block:
                 reply.symbols = _symbols(_tests(b" ".join(field).decode("ascii", "replace")))
 
 
-def _parsed(lines: Iterable[bytes]) -> Block:
+def _parsed(text: bytes) -> Block:
     """Return the block of a message that was sent."""
     block = Block()
-    for line in lines:
-        block.add(line.removesuffix(b"\r"))
+    for match in _LINE.finditer(text):
+        block.add(match[1].removesuffix(b"\r"))
     block.close()
     return block
 

@@ -55,16 +55,16 @@ class Scan:
         command: str,
         content: Content,
         session: Session,
-        sent: list[bytes],
+        sent: bytes,
         *,
         user: str,
         new_body: Callable[[], Body] | None,
     ) -> None:
         """Make a request.
 
-        command: SYMBOLS, HEADERS or PROCESS. sent: the lines of the message's header block. user:
-        the user whose preferences apply, or "". new_body: creates the body of a new message, if it
-        is wanted.
+        command: SYMBOLS, HEADERS or PROCESS. sent: the lines of the message's header block, each
+        after a line feed. user: the user whose preferences apply, or "". new_body: creates the body
+        of a new message, if it is wanted.
         """
         self._command = command
         self._content = content

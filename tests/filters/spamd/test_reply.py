@@ -54,7 +54,8 @@ def parse(
     new: bool = False,
 ) -> Reply:
     """Feed a reply in pieces; the reply has to be discarded."""
-    intake = Intake(command, sent, 1000, (lambda: Body(SPOOL)) if new else None)
+    text = b"\n".join([b"", *sent])
+    intake = Intake(command, text, 1000, (lambda: Body(SPOOL)) if new else None)
     try:
         for at in range(0, len(data), piece):
             intake.feed(data[at : at + piece])
@@ -152,11 +153,9 @@ def test_a_new_message() -> None:
     )
     for piece in (1, 5, 1000):
         reply = parse(stub.reply(head + body, stub.SPAM), "PROCESS", piece=piece, new=True)
-        assert reply.header == [
-            [b"Subject: [SPAM] x"],
-            [b"X-Spam-Flag: YES"],
-            [b'Content-Type: multipart/mixed; boundary="-=_1"'],
-        ]
+        assert reply.header == (
+            b'\nSubject: [SPAM] x\nX-Spam-Flag: YES\nContent-Type: multipart/mixed; boundary="-=_1"'
+        )
         assert reply.body is not None
         assert reply.body.store.read(0, 1000) == b"report\n\n..dot\n\xff\n"
         reply.discard()
@@ -175,7 +174,7 @@ def test_a_message_that_is_the_sent_one() -> None:
 
 
 def test_a_header_block_is_bounded() -> None:
-    intake = Intake("PROCESS", SENT, 50 << 20)
+    intake = Intake("PROCESS", b"\n".join([b"", *SENT]), 50 << 20)
     intake.feed(b"SPAMD/1.1 0 EX_OK\r\nContent-length: 9000000\r\nSpam: True ; 9 / 5\r\n\r\n")
     intake.feed(b"x" * (1 << 20))
     with pytest.raises(ReplyError, match=r"^oversized header block$"):
@@ -296,12 +295,12 @@ def test_fields_are_added_on_top_and_subjects_replaced() -> None:
 
 def test_a_new_block_keeps_what_is_above_the_message() -> None:
     headers = Headers.parse([b"X-Spam: Yes", *SENT])
-    replace_block(headers, [[b"Received: from localhost"], [b"Subject: new"]])
+    replace_block(headers, b"\nReceived: from localhost\nSubject: new")
     assert headers.lines() == [
         b"X-Spam: Yes", *SENT[:2], b"Received: from localhost", b"Subject: new"
     ]  # fmt: skip
     without = Headers.parse([b"From: x"])
-    replace_block(without, [[b"Subject: new"]])
+    replace_block(without, b"\nSubject: new")
     assert without.lines() == [b"Subject: new"]
 
 
