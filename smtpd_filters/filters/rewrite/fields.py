@@ -16,12 +16,11 @@ beyond that, and those behind it, stay as they are.
 from __future__ import annotations
 
 import re
-from functools import partial
-from itertools import pairwise
+from array import array
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 MAX_LINE = 998
 #: Tokens of a header block, each about a microsecond: those of some 2,500 addresses with names. A
@@ -38,80 +37,89 @@ _PLAIN = re.compile(
 )
 _NEST = re.compile(rb"\\.|[()]", re.DOTALL)
 _BLANKS = b" \t\r\n"
-_WHITE = (b" ", b"\t")
+# A field after a line feed with one of some names, and its value with its folds.
+_FIELDS = rb"\n(%b)[ \t]*+:([^\n]*+(?:\n[ \t][^\n]*+)*+)"
+_LONG = re.compile(rb"[^\n]{%d}" % (MAX_LINE + 1))
 
 
 class Addresses:
-    """The addresses in the fields of a header block, by names of fields in lower case."""
+    """The addresses in the fields of a text of `Headers`, by names of fields in lower case."""
 
-    def __init__(self, lines: list[bytes], names: Collection[bytes]) -> None:
-        self._lines = lines
-        #: Of each field its name, its lines, where its value begins, and its addresses in that.
-        self._fields: list[tuple[bytes, int, int, int, list[tuple[int, int]]]] = []
+    def __init__(self, text: bytes, names: Collection[bytes]) -> None:
+        self._text = text
+        #: Of each field its name, its begin and end in the text, and where its addresses begin and
+        #: end: the next two numbers each.
+        self._fields: list[tuple[bytes, int, int, array[int]]] = []
         steps = STEPS_MAX
-        at = 0
-        while at < len(lines) and steps > 0:
-            head, colon, _ = lines[at].partition(b":")
-            name = head.rstrip(b" \t").lower()
-            begin, at = at, at + 1
-            if not colon or name not in names:
-                continue
-            while at < len(lines) and lines[at].startswith(_WHITE):
-                at += 1
-            behind = len(head) + 1
-            scan = _Scan(b"\n".join(lines[begin:at])[behind:], steps)
+        pattern = _FIELDS % b"|".join(map(re.escape, sorted(names)))
+        for match in re.finditer(pattern, text, re.IGNORECASE):
+            scan = _Scan(match[2], steps)
             steps -= scan.steps + FIELD
             if scan.found:
-                self._fields.append((name, begin, at, behind, scan.found))
+                behind = match.start(2)
+                found = array("L", (behind + at for at in scan.found))
+                self._fields.append((match[1].lower(), match.start() + 1, match.end(), found))
+            if steps <= 0:
+                break
 
     def __iter__(self) -> Iterator[tuple[bytes, str]]:
         """Yield each address as it is written, after the name of its field."""
-        for name, begin, end, behind, found in self._fields:
-            value = b"\n".join(self._lines[begin:end])[behind:]
-            for one, two in found:
-                yield name, value[one:two].decode("utf-8", "surrogateescape")
+        for name, _, _, found in self._fields:
+            for begin, end in _pairs(found):
+                yield name, self._address(begin, end)
 
-    def replaced(self, new: Callable[[bytes, str], str | None]) -> list[bytes] | None:
-        """Return the lines of the block with other addresses, or None if nothing changes.
+    def replaced(self, new: Callable[[bytes, str], str | None]) -> bytes | None:
+        """Return the text of the block with other addresses, or None if nothing changes.
 
         The function gets what iteration yields, and returns another address, or None to keep it.
         """
-        result: list[bytes] | None = None
-        for name, begin, end, behind, found in self._fields:
-            old = self._lines[begin:end]
-            edited = _edited(old, behind, found, partial(new, name))
-            if edited is not None:
-                result = result or list(self._lines)
-                result[begin:end] = edited
-        return result
+        text, result, kept = self._text, bytearray(), 0
+        for name, begin, end, found in self._fields:
+            edited, at = bytearray(), begin
+            for one, two in _pairs(found):
+                other = new(name, self._address(one, two))
+                if other is not None:
+                    edited += text[at:one] + other.encode("utf-8", "surrogateescape")
+                    at = two
+            if at == begin:
+                continue
+            edited += text[at:end]
+            if not _LONG.search(edited):
+                result += text[kept:begin] + edited
+                kept = end
+        return bytes(result + text[kept:]) if kept else None
+
+    def _address(self, begin: int, end: int) -> str:
+        return self._text[begin:end].decode("utf-8", "surrogateescape")
 
 
-def _edited(
-    lines: list[bytes],
-    begin: int,
-    found: list[tuple[int, int]],
-    edit: Callable[[str], str | None],
-) -> list[bytes] | None:
-    """Return the lines of a field with its addresses replaced, or None if none is."""
-    text = b"\n".join(lines)
-    made: list[bytes] = []
-    behind = 0
-    for one, two in found:
-        start, end = one + begin, two + begin
-        new = edit(text[start:end].decode("utf-8", "surrogateescape"))
-        if new is not None:
-            made += (text[behind:start], new.encode("utf-8", "surrogateescape"))
-            behind = end
-    if not made:
-        return None
-    changed = b"".join([*made, text[behind:]]).split(b"\n")
-    long = [new for old, new in zip(lines, changed, strict=True) if len(new) > MAX_LINE]
-    return None if long else changed
+def _pairs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Return an iterator of each two numbers."""
+    each = iter(numbers)
+    return zip(each, each, strict=True)
 
 
 def addresses(value: bytes) -> list[tuple[int, int]]:
     """Return where the addresses in a field's value begin and end; none if it is malformed."""
-    return _Scan(value, STEPS_MAX).found
+    return list(_pairs(_Scan(value, STEPS_MAX).found))
+
+
+class _Pieces:
+    """Pieces of a value: where the first begins, the last ends, and whether nothing is between."""
+
+    __slots__ = ("begin", "end", "whole")
+
+    def __init__(self) -> None:
+        self.begin = self.end = -1
+        self.whole = False
+
+    def add(self, begin: int, end: int) -> None:
+        """Add a piece behind the others."""
+        if self.begin < 0:
+            self.begin, self.whole = begin, True
+        elif begin != self.end:
+            self.whole = False
+        self.end = end
 
 
 class _Scan:
@@ -122,17 +130,17 @@ class _Scan:
         self._limit = limit
         #: The tokens that were read.
         self.steps = 0
-        self.found: list[tuple[int, int]] = []
+        #: Where addresses begin and end.
+        self.found = array("L")
         self._begin()
         if not (self._read() and self._end(last=True)):
-            self.found = []
+            self.found = array("L")
 
     def _begin(self) -> None:
         """Begin an element of the list."""
-        #: The pieces outside of angle brackets that aren't white space or comments.
-        self._plain: list[tuple[int, int]] = []
-        #: The pieces inside.
-        self._inside: list[tuple[int, int]] = []
+        #: What isn't white space or comments outside of angle brackets, and what is inside.
+        self._plain = _Pieces()
+        self._inside = _Pieces()
         #: Whether a bracket is open, and whether one was closed.
         self._open = self._closed = False
 
@@ -170,7 +178,7 @@ class _Scan:
             elif text in (b")", b"\\", b'"', b"[", b"]"):
                 return False
             elif text[:1] not in _BLANKS or self._open:
-                (self._inside if self._open else self._plain).append((at, end))
+                (self._inside if self._open else self._plain).add(at, end)
             at = end
         return not group
 
@@ -188,10 +196,8 @@ class _Scan:
         if self._open:
             return False
         parts = self._inside if self._closed else self._plain
-        if parts and all(one[1] == two[0] for one, two in pairwise(parts)):
-            begin, end = parts[0][0], parts[-1][1]
-            if _PLAIN.fullmatch(self._value, begin, end):
-                self.found.append((begin, end))
+        if parts.whole and _PLAIN.fullmatch(self._value, parts.begin, parts.end):
+            self.found.extend((parts.begin, parts.end))
         if not last:
             self._begin()
         return True

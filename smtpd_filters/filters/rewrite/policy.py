@@ -357,7 +357,7 @@ class Rewriter(Filter):
         canonical = self.settings.where != _ENVELOPE
         senders, recipients = self._sender_maps(), self._recipient_maps()
         limit = _Limit((*senders, *recipients))
-        found = Addresses(headers.lines(), SENDERS | RECIPIENTS)
+        found = Addresses(headers.text(), SENDERS | RECIPIENTS)
         new: dict[tuple[bool, str], str | None] = {}
         for name, text in found:
             key = name in SENDERS, text
@@ -370,9 +370,9 @@ class Rewriter(Filter):
                 break
             maps = senders if key[0] else recipients
             new[key] = await self._in_header(session, text, maps if canonical else ())
-        lines = found.replaced(lambda name, text: new.get((name in SENDERS, text)))
-        if lines is not None:
-            headers.replace_lines(lines)
+        edited = found.replaced(lambda name, text: new.get((name in SENDERS, text)))
+        if edited is not None:
+            headers.replace_text(edited)
 
     async def _in_header(self, session: Session, text: str, maps: Sequence[Maps]) -> str | None:
         """Return the new form of an address in a header, or None."""

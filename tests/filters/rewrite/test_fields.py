@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 def edit_addresses(
     lines: list[bytes], new: Mapping[bytes, Callable[[str], str | None]]
 ) -> list[bytes] | None:
-    return Addresses(lines, new.keys()).replaced(lambda name, text: new[name](text))
+    text = b"\n".join([b"", *lines])
+    edited = Addresses(text, new.keys()).replaced(lambda name, text: new[name](text))
+    return None if edited is None else edited.split(b"\n")[1:]
 
 
 def found(value: bytes) -> list[bytes]:
