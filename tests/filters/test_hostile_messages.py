@@ -1,7 +1,8 @@
 """Hostile messages in filters that read headers: the memory and the time of the loop they cost.
 
-A message may cost eight times its size of memory and 50 ms of the loop at a time. Headers have as
-many fields or lines as are read, and bodies as many lines as possible for their size.
+A message may cost eight times its size of memory and 50 ms of the loop at a time; a message that is
+edited may grow, and then that is its size. Headers have as many fields or lines as are read, and
+bodies as many lines as possible for their size.
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import asyncio
 import inspect
 import tracemalloc
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import thread_time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.auth import Auth
+from smtpd_filters.filters.clamav import Clamav
 from smtpd_filters.filters.content import Content
 from smtpd_filters.filters.dkimsign import Dkimsign
 from smtpd_filters.filters.mailfrom import Mailfrom
+from smtpd_filters.filters.milter import Milter
+from smtpd_filters.filters.rewrite import Rewriter
+from smtpd_filters.filters.rspamd import Rspamd
+from smtpd_filters.filters.spamd import Spamd
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.authentication.signing import message as message_of
 from tests.effort import some
 from tests.filters.auth.mail import MESSAGE, PASSES, signed_by, zone
+from tests.filters.scripted_peers import peer
 from tests.filters.test_dkimsign import pem
 
 if TYPE_CHECKING:
@@ -91,7 +99,14 @@ FILTERS: dict[type[Filter], tuple[str, ...]] = {
     Dkimsign: ("-d", "example.org", "-s", "sel", "-c", "relaxed/relaxed"),
     Mailfrom: ("--domains", "example.com", "--check-header"),
     Content: ("--dangerous", "reject", "--private"),
+    Clamav: ("--action", "junk", "--clamd"),
+    Milter: ("--milter",),
+    Rewriter: ("--canonical", "{ a@b.c = d@example.net }", "--for", "all"),
+    Rspamd: ("-url",),
+    Spamd: ("--tag", "[SPAM]", "--spamd"),
 }
+#: Filters whose last flag takes the address of a scripted peer.
+ASKING = (Clamav, Milter, Rspamd, Spamd)
 
 
 class Handler:
@@ -106,12 +121,14 @@ class Handler:
         self._session: Session = smtpd._served.engine.session(client._session)
         self._loop = smtpd._served._loop
 
-    def handle(self, message: Message) -> None:
-        """Judge a message, and read what is sent back."""
+    def handle(self, message: Message) -> int:
+        """Judge a message, and read what is sent back; return its bytes."""
         self._loop.run_until_complete(self._judge(message))
         message.release()
+        size = 0
         while not message.drained:
-            message.drain()
+            size += sum(len(line) + 1 for line in message.drain())
+        return size
 
     async def _judge(self, message: Message) -> None:
         handler: Any = getattr(self._filter, "message", None)
@@ -120,7 +137,9 @@ class Handler:
         else:
             decision = self._filter.headers(self._session, message.headers)
         if inspect.isawaitable(decision):
-            await decision
+            with suppress(UnavailableError):
+                # A part of the header that isn't read is more than spamd's reply may have.
+                await decision
 
 
 @pytest.fixture(scope="module", params=FILTERS, ids=lambda kind: kind.name)
@@ -133,14 +152,17 @@ def handler(
         key.write_bytes(pem())
         key.chmod(0o600)
         flags = (*flags, "-k", str(key))
-    with DNSServer(zone()) as server:
+    with ExitStack() as stack:
+        if request.param in ASKING:
+            flags = (*flags, stack.enter_context(peer(request.param.name)))
+        server = stack.enter_context(DNSServer(zone()))
         address = (server.address, server.port)
-        with Conversation(request.param, *flags, nameserver=address) as smtpd:
-            found = Handler(smtpd)
-            made = message_of(MESSAGE)
-            found.handle(made)  # loads modules, and what they cache
-            made.discard()
-            yield found
+        smtpd = stack.enter_context(Conversation(request.param, *flags, nameserver=address))
+        found = Handler(smtpd)
+        made = message_of(MESSAGE)
+        found.handle(made)  # loads modules, and what they cache
+        made.discard()
+        yield found
 
 
 @contextmanager
@@ -172,12 +194,12 @@ def test_a_hostile_message_costs_little(handler: Handler, case: str) -> None:
     made = message_of(raw)
     tracemalloc.start()
     try:
-        handler.handle(made)
+        edited = handler.handle(made)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     size = made.stored
     peak += size  # as it came
     made.discard()
-    assert peak < TIMES * size + BLOCK
+    assert peak < TIMES * max(size, edited) + BLOCK
     assert min(steps) < SECONDS
