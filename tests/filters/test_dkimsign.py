@@ -174,6 +174,17 @@ def test_the_tags_are_those_of_the_c_filter_in_its_order(key: str) -> None:
     assert all(len(line) <= 85 for line in whole(mail).split(b"\r\n"))
 
 
+@pytest.mark.parametrize("times", [1, 2])
+def test_copies_of_large_fields_leave_a_signature_that_verifiers_read(key: str, times: int) -> None:
+    """Ours and dkimpy don't read one of more than 8 KiB."""
+    large = b"".join(b"X-Large: %b\r\n" % (b"\xc3\xb6" * 400) for _ in range(20))
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "-h", "from:subject:x-large")
+    mail, _ = delivered(*flags, *["-z"] * times, raw=large + MESSAGE)
+    assert [each.result for each in checked(mail, records("sel"))] == ["pass"]
+    copied = re.sub(r"\s", "", field(mail)).partition("z=")[2].partition(";")[0]
+    assert 1000 < len(copied) <= 4000
+
+
 def test_two_keys_of_a_domain_make_two_signatures(tmp_path: Path, key: str) -> None:
     other = written(tmp_path / "ed.key", pem(ed25519=True))
     table = tmp_path / "keys"

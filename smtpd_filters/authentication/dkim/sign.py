@@ -34,6 +34,8 @@ _WHOLE_CODES = re.compile(rb"(?:=..|[^=]){1,40}|=")
 _AFTER_COLON = re.compile(rb"[^:]+:?")
 #: The tags that may be folded, with functions that return the pieces in between.
 _BREAKABLE: Final = {b"h=": _AFTER_COLON.findall, b"z=": _WHOLE_CODES.findall}
+#: Bytes of z=: verifiers, ours as well, don't read a signature of more than 8 KiB.
+COPIES_MAX: Final = 4000
 #: Fields that smtpd removes, and those that it adds.
 REMOVED: Final = frozenset({b"bcc"})
 ADDED: Final = frozenset({b"date", b"message-id"})
@@ -138,11 +140,16 @@ class SigningFields:
         return b":".join(self._names)
 
     def _copies(self) -> Iterator[bytes]:
-        """Yield the fields for z= (RFC 6376 section 3.5); of very many the lowest."""
+        """Yield the fields for z= (RFC 6376 section 3.5), the lowest within `COPIES_MAX` bytes."""
+        left = COPIES_MAX
         every = self._fields.lowest(None, MAX_NAMES) if self._style.copies > 1 else self._selected
         for _, field in every:
             name, _, value = field.replace(b"\n", b"\r\n").partition(b":")
-            yield _quoted(name.rstrip(b" \t")) + b":" + _quoted(value)
+            copy = _quoted(name.rstrip(b" \t")) + b":" + _quoted(value[:left])
+            left -= len(copy) + 1
+            if left < 0:
+                return
+            yield copy
 
 
 def raw_field(name: str, value: str | bytes) -> bytes:

@@ -175,7 +175,7 @@ class Dkimsign(Filter):
             default=0,
             flags=("-z",),
             help="Add copies of the signed header fields (z=), for the analysis of failures; given "
-            "twice, of all header fields.",
+            "twice, of all header fields. The lowest fields come first, up to 4,000 bytes.",
         )
         keys = option(
             table(KeyTable),
