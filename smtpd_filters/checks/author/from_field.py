@@ -11,6 +11,7 @@ syntax: several fields, lists, groups, comments, quotes, encoded words.
 from __future__ import annotations
 
 import re
+from array import array
 from itertools import chain
 
 from smtpd_filters.addresses.domains import PREFIX
@@ -24,7 +25,7 @@ from .encoded_words import decoded, is_in_order, outside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from smtpd_filters.message import Headers
 
@@ -188,7 +189,7 @@ class _Field:
                 self._add(plain)
         if comments:
             # Programs that drop comments may join the text around them.
-            rest = "".join(each for at, each in enumerate(tokens) if at not in comments)
+            rest = "".join(_outside(tokens, comments))
             for sighting, _ in self._sightings(rest):
                 author.possible[Candidate(sighting.local_parts, sighting.whole)] = None
         self._add_shown(value)
@@ -293,19 +294,29 @@ def _by_bytes(view: str) -> tuple[str, ...]:
     return view.translate(_BY_WINDOWS), _INVALID.sub(" ", view), _INVALID.sub("", view)
 
 
-def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tuple[str, str, bool]]:
+def _outside(tokens: Sequence[str], comments: bytes) -> Iterable[str]:
+    """Return the tokens that aren't in comments."""
+    return (
+        (each for each, is_in in zip(tokens, comments, strict=True) if not is_in)
+        if comments
+        else tokens
+    )
+
+
+def _mailboxes(tokens: Sequence[str], comments: bytes) -> Iterator[tuple[str, str, bool]]:
     """Split a field into mailboxes, and these into the text outside and inside angle brackets.
 
     Yield both, and whether the text outside is the name of an address or a group. A comment becomes
     a blank.
     """
-    ends = [at for at, each in enumerate(tokens) if each == ">" and at not in comments]
-    closed = ends[-1] if ends else -1
+    closed = len(tokens) - 1
+    while closed >= 0 and (tokens[closed] != ">" or (comments and comments[closed])):
+        closed -= 1
     plain: list[str] = []
     angle: list[str] = []
     inside = False
-    for at, piece in enumerate((*tokens, ",")):
-        if at in comments:
+    for at, piece in enumerate(chain(tokens, ",")):
+        if comments and at < len(comments) and comments[at]:
             (angle if inside else plain).append(" ")
         elif inside:
             # Keep the bracket: two pairs of them don't make one address.
@@ -322,27 +333,31 @@ def _mailboxes(tokens: Sequence[str], comments: Collection[int]) -> Iterator[tup
             plain.append(piece)
 
 
-def _comments(tokens: Sequence[str]) -> set[int]:
-    """Return the indexes of tokens in comments, delimiters included; ignore unclosed comments."""
-    opened: list[int] = []
-    pairs: dict[int, int] = {}
+def _comments(tokens: Sequence[str]) -> bytes:
+    """Return for each token 1 if it is in a comment or delimits one, else 0; b"" without any.
+
+    Unclosed comments are ignored.
+    """
+    opened = array("L")
+    ends = array("L")  # for each token, where the comment ends that it begins, or 0
     for at, piece in enumerate(tokens):
         if piece == "(":
             opened.append(at)
         elif piece == ")" and opened:
-            pairs[opened.pop()] = at
-    found: set[int] = set()
-    end = -1
-    for begin in sorted(pairs):
-        if begin > end:
-            end = pairs[begin]
-            found.update(range(begin, end + 1))
-    return found
+            ends = ends or array("L", [0]) * len(tokens)
+            ends[opened.pop()] = at
+    found = bytearray(len(ends))
+    behind = 0
+    for begin, end in enumerate(ends):
+        if end and begin >= behind:
+            behind = end + 1
+            found[begin:behind] = b"\1" * (behind - begin)
+    return bytes(found)
 
 
-def _is_malformed(value: str, tokens: Sequence[str], comments: Collection[int]) -> bool:
+def _is_malformed(value: str, tokens: Sequence[str], comments: bytes) -> bool:
     """Return whether a field breaks the syntax: RFC 5322 section 3.4, RFC 2047 section 5 (3)."""
-    shape = "".join(_shape(each) for at, each in enumerate(tokens) if at not in comments)
+    shape = "".join(map(_shape, _outside(tokens, comments)))
     return not _FORM.fullmatch(shape + ",") or not is_in_order(value)
 
 

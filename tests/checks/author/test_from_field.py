@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import tracemalloc
 
 import pytest
 from hypothesis import example, given
@@ -492,3 +493,18 @@ def test_an_own_address_is_seen_between_anything(before: str, after: str) -> Non
         return
     found = listed([*author.addresses, *author.possible, *author.shown])
     assert "boss@example.org" in found or hides
+
+
+@pytest.mark.parametrize("pieces", [("()",), ("(,)",), ("<>",), (",",), (":",), ("(", ")")])
+def test_many_tokens_take_little_memory(pieces: tuple[str, ...]) -> None:
+    """Sets of the indexes of those in comments took 160 times the field."""
+    length = sum(map(len, pieces))
+    value = "".join(piece * (FROM_MAX // length) for piece in pieces)
+    read_from([value])
+    tracemalloc.start()
+    try:
+        read_from([value])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 32 * FROM_MAX
