@@ -177,7 +177,7 @@ def send_all(version: str) -> Mails:
             properties = dict(pair for each in content_of.results for pair in each.properties)
             subject = str(mail.message["Subject"])
             found[way].append(Mail(way, subject, mail.folder, content, results, properties))
-        logged(server, r"auth: .* result=proceed .*overridden by ARC sealer hop", len(SENT))
+        logged(server, r"auth: .* result=edit .*overridden by ARC sealer hop", len(SENT))
         logged(server, r"doubt: .* result=junk .*policy=reject\"", len(SENT))
         return found
 
