@@ -161,7 +161,8 @@ def test_symbols_alone(scan: Start) -> None:
     message = mail(SPAM)
     assert attempt(server, message=message).code == 250
     assert delivered(server)[0] == []
-    assert "LOCAL_SPAM" in logged(server, "result=edit", 1)[0]
+    # The release decides whether the header is completed, which is an edit.
+    assert "LOCAL_SPAM" in logged(server, r"spamd message result=(proceed|edit)", 1)[0]
 
 
 @pytest.mark.parametrize(
