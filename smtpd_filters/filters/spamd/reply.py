@@ -181,7 +181,8 @@ class Intake:
         assert block is not None  # noqa: S101  # the head is complete
         self._room -= len(data)
         if self._room < 0:
-            raise ReplyError("oversized header block")
+            self._give_up(block)
+            return
         cut = data.rfind(b"\n") + 1
         if not cut:
             self._line.append(data)
@@ -199,8 +200,22 @@ class Intake:
                 return
             self._lines_left -= 1
             if self._lines_left < 0:
-                raise ReplyError("oversized header block")
+                self._give_up(block)
+                return
             block.add(line.removesuffix(b"\r"))
+
+    def _give_up(self, block: Block) -> None:
+        """Take what has come of a block that is too long: spamd's own fields are on top.
+
+        A message whose header is longer than what `Headers` has (`cut`) makes it so.
+        """
+        reply = self._reply
+        assert reply is not None  # noqa: S101  # the head is complete
+        self._ended, self._line = True, []
+        block.close()
+        block.describe(reply)
+        reply.subject = []
+        reply.notes.append("long header left out")
 
     def _end_header(self, block: Block) -> None:
         self._ended = True
