@@ -106,7 +106,8 @@ def test_with_few_descriptors_it_serves_or_ends_with_one_line(
         shell = f'ulimit -n {number}; exec "$@"'
         status, ready, lines = started(name, folder, shell, *flags)
         served.append(ready)
-        assert (status, ready) in {(0, True), (2, False)}, lines
+        # EX_TEMPFAIL of filter-supervise: it may pass by itself.
+        assert (status, ready) in {(0, True), (2, False), (75, False)}, lines
         if not ready:
             *noted, line = lines
             assert all(map(NOTES.match, noted)), lines

@@ -42,6 +42,7 @@ from smtpd_filters.filters.tls import Tls
 from smtpd_filters.filters.trace import Trace
 from smtpd_filters.milter import Agreement, vocabulary
 from smtpd_filters.milter import Verdict as MilterVerdict
+from smtpd_filters.protocol.credentials import SPOILT_REPLY
 from smtpd_filters.session import Session
 from smtpd_filters.settings import Settings, common_options, from_mapping, parse_flags
 from smtpd_filters.tables import NetworkTable
@@ -452,7 +453,11 @@ def is_judged(setup: Setup, said: Verdict, smtpd: Conversation) -> None:
     """Check what a client gets that was never reported."""
     assert said.refused
     if setup.case.unknown == "unavailable":
-        assert said.reply.startswith(("421 4.3.0", "451 4.3.0", "454 4.3.0", "454 4.7.0"))
+        replies = ["421 4.3.0", "451 4.3.0", "454 4.3.0", "454 4.7.0"]
+        if said.phase == "auth":
+            # An AUTH with credentials is made to fail, and the refusal given later.
+            replies.append(SPOILT_REPLY)
+        assert said.reply.startswith(tuple(replies))
         # Of what fails at auth the log has the place alone.
         cause = "UnavailableError" if said.phase == "auth" else "the client's address is not known"
         # The details are logged once, and each session.

@@ -151,7 +151,7 @@ def test_smtpd_takes_each_example(version: str) -> None:
 @pytest.mark.parametrize("command", list(COMMANDS.values()), ids=list(COMMANDS))
 def test_each_command_of_an_example_starts(command: list[str], files: Path) -> None:
     program, *words = [local(word, files) for word in command]
-    if program == "filter-chain" and "--config" not in words:
+    if "filter-chain" in (program, *words) and "--config" not in words:
         words += ["--config", str(files / "smtpd-filters.toml")]
     if program in WITH_STORES and "--store" not in words:
         words += ["--store", f"sqlite:{files}/store.sqlite"]

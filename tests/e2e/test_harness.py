@@ -328,7 +328,7 @@ def test_filters_end_with_their_server(start: Start, spy: Spy) -> None:
     assert server.find("spy_filter.py")
     server.terminate()
     assert server.leftovers == []
-    assert server.log[-1] == "Exiting"
+    assert "Exiting" in server.log[-2:]  # one of its processes may log later
     assert spy.seen(server) == []  # the files are still there
 
 
