@@ -107,9 +107,10 @@ ATTACKS = {
 }
 #: Where the first reply is made safe; and where it depends on the pieces that arrive together: a
 #: reply before the request may come after it, and one may be complete before more arrives.
-ACCEPTED = {("milter", "evil field"), ("spamd", "evil text")}
+ACCEPTED = {("milter", "evil field")}
 EITHER = {
-    *(("policy", "early"), ("spamd", "early")),
+    # A reply to the first part of a request may come before the rest is sent.
+    *(("policy", "early"), ("spamd", "early"), ("spamd", "evil text")),
     *((name, "after the end") for name in ("policy", "clamav", "milter")),
 }
 
