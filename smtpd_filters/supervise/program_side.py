@@ -46,6 +46,8 @@ MAX_LINE = 4 << 20
 #: A message may grow on its way by so many bytes, and times; beyond that it is a flood.
 GROWTH = 16 << 20
 GROWTH_FACTOR = 4
+#: Bytes up to which it is not counted exactly how much of a message was returned.
+ROUGHLY = GROWTH // 2
 #: Characters of a faulty line in the log.
 SHOWN = 60
 
@@ -169,7 +171,9 @@ class ProgramSide:
         heads = set(map(_head, rows))
         if not returning.keys() >= heads:
             return False
-        runs = [(returning[head], rows, size, False) for head, size in _shares(rows, heads, data)]
+        messages = [returning[head] for head in heads]
+        shares = _shares(messages, rows, data)
+        runs = [(each, rows, size, False) for each, size in zip(messages, shares, strict=True)]
         return self._pass_back(link, runs, sizes, data)
 
     def _pass_back(self, link: Link, runs: list[Run], sizes: set[int], data: bytes) -> bool:
@@ -398,14 +402,20 @@ class ProgramSide:
                 return
 
 
-def _shares(rows: list[bytes], heads: set[bytes], data: bytes) -> Iterable[tuple[bytes, int]]:
-    """Return how many bytes of `data`, which are these lines, each message has, by its head."""
-    if len(heads) == 1:
-        return [(head, len(data)) for head in heads]
-    shares = dict.fromkeys(heads, 0)
-    for head, run in groupby(rows, _head):
-        shares[head] += sum(map(len, run))
-    return shares.items()
+def _shares(messages: list[Message], rows: list[bytes], data: bytes) -> Iterable[int]:
+    """Return how many bytes of `data`, which are these lines, each message has.
+
+    To add them up costs a third of what else is done for a line, so that each message is charged
+    all of them as long as that alone doesn't count as a flood.
+    """
+    size = len(data)
+    if len(messages) == 1 or all(message.sent + size <= ROUGHLY for message in messages):
+        return repeat(size, len(messages))
+    shares = {message.prefix: 0 for message in messages}
+    # Messages take turns line by line: runs of lines would be as many as lines, and cost more.
+    for head, length in zip(map(_head, rows), map(len, rows), strict=True):
+        shares[head] += length
+    return shares.values()
 
 
 def _fault(what: str, row: bytes) -> FaultError:

@@ -245,10 +245,12 @@ def test_a_second_dot_in_one_read_of_smtpd() -> None:
     assert b"".join(engine.lines).count(b"|.\n") == 1
 
 
+@pytest.mark.parametrize("roughly", [0, 500])
 def test_messages_that_take_turns_on_their_way_back_are_no_flood(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, roughly: int
 ) -> None:
     monkeypatch.setattr("smtpd_filters.supervise.program_side.GROWTH", 1000)
+    monkeypatch.setattr("smtpd_filters.supervise.program_side.ROUGHLY", roughly)
     engine, link = Engine(nowhere()), Link()
     engine.attach(link)
     engine.from_smtpd(CONFIG)
