@@ -23,7 +23,7 @@ class ConfigError(Exception):
     status = 78
 
     def as_text(self, text: str) -> ConfigError:
-        """Return the error in other words."""
+        """Return the error with another text."""
         other = ConfigError(text)
         other.status = self.status
         return other

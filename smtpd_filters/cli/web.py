@@ -118,16 +118,16 @@ class Options(Settings):
     greylist = option(
         STORE,
         default=None,
-        help="The store of filter-greylist, to show it, let clients in and forget them, which "
-        "requires a log-in or a unix socket. Run the "
+        help="The store of filter-greylist, to show it; with a log-in or on a unix socket, also to "
+        "let clients in and forget them. Run the "
         "page as the owner of a file, or as a member of its group: then its directory needs mode "
         "2770 and the file 0660, the mode of new files there.",
     )
     limits = option(
         STORE,
         default=None,
-        help="The store of filter-limit, to show it, and block and release users and clients, "
-        "which requires a log-in or a unix socket.",
+        help="The store of filter-limit, to show it; with a log-in or on a unix socket, also to "
+        "block and release users and clients.",
     )
     store_password_file = STORE_OPTIONS["store_password_file"]
     store_ca_file = STORE_OPTIONS["store_ca_file"]

@@ -126,9 +126,9 @@ class CommonSettings(PolicySettings, ProcessSettings):
     filter_name = option(
         FILTER_NAME,
         default=None,
-        help="The name of this filter in the log and the journal, preferably that of smtpd.conf, "
-        "which smtpd doesn't tell. It tells several filters of one kind apart. By default it is "
-        "the kind.",
+        help="The name of this filter in the log and the journal, which distinguishes several of "
+        "one kind. Use the name in smtpd.conf: smtpd doesn't pass it to filters. By default it is "
+        "the kind, such as fcrdns.",
     )
     supervised = SUPERVISED
 

@@ -74,8 +74,8 @@ class Options(Settings):
     filter_name = option(
         FILTER_NAME,
         default=None,
-        help="The name of the program in the journal, preferably that of smtpd.conf, which smtpd "
-        "doesn't tell. By default it is that of COMMAND's file.",
+        help="The name of the program in the journal. Use the name in smtpd.conf: smtpd doesn't "
+        "pass it to filters. By default it is that of COMMAND's file.",
     )
     register = option(
         choice("auto", "all"),

@@ -1,4 +1,4 @@
-"""The engine's ear for smtpd: lines of messages are processed in runs, any others one at a time.
+"""The engine's reader of smtpd: processes lines of messages in runs, any others one at a time.
 
 Invariants
 ----------

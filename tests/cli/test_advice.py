@@ -145,5 +145,5 @@ def test_filters_of_one_name_in_the_journal(
     text = declared(one=first, two=second) + LISTEN.format("{ one, two }")
     found = [each for each in warnings(path, text) if "--filter-name" in each]
     name = '"x"' if "helo --filter" in first else '"fcrdns"'
-    line = f'2: warning: filter "two": has the name {name} in the journal, as "one"; tell them '
-    assert found == ([f"{line}apart with --filter-name two"] if warned else [])
+    line = f'2: warning: filter "two": has the name {name} in the journal, as "one" has; '
+    assert found == ([f"{line}distinguish it with --filter-name two"] if warned else [])

@@ -84,7 +84,7 @@ def _namesakes(read: Configuration) -> Iterator[Problem]:
         if other != program.name:
             text = (
                 f"{program.statement} {quote(program.name)}: has the name {quote(name)} in the "
-                f"journal, as {quote(other)}; tell them apart with --filter-name {program.name}"
+                f"journal, as {quote(other)} has; distinguish it with --filter-name {program.name}"
             )
             yield Problem(program.place, text, warning=True)
 
