@@ -72,7 +72,7 @@ def handed_on(phase: Phase, decision: Decision) -> str:
 
 
 def changes(edited: Headers | Message, before: Any) -> Callable[[], bool]:
-    """Return what tells whether a message differs from a snapshot; it never raises."""
+    """Return a function: does a message differ from a snapshot? It never raises."""
 
     def differs() -> bool:
         try:

@@ -349,7 +349,8 @@ class Guard:
     ) -> None:
         """Log a decision, and give it to the journal; `edited` is whether the message was changed.
 
-        Without a reason an edit is logged on a dry run only: some filters edit every message.
+        An edit without a reason is logged with `--verbose` or on a dry run only: some filters
+        edit every message.
         """
         quiet = decision is PROCEED or decision is _EDITED or exemption(decision)
         if self.log.verbose or not quiet or (edited and self.dry):

@@ -134,7 +134,7 @@ class Session:
         self.mark = ""
         #: Rewritten parameters by phase, until smtpd's report of the command.
         self.rewrites: dict[str, str] | None = None
-        #: While a filter judges the message: tells whether the filter has changed it.
+        #: While a filter judges the message: returns whether the filter has changed it.
         self.edited: Callable[[], bool] | None = None
         #: The events of the session for the journal (`journal.collector`).
         self.story: Any = None

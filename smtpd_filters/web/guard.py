@@ -186,7 +186,7 @@ class Guard:
         return login
 
     def may_change(self, request: web.Request) -> bool:
-        """Return whether the sender of a request may change more than every user of the machine."""
+        """Return whether the sender of a request may change stores."""
         return self.access.knows_users or self._peer(request) == UNIX
 
     def check_change(self, request: web.Request) -> None:
