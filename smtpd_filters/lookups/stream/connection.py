@@ -238,7 +238,10 @@ class Connection:
         except _AGAIN:
             return
         except (OSError, MemoryError) as error:
-            self._lose(error)
+            # Nothing more is read: an error comes after all data, and without memory a piece of it
+            # would be missing.
+            self._error = error
+            self._close()
             return
         if self._idle:
             self._close()
@@ -287,7 +290,7 @@ class Connection:
             del unsent[: self._socket.send(unsent)]
         except _AGAIN:
             return
-        except OSError as error:
+        except (OSError, MemoryError) as error:  # without memory it would be sent twice
             self._lose(error)
             return
         if not unsent:
@@ -303,7 +306,7 @@ class Connection:
             self._socket.shutdown(socket.SHUT_WR)
 
     def _lose(self, error: BaseException) -> None:
-        """Note that the connection broke, after all data that arrived before that (*Early*)."""
+        """Note that sending has failed, after all data that arrived before that (*Early*)."""
         if not self._ended:
             if not self._idle:
                 self._read_rest()

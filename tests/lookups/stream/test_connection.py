@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.lookups.stream.connection import HIGH, LostError, over
+from smtpd_filters.lookups.stream.connection import HIGH, READ, LostError, over
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -139,6 +139,25 @@ def test_a_lack_of_memory_ends_it() -> None:
     played(story, Short)
 
 
+class Unkept(bytearray):
+    """No memory for the first piece that arrives."""
+
+    def __iadd__(self, data: object) -> Self:
+        if b"first" in bytes(data):  # type: ignore[call-overload]
+            raise MemoryError
+        return super().__iadd__(data)  # type: ignore[arg-type]
+
+
+def test_nothing_is_read_behind_a_piece_that_could_not_be_kept() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        connection._data = Unkept()
+        theirs.sendall(b"first".ljust(READ) + b"second")
+        with pytest.raises(LostError):
+            await connection.read()
+
+    played(story)
+
+
 class Refusing(socket.socket):
     """A socket that can't be watched."""
 
@@ -173,6 +192,26 @@ def test_an_end_alone_is_not_unread() -> None:
     async def story(connection: Connection, theirs: socket.socket) -> None:
         theirs.close()
         assert not connection.unread
+
+    played(story)
+
+
+class Stuck(bytearray):
+    """No memory to leave the rest of what is unsent."""
+
+    def __delitem__(self, _key: object) -> None:
+        raise MemoryError
+
+
+def test_nothing_is_sent_twice_without_memory() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        connection._unsent = Stuck()
+        writing = asyncio.ensure_future(connection.write(MUCH))
+        await asyncio.sleep(0)
+        assert MUCH.startswith(await read_all(theirs))
+        await writing
+        with pytest.raises(LostError):
+            await connection.write(b"more")
 
     played(story)
 
