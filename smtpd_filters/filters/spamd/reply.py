@@ -205,14 +205,15 @@ class Intake:
             block.add(line.removesuffix(b"\r"))
 
     def _give_up(self, block: Block) -> None:
-        """Take what has come of a block that is too long: spamd's own fields are on top.
+        """Take the whole fields that have come of a block that is too long.
 
-        A message whose header is longer than what `Headers` has (`cut`) makes it so.
+        A message whose header is longer than what `Headers` has (`cut`) makes it so. spamd's own
+        fields are on top, except for those of spam with `report_safe`, which are below From and To.
         """
         reply = self._reply
         assert reply is not None  # noqa: S101  # the head is complete
         self._ended, self._line = True, []
-        block.close()
+        block.cut()
         block.describe(reply)
         reply.subject = []
         reply.notes.append("long header left out")
@@ -314,6 +315,12 @@ class Block:
 
     def close(self) -> None:
         """Note the end of the block."""
+        self._end_field()
+
+    def cut(self) -> None:
+        """Note that the rest of the block is missing, of which a field may have a part."""
+        if self._field is not None:
+            self._drop()
         self._end_field()
 
     def describe(self, reply: Reply) -> None:

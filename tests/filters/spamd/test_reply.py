@@ -194,6 +194,16 @@ def test_a_header_block_is_bounded() -> None:
     assert reply.notes == ["long header left out"]
 
 
+@pytest.mark.parametrize("rest", [b"\tB\n" * 3, b"\t" + b"B" * 1_020_000 + b"\n"])
+def test_a_field_is_not_used_without_its_end(rest: bytes) -> None:
+    """Its fields are below the client's long ones in what `report_safe` makes of spam."""
+    above = b"From: a\n" + b" b\n" * (MULTIPLE * len(SENT) + MORE_LINES - 4)
+    made = above + b"X-Spam-Flag: YES\nX-Spam-Status: Yes, tests=A,\n" + rest + b"\n"
+    reply = parse(stub.reply(made, stub.SPAM), piece=1000)
+    assert (reply.is_spam, reply.fields, reply.symbols) == (True, [[b"X-Spam-Flag: YES"]], [])
+    assert reply.notes == ["header fields left out", "long header left out"]
+
+
 def test_the_lines_of_a_header_block_are_bounded() -> None:
     most = MULTIPLE * len(SENT) + MORE_LINES
     assert parse(stub.reply(b"a\n" * most + b"\n", stub.SPAM)).notes == []
