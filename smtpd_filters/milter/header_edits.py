@@ -164,7 +164,8 @@ class EditedHeaders:
 
     def _named(self, name: bytes) -> Iterator[tuple[int, int]]:
         """Yield where the fields of a name that milters see begin and end."""
-        if not _KEY.fullmatch(name):
+        # To compile a pattern costs more than to find that there is no such field.
+        if not _KEY.fullmatch(name) or b"\n" + name.lower() not in self._text.lower():
             return
         for match in re.finditer(_NAMED % re.escape(name), self._text, re.IGNORECASE):
             at = match.start()
