@@ -514,8 +514,12 @@ def dialogue(milter: Configured, sender: str) -> Dialogue:
     return Dialogue(milter, facts)
 
 
-def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhile() -> None:
-    """Any client can send some, over several connections."""
+@contextmanager
+def slow_milter() -> Iterator[tuple[Address, threading.Semaphore]]:
+    """Run a milter that never answers MAIL from "slow".
+
+    Yield its address, and a semaphore that each such command releases.
+    """
     held = threading.Semaphore(0)
 
     def script(event: Event, _seen: Seen) -> bytes:
@@ -524,7 +528,14 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
             return b""
         return stub.usual(event)
 
-    async def run(address: Address) -> None:
+    with milter(script=script) as stub:
+        yield ENDPOINT.parse(stub.address), held
+
+
+def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhile() -> None:
+    """Any client can send some, over several connections."""
+
+    async def run(address: Address, held: threading.Semaphore) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE)
         one = Configured(address, connections, command=1.0, content=PATIENCE, discarded=None)
         slow = [
@@ -540,22 +551,15 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
         assert not one.links.commands.is_open
         await connections.aclose()
 
-    with milter(script=script) as stub:
-        asyncio.run(run(ENDPOINT.parse(stub.address)))
+    with slow_milter() as (address, held):
+        asyncio.run(run(address, held))
 
 
 def test_a_slow_trial_keeps_no_others_from_a_milter(monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that was alone has opened the circuit, and another command of it takes its time."""
     monkeypatch.setattr(breaker, "REST", 0.0)
-    held = threading.Semaphore(0)
 
-    def script(event: Event, _seen: Seen) -> bytes:
-        if event.command == v.MAIL and b"slow" in event.fields[0]:
-            held.release()
-            return b""
-        return stub.usual(event)
-
-    async def run(address: Address) -> None:
+    async def run(address: Address, held: threading.Semaphore) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
         for _ in range(SILENCES):
@@ -573,8 +577,8 @@ def test_a_slow_trial_keeps_no_others_from_a_milter(monkeypatch: pytest.MonkeyPa
         await asyncio.gather(trial, return_exceptions=True)
         await connections.aclose()
 
-    with milter(script=script) as stub:
-        asyncio.run(run(ENDPOINT.parse(stub.address)))
+    with slow_milter() as (address, held):
+        asyncio.run(run(address, held))
 
 
 def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:
