@@ -58,12 +58,15 @@ class Signature:
 
 
 class _Candidate(NamedTuple):
+    """A signature that is valid apart from its key and hashes; `b` is the beginning of its b=."""
+
     field: bytes
-    domain: str
-    #: The tags of a signature that is valid so far, and the beginning of its b=; else its result.
-    tags: SignatureTags | None = None
-    b: str = ""
-    known: Signature | None = None
+    tags: SignatureTags
+    b: str
+
+    @property
+    def domain(self) -> str:
+        return self.tags.domain
 
 
 class Signatures:
@@ -112,15 +115,18 @@ class Signatures:
         return tuple([self._result(each, bodies, keys) for each in self._candidates])
 
     def _result(
-        self, candidate: _Candidate, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]
+        self,
+        candidate: _Candidate | Signature,
+        bodies: BodyHashes,
+        keys: Mapping[str, Outcome[bytes]],
     ) -> Signature:
-        field, domain, tags, b, known = candidate
-        if known is not None or tags is None:
-            return known or Signature("neutral")
+        if isinstance(candidate, Signature):
+            return candidate
+        field, tags, b = candidate
         checked = check(field, tags, self._fields, bodies, keys)
         return Signature(
             checked.result,
-            domain,
+            tags.domain,
             tags.selector,
             tags.identity,
             tags.algorithm,
@@ -132,16 +138,16 @@ class Signatures:
         )
 
 
-def _read(field: bytes, now: float, fields: SignedFields) -> _Candidate:
+def _read(field: bytes, now: float, fields: SignedFields) -> _Candidate | Signature:
+    """Return a signature to check, or the result of an invalid one."""
     if fields.too_long:
-        known = Signature("permerror", reason="header too long")
-        return _Candidate(field, "", known=known)
+        return Signature("permerror", reason="header too long")
     tags: dict[str, bytes] = {}
     try:
         tags = read_tags(field)
         checked = check_tags(tags, now)
     except Problem as problem:
-        known = Signature(
+        return Signature(
             problem.result,
             domain=shown(tags, "d").lower(),
             selector=shown(tags, "s"),
@@ -150,10 +156,9 @@ def _read(field: bytes, now: float, fields: SignedFields) -> _Candidate:
             reason=str(problem),
             b=shown(tags, "b")[:SHOWN],
         )
-        return _Candidate(field, known.domain, known=known)
     b = tags["b"][:SHOWN]
     shown_b = b.decode("ascii") if b.isalnum() else shown(tags, "b")[:SHOWN]
-    return _Candidate(field, checked.domain, checked, shown_b)
+    return _Candidate(field, checked, shown_b)
 
 
 def _distance(domain: str, authors: tuple[str, ...]) -> int:

@@ -162,10 +162,11 @@ class SignedFields:
 
         With `wanted`, only those of these names.
         """
-        if self._complete:
-            every = self._every
-            return every if wanted is None else [each for each in every if each[0] in wanted]
-        return self._search(wanted)
+        if not self._complete:
+            return self._search(wanted)
+        if wanted is None:
+            return self._every
+        return [each for each in self._every if each[0] in wanted]
 
     def _search(self, wanted: Container[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
         """Yield the fields of a large block, as `_fields` returns them."""
