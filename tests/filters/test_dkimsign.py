@@ -185,6 +185,34 @@ def test_copies_of_large_fields_leave_a_signature_that_verifiers_read(key: str, 
     assert 1000 < len(copied) <= 4000
 
 
+@pytest.mark.parametrize("flags", [(), ("-z",), ("-z", "-z")])
+def test_many_names_leave_a_signature_that_verifiers_read(key: str, flags: tuple[str, ...]) -> None:
+    many = b"List-Unsubscribe: <https://lists.example.org/u?%d>\r\n"
+    raw = b"".join(many % number for number in range(250)) + MESSAGE
+    mail, _ = delivered("-k", key, "-s", "sel", "-d", "example.org", *flags, raw=raw)
+    assert len(field(mail)) > 4000
+    assert [each.result for each in checked(mail, records("sel"))] == ["pass"]
+
+
+def test_names_too_long_for_a_signature(key: str) -> None:
+    name = "x-" + "long" * 15
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "-h", f"from:{name}")
+    for count, signed in ((79, True), (80, False)):
+        mail, log = delivered(*flags, raw=f"{name}: 1\r\n".encode() * count + MESSAGE)
+        assert ("DKIM-Signature" in mail.headers) is signed
+        assert any("names of more than 5000 bytes to sign" in line for line in log) is not signed
+        if signed:
+            assert [each.result for each in checked(mail, records("sel"))] == ["pass"]
+
+
+def test_a_copy_that_is_too_large_is_left_out(key: str) -> None:
+    references = b"References:" + b"\r\n <a@example.org>" * 300
+    raw = MESSAGE.replace(b"\r\n\r\n", b"\r\n" + references + b"\r\n\r\n", 1)
+    mail, _ = delivered("-k", key, "-s", "sel", "-d", "example.org", "-z", raw=raw)
+    assert "z=" not in field(mail)
+    assert [each.result for each in checked(mail, records("sel"))] == ["pass"]
+
+
 def test_two_keys_of_a_domain_make_two_signatures(tmp_path: Path, key: str) -> None:
     other = written(tmp_path / "ed.key", pem(ed25519=True))
     table = tmp_path / "keys"
@@ -323,8 +351,7 @@ def test_more_fields_than_a_signature_can_name(key: str, flags: tuple[str, ...],
     for count in (most, most + 1):
         raw = MESSAGE.replace(b"To:", b"Cc: a@example.org\r\n" * count + b"To:", 1)
         raw = b"Authentication-Results: mx.example.org; none\r\n" + raw
-        flags = ("-d", "example.org", "-s", "sel", "-k", key, *flags)
-        delivery, log = delivered(*flags, raw=raw)
+        delivery, log = delivered("-d", "example.org", "-s", "sel", "-k", key, *flags, raw=raw)
         made = "ARC-Seal" if "--arc-seal" in flags else "DKIM-Signature"
         assert (made in delivery.headers) is (count == most)
         assert any("more than 256 fields to sign" in line for line in log) is (count > most)

@@ -34,7 +34,9 @@ _WHOLE_CODES = re.compile(rb"(?:=..|[^=]){1,40}|=")
 _AFTER_COLON = re.compile(rb"[^:]+:?")
 #: The tags that may be folded, with functions that return the pieces in between.
 _BREAKABLE: Final = {b"h=": _AFTER_COLON.findall, b"z=": _WHOLE_CODES.findall}
-#: Bytes of z=: verifiers, ours as well, don't read a signature of more than 8 KiB.
+#: Bytes of h=, and of z= together with h=: verifiers, ours as well, don't read a signature of more
+#: than 8 KiB, of which folds, the other tags and a long key's value take the rest.
+NAMES_MAX: Final = 5000
 COPIES_MAX: Final = 4000
 #: Fields that smtpd removes, and those that it adds.
 REMOVED: Final = frozenset({b"bcc"})
@@ -92,7 +94,7 @@ class SigningFields:
         """Raise TooManyFieldsError if no verifier may be expected to read the signature."""
         self._fields = fields
         self._style = style
-        # A verifier takes a field that is named but wasn't signed.
+        # h= names the over-signed fields, so that a verifier hashes those that are present.
         signed = {*style.names, *style.oversigned} - REMOVED
         self._selected = fields.lowest(signed, MAX_NAMES + 1)
         names = [name for name, _ in self._selected]
@@ -103,7 +105,10 @@ class SigningFields:
         ]
         if len(names) > MAX_NAMES:
             raise TooManyFieldsError(f"more than {MAX_NAMES} fields to sign")
-        self._names = names
+        #: The value of h=.
+        self.names = b":".join(names)
+        if len(self.names) > NAMES_MAX:
+            raise TooManyFieldsError(f"names of more than {NAMES_MAX} bytes to sign")
 
     def unsigned(self, signing: SigningKey, body: bytes, now: float) -> Unsigned:
         """Return a signature to be made with a key; `body` is the hash of the body."""
@@ -114,8 +119,8 @@ class SigningFields:
             b"c=" + style.header_form.encode() + b"/" + style.body_form.encode(),
             b"s=" + signing.selector.encode(),
         ]
-        if style.copies:
-            tags.append(b"z=" + b"|".join(self._copies()))
+        if copies := b"|".join(self._copies()):
+            tags.append(b"z=" + copies)
         if style.time:
             tags.append(b"t=%d" % now)
         if style.lifetime is not None:
@@ -134,16 +139,13 @@ class SigningFields:
         form = self._style.header_form
         return Unsigned(name, text, self._fields.digest_of(selected, form, raw_field(name, text)))
 
-    @property
-    def names(self) -> bytes:
-        """The value of h=."""
-        return b":".join(self._names)
-
     def _copies(self) -> Iterator[bytes]:
         """Yield the fields for z= (RFC 6376 section 3.5), the lowest within `COPIES_MAX` bytes."""
-        left = COPIES_MAX
-        every = self._fields.lowest(None, MAX_NAMES) if self._style.copies > 1 else self._selected
-        for _, field in every:
+        copies = self._style.copies
+        if not copies:
+            return
+        left = max(COPIES_MAX - len(self.names), 0)
+        for _, field in self._fields.lowest(None, MAX_NAMES) if copies > 1 else self._selected:
             name, _, value = field.replace(b"\n", b"\r\n").partition(b":")
             copy = _quoted(name.rstrip(b" \t")) + b":" + _quoted(value[:left])
             left -= len(copy) + 1
@@ -166,15 +168,12 @@ def _quoted(value: bytes) -> bytes:
 
 
 def folded(name: str, tags: Iterable[bytes]) -> bytes:
-    """Return tags separated by semicolons, folded before a tag or a colon, up to `b=`."""
+    """Return tags with their semicolons, up to `b=`, folded before a tag or as in `_BREAKABLE`."""
     pieces: list[bytes] = []
     for tag in tags:
-        breakable = _BREAKABLE.get(tag[:2])
-        if breakable is None:
-            pieces.append(b" " + tag + b";")
-        else:
-            first, *rest = breakable(tag + b";")
-            pieces += [b" " + first, *rest]
+        split = _BREAKABLE.get(tag[:2])
+        first, *rest = split(tag + b";") if split else (tag + b";",)
+        pieces += [b" " + first, *rest]
     pieces.append(b" b=")
     text, column = pieces[0][1:], len(name) + 1 + len(pieces[0])
     for piece in pieces[1:]:

@@ -175,7 +175,8 @@ class Dkimsign(Filter):
             default=0,
             flags=("-z",),
             help="Add copies of the signed header fields (z=), for the analysis of failures; given "
-            "twice, of all header fields. The lowest fields come first, up to 4,000 bytes.",
+            "twice, of all header fields. The lowest fields come first, up to 4,000 bytes together "
+            "with the names of the signed fields.",
         )
         keys = option(
             table(KeyTable),
