@@ -5,7 +5,7 @@ Invariants
 *Cheap*: a verdict to proceed costs a look-up and a few additions; everything is encoded once, when
 the transaction or the session ends.
 *Bounded*: of a session at most `MAX_VERDICTS`, `MAX_RECIPIENTS` and `MAX_ANSWERS` are kept; further
-ones are only counted.
+ones are only counted, and of further exemptions than `MAX_EXEMPTIONS` not why.
 *Never raises*: a failure drops the story, and is logged.
 *No credentials*: the argument of `auth` is never kept, nor the rewritten one.
 """
@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 MAX_VERDICTS = 64
 MAX_RECIPIENTS = 50
 MAX_ANSWERS = 16
+#: Exemptions whose reasons are kept: enough for 50 filters, each at five phases.
+MAX_EXEMPTIONS = 256
 #: Characters of an address, of a name, of a text and of smtpd's ids.
 MAX_ADDRESS, MAX_NAME, MAX_TEXT, MAX_ID = 320, 255, 200, 16
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
@@ -205,10 +207,12 @@ class Collector:
 
         `failure` is why the filter has none; `edited` is whether it has changed the message.
         """
-        if not (failure or edited) and (why := exemption(decision)):
-            self.passed(session, (source, why), monotonic() - took)
-            return
         try:
+            if not (failure or edited) and (why := exemption(decision)):
+                story = session.story
+                few = story is None or len(story.passed) < MAX_EXEMPTIONS
+                self.passed(session, (source, why) if few else source, monotonic() - took)
+                return
             flags = ("d" if source.dry else "") + ("f" if failure else "")
             points = 0
             verb, reply, reason = decision.verb, "", decision.reason

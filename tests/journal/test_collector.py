@@ -19,7 +19,13 @@ from smtpd_filters import (
     option,
 )
 from smtpd_filters.checks.exemptions import exempt_option, exempted
-from smtpd_filters.journal.collector import MAX_ID, MAX_RECIPIENTS, MAX_VERDICTS, Collector
+from smtpd_filters.journal.collector import (
+    MAX_EXEMPTIONS,
+    MAX_ID,
+    MAX_RECIPIENTS,
+    MAX_VERDICTS,
+    Collector,
+)
 from smtpd_filters.journal.stories import Story, story
 from smtpd_filters.message import Headers
 from smtpd_filters.settings import choice
@@ -207,6 +213,31 @@ def test_who_is_exempt_and_why(decide: Decide, picky: Picky) -> None:
     [many] = [each for each in verdicts if each.filter == "sparing" and each.phase == "rcpt-to"]
     assert many.count > 1
     assert not any("exempt" in line for line in deciding.log.lines)
+
+
+def test_reasons_of_exemptions_are_bounded(decide: Decide) -> None:
+    """A filter of one's own may give a reason that differs with each command."""
+
+    class Chatty(Filter):
+        """Exempt each command for another reason."""
+
+        count = 0
+
+        def rcpt_to(self, _session: Session, _address: str) -> Proceed:
+            self.count += 1
+            return exempted(self, f"command {self.count}")
+
+    deciding = decide(Chatty(Chatty.Options()))
+    rows = list(lines("rcpts-some-rejected"))
+    at = next(n for n, row in enumerate(rows) if b"|rcpt-to|" in row)
+    for row in rows[:at] + [rows[at]] * MAX_EXEMPTIONS * 3:
+        deciding.receive(row)
+        deciding.output()
+    [session] = deciding.engine.sessions.values()
+    assert session.story is not None
+    passed = session.story.passed
+    assert len(passed) == MAX_EXEMPTIONS + 1
+    assert sum(count for count, *_ in passed.values()) == MAX_EXEMPTIONS * 3
 
 
 def test_credentials_are_not_kept(decide: Decide) -> None:
