@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import stat
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -12,6 +13,7 @@ from smtpd_filters.tables import AddressTable
 from smtpd_filters.tables.remote.configuration import Configuration
 from smtpd_filters.tables.remote.ldap import KEYS as LDAP_KEYS
 from smtpd_filters.tables.remote.ldap import SERVICES as LDAP
+from smtpd_filters.tables.remote.ldap import names_in
 from smtpd_filters.tables.remote.sqlite import SERVICES as SQLITE
 
 ROOT = Path(__file__).parents[3]
@@ -46,6 +48,29 @@ def test_mistakes_are_found_at_start(tmp_path: Path, lines: tuple[str, ...], err
         AddressTable.load_asking(f"ldap:{path}")
     assert error in str(raised.value)
     assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("description", "names"),
+    [
+        ("( 2.5.4.3 NAME 'cn' SUP name )", ["cn"]),
+        ("( 2.5.4.3 NAME ( 'cn' 'commonName' ) DESC 'a (short) NAME' SUP name )",
+         ["cn", "commonName"]),
+        ("( 2.5.4.3  NAME  (  'cn'  'commonName'  )  SUP  name  )", ["cn", "commonName"]),
+        ("( 2.5.4.3 DESC 'without' SUP name )", []),
+        ("( 2.5.4.3 NAME '' )", []),
+        ("( 2.5.4.3 NAME ( 'cn'", []),
+    ],
+)  # fmt: skip
+def test_names_of_an_attribute(description: str, names: list[str]) -> None:
+    assert names_in(description) == names
+
+
+def test_a_hostile_description_of_an_attribute_costs_little() -> None:
+    begun = process_time()
+    assert names_in(" NAME (" * 40_000) == []
+    assert names_in(" NAME" + " " * 280_000) == []
+    assert process_time() - begun < 1, "quadratic: 20 s"
 
 
 def test_a_file_that_others_may_read_has_no_password(tmp_path: Path) -> None:
