@@ -35,8 +35,8 @@ def find_store(
     """Return the values of the options of the store that the filter `name` is configured with.
 
     `flag` has the store's address. The dictionary is empty if no file has the filter, or has it
-    without an address, which is its default store if the flag is `--store`. Raises ConfigError if
-    the files have several stores.
+    without an address, which is its default store if the flag is `--store`. In a chain that store
+    has the name that the filter has there. Raises ConfigError if the files have several stores.
     """
     commands = list(_commands(places))
     texts = [each for words in commands if (each := _of_command(words, name, flag)) is not None]
@@ -101,9 +101,12 @@ def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
     filters = content.get("filter")
     for instance, keys in filters.items() if isinstance(filters, dict) else ():
         if isinstance(keys, dict) and keys.get(USE, instance) == name:
-            yield {
+            texts = {
                 option: str(value) for key, value in keys.items() if (option := _option(key, flag))
             }
+            if flag == "store" and instance != name:
+                texts.setdefault("store", default_address(instance).text)
+            yield texts
 
 
 def _option(spelt: str, flag: str) -> str:

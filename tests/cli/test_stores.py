@@ -9,7 +9,7 @@ from smtpd_filters.cli.store_search import find_store
 from smtpd_filters.cli.stores import TEMPFAIL, StoreOptions, with_store
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.stores import Get, Put, Store, join
-from smtpd_filters.stores.setting import STORE
+from smtpd_filters.stores.setting import STORE, default_address
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -154,6 +154,14 @@ def test_the_store_in_a_chain_file(tmp_path: Path, chains: str) -> None:
     other.write_text(chains)
     conf = f'filter x proc-exec "filter-chain --config {other} --supervised"\n'
     assert search(tmp_path, conf) == {"store": REDIS}
+
+
+def test_the_default_store_in_a_chain_has_the_name_of_the_filter_there(tmp_path: Path) -> None:
+    chains = '[filter.users]\nuse = "limit"\nlimit = ["x"]\n'
+    assert search(tmp_path, chains=chains) == {"store": default_address("users")}
+    assert search(tmp_path, chains=chains, flag="report-to") == {}
+    with pytest.raises(ConfigError, match=r"several stores: .*/users\.sqlite, .*/limit\.sqlite, "):
+        search(tmp_path, chains=f"{chains}[filter.limit]\n")
 
 
 def test_another_flag_has_the_address(tmp_path: Path) -> None:
