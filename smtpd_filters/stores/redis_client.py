@@ -141,7 +141,9 @@ def cause(error: BaseException) -> str:
 def _reason(error: BaseException) -> str:
     """Return why a connection failed: what the system said, if redis-py has it."""
     within: BaseException | None = error
-    while within is not None:
+    for _ in range(_MAX_CAUSES):  # they may go round in a circle
+        if within is None:
+            break
         if isinstance(within, socket.gaierror):
             return _UNKNOWN_HOST
         if isinstance(within, OSError):
@@ -159,6 +161,8 @@ def failure(text: str) -> str:
     return _COUNTED.get(text, INVALID)
 
 
+#: Errors that are looked at, from one to its cause.
+_MAX_CAUSES = 8
 _TIMEOUT, _LOST = "timeout", "connection failed or lost"
 _NO_CLUSTER, _NO_MASTER = "the cluster is unreachable", "no sentinel knows the master"
 _UNKNOWN_HOST = "unknown host"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -13,10 +14,12 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import exceptions
 
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.stores import Add, Count, Get, Join, Put, Store, Take, join
 from smtpd_filters.stores.address import parse
+from smtpd_filters.stores.redis_client import cause as cause_of
 from smtpd_filters.stores.redis_client import failure
 from smtpd_filters.stores.redis_store import RedisStore
 from tests.e2e.slapd import certificate
@@ -222,6 +225,14 @@ def test_a_server_that_is_not_there_is_named_with_the_reason(address: str, expec
     store = RedisStore(parse(address), timeout=PATIENCE)
     assert run(store, cause) == expected
     assert failure(expected) == "unreachable"
+
+
+def test_the_reason_is_found_among_errors_that_refer_to_each_other() -> None:
+    lost, closed = exceptions.ConnectionError("lost"), OSError("closed")
+    lost.__cause__, closed.__cause__ = closed, lost
+    assert cause_of(lost) == "connection failed or lost"
+    closed.errno = errno.ECONNRESET
+    assert cause_of(lost) == "connection reset"
 
 
 def test_a_password_that_the_server_does_not_ask_for_is_named(server: RedisServer) -> None:
