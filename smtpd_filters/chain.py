@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .filter import Outcome
-    from .journal.collector import Collector, Group
+    from .journal.collector import Collector
+    from .journal.passed import Group
     from .message import Headers, Message
     from .protocol.vocabulary import Phase
     from .runtime.coroutines import Pending
@@ -205,7 +206,7 @@ class Chain:
         """Give the journal all verdicts from now on; to be called before anything is registered."""
         self.journal = journal
         self.log.journaled = True
-        from .journal.collector import Group  # only with a journal
+        from .journal.passed import Group  # only with a journal
 
         self.reports += tuple(name for name in journal.reports if name not in self.reports)
         for guard in (guard for guards in self._guards.values() for guard in guards):

@@ -24,20 +24,22 @@ from smtpd_filters.protocol.decisions import (
     Rewrite,
 )
 from smtpd_filters.protocol.vis import unvis
-from smtpd_filters.runtime.log import EDIT, EXEMPT_FOR, exemption, fold_traceback
+from smtpd_filters.runtime.log import EDIT, exemption, fold_traceback
 from smtpd_filters.session import bare
 
 from . import process_state
 from .outbox import Outbox
-from .wire import PACKED, VERSION, encode, trimmed
+from .passed import rows_of
+from .wire import VERSION, encode, trimmed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from smtpd_filters.runtime.log import Log
 
+    from .passed import Group, Source
     from .sender import Sender
     from .wire import Row
 
@@ -49,14 +51,6 @@ if TYPE_CHECKING:
         @property
         def id(self) -> Any:
             """Smtpd's id, text or bytes."""
-
-    class Source(Protocol):
-        """Who decides: one handler of one filter."""
-
-        filter: str
-        phase: str
-        dry: bool
-        settings: object
 
     class HeaderBlock(Protocol):
         """The header of a message."""
@@ -78,17 +72,6 @@ _REFUSALS = frozenset({"reject", "disconnect"})
 _WITH_OR_WITHOUT_EDITS = frozenset({Disconnect, Marked, Reject})
 _NEVER = float("inf")
 RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
-
-
-class Group:
-    """Filters of a chain that are called one after another at a phase, and all let pass."""
-
-    __slots__ = ("filters", "phase")
-
-    def __init__(self, phase: str, filters: Sequence[str]) -> None:
-        self.phase = phase
-        #: Their names, with blanks in between.
-        self.filters = " ".join(filters)
 
 
 class Story:
@@ -211,7 +194,8 @@ class Collector:
             if not (failure or edited) and (why := exemption(decision)):
                 story = session.story
                 few = story is None or len(story.passed) < MAX_EXEMPTIONS
-                self.passed(session, (source, why) if few else source, monotonic() - took)
+                exempt = (source, _clip(why)) if few else source
+                self.passed(session, exempt, monotonic() - took)
                 return
             flags = ("d" if source.dry else "") + ("f" if failure else "")
             points = 0
@@ -437,7 +421,7 @@ class Collector:
             story.begin()
             story.sent = True
             return
-        rows = _packed(story.passed)
+        rows = rows_of(story.passed)
         rows += [trimmed(row) for row in story.verdicts]
         id_, losses = session.id, self._outbox.losses
         head: dict[str, Any] = {
@@ -481,55 +465,6 @@ class Collector:
             self._log.limited("journal bug", "journal", "bug", error=fold_traceback(error))
         except BaseException:  # noqa: BLE001, S110  # *Never raises*
             pass
-
-
-def _packed(passed: dict[Any, list[float]]) -> list[Row]:
-    """Return rows for verdicts to proceed, those of one phase together."""
-    rows: list[Row] = []
-    row: Row = []
-    phase = ""
-    exempt: dict[tuple[str, str, float], Row] = {}
-    for source, (count, total, longest, at) in passed.items():
-        if type(source) is tuple:
-            _add_exempt(rows, exempt, source, [int(at * 1000), int(total * 1e6), count, longest])
-            continue
-        if type(source) is Group:
-            rows.append([source.phase, int(at * 1000), int(total * 1e6), source.filters])
-            if count > 1:
-                rows[-1] += count, int(longest * 1e6)
-            continue
-        if count > 1:
-            times = int(at * 1000), int(total * 1e6), count, int(longest * 1e6)
-            rows.append([source.filter, source.phase, "proceed", *times])
-            continue
-        if source.phase != phase or len(row) > 2 * PACKED:
-            phase = source.phase
-            row = [phase, int(at * 1000)]
-            rows.append(row)
-        row += source.filter, int(total * 1e6)
-    return rows
-
-
-def _add_exempt(
-    rows: list[Row],
-    exempt: dict[tuple[str, str, float], Row],
-    source: tuple[Source, str],
-    times: list[Any],
-) -> None:
-    """Add a filter for which the client is exempt: those with the same reason have one row."""
-    who, why = source
-    at, took, count, longest = times
-    longest = int(longest * 1e6) if count > 1 else 0
-    row = exempt.get((who.phase, why, count))
-    if row is None:
-        row = exempt[who.phase, why, count] = [
-            who.filter, who.phase, "proceed", at, took, count, longest, f"{EXEMPT_FOR}{_clip(why)}"
-        ]  # fmt: skip
-        rows.append(row)
-    else:
-        row[0] += f" {who.filter}"
-        row[4] += took
-        row[6] += longest
 
 
 def setting_of(settings: object, decision: Decision) -> str:

@@ -21,7 +21,7 @@ from .wire import DEFAULTS, PACKED, ROW, VERSION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Bytes of a datagram that is read; ours have at most `wire.LIMIT`.
+#: Bytes of a datagram that is read; ours have at most `outbox.ROOM`.
 MAX_DATAGRAM = 1 << 13
 MAX_TEXT = 512
 MAX_ROWS, MAX_RECIPIENTS, MAX_ANSWERS = 200, 200, 32
