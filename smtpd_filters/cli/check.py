@@ -164,7 +164,7 @@ def _is_asked(path: str, programs: Sequence[Program], places: tuple[str, ...]) -
     for program in programs:
         try:
             named = smtpd_conf.chain_run_by(shlex.split(program.command))
-            if named is None or program.chroot:
+            if named is None or program.chroot:  # there the path is that of another file
                 continue
             config = named[0] or _first(places) or ""
             if os.path.realpath(config) == os.path.realpath(path):
