@@ -60,10 +60,7 @@ def joined(texts: Iterable[bytes]) -> bytes:
 
 
 class Packets:
-    """The packets in a stream of bytes; `limit` is the longest of them, in bytes.
-
-    `whence` names the peer in errors.
-    """
+    """The packets in a stream of bytes; `limit` is the longest of them, in bytes."""
 
     __slots__ = ("_buffer", "_limit")
 
