@@ -58,11 +58,12 @@ def with_later_phases(phases: Iterable[str]) -> dict[str, None]:
 class Refusals:
     """The refusals of AUTH commands with credentials, by session.
 
-    A decision is here in the form in which it is sent, such as `reject|454 4.7.0 Later`.
+    A decision is here in the form in which it is sent, such as `reject|454 4.7.0 Later`. `due` and
+    `answer` may be called again for a request, if there was no memory to send the answer.
     """
 
     def __init__(self) -> None:
-        #: Sessions with an open request whose parameter holds credentials.
+        #: Sessions in whose last AUTH command the parameter holds credentials.
         self._asked: dict[bytes, None] = {}
         #: The refusals to be given.
         self.later: dict[bytes, bytes] = {}
@@ -73,15 +74,20 @@ class Refusals:
         later = self.later.get(session, b"")
         if later.startswith(_DISCONNECT) and phase is not _QUIT:
             return SPOILT.wire if secret else later
-        if later and phase in (AUTH, _MAIL_FROM):
+        if later and phase is _MAIL_FROM:
+            return later
+        if later and phase is AUTH:
             del self.later[session]
-            if phase is _MAIL_FROM:
-                return later
         if secret:
             self._asked[session] = None
         elif phase is AUTH:
             self._asked.pop(session, None)
         return b""
+
+    def given(self, session: bytes) -> None:
+        """Forget a rejection that has been sent; a disconnect is sent at each command."""
+        if not self.later[session].startswith(_DISCONNECT):
+            del self.later[session]
 
     def answer(self, phase: Phase, session: bytes, wire: bytes) -> bytes:
         """Return what to send for a filter's decision."""
@@ -92,7 +98,6 @@ class Refusals:
             wire = SPOILT.wire
         elif wire.startswith(_REWRITE) and not _KNOWN.match(wire, len(_REWRITE)):
             wire = SPOILT.wire  # smtpd refuses an unknown mechanism, with 504
-        del self._asked[session]
         return wire
 
     def forget(self, session: bytes) -> None:

@@ -146,12 +146,13 @@ class FilterConnection:
 
     def answer(self, session: bytes, decision: Decision) -> None:
         """Answer the open request of a session, for which the listener returned None."""
-        opened = self._open.pop(session, None)
+        opened = self._open.get(session)
         if opened is None:
             self.remarks.bug("answer without a request", session)
             return
         phase, token = opened
         self._decided(phase, session, token, decision)
+        del self._open[session]
 
     def _effective(self, phase: Phase, session: bytes, decision: Decision) -> Decision:
         """Return the decision in a form that has the intended effect in smtpd."""
@@ -201,9 +202,14 @@ class FilterConnection:
             self._transit.pass_through(session)
 
     def busy(self, session: bytes) -> bool:
-        """Return whether the session has an open request, a message, or a refused message."""
+        """Return whether the session has an open request, a message, or a refusal to be given."""
         transit = self._transit
-        return session in self._open or session in transit.streams or session in transit.refused
+        return (
+            session in self._open
+            or session in transit.streams
+            or session in transit.refused
+            or session in self._refusals.later
+        )
 
     @property
     def cuts(self) -> bool:
@@ -482,6 +488,7 @@ class FilterConnection:
             return
         if due := self._refusals.due(phase, session, event.argument):
             self._result(session, token, due)
+            self._refusals.given(session)
             return
         decision = self._listener.asked(phase, session, event.argument)
         if decision is None:

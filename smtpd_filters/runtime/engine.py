@@ -357,7 +357,7 @@ class Engine:
     def _make_room(self, count: int) -> None:
         """Drop up to `count` of the oldest idle sessions.
 
-        A session with a refused message is not idle: its message would be accepted at `commit`.
+        A session with a refusal to be given is not idle: its message would be accepted at `commit`.
         """
         busy = self.connection.busy
         some = islice(self.sessions, SEARCHED * count)

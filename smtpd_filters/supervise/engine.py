@@ -431,6 +431,7 @@ class Engine:
             self._answer(id_, token, PROCEED.wire)
         elif due := self._refusals.due(phase, id_, argument):
             self._answer(id_, token, due)
+            self._refusals.given(id_)
         elif session.refusal and phase is COMMIT:
             self._refuse(session, token)
         elif link is None and (link := self._bind(session)) is None:

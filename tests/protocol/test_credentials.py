@@ -153,6 +153,54 @@ def test_a_command_without_credentials_is_refused_at_once(
     assert client.ask("mail-from", b"a@b") == PASSED
 
 
+class Full(list[bytes]):
+    """Pending answers for which there is no memory the first time."""
+
+    full = True
+
+    def append(self, line: bytes) -> None:
+        if self.full:
+            self.full = False
+            raise MemoryError
+        super().append(line)
+
+
+@pytest.mark.parametrize("decision", [NO, GO])
+def test_a_refusal_is_given_although_memory_was_lacking(decision: Decision) -> None:
+    client = Client()
+    assert client.ask("auth", SECRET, decision) == WITHHELD
+    client.connection.answers = Full()
+    client.connection.receive(client.smtpd.request("mail-from", A, T, b"a@b"))
+    assert client.connection.stalled
+    client.connection.resume()
+    assert client.connection.answers == [
+        b"filter-result|%b|%b|%b\n" % (A, T, decision.wire),
+    ]
+    assert client.asked_at == ["auth"]
+
+
+def test_a_pending_answer_for_which_memory_was_lacking_is_sent_later() -> None:
+    client = Client(late=True)
+    client.connection.receive(client.smtpd.request("auth", A, T, SECRET))
+    client.connection.answers = Full()
+    with pytest.raises(MemoryError):
+        client.connection.answer(A, NO)
+    assert client.connection.busy(A)
+    client.connection.answer(A, NO)
+    assert client.connection.answers == [b"filter-result|%b|%b|%b\n" % (A, T, SPOILT.wire)]
+
+
+@pytest.mark.parametrize("decision", [NO, GO])
+def test_a_session_whose_refusal_is_not_given_yet_is_busy(
+    client: Client, decision: Decision
+) -> None:
+    assert not client.connection.busy(A)
+    assert client.ask("auth", SECRET, decision) == WITHHELD
+    assert client.connection.busy(A)
+    client.end(A)
+    assert not client.connection.busy(A)
+
+
 def test_other_decisions_are_sent(client: Client) -> None:
     assert client.ask("auth", SECRET, JUNK) == "junk"
     assert client.ask("auth", SECRET, Rewrite("PLAIN AA==")) == "rewrite|PLAIN AA=="
@@ -167,6 +215,8 @@ def test_sessions_are_told_apart(client: Client) -> None:
     client.begin(C)
     assert client.ask("noop", session=C) == PASSED
     assert not client.connection._refusals.later
+    client.end(B)
+    assert not client.connection._refusals._asked
 
 
 def test_a_session_that_ends_while_a_decision_is_pending_leaves_nothing() -> None:
