@@ -104,7 +104,9 @@ def judged(
 def _sound(headers: Headers) -> bool:
     """Return whether a header block still consists of lines after a filter has edited it."""
     try:
-        text = headers.text()
+        text: object = headers.text()
+        if not isinstance(text, bytes):  # other types lack methods that are called later
+            return False
         # An empty line would end it.
         return text == b"" or (text[:1] == b"\n" != text[-1:] and b"\n\n" not in text)
     except BaseException:  # noqa: BLE001  # failures are a filter's own

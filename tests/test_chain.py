@@ -595,6 +595,11 @@ def break_a_line(headers: Headers) -> Decision:
     return PROCEED
 
 
+def view(headers: Headers) -> Decision:
+    headers.replace_text(cast("bytes", memoryview(b"\nSubject: y")))
+    return PROCEED
+
+
 @HEADS
 def test_edits_add_up(kind: type[Says], logbook: Logbook) -> None:
     headers = Headers([b"Subject: x"])
@@ -604,7 +609,7 @@ def test_edits_add_up(kind: type[Says], logbook: Logbook) -> None:
 
 
 @HEADS
-@pytest.mark.parametrize("hostile", [edit_and_fail, garble, lose, break_a_line])
+@pytest.mark.parametrize("hostile", [edit_and_fail, garble, lose, break_a_line, view])
 def test_edits_of_a_filter_that_fails_are_undone(
     kind: type[Says], hostile: Any, logbook: Logbook
 ) -> None:
