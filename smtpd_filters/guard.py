@@ -205,7 +205,7 @@ class Guard:
         return returned
 
     def judge(self, session: Session, edited: Headers | Message) -> Decision | Pending:
-        """Call the handler of a message as `ask` does, and tell the journal if it lets pass."""
+        """Call the handler of a message as `ask` does, and tell the journal if it passes."""
         started = monotonic()
         asked = self.ask(session, edited)
         if asked is PROCEED and (self.dry or self.journal is not None):
