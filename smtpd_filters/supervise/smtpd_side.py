@@ -165,8 +165,8 @@ class SmtpdSide:
                         and (not refused or row[name] not in refused)
                         and (link := session.link) is not None
                         and wire in link.phases
+                        and row.find(b"|", bar + 1) == end  # so the line is not too short
                         and row[bar] == _BAR
-                        and row.find(b"|", bar + 1) == end
                         and row[0] == _FILTER
                     ):
                         session.expected = expected = row[pair]

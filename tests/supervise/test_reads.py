@@ -99,6 +99,19 @@ def answers(data: bytes, body_of: dict[bytes, list[bytes]]) -> bytes:
     return out
 
 
+def ready(*registrations: str) -> tuple[Engine, Link]:
+    """An engine with a program that has registered for these."""
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    rows = [b"register|%b\n" % each.encode() for each in (*registrations, "ready")]
+    engine.from_program(link, b"".join(rows))
+    engine.admit(link)
+    engine.answers.clear()
+    link.out.clear()
+    return engine, link
+
+
 def converse(
     sessions: Sequence[tuple[Sequence[bytes], bytes]], cuts: Sequence[int] | None
 ) -> tuple[dict[bytes, list[bytes]], dict[bytes, list[bytes]]]:
@@ -106,14 +119,7 @@ def converse(
 
     Reads are cut at these sizes, or at each line.
     """
-    engine, link = Engine(nowhere()), Link()
-    engine.attach(link)
-    engine.from_smtpd(CONFIG)
-    registered = b"".join(b"register|%b\n" % each.encode() for each in REGISTRATION)
-    engine.from_program(link, registered + b"register|ready\n")
-    engine.admit(link)
-    engine.answers.clear()
-    link.out.clear()
+    engine, link = ready(*REGISTRATION)
     got: list[bytes] = []
     told: list[bytes] = []
     kept: dict[bytes, list[bytes]] = {}
@@ -171,11 +177,7 @@ def test_each_phase_and_tracked_report_has_a_place_of_its_own() -> None:
 
 def started() -> tuple[Engine, Link]:
     """An engine with a program and two open requests, of sessions 0 and 1."""
-    engine, link = Engine(nowhere()), Link()
-    engine.attach(link)
-    engine.from_smtpd(CONFIG)
-    engine.from_program(link, b"register|filter|smtp-in|ehlo\nregister|ready\n")
-    engine.admit(link)
+    engine, link = ready("filter|smtp-in|ehlo")
     for names in (("link-connect",), ("ehlo",)):
         engine.from_smtpd(b"".join(row for n in (0, 1) for row in step(n, names, (), TIME)))
     engine.answers.clear()
@@ -193,13 +195,48 @@ def test_lines_that_are_cut_short_are_no_requests_and_no_reports() -> None:
     assert len(link.open) == 2
 
 
+#: Lines with fields that are empty, too short, too long or split, or without the last of them.
+ODD_LINES = st.builds(
+    lambda fields, left: b"|".join(fields[:left]) + b"\n",
+    st.tuples(
+        st.sampled_from((b"filter", b"report", b"f")),
+        st.just(b"0.7"),
+        st.sampled_from((TIME, TIME, EARLY)),
+        st.just(b"smtp-in"),
+        st.sampled_from([name.encode() for name in (*PHASES, "data-line", *VALUES)]),
+        st.sampled_from((b"", b"a", sid(0), sid(0)[1:], sid(0) + b"x", b"|" * 16)),
+        st.sampled_from((b"", b"t", TOKENS["commit"], TOKENS["data-line"], b"|" * 16)),
+        st.sampled_from((b"", b".", b"text", b"PLAIN AGEAYg==", b"a|b", b"\0")),
+    ),
+    st.sampled_from((8, 8, 8, 7, 6, 5, 4)),
+)
+
+
+@settings(max_examples=part(300), deadline=None)
+@given(st.lists(st.lists(ODD_LINES, min_size=1, max_size=6), max_size=20))
+def test_odd_lines_raise_nothing_and_lose_no_session(reads: list[list[bytes]]) -> None:
+    engine, link = ready(*REGISTRATION)
+    for rows in reads:
+        engine.from_smtpd(b"".join(rows))
+        assert not engine.smtpd.stalled
+    engine.lost(link, "killed")
+    engine.expecting = False
+    engine.settle()
+    assert not any(session.phase for session in engine.sessions.values())
+
+
+def test_a_line_without_a_session_is_no_request_of_one_with_an_empty_id() -> None:
+    engine, link = ready("filter|smtp-in|commit")
+    engine.from_smtpd(b"report|0.7|%b|smtp-in|link-connect||host\n" % TIME)
+    assert list(link.sessions) == [b""]
+    engine.from_smtpd(b"filter|0.7|%b|smtp-in|commit\n" % TIME)
+    assert not link.out
+    assert not link.open
+
+
 def test_lines_with_other_ids_belong_to_no_message_of_the_session() -> None:
     """The first 16 bytes of their session are one that is known."""
-    engine, link = Engine(nowhere()), Link()
-    engine.attach(link)
-    engine.from_smtpd(CONFIG)
-    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
-    engine.admit(link)
+    engine, _ = ready("filter|smtp-in|data-line")
     engine.from_smtpd(b"".join(step(0, ("link-connect",), (), TIME)))
     start = b"filter|0.7|%b|smtp-in|data-line|" % TIME
     engine.from_smtpd(start + sid(0) + b"x" * 17 + b"|.\n")
@@ -229,13 +266,7 @@ def test_one_answer_twice_in_one_read() -> None:
 
 
 def test_a_second_dot_in_one_read_of_smtpd() -> None:
-    engine, link = Engine(nowhere()), Link()
-    engine.attach(link)
-    engine.from_smtpd(CONFIG)
-    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
-    engine.admit(link)
-    engine.answers.clear()
-    link.out.clear()
+    engine, link = ready("filter|smtp-in|data-line")
     engine.from_smtpd(
         b"".join(step(0, ("link-connect", "data-line"), [b"a", b".", b"b", b"."], TIME))
     )
@@ -251,11 +282,7 @@ def test_messages_that_take_turns_on_their_way_back_are_no_flood(
 ) -> None:
     monkeypatch.setattr("smtpd_filters.supervise.program_side.GROWTH", 1000)
     monkeypatch.setattr("smtpd_filters.supervise.program_side.ROUGHLY", roughly)
-    engine, link = Engine(nowhere()), Link()
-    engine.attach(link)
-    engine.from_smtpd(CONFIG)
-    engine.from_program(link, b"register|filter|smtp-in|data-line\nregister|ready\n")
-    engine.admit(link)
+    engine, link = ready("filter|smtp-in|data-line")
     body = [b"x" * 100] * 30
     returned = []
     for number in range(20):
