@@ -29,6 +29,13 @@ TOKENS = {name: b"%016x" % (0xA0 + at) for at, name in enumerate((*PHASES, "data
 PATIENCE = 60.0
 
 
+def chain(folder: Path, text: str) -> list[str]:
+    """The command of a chain with this configuration."""
+    file = folder / "chain.toml"
+    file.write_text(text, "utf-8")
+    return [sys.executable, "-m", "smtpd_filters.cli.chain", "--config", str(file)]
+
+
 class Client:
     """One session: each method goes on to the reply of the filter."""
 

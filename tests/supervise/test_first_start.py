@@ -15,7 +15,7 @@ from smtpd_filters import Answer, Filter, Session, main
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.settings import UNDER_SUPERVISOR
-from tests.supervise.supervised import ROOT, Supervised
+from tests.supervise.supervised import ROOT, Supervised, chain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,12 +101,8 @@ def test_a_wrong_configuration_prevents_the_start(words: str, text: str, form: s
 
 
 def test_a_chain_that_cannot_reach_its_threshold(tmp_path: Path) -> None:
-    file = tmp_path / "chain.toml"
-    file.write_text(
-        '[chain.all]\nfilters = ["fcrdns"]\njunk-at = 9\n[filter.fcrdns]\nscore = 2\n',
-        "utf-8",
-    )
-    command = [sys.executable, "-m", "smtpd_filters.cli.chain", "--config", str(file)]
+    text = '[chain.all]\nfilters = ["fcrdns"]\njunk-at = 9\n[filter.fcrdns]\nscore = 2\n'
+    command = chain(tmp_path, text)
     alone = started(command)
     assert alone.returncode == 2
     assert b"junk-at: 9 cannot be reached" in alone.stderr

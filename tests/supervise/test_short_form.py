@@ -12,7 +12,7 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.supervise import short_form
-from tests.supervise.supervised import Started
+from tests.supervise.supervised import Started, chain
 
 HERE = Path(sys.executable).parent
 
@@ -36,13 +36,8 @@ def test_a_filter() -> None:
 
 
 def test_a_chain(tmp_path: Path) -> None:
-    file = tmp_path / "chain.toml"
-    file.write_text(
-        '[chain.all]\nfilters = ["trace"]\n[filter.trace]\ndetail = "all"\ndeadline = "90s"\n',
-        "utf-8",
-    )
-    command = [sys.executable, "-m", "smtpd_filters.cli.chain", "--config", str(file)]
-    with Started([*command, "--supervised"]) as smtpd:
+    text = '[chain.all]\nfilters = ["trace"]\n[filter.trace]\ndetail = "all"\ndeadline = "90s"\n'
+    with Started([*chain(tmp_path, text), "--supervised"]) as smtpd:
         assert smtpd.connect().ask("mail-from", b"a@example.org").verb == b"proceed"
         words = Path(f"/proc/{smtpd.process.pid}/cmdline").read_text("utf-8").split("\0")
         assert "--deadline=100s" in words
