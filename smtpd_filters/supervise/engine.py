@@ -1,7 +1,8 @@
 """The engine: takes the bytes of smtpd and of the programs, and makes the bytes for both.
 
 It has no descriptor and no clock: `now` is set from outside. This module has the sessions and their
-requests, `transit` their messages, `smtpd_side` and `program_side` read what both sides write.
+requests, `handshake` what precedes them, `transit` their messages; `smtpd_side` and `program_side`
+read what both sides write.
 
 Invariants
 ----------
@@ -15,15 +16,14 @@ from smtpd_filters.message.spool import Spool
 from smtpd_filters.protocol.credentials import AUTH, Refusals
 from smtpd_filters.protocol.data_lines import TOO_LONG
 from smtpd_filters.protocol.decisions import PROCEED
-from smtpd_filters.protocol.versions import OLDEST, cuts_lines, version
 from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
 from smtpd_filters.runtime.log import fold_traceback
 
+from .handshake import Handshake
 from .ledger import GIVEN, HELD, KEPT, Session
 from .link import Link, Loss
 from .observer import Unobserved
 from .program_side import ProgramSide
-from .registration import SMTP_IN, SMTP_OUT, Registered
 from .smtpd_side import SmtpdSide
 from .transit import COMMIT, NAME, TEMPFAIL, Transit
 
@@ -43,7 +43,6 @@ LOST_MESSAGE, LONG_LINE = "the message was lost with the program", "a line is to
 _DATA_LINE = b"data-line"
 _DISCONNECT = b"link-disconnect"
 _RESET = b"tx-reset"
-_IN, _OUT = SMTP_IN.encode(), SMTP_OUT.encode()
 
 
 class Engine:
@@ -68,7 +67,6 @@ class Engine:
         self._observer = observer or Unobserved()
         self._observed = type(self._observer) is not Unobserved
         self.on_error, self.deadline = on_error, deadline
-        self._register_all = register_all
         #: Sessions with a request or a message that no program has.
         self.waiting: dict[Session, None] = {}
         self.transit = Transit(
@@ -82,6 +80,13 @@ class Engine:
         #: Pending output to smtpd. Answers may overtake lines of messages of other sessions.
         self.answers: list[bytes] = []
         self.lines = self.transit.lines
+        self.handshake = Handshake(
+            log,
+            self.answers,
+            own=self._observer.entries,
+            register_all=register_all,
+            server_cuts=self.transit.server_cuts,
+        )
         self.sessions: dict[bytes, Session] = {}
         #: Refusals of AUTH commands, which smtpd must not log.
         self._refusals = Refusals()
@@ -96,18 +101,11 @@ class Engine:
             self.transit,
             self.answers,
             self._refusals,
-            self._on_registration,
+            self.handshake.complete,
             self._observer,
         ).receive
-        #: The registration with smtpd, or None before.
-        self.registered: Registered | None = None
-        #: smtpd's configuration is complete.
-        self.configured = False
-        self.config: list[bytes] = []
-        self.subsystems: set[str] = set()
-        #: Programs that take new sessions, and those that have not registered yet.
+        #: Programs that take new sessions.
         self.links: list[Link] = []
-        self.starting: dict[Link, None] = {}
 
     @property
     def now(self) -> float:
@@ -131,8 +129,7 @@ class Engine:
 
     def attach(self, link: Link) -> None:
         """Begin the conversation with a program that was started."""
-        self.starting[link] = None
-        link.out += self.config
+        self.handshake.attach(link)
 
     def admit(self, link: Link) -> None:
         """Let a program that is ready take new sessions."""
@@ -158,7 +155,7 @@ class Engine:
     def lost(self, link: Link, why: str) -> Loss:
         """Answer for a program that has ended, or will be ended because of `why`."""
         link.fault = link.fault or why
-        self.starting.pop(link, None)
+        self.handshake.starting.pop(link, None)
         self.dismiss(link)
         loss = Loss()
         for session in list(link.sessions.values()):
@@ -246,7 +243,7 @@ class Engine:
             if kind == b"filter":
                 return self._request(row, fields)
             if kind == b"config":
-                self._configure(row, fields)
+                self.handshake.configure(row, fields)
             elif kind == b"report" and len(fields) > 5:
                 self._report(row, fields[3], fields[4], fields[5])
             else:
@@ -268,53 +265,6 @@ class Engine:
 
     def _unexpected(self, what: str) -> None:
         self.log.limited(f"unexpected {what}", NAME, "unexpected", input=what)
-
-    def _configure(self, row: bytes, fields: list[bytes]) -> None:
-        self.config.append(row)
-        for link in self.starting:
-            link.out.append(row)
-        key = fields[1] if len(fields) > 1 else b""
-        value = fields[2].decode("utf-8", "replace") if len(fields) > 2 else ""
-        if key == b"subsystem":
-            self.subsystems.add(value)
-        elif key == b"smtpd-version" and cuts_lines(value):
-            self.transit.server_cuts()
-        elif key == b"protocol" and (version(value) or OLDEST) < OLDEST:
-            self.log.event(NAME, "unsupported", protocol=value)
-        elif key == b"ready":
-            self.configured = True
-            for link in list(self.starting):
-                if link.complete:
-                    self._on_registration(link)
-
-    def _on_registration(self, link: Link) -> None:
-        """Register with smtpd, or compare the program's registration with that."""
-        link.complete = True
-        if not self.configured:
-            return
-        self.starting.pop(link, None)
-        registration = link.registration
-        if self.registered is None and self._register_all:
-            self.register(Registered.all(self.subsystems))
-        elif self.registered is None:
-            wanted = [*registration.entries, *self._observer.entries]
-            self.register(Registered(wanted, self.subsystems))
-        elif missing := self.registered.missing(registration, self.subsystems):
-            link.fault = (
-                f"registers {', '.join(missing)}, which was not registered with smtpd at its "
-                'start: restart smtpd; with "filter-supervise --register all -- COMMAND" in '
-                "smtpd.conf a reload is enough"
-            )
-            return
-        link.phases = registration.phases()
-        link.reports = {_IN: registration.reports(SMTP_IN), _OUT: registration.reports(SMTP_OUT)}
-        link.replayed = any(KEPT & names for names in link.reports.values())
-        link.ready = True
-
-    def register(self, told: Registered) -> None:
-        """Register with smtpd."""
-        self.registered = told
-        self.answers += told.lines()
 
     # -- reports -------------------------------------------------------------------------
 

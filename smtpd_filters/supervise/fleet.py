@@ -17,7 +17,6 @@ from smtpd_filters.runtime.log import show
 
 from .link import Link
 from .process import LogRate, Process
-from .registration import Registered
 from .transit import NAME
 
 TYPE_CHECKING = False
@@ -142,9 +141,8 @@ class Fleet:
                     place.failed += 1
                     place.due = now + min(LONGEST, PAUSE * 2.0 ** min(place.failed, 10))
         engine = self._engine
-        if engine.registered is None and engine.configured and not engine.starting:
-            # smtpd waits for a registration, and can't be given another one later.
-            engine.register(Registered.all(engine.subsystems))
+        if engine.handshake.overdue:
+            engine.handshake.register_all()
             self._log.event(
                 NAME,
                 "registered",
@@ -266,7 +264,7 @@ class Fleet:
             worker.process.hang_up()
             worker.why = worker.link.fault or worker.process.ended()
             status = worker.process.status or 0
-            if status in REFUSALS and self._engine.registered is None:
+            if status in REFUSALS and self._engine.handshake.registered is None:
                 self.refused = status
                 why = f"{worker.why}: its flags or its configuration are wrong"
                 self._log.event(NAME, "smtpd is not started", reason=why)

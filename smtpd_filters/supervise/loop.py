@@ -182,7 +182,7 @@ class Loop:
                     self._write_program(worker)
         elif data is not None:
             self.stop = True
-        if self.engine.starting:
+        if self.engine.handshake.starting:
             self._soon = True
 
     def _read_program(self, worker: Worker) -> bool:

@@ -19,7 +19,6 @@ from smtpd_filters.protocol.vocabulary import PHASES, REPORTS
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.supervise.engine import Engine
 from smtpd_filters.supervise.link import Link
-from smtpd_filters.supervise.registration import Registered
 from tests.protocol.hostile import SERVERS, Choices, Smtpd
 
 TYPE_CHECKING = False
@@ -180,8 +179,8 @@ class Stage:
             self.outgoing,
         )
         self.run(self.programs[0])
-        if self.engine.registered is None:
-            self.engine.register(Registered.all({"smtp-in"}))
+        if self.engine.handshake.registered is None:
+            self.engine.handshake.register_all()
         self.engine.settle()
 
     def pick(self, options: Sequence[T]) -> T:

@@ -12,7 +12,6 @@ import pytest
 from smtpd_filters.message.spool import Spool
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.supervise.engine import Engine
-from smtpd_filters.supervise.registration import Registered
 from smtpd_filters.supervise.transit import SMALL
 from tests.effort import part
 from tests.runtime.process import ROOT, TOKENS, sid
@@ -47,7 +46,7 @@ def test_a_message_whose_end_does_not_fit_into_the_spool_gets_one_dot(tmp_path: 
     spool = Spool(memory=0, directories=(str(tmp_path / "missing"),))
     engine, smtpd, session = Engine(nowhere(), spool=spool), SmtpdConnection(), sid(1)
     engine.from_smtpd(smtpd.configure())
-    engine.register(Registered.all({"smtp-in"}))
+    engine.handshake.register_all()
     engine.answers.clear()
     engine.expecting = True
     token = TOKENS["data-line"]
