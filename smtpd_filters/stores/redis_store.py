@@ -79,7 +79,7 @@ class RedisStore(Store):
         try:
             from . import redis_client
         except ImportError as error:
-            raise ConfigError(f"{self.label} requires redis-py: {error}") from None
+            raise ConfigError(f"{self.label}: requires redis-py: {error}") from None
         self._redis = redis_client
         self._connections = redis_client.Connections(
             address,

@@ -201,14 +201,18 @@ def open_store(
             read_file(values["store_ca_file"], MAX_CERTIFICATES)
         except ConfigError as error:
             raise ConfigError(f"--store-ca-file: {error}") from None
-    return RedisStore(
-        address,
-        timeout=timeout,
-        note=note,
-        password=read_secret(values["store_password_file"], "--store-password-file"),
-        prefix=values["store_prefix"],
-        certificates=values["store_ca_file"] or "",
-    )
+    password = read_secret(values["store_password_file"], "--store-password-file")
+    try:
+        return RedisStore(
+            address,
+            timeout=timeout,
+            note=note,
+            password=password,
+            prefix=values["store_prefix"],
+            certificates=values["store_ca_file"] or "",
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None
 
 
 def _flag(name: str) -> str:

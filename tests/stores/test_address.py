@@ -127,6 +127,15 @@ def test_a_python_without_sqlite_is_named(
         made(logbook, store=f"sqlite:{tmp_path}/x")
 
 
+def test_a_python_without_redis_is_named(logbook: Logbook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    monkeypatch.delitem(sys.modules, "smtpd_filters.stores.redis_client", raising=False)
+    monkeypatch.delattr("smtpd_filters.stores.redis_client", raising=False)
+    expected = r"^--store: redis://localhost:6379: requires redis-py: "
+    with pytest.raises(ConfigError, match=expected):
+        made(logbook, store="redis://localhost")
+
+
 def test_by_default_it_is_a_file_with_the_filters_name(logbook: Logbook) -> None:
     with pytest.raises(ConfigError, match=f"^--store: sqlite:{STATE}/remembers.sqlite: "):
         made(logbook)
