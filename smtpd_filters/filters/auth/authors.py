@@ -40,11 +40,10 @@ class Authors:
 
 
 def authors_of(headers: Headers, server_name: str | None) -> Authors:
-    """Return the author's domains; an address without one has our `server_name` from smtpd.
-
-    The header block must not have been cut.
-    """
+    """Return the author's domains; an address without one has our `server_name` from smtpd."""
     values = values_of_from(headers)
+    if headers.cut:
+        return Authors(problem="header too large")
     if len(values) != 1 or "From" not in headers:
         # A field that only some programs read as From doesn't count as the only one.
         return Authors(problem="several From fields" if len(values) > 1 else "no From field")

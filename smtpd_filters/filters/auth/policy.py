@@ -5,11 +5,10 @@
 
 Invariants
 ----------
-*Own fields only*: a field from outside that claims our id is removed before ours is added. Where
-that can't be ensured, because the header is longer than what is read of it, the message is refused.
+*Own fields only*: a field from outside that claims our id is removed before ours is added.
 *Results first*: the results are those of the message as it arrived; the decision follows from them
 and never changes one.
-*Records only*: by default no message is marked or refused for a result.
+*Records only*: by default no message is marked or refused.
 *Exempt clients pass*: local and authenticated clients are not checked. Forged fields of an
 authenticated client are removed, and its field states the user.
 """
@@ -60,10 +59,6 @@ SHARE = 0.8
 #: The beginning of the names of fields with a scanner's verdict.
 SPAM = Name("X-Spam", prefix=True)
 FORGED = Reject(f"550 5.7.1 {results.FIELD} field in the name of this server")
-# Forged fields may be beyond what is read. Exim refuses such a header, too.
-TOO_LARGE = Reject("552 5.3.4 The header is too large").because("header too large")
-#: Why a client is exempt whose forged fields are removed nevertheless; "": it is not.
-_SCRUBBED = ("", AUTHENTICATED)
 #: The options that have no effect with `--scrub-only`.
 _CHECKING = (
     "arc_results", "received_spf", "spf_fail", "spf_softfail", "dkim_fail", "dmarc",
@@ -183,9 +178,9 @@ class Auth(Filter):
             ACTION,
             default=None,
             help="What to do with a message without an author that DMARC could judge: with no "
-            "From field, several, or one without an address, with an invalid domain or with many "
-            "domains or addresses. By default --dmarc decides, so that such a message does not "
-            "escape the policy of the domain that it shows.",
+            "From field, several, one without an address, with an invalid domain or with many "
+            "domains or addresses, or in a header of more than 1 MiB. By default --dmarc decides, "
+            "so that such a message does not escape the policy of the domain that it shows.",
         )
         except_domains = option(
             table(DomainTable),
@@ -310,10 +305,7 @@ class Auth(Filter):
 
     def headers(self, session: Session, headers: Headers) -> Proceed | Reject:
         """Remove forged fields, with `--scrub-only`."""
-        why = self._exempt.reason(session)
-        if headers.cut and why in _SCRUBBED:
-            return TOO_LARGE
-        if why:
+        if why := self._exempt.reason(session):
             if why == AUTHENTICATED:
                 self._scrub(session, headers)
             return exempted(self, why)
@@ -324,10 +316,7 @@ class Auth(Filter):
 
     async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject | Points:
         """Check a message, state the results in its header, and decide."""
-        why = self._exempt.reason(session)
-        if message.headers.cut and why in _SCRUBBED:
-            return TOO_LARGE
-        if why:
+        if why := self._exempt.reason(session):
             if why == AUTHENTICATED:
                 from .fields import envelope_results
 

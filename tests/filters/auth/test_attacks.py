@@ -193,6 +193,7 @@ def test_invalid_domains(server: DNSServer, value: bytes) -> None:
 NOBODY = {
     "a byte of another character set": b"From: <admin@\xc2\xc1\xce\xcb.example>\r\n",
     "two fields": b"From: " + BANK + b"\r\nFrom: " + BANK + b"\r\n",
+    "a large header": b"From: " + BANK + b"\r\n" + b"X: %b\r\n" % (b"x" * 900) * 1200,
     "a large field": b"From: " + b'"%b"\r\n ' % (b"x" * 900) * 40 + BANK + b"\r\n",
     "many addresses": b"From: " + b"\r\n ".join(b"a@%d.example," % n for n in range(300)) + b"\r\n",
 }
@@ -204,13 +205,6 @@ def test_an_author_who_cannot_be_judged_is_marked(server: DNSServer, fields: byt
     delivery = attack(server, fields + REST, "a@evil.example", "helo.evil.example", flags)
     assert delivery.verb == "proceed"
     assert delivery.headers.get("X-Spam") == "Yes"
-
-
-def test_a_header_that_is_not_read_to_its_end(server: DNSServer) -> None:
-    fields = b"From: <a@evil.example>\r\n" + b"X: %b\r\n" % (b"x" * 900) * 1200
-    fields += b"From: " + BANK + b"\r\n"
-    delivery = attack(server, fields + REST, "a@evil.example", "helo.evil.example", flags=())
-    assert delivery.reply == "552 5.3.4 The header is too large"
 
 
 def test_a_signed_message_is_sent_again_with_another_body(server: DNSServer) -> None:
