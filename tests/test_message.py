@@ -1026,22 +1026,35 @@ def test_a_header_block_above_its_limit_is_opaque_from_there(
 ) -> None:
     spool = Spool(memory=STORE_COST + memory, header=4 * 71)
     with message(lines, spool=spool, cuts=cuts) as held:
-        assert held.small() in (joined(unstuff(lines)), None)
-        assert b"".join(held.iter_bytes()) == joined(unstuff(lines))
+        cut = kept < lines.index(b"") if b"" in lines else True
+        ended = [*lines[:kept], *[b""] * cut, *lines[kept:]]
+        assert held.small() in (joined(unstuff(ended)), None)
+        assert b"".join(held.iter_bytes()) == joined(unstuff(ended))
+        assert b"".join(held.body()) == joined(unstuff(ended[kept + 1 :]))
         assert len(held.headers) == kept
-        assert held.headers.cut == (kept < lines.index(b"") if b"" in lines else True)
+        assert held.headers.cut == cut
         held.revert()
         assert len(held.headers) == kept
         held.headers.append("X", "1")
         held.headers.prepend("Y", "1")
-        assert wire(held) == [b"Y: 1", *lines[:kept], b"X: 1", *lines[kept:]]
+        assert wire(held) == [b"Y: 1", *lines[:kept], b"X: 1", *ended[kept:]]
+
+
+@pytest.mark.parametrize("memory", [TINY, 1 << 20])
+@pytest.mark.parametrize("read", [False, True])
+def test_what_is_beyond_the_limit_is_a_field_for_nobody(memory: int, *, read: bool) -> None:
+    lines = [b"A: 123"] * 6 + [b"X-Own: forged", b"", b"..x"]
+    with message(lines, spool=Spool(memory=STORE_COST + memory, header=4 * 71)) as held:
+        if read:
+            assert held.headers.remove("X-Own") == 0
+        assert wire(held) == ([*lines[:4], b"", *lines[4:]] if read else lines)
 
 
 def test_empty_fields_by_the_hundred_thousand_are_no_header() -> None:
     with message([b"a:"] * 300_000) as held:
         assert 10_000 < len(held.headers) < 20_000
         assert held.headers.cut
-        assert len(wire(held)) == 300_000
+        assert len(wire(held)) == 300_001
 
 
 @pytest.mark.parametrize(

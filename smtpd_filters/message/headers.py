@@ -111,8 +111,8 @@ class Headers:
     New values are folded and made safe (see `smtpd_filters.message.folding`); methods that add or
     replace a field raise ValueError for an invalid name.
 
-    `cut` is true if the block exceeded the limit, so that there may be fields beyond its end. A
-    check that requires a field to be absent, or all fields of a name, has to check `cut`.
+    `cut` is true if the block exceeded the limit. What is beyond it is body, also for the
+    recipient. A check of what the sender wrote, such as a signature, has to check `cut`.
     """
 
     __slots__ = ("_changed", "_entries", "_index", "_lower", "_removed", "_text", "_walked", "cut")

@@ -5,14 +5,15 @@ sent back from it unchanged.
 
 Invariants
 ----------
-*Byte for byte*: the message is sent back as received, except for edits of `headers` and the
-argument of `replace_body`.
+*Byte for byte*: the message is sent back as received, except for edits of `headers`, the argument
+of `replace_body` and the end of a header block that was cut.
 *Bounded*: lines are kept in a `Spool`, including those of an edited header block. The header block
 is held as `Headers` only from the first access to `headers` until `release`, and the store is never
 read in larger pieces than a chunk.
 *One header block*: the block ends before the first empty line, or at `Spool.header`; then the rest
-is body, and `Headers.cut` is true. It is cut before a field, so that a field that a filter appends
-doesn't take over continuation lines.
+is body, and `Headers.cut` is true. If a filter read such a message, it is sent with an empty line
+there, so that the rest, which no filter has read as fields, is body for its recipient, too. It is
+cut before a field, so that a field that a filter appends doesn't take over continuation lines.
 *Never half a message*: after a failure of the file system every use of the message raises
 `SpoolError`, and it can only be discarded.
 """
@@ -248,6 +249,11 @@ class Message:
         self._body_at = self._head_size + self._blank
         return Headers.of_text(text.replace(b"\n.", b"\n"), cut=self._too_long)  # unstuffed
 
+    @property
+    def _ended(self) -> bool:
+        """Whether an empty line follows the header block that is read and sent."""
+        return self._blank or self._too_long
+
     def _raw_header(self) -> bytes:
         """Return the header block as it was received, as a text of `Headers`."""
         self._store.check()
@@ -287,7 +293,7 @@ class Message:
 
         A chunk is longer than `chunk_bytes` only if it is a single line. With `crlf` lines end in
         CRLF, as in RFC 5322. A message without an empty line has an empty body, unless its header
-        block was cut (`Headers.cut`): then the rest of the block is the body.
+        block was cut (`Headers.cut`): then the rest of the message is the body.
         """
         self._ready()
         row = self._first_row()
@@ -319,7 +325,7 @@ class Message:
             head = self.headers.text()
         elif not isinstance(head, bytes):
             head = b"\n".join([b"", *head])
-        return _block(head, blank=self._blank)
+        return _block(head, blank=self._ended)
 
     def small(self, head: list[bytes] | bytes | None = None) -> bytes | None:
         """Return what `iter_bytes` yields in one piece, or None if that is not small.
@@ -383,15 +389,15 @@ class Message:
         headers, self._headers = self._headers, None
         replaced = self._body is not store
         text = None
-        if headers is not None and headers.changed:
+        if headers is not None and (headers.changed or self._too_long):
             text = headers.text().replace(b"\n.", b"\n..")  # stuffed
         elif replaced:
             text = self._raw_header()
         del headers
         if text is not None:
-            if text or self._blank:
+            if text or self._ended:
                 self._head = Store(self._spool)
-                _store(self._head, text, blank=self._blank)
+                _store(self._head, text, blank=self._ended)
             self._at = self._body_at
             self._row = self._head_lines + self._blank
         if replaced:

@@ -197,7 +197,8 @@ def test_a_header_of_a_million_fields(kind: type[Judge], field: bytes, logbook: 
         meter.work()
     meter.feed(meter.lines(sid(1), [b"", b"body"], end=True))
     meter.work()
-    assert meter.written == count + 4
+    # With the filter's own field, and the empty line that ends what is read as header.
+    assert meter.written == count + 5
     assert meter.filter.judged == 1
 
 

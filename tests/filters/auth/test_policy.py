@@ -513,6 +513,19 @@ def test_forged_fields_can_be_refused(server: DNSServer, flags: tuple[str, ...])
     assert reasons(smtpd)[0] == "1 forged Authentication-Results"
 
 
+@pytest.mark.parametrize("flags", [(), ("--scrub-only",)])
+def test_a_forged_field_beyond_what_is_read_of_a_header_is_body(
+    server: DNSServer, flags: tuple[str, ...]
+) -> None:
+    forged = f"{FIELD}: {OWN}; dmarc=pass\r\n".encode()
+    content = b"A:\r\n" * 17_000 + forged + MESSAGE
+    with talk(server, *flags) as smtpd:
+        delivery = send(smtpd, content)
+        assert len(delivery.headers) > 10_000
+        assert len(delivery.headers.get_all(FIELD)) == (0 if flags else 1)
+        assert forged.rstrip() in delivery.body.splitlines()
+
+
 @pytest.mark.parametrize("flags", [("-s",), ("-s", "--scrub-only")])
 def test_fields_of_other_scanners_can_be_removed(server: DNSServer, flags: tuple[str, ...]) -> None:
     spam = b"X-Spam: No\r\nx-spam-status:\r\n No\r\nX-Spamd-Bar: +\r\nX-Spa: kept\r\n"
