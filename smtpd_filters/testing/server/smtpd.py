@@ -340,7 +340,9 @@ class Smtpd:
         queue = self.lab.path(QUEUE)
         deadline = time.monotonic() + timeout
         with self._output.news:
-            while waiting := list(queue.glob("*/*")):
+            # Listed again if nothing is found: a message that is relayed to this smtpd itself may
+            # have left one place and got another while the first list was made.
+            while waiting := list(queue.glob("*/*")) or list(queue.glob("*/*")):
                 if not self.alive():
                     raise self._failure("smtpd has ended by itself")
                 if time.monotonic() > deadline:
