@@ -40,6 +40,8 @@ _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 #: The beginnings of the addresses of clients on this machine, in smtpd's notation.
 _LOCAL = (b"unix:", b"127.", b"[::1]:", b"[::ffff:127.")
 _V4_OCTETS, _OCTET_MAX = 4, 255
+#: The verbs of the commands of which a session keeps something.
+COMMANDS = frozenset({b"MAIL", b"RCPT", b"AUTH"})
 #: The mechanisms that smtpd offers.
 _MECHANISMS = frozenset({b"PLAIN", b"LOGIN"})
 #: Phases whose junk marks end with the transaction.

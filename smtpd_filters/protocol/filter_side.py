@@ -76,6 +76,8 @@ class FilterConnection:
         self.subsystems: set[str] = set()
         #: Whether the report of a reply which isn't a refusal is skipped: most of them say nothing.
         self.skips_replies = False
+        #: The verbs of the commands whose reports are wanted; others are skipped. None: all.
+        self.commands: frozenset[bytes] | None = None
         self._ready = False
         #: The beginning of an incomplete line, and whether the rest of it is dropped.
         self._partial = bytearray()
@@ -393,7 +395,10 @@ class FilterConnection:
 
     def _take(self, row: bytes) -> None:
         """Process any line that is not a body line of a known message."""
-        if self.skips_replies and row.startswith(b"report|") and _is_plain_reply(row):
+        if row.startswith(b"report|") and (
+            (self.commands is not None and _is_other_command(row, self.commands))
+            or (self.skips_replies and _is_plain_reply(row))
+        ):
             return
         if row[7:11] != self._version_bytes and not row.startswith(b"config"):
             self._read_version(row)
@@ -520,6 +525,20 @@ class FilterConnection:
         if self.dialect.token_first:
             session, token = token, session
         out.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
+
+
+#: Where the name of a report is if its version and its time have their usual lengths, and where
+#: what follows the name of a command's report and its session is then.
+_NAME, _COMMAND = 36, 70
+
+
+def _is_other_command(row: bytes, verbs: frozenset[bytes]) -> bool:
+    """Whether this surely reports a command with another verb, of four letters, than these."""
+    return (
+        row.startswith(b"|protocol-client|", _NAME)
+        and row[_COMMAND - 1 : _COMMAND] == b"|"
+        and row[_COMMAND : _COMMAND + 4].upper() not in verbs
+    )
 
 
 #: The first digits of replies that accept a command, or ask for more (RFC 5321 section 4.2.1).

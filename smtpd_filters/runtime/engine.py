@@ -25,7 +25,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import CUT
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.session import Session
+from smtpd_filters.session import COMMANDS, Session
 
 from .coroutines import decide_at_once
 from .log import fold_traceback
@@ -95,6 +95,8 @@ class Engine:
         self._journal = policy.journal
         self._watches = {} if self._journal is None else self._journal.watches
         self.connection.skips_replies = self._journal is not None
+        if "protocol-client" not in self._hooks and "protocol-client" not in self._watches:
+            self.connection.commands = COMMANDS
         self._log = log
         self._tasks: dict[bytes, Task] = {}
         self.messages: Messages | NoMessages = NoMessages()

@@ -543,6 +543,24 @@ def test_accepting_replies_are_skipped_on_request() -> None:
     ]
 
 
+def test_commands_are_skipped_on_request() -> None:
+    script = Script()
+    script.connection.commands = frozenset({b"MAIL", b"RCPT"})
+    script.say(SMTPD.report("link-connect", A, b"x", b"pass", b"192.0.2.1:1", b"192.0.2.2:25"))
+    commands = (b"mail FROM:<a@b>", b"RCPT TO:<c@d>", b"DATA", b"AUTH PLAIN", b"mai", b"", b"a|b")
+    for each in commands:
+        script.say(SMTPD.report("protocol-client", A, each))
+    # A session whose id isn't as long as usual is too rare to be looked at.
+    script.say(SMTPD.report("protocol-client", b"1f", b"DATA"))
+    script.say(SMTPD.report("protocol-server", A, b"250 |protocol-client|"))
+    assert [each.values for each in script.reports[1:]] == [
+        (b"mail FROM:<a@b>",),
+        (b"RCPT TO:<c@d>",),
+        (b"DATA",),
+        (b"250 |protocol-client|",),
+    ]
+
+
 def test_nothing_is_sent_outside_a_message() -> None:
     script = Script()
     script.connection.send_lines(A, [b"x"])
