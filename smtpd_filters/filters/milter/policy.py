@@ -1,9 +1,9 @@
 """filter-milter: ask milters, the filters of Sendmail and Postfix.
 
-`smtpd_filters.milter` speaks the protocol; `links` are the connections; `dialogue` brings a milter
-to the stage of a session; `facts` is what it gets, `content` the message and its edits,
-`outcomes` are the replies. `probe` asks at start what a milter wants, so that smtpd is asked for
-nothing else.
+`smtpd_filters.milter` speaks the protocol; `links` are the connections; `asked` asks all milters
+about a session, and `dialogue` brings one of them to a stage of it; `facts` is what it gets,
+`content` the message and its edits, `outcomes` are the replies. `probe` asks at start what a milter
+wants, so that smtpd is asked for nothing else.
 
 Invariants
 ----------
@@ -17,15 +17,13 @@ Sessions without mail cost nothing, and the greeting, TLS and login are known by
 
 from __future__ import annotations
 
+from functools import partial
+
 from smtpd_filters.checks.exemptions import exempt_option, exempted
-from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
-from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Junk, Proceed, Reject
-from smtpd_filters.protocol.decisions import reply as smtp_reply
-from smtpd_filters.runtime.log import outcome
+from smtpd_filters.protocol.decisions import Disconnect, Proceed, Reject
 from smtpd_filters.scanning.options import envelope_option
-from smtpd_filters.scanning.outcomes import ENVELOPE
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
@@ -41,7 +39,7 @@ from .endpoints import ENDPOINT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_filters.filter import Outcome
     from smtpd_filters.message import Message
@@ -51,18 +49,11 @@ if TYPE_CHECKING:
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
-    from .content import Draft
-    from .dialogue import Dialogue
+    from .asked import Asked
     from .dialogue import Milter as Configured
-    from .facts import Facts
 
 #: Seconds for all trials at start: smtpd waits for its filters.
 TRIALS = 10.0
-#: The decisions about a message that a milter quarantines, by `--quarantine`.
-HELD = {
-    "tempfail": Reject(smtp_reply(451, "4.7.1", "Message held for review, please try again later")),
-    "reject": Reject(smtp_reply(550, "5.7.1", "Message rejected")),
-}
 #: The reports that the facts are made of; that of commands has the parameters of MAIL.
 REPORTS = (
     "link-greeting", "link-identify", "link-tls", "link-auth", "tx-begin", "protocol-client",
@@ -162,6 +153,8 @@ class Milter(Filter):
     settings: Options
 
     _milters: list[Configured]
+    #: Creates what is asked in a session.
+    _ask: Callable[[Session], Asked]
 
     @classmethod
     def outcomes(cls) -> tuple[Outcome, ...]:
@@ -177,12 +170,12 @@ class Milter(Filter):
 
         from smtpd_filters.milter import Offer  # not for --help
 
+        from .asked import Asked
         from .dialogue import Milter as Configured
         from .links import Links  # imports asyncio
         from .outcomes import DISCARDED
 
         settings = self.settings
-        self._host = gethostname()
         offer = Offer.of(settings.protocol_version)
         self._milters = [
             Configured(
@@ -201,6 +194,7 @@ class Milter(Filter):
             )
             for address in settings.milter
         ]
+        self._ask = partial(Asked, self, self._milters, host=gethostname())
         self._try(offer)
         return Registration(self._phases(), reports=REPORTS)
 
@@ -261,171 +255,55 @@ class Milter(Filter):
 
     async def connect(self, session: Session) -> Answer:
         """Ask about the client."""
-        from smtpd_filters.milter.vocabulary import CONNECT
-
-        return await self._at(session, CONNECT)
+        return self._exempted(session) or await self._asked(session).connect()
 
     async def helo(self, session: Session, identity: str) -> Answer:
         """Ask about the greeting."""
-        from smtpd_filters.milter.vocabulary import HELO
-
-        self._state(session).facts.identity = identity
-        return await self._at(session, HELO)
+        asked = self._asked(session)
+        asked.facts.identity = identity
+        return self._exempted(session) or await asked.helo()
 
     ehlo = helo
 
     async def mail_from(self, session: Session, address: str) -> Answer:
         """Ask about the sender."""
-        from smtpd_filters.milter.vocabulary import MAIL
-
-        self._state(session).facts.begin(address)
-        return await self._at(session, MAIL)
+        asked = self._asked(session)
+        asked.facts.begin(address)
+        return self._exempted(session) or await asked.mail_from()
 
     async def rcpt_to(self, session: Session, address: str) -> Answer:
         """Ask about a recipient."""
-        from smtpd_filters.milter.vocabulary import RCPT
-
-        return await self._at(session, RCPT, address)
+        return self._exempted(session) or await self._asked(session).rcpt_to(address)
 
     async def data(self, session: Session) -> Answer:
         """Ask at DATA."""
-        from smtpd_filters.milter.vocabulary import DATA
-
-        return await self._at(session, DATA)
+        return self._exempted(session) or await self._asked(session).data()
 
     async def message(self, session: Session, message: Message) -> ContentAnswer:
         """Pass the message through the milters."""
-        from smtpd_filters.milter.vocabulary import END_OF_BODY
-
-        from .content import Draft
-
-        if why := self.settings.exempt.reason(session):
-            return exempted(self, why)
-        draft = Draft(message, session.server_name)
-        decision = await self._all(session, END_OF_BODY, None, draft)
-        if isinstance(decision, Proceed | Junk):
-            return self._finished(session, draft, decision)
-        return decision
+        return self._exempted(session) or await self._asked(session).message(message)
 
     async def commit(self, session: Session) -> Proceed | Reject | Disconnect:
         """Ask milters that want nothing of a message."""
-        from smtpd_filters.milter.vocabulary import END_OF_BODY
-
-        decision = await self._at(session, END_OF_BODY)
-        return PROCEED if isinstance(decision, Junk) else decision
+        return self._exempted(session) or await self._asked(session).commit()
 
     def link_disconnect(self, session: Session) -> None:
         """Close the connections of the session."""
-        state = session.scratch.pop(self, None)
-        if state is not None:
-            for dialogue in state.dialogues:
-                if dialogue.link is not None:
-                    dialogue.link.end()
+        asked: Asked | None = session.scratch.pop(self, None)
+        if asked is not None:
+            asked.end()
 
-    # -- inner parts -------------------------------------------------------------------------
+    def _exempted(self, session: Session) -> Proceed | None:
+        """Return the decision about an exempt client; None for any other."""
+        why = self.settings.exempt.reason(session)
+        return exempted(self, why) if why else None
 
-    def _state(self, session: Session) -> _State:
-        state = session.scratch.get(self)
-        if state is None:
-            from .dialogue import Dialogue
-            from .facts import Facts
-
-            facts = Facts(
-                session,
-                host=self._host,
-                daemon=self.settings.daemon_name,
-                version=self.smtpd.get("smtpd-version", ""),
-            )
-            dialogues = [Dialogue(milter, facts) for milter in self._milters]
-            state = session.scratch[self] = _State(facts, dialogues)
-        found: _State = state
-        return found
-
-    async def _at(self, session: Session, event: bytes, recipient: str | None = None) -> Answer:
-        """Ask all milters at a phase, unless the client is exempt."""
-        if why := self.settings.exempt.reason(session):
-            return exempted(self, why)
-        return await self._all(session, event, recipient, None)
-
-    async def _all(
-        self, session: Session, event: bytes, recipient: str | None, draft: Draft | None
-    ) -> Answer:
-        """Bring all milters to a stage; return the first refusal."""
-        state = self._state(session)
-        state.facts.update()
-        result: Proceed | Junk = PROCEED
-        for dialogue in state.dialogues:
-            decision = await self._ask(session, dialogue, event, recipient, draft)
-            if isinstance(decision, Reject | Disconnect):
-                return decision.because(dialogue.milter.label)
-            if isinstance(decision, Junk):
-                result = decision
-        return result
-
-    async def _ask(
-        self,
-        session: Session,
-        dialogue: Dialogue,
-        event: bytes,
-        recipient: str | None,
-        draft: Draft | None,
-    ) -> Proceed | Junk | Reject | Disconnect:
-        """Bring one milter to a stage; return its refusal, or the decision of `--on-error`."""
-        from .links import FailedError
-
-        serial = dialogue.facts.serial
-        if serial and dialogue.failed == serial:
-            return PROCEED  # it has been answered for in this transaction
-        try:
-            return await dialogue.at(event, recipient, draft) or PROCEED
-        except FailedError as error:
-            cause = f"{dialogue.milter.label}: {error}"
-        if self.on_error == "tempfail":
-            raise UnavailableError(cause)
-        dialogue.failed = serial
-        decision = JUNK if self.on_error == "junk" else PROCEED
-        phase = "message" if draft is not None else "milter"
-        self.log.failure(cause, phase, session.id, outcome(decision, dry=False), cause=cause)
-        return decision
-
-    def _finished(
-        self, session: Session, draft: Draft, decision: Proceed | Junk
-    ) -> Proceed | Junk | Reject:
-        """Apply the edits of all milters; return the decision about the message."""
-        settings = self.settings
-        notes = "; ".join(draft.notes)
-        held = draft.quarantine is not None
-        if held and (refused := HELD.get(settings.quarantine)):
-            return refused.because(f"quarantined: {draft.quarantine}")
-        if draft.envelope and settings.envelope_changes == "tempfail":
-            return ENVELOPE.because(notes)
-        recipients = {b"<%b>" % each.encode("utf-8", "surrogateescape") for each in _to(session)}
-        if recipients and recipients <= draft.deleted and not draft.added:
-            from .outcomes import DISCARDED
-
-            if settings.discard == "reject":
-                return Reject(DISCARDED).because("all recipients deleted")
-        if held:
-            draft.hold()
-            notes = "; ".join([f"quarantined: {draft.quarantine}", *draft.notes])
-            if settings.quarantine == "junk":
-                decision = JUNK
-        draft.store()
-        return decision.because(notes) if notes else decision
-
-
-class _State:
-    """The state of one session."""
-
-    __slots__ = ("dialogues", "facts")
-
-    def __init__(self, facts: Facts, dialogues: list[Dialogue]) -> None:
-        self.facts = facts
-        self.dialogues = dialogues
-
-
-def _to(session: Session) -> Sequence[str]:
-    return session.tx.recipients if session.tx else ()
+    def _asked(self, session: Session) -> Asked:
+        """Return what is asked in a session."""
+        asked: Asked | None = session.scratch.get(self)
+        if asked is None:
+            asked = session.scratch[self] = self._ask(session)
+        return asked
 
 
 def main(argv: Sequence[str] | None = None) -> int:
