@@ -15,7 +15,7 @@ from .vocabulary import MAX_PAYLOAD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
 UINT32 = Struct(">I")
 UINT16 = Struct(">H")
@@ -50,11 +50,12 @@ def strings(payload: bytes) -> list[bytes]:
     return payload[:-1].split(b"\0")
 
 
-def joined(texts: Iterable[bytes]) -> bytes:
+def joined(texts: Sequence[bytes]) -> bytes:
     """Return strings one behind the other, each with its null. Raises MilterError as `cstr`."""
-    each = [*texts, b""]
-    whole = b"\0".join(each)
-    if whole.count(b"\0") != len(each) - 1:
+    if not texts:
+        return b""
+    whole = b"\0".join(texts) + b"\0"
+    if whole.count(b"\0") != len(texts):
         raise MilterError("a null in a string")
     return whole
 

@@ -18,7 +18,6 @@ leaves it out, as by Postfix: a milter may read them later.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 
 from . import vocabulary as v
 from .answers import NewBody, ReplyCode, Verdict, parse_answer
@@ -177,10 +176,9 @@ class MtaSide:
             return b""
         self.begun = True
         space = b"" if self.agreed and self.agreed.leading_space else b" "
-        sent = bytearray()
-        for name, value in fields:
-            sent += packet(v.HEADER, joined((name, value.removeprefix(space))))
-        return bytes(sent)
+        return b"".join(
+            [packet(v.HEADER, joined((name, value.removeprefix(space)))) for name, value in fields]
+        )
 
     def end_of_header(self, macros: Macros = ()) -> bytes:
         """Return the end of the header."""
@@ -236,7 +234,7 @@ class MtaSide:
             self.begun = True
         sent = b""
         if macros:
-            sent = packet(v.MACROS, event + joined(chain.from_iterable(macros)))
+            sent = packet(v.MACROS, event + joined(macros))
         if event in self._wanted:
             sent += packet(event, payload)
             if event in self._answered:
@@ -346,5 +344,5 @@ def _of_recipient(command: bytes) -> bool:
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    #: Names and values of macros; long names are in braces.
-    Macros: TypeAlias = Sequence[tuple[bytes, bytes]]
+    #: Names of macros, each followed by its value; long names are in braces.
+    Macros: TypeAlias = Sequence[bytes]

@@ -67,7 +67,7 @@ def test_a_session_packet_by_packet() -> None:
     milter.receive(Offer().encode())
     mta.receive(Agreement(6, 0x11, v.LEADING_SPACE).encode())
     assert mta.answer() == Agreement(6, 0x11, v.LEADING_SPACE)
-    sent = mta.connect(b"mail.example", b"4", 4711, b"192.0.2.1", [(b"j", b"mx"), (b"{v}", b"")])
+    sent = mta.connect(b"mail.example", b"4", 4711, b"192.0.2.1", [b"j", b"mx", b"{v}", b""])
     assert sent == (
         b"\0\0\0\x0bDCj\0mx\0{v}\0\0" + b"\0\0\0\x1bCmail.example\x004\x12\x67192.0.2.1\0"
     ).replace(b"\0\0\0\x0b", b"\0\0\0\x0c")
@@ -123,10 +123,10 @@ def test_an_event_that_is_not_wanted(event: bytes, bit: int) -> None:
 
 def test_macros_of_an_event_that_is_not_wanted() -> None:
     mta = agreed(v.NO_HELO | v.NO_MAIL)
-    assert mta.helo(b"x", [(b"i", b"1")]) == b"\0\0\0\x06DHi\x001\0"
+    assert mta.helo(b"x", [b"i", b"1"]) == b"\0\0\0\x06DHi\x001\0"
     assert mta.helo(b"x") == b""
     assert not mta.waiting
-    assert mta.mail(b"<>", (), [(b"i", b"1")]) == b"\0\0\0\x06DMi\x001\0"
+    assert mta.mail(b"<>", (), [b"i", b"1"]) == b"\0\0\0\x06DMi\x001\0"
     assert mta.abort()
 
 

@@ -92,7 +92,7 @@ def test_events_survive_the_wire_however_it_is_cut(
     every = sum(v.UNANSWERED.values()) | v.LEADING_SPACE
     mta.receive(Agreement(6, 0, every).encode())
     mta.answer()
-    stream += mta.connect(sender, b"6", 65535, b"::1", [(b"j", sender)])
+    stream += mta.connect(sender, b"6", 65535, b"::1", [b"j", sender])
     stream += mta.mail(sender, [sender])
     for name, value in fields:
         stream += mta.header(name, value)

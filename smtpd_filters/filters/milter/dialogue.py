@@ -307,9 +307,19 @@ class Dialogue:
         return self.settled()[1]
 
     async def _headers(self, link: Link, draft: Draft | None) -> bool:
-        mta, seconds = link.mta, self.milter.content
+        mta = link.mta
         if draft is None or not mta.wants(v.HEADER):
             return False
+        if mta.answers(v.HEADER) or len(draft.headers.text()) > v.MAX_PAYLOAD:
+            return await self._each_header(link, draft)
+        sent = mta.headers(draft.headers.fields())  # each of them fits into a packet
+        if not link.put(sent):
+            await link.tell(sent, self.milter.content)
+        return False
+
+    async def _each_header(self, link: Link, draft: Draft) -> bool:
+        """Send the fields that the milter answers, or that may not fit into a packet."""
+        mta, seconds = link.mta, self.milter.content
         together: list[tuple[bytes, bytes]] | None = None if mta.answers(v.HEADER) else []
         for name, value in draft.headers.fields():
             part = value if fits(name, value) else self._cut(draft, name, value)
@@ -358,9 +368,7 @@ class Dialogue:
                     break
         return False
 
-    def _macros(
-        self, link: Link, event: bytes, recipient: str = ""
-    ) -> Sequence[tuple[bytes, bytes]]:
+    def _macros(self, link: Link, event: bytes, recipient: str = "") -> Sequence[bytes]:
         return self.facts.macros(event, chosen(event, link.mta.agreed), recipient)
 
     def _judged(self, event: bytes, answer: Verdict | ReplyCode | None) -> bool:

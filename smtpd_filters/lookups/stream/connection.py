@@ -105,7 +105,9 @@ class Connection:
         if self._lost:
             raise LostError(self._error)
         self._send(data)
-        await self._pace.admit(_CHUNK + len(data) // _SENT_PER_UNIT)
+        work = _CHUNK + len(data) // _SENT_PER_UNIT
+        if not self._pace.take(work):
+            await self._pace.queue(work)
         while self._full and not self._lost:
             await self._change()
 
@@ -155,7 +157,11 @@ class Connection:
                     raise LostError(self._error)
                 return b""
             await self._change()
-        return await self._take(min(len(self._data), limit))
+        data = self._take(limit)
+        work = _READ + len(data) // _PER_UNIT
+        if not self._pace.take(work):
+            await self._pace.queue(work)
+        return data
 
     async def read_to_end(self, limit: int) -> bytes:
         """Return everything up to the end of the connection.
@@ -330,13 +336,18 @@ class Connection:
 
     # -- waiting -------------------------------------------------------------------------------
 
-    async def _take(self, size: int) -> bytes:
-        data = bytes(memoryview(self._data)[:size])
-        del self._data[:size]
-        if self._paused and len(self._data) <= HIGH >> 1:
+    def _take(self, limit: int) -> bytes:
+        """Return what has arrived, at most so much, which is no longer kept."""
+        data = self._data
+        if len(data) <= limit:
+            taken = bytes(data)
+            data.clear()
+        else:
+            taken = bytes(memoryview(data)[:limit])
+            del data[:limit]
+        if self._paused and len(data) <= HIGH >> 1:
             self._resume()
-        await self._pace.admit(_READ + size // _PER_UNIT)
-        return data
+        return taken
 
     def _resume(self) -> None:
         self._paused = False
