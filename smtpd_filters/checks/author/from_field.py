@@ -51,13 +51,13 @@ DIRECTED_MAX = 2048
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"|\\.|\[[^\[\]\\"]*+\]|[^"\\()<>,;:\[]++|.', re.DOTALL)
 _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _QUOTE_OR_PAIR = re.compile(r'\\(.)|"', re.DOTALL)
-# RFC 5322 section 4.4: obs-route.
-_ROUTE = re.compile(r"\s*+@[^\s@:,<>]++(?:\s*+,[\s,]*+@[^\s@:,<>]++)*+\s*+:")
+# RFC 5322 section 4.4: obs-route, at the beginning of what is in a pair of brackets.
+_ROUTE = re.compile(r"(?<![^>])[\s,]*+@[^\s@:,<>]++(?:\s*+,[\s,]*+(?:@[^\s@:,<>]++)?)*\s*+:")
 # A field without one of these has no address with a domain.
 _AT = re.compile("@|\uff20|\ufe6b|=\\?")
 # Names with addresses in angle brackets, bare addresses, names of groups: of words (w), words with
 # an `@` (a), literals (l).
-_FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*+")
+_FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*")
 # Some programs don't display these, others end an address there. Some treat those in the second set
 # as white space.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
@@ -183,7 +183,7 @@ class _Field:
         for plain, angle, is_name in _mailboxes(tokens, comments):
             if is_name:
                 self._add_name(plain)
-                self._add_address(_ROUTE.sub("", angle, 1))
+                self._add_address(_ROUTE.sub("", angle))
             else:
                 self._bare = self._bare or _without_domain(plain)
                 self._add(plain)

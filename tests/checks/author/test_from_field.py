@@ -70,6 +70,9 @@ MAILSPLOIT = "=?utf-8?b?Ym9zc0BleGFtcGxlLm9yZw==?==?utf-8?q?=00?=@example.net"
         ("Nobody:;", [], []),
         # obsolete syntax: routes, and white space and comments everywhere
         ("<@x.example,@y.example:a@b.example>", ["a@b.example"], ["@x.example", "@y.example"]),
+        ("<@x.example, ,:a@b.example>", ["a@b.example"], ["@x.example"]),
+        ("<, @x.example,, @y.example:a@b.example>",
+         ["a@b.example"], ["@x.example", "@y.example"]),
         ("a @ b . example", ["a@b.example"], []),
         ("a(x)@(y)b(z).example", ["a@b.example"], ["x@y"]),
         ('"a b"@c.example', ["a b@c.example"], ["b@c.example"]),
@@ -84,6 +87,10 @@ MAILSPLOIT = "=?utf-8?b?Ym9zc0BleGFtcGxlLm9yZw==?==?utf-8?q?=00?=@example.net"
         ("<a@b.example> x@y.example", ["x@y.example", "a@b.example"], []),
         ("<x@y.example> <a@b.example>", ["x@y.example", "a@b.example"], []),
         ("<x@y.example", ["x@y.example"], []),
+        # a route is at the beginning only
+        ("<x@y.example:a@b.example>", ["x@y.example", "a@b.example"], []),
+        ("<x@y.example,:a@b.example>", ["x@y.example", "a@b.example"], []),
+        ("<x@y.example:>", ["x@y.example"], []),
         ('"X <x@y.example>', ["x@y.example"], []),
         ("a@b.example (x@y.example", ["a@b.example", "x@y.example"], []),
         ('\\"x@y.example\\" <a@b.example>', ["x@y.example", "a@b.example"], []),

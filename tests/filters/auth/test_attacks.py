@@ -139,6 +139,8 @@ FIELDS = {
     "A18, an address without brackets": b"From: admin@bank.example,<a@evil.example>\r\n",
     "A19, an address behind the brackets": b"From: <a@evil.example> admin@bank.example\r\n",
     "A16, a route": b"From: <@evil.example,@x.example:admin@bank.example>\r\n",
+    "a route behind a local part": b"From: <admin@bank.example:a@evil.example>\r\n",
+    "an empty element in such a route": b"From: <admin@bank.example,:a@evil.example>\r\n",
     "A17, a quoted pair": b"From: " + BANK + b"\\,<a@evil.example>\r\n",
     "a NUL": b"From: " + BANK + b"\x00<a@evil.example>\r\n",
     "a NUL in the address": b"From: <admin@bank.example\x00@evil.example>\r\n",
