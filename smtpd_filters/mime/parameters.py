@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _VALUE = (
-    r"((?:\*\d{0,4}+\*?+)?+)\s*+(?:\([^)]*+\)\s*+)*+=\s*+"
+    r"((?:\*\d{0,4}+\*?+)?+)\s*+(?:\([^)]*+\)\s*+)*=\s*+"
     r'("(?:[^"\\]|\\.)*+(?:"|$)|[^;]*+)'
 )
 _NAMES = re.compile(rf"(?<![\w-])(?:file)?name{_VALUE}", re.IGNORECASE | re.DOTALL)
@@ -26,10 +26,21 @@ _CHARSETS = re.compile(rf"(?<![\w-])charset{_VALUE}", re.IGNORECASE | re.DOTALL)
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _TYPE = re.compile(
-    r"\s*+(?:\([^)]*+\)\s*+)*+\"?([!#-&*-.0-9A-Z^-~]++)(?:\s*+/\s*+([!#-&*-.0-9A-Z^-~]++))?+",
+    r"\s*+(?:\([^)]*+\)\s*+)*\"?([!#-&*-.0-9A-Z^-~]++)(?:\s*+/\s*+([!#-&*-.0-9A-Z^-~]++))?",
     re.IGNORECASE,
 )
-_TOKEN = re.compile(r"\s*+(?:\([^)]*+\)\s*+)*+\"?([\w.+-]++)")
+_TOKEN = re.compile(r"\s*+(?:\([^)]*+\)\s*+)*\"?([\w.+-]++)")
+#: Types of multiparts and messages that aren't so by the grammar; programs look for them anywhere.
+_MULTIPART = re.compile(r"multipart\s*+/", re.IGNORECASE)
+_MESSAGE = re.compile(
+    r"(?<![\w.+-])message\s*+/\s*+(rfc822|global|news|external-body|partial)(?![\w.+-])",
+    re.IGNORECASE,
+)
+#: What is before the first word of a field, as in one with an open comment.
+_BEFORE_WORD = re.compile(r"\A[^\w.+-]*+")
+_MESSAGES = frozenset(
+    f"message/{name}" for name in ("rfc822", "global", "news", "external-body", "partial")
+)
 
 #: Values of a field that are looked at: as many as `limits.PARAMETERS` characters can hold.
 _MOST = 1 << 11
@@ -77,10 +88,32 @@ def media_type(field: str) -> str:
     return f"{match[1]}/{match[2]}".lower()[:128]
 
 
+def is_container(kind: str) -> bool:
+    """Return whether a type is that of multiparts or messages."""
+    return kind.startswith("multipart/") or kind in _MESSAGES
+
+
+def disguised_type(field: str) -> str:
+    """Return the type of multiparts or messages that a field has against the grammar, or ""."""
+    declared = media_type(field)
+    if declared.startswith("multipart/"):
+        return ""
+    text = field.partition(";")[0]
+    if _MULTIPART.search(text):
+        return "multipart/mixed"
+    match = None if is_container(declared) else _MESSAGE.search(text)
+    return f"message/{match[1].lower()}" if match else ""
+
+
 def token(field: str) -> str:
     """Return the first word of a field, in lower case, such as `base64` or `attachment`."""
     match = _TOKEN.match(field)
     return match[1].lower()[:64] if match else ""
+
+
+def disguised_token(field: str) -> str:
+    """Return the first word of a field that doesn't begin with one, such as `(base64`; or ""."""
+    return token(_BEFORE_WORD.sub("", field, 1))
 
 
 def _values(pattern: re.Pattern[str], field: str) -> Iterator[str]:

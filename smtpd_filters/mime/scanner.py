@@ -26,7 +26,10 @@ from .parameters import (
     boundaries,
     charset,
     count_boundaries,
+    disguised_token,
+    disguised_type,
     first,
+    is_container,
     media_type,
     names,
     token,
@@ -50,13 +53,8 @@ _DENSE, _PIECE = 40, 512
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
 _CONTENT = b"content-"
 _PARTIAL = "message/partial"
-_MESSAGES = frozenset(
-    {"message/rfc822", "message/global", "message/news", "message/external-body", _PARTIAL}
-)
 #: Files that mail programs open as messages, whatever their types.
 _MESSAGE_FILES = frozenset({"eml", "mht", "mhtml", "nws"})
-#: A type of multiparts that isn't one by the grammar; programs look for its beginning.
-_MULTIPART = re.compile(r"multipart\s*+/", re.IGNORECASE)
 _TYPE, _ENCODING, _DISPOSITION = (
     b"content-type",
     b"content-transfer-encoding",
@@ -250,34 +248,35 @@ class Scan:
         self._described = [each for each in self._fields if each[:8].lower() == _CONTENT]
         types = self._values(_TYPE)
         declared = tuple(dict.fromkeys(filter(None, map(media_type, types))))
-        if not any(each.startswith("multipart/") for each in declared) and any(
-            _MULTIPART.search(each.partition(";")[0]) for each in types
-        ):
-            self.content.odd("multipart of an invalid type")
-            declared = (*declared, "multipart/mixed")
+        for each in filter(None, map(disguised_type, types)):
+            self.content.odd(f"{each.partition('/')[0]} of an invalid type")
+            declared = (*declared, each)
         if _PARTIAL in declared:
             self.content.cut_off("a piece of a message")
         depth = self._depth
         if len(declared) > 1:
             self.content.odd("two types")
         encoding = self._encoding()
-        if depth >= DEPTH and any(
-            each in _MESSAGES or each.startswith("multipart/") for each in declared
-        ):
+        if depth >= DEPTH and any(map(is_container, declared)):
             self.content.cut_off("too many levels")
             declared = ("application/octet-stream",)
         if any(each.startswith("multipart/") for each in declared):
             self._begin_multipart(types, encoding, at)
-        elif any(each in _MESSAGES for each in declared):
+        elif any(map(is_container, declared)):
             self._begin_message(types, declared, encoding, at)
         else:
             self._begin_leaf(types, declared, encoding, at)
         self._fields, self._spilled = [], bytearray()
 
     def _encoding(self) -> str:
-        values = [token(each) for each in self._values(_ENCODING)]
+        fields = self._values(_ENCODING)
+        values = [token(each) or disguised_token(each) for each in fields]
         known = list(dict.fromkeys(ENCODINGS.get(each, "") for each in values))
-        if len(known) > 1 or any(each not in ENCODINGS for each in values):
+        if (
+            len(known) > 1
+            or any(each not in ENCODINGS for each in values)
+            or any(each.strip() and not token(each) for each in fields)
+        ):
             self.content.odd("unknown or several encodings")
         if len(set(known) - {""}) > 1:
             self.content.cut_off("several encodings")

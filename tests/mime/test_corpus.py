@@ -55,6 +55,7 @@ NAMES = {
     "the default stream": (b'filename="a.exe::$DATA"', "a.exe"),
     "a comment behind": (b"filename=a.exe (a comment)", "a.exe"),
     "a comment before the sign": (b"filename (a comment) = a.exe", "a.exe"),
+    "an open comment before another sign": (b'name (=x filename="a.exe" y', "a.exe"),
     "text behind the quote": (b'filename="a.txt".exe', "a.txt.exe"),
     "a quote within quotes": (b'filename=""a.exe""', "a.exe"),
     "an empty value before it": (b'filename="" a.exe', "a.exe"),
@@ -129,6 +130,25 @@ STRUCTURES = {
     "comments in comments before the type": (
         b"Content-Type: (c(d)) multipart/mixed; boundary=b\n\n--b\n" + PART + b"--b--\n",
         "multipart of an invalid type",
+    ),
+    "an open comment before the type": (
+        b"Content-Type: (multipart/mixed; boundary=b\n\n--b\n" + PART + b"--b--\n",
+        "multipart of an invalid type",
+    ),
+    "an open comment before the type of a message": (
+        b"Content-Type: (message/rfc822\n\n" + INNER, "message of an invalid type",
+    ),
+    "comments in comments before the type of a message": (
+        b"Content-Type: (c(d)) Message / rfc822\n\n" + INNER, "message of an invalid type",
+    ),
+    "an open comment before the encoding": (
+        b"Content-Type: message/rfc822\nContent-Transfer-Encoding: (base64\n\n"
+        + base64.encodebytes(INNER),
+        "unknown or several encodings",
+    ),
+    "an open comment before another boundary": (
+        b'Content-Type: multipart/mixed; boundary(=x boundary="b" y\n\n--b\n' + PART + b"--b--\n",
+        "",
     ),
     "a piece of a message": (
         b"Content-Type: message/partial; id=x; number=1; total=2\n\n" + INNER,

@@ -176,6 +176,7 @@ def test_points(tmp_path: Path) -> None:
         ("larger = 1000", b"Subject: x\n\n" + b"x" * 80 + b"\n" + b"y\n" * 600),
         ("parts-over = 2", mixed(b"\nx\n", b"\ny\n")),
         ('charset = "KOI8-R"', b"Content-Type: text/plain; charset=koi8-r\n\nx\n"),
+        ('charset = "koi8-r"', b'Content-Type: text/plain; charset(=x charset="koi8-r" y\n\nx\n'),
         ('script = "cyrillic"\nshare = 0.9', b"Subject: x\n\n" + RUSSIAN.encode()),
         (
             'script = "cyrillic"',
@@ -190,6 +191,7 @@ def test_points(tmp_path: Path) -> None:
         ("macros = true", attached(zipped(("word/vbaProject.bin", b"x")))),
         ("unreadable = true", attached(b"Rar!\x1a\x07\x00xxx")),
         ("ambiguous = true", mixed(b"Content-Type: a/b; name=a.txt; name=b.exe\n\nx\n")),
+        ("ambiguous = true", mixed(b"Content-Transfer-Encoding: (base64\n\neA==\n")),
         ('content = "archive"', attached(zipped(("a", b"x")))),
     ],
 )  # fmt: skip
