@@ -45,7 +45,7 @@ _QUOTED = rb'"(?:[^"\\]++|\\[^"])*+"'
 _STRING = re.compile(_QUOTED, re.DOTALL)
 #: An element with a domain, as nearly all are.
 _COMPLETE = re.compile(
-    rb'(?:[^"\\(),@]++|%b)*+@(?:[^"\\(),@]++|@|%b)*+(?:,|\Z)' % (_QUOTED, _QUOTED), re.DOTALL
+    rb'(?:[^"\\(),@]++|%b)*@(?:[^"\\(),@]++|@|%b)*(?:,|\Z)' % (_QUOTED, _QUOTED), re.DOTALL
 )
 #: A value with one such element on one line, the usual case.
 _WHOLE = re.compile(rb'[^"\\(),@\n]++@[^"\\(),@\n]++')

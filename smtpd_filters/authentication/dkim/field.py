@@ -40,7 +40,7 @@ _WHITE = re.compile(rb"[ \t\r\n]+")
 # RFC 6376 section 3.5: t= and x= have up to 12 digits, l= up to 76.
 _TIME = re.compile(rb"[0-9]{1,12}")
 _LENGTH = re.compile(rb"[0-9]{1,76}")
-_NAMES = re.compile(rb"[!-9;-~]++(?::[!-9;-~]++)*+")
+_NAMES = re.compile(rb"[!-9;-~]++(?::[!-9;-~]++)*")
 _DOMAIN = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _QUOTED = re.compile(rb"=([0-9A-F]{2})")
 

@@ -35,7 +35,7 @@ _LAST_AT = re.compile("@(?!@)")
 # the dots as in obs-domain (RFC 5322 section 4.4), and dots in a row, which programs may ignore.
 _AFTER = re.compile(
     rf"""\s*+(?:(\[(?:[0-9.]++|[A-Za-z0-9-]*+:[0-9A-Za-z:.]++)\])|["\\()<>\[\],;:.]*+"""
-    rf"""({_IN_ATOM}++(?:\s*+\.[\s.]*+{_IN_ATOM}++)*+))"""
+    rf"""({_IN_ATOM}++(?:\s*+\.[\s.]*+{_IN_ATOM}++)*))"""
 )
 _GAP = re.compile(r"\s+\.\s*|\.[\s.]+")
 _DOTS = re.compile(r"\.\.+")
@@ -46,7 +46,7 @@ _BEFORE = re.compile(r"""["\\)>\]\s]*+([^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)""")
 _WITHOUT_MARKS = re.compile(r"[\W_]*+(.*[^\W_])[\W_]*+", re.DOTALL)
 # Punctuation beyond ASCII: allowed in local parts by RFC 6532, but no reader takes it for a part.
 _UP_TO_LAST_MARK = re.compile(r".*[^\x00-\x7f\w\u0300-\u036f\udc80-\udcff]", re.DOTALL)
-_HOST = re.compile(r"(?!-)[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)*+(?<!-)")
+_HOST = re.compile(r"(?!-)[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)*(?<!-)")
 _PLAIN_DOMAIN = re.compile(r"[^A-Za-z0-9_]*+([A-Za-z0-9_.-]*+)")
 _BETWEEN_LETTERS = dict.fromkeys(map(ord, "-_."))
 # RFC 5892 appendix A: characters within U-labels that are not letters.

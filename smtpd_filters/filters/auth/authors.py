@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 MAX_DOMAINS = 4
 #: A name that can be looked up, or an address literal. Labels may be too long: the policy of the
 #: domain above them applies.
-_DOMAIN = re.compile(r"[a-z0-9_-]++(?:\.[a-z0-9_-]++)*+|\[[0-9a-z:.]++\]")
+_DOMAIN = re.compile(r"[a-z0-9_-]++(?:\.[a-z0-9_-]++)*|\[[0-9a-z:.]++\]")
 
 
 @dataclass(frozen=True, slots=True)
