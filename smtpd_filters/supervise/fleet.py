@@ -3,7 +3,8 @@
 Invariants
 ----------
 *Never given up*: a place in the fleet always has a program, or a time at which one is started.
-*Bounded*: a program that is to end is killed `GRACE` seconds after SIGTERM.
+*Bounded*: a program that is to end is killed `GRACE` seconds after SIGTERM. If it has not ended as
+long after that (it runs as another user, or the system waits for a device), its place gets another.
 *Old until new*: programs are replaced only when all of their successors are ready.
 *Refused at first only*: a program with a wrong configuration prevents the start of smtpd. Once
 smtpd has a registration, nothing that a program does ends this process.
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 START = 60.0
 #: Seconds between asking a program to end and killing it.
 GRACE = 2.0
+#: Programs that can't be killed, beyond which their places wait for their end.
+UNKILLED = 8
 #: Seconds for which a program with a closed output may take to exit.
 CLOSING = 0.5
 #: Seconds after which an end counts as the first one again.
@@ -118,7 +121,8 @@ class Fleet:
         self.workers: list[Worker] = []
         #: Successors that are not all ready yet.
         self.next: list[Worker] = []
-        self.reloads = 0
+        #: A reload is to begin once no other is under way, and no program starts.
+        self.reloading = False
         #: The exit status of a program that refused to start before smtpd had a registration.
         self.refused = 0
         #: How often a program has failed, or could not be started.
@@ -130,7 +134,7 @@ class Fleet:
         """Start, end and replace programs whose time has come."""
         for worker in list(self.workers):
             self._check(worker, now)
-        if self.reloads and not self.next:
+        if self.reloading and not self.next and not self._starting:
             self._begin_reload(now)
         if self.next and all(worker.ready and not worker.kill for worker in self.next):
             self._replace(now)
@@ -156,7 +160,7 @@ class Fleet:
         """Return the seconds until `tick` must be called, or None."""
         times = [place.due for place in self.places if place.worker is None]
         for worker in self.workers:
-            times += [each for each in (worker.kill, worker.until) if each]
+            times += [each for each in (worker.kill, worker.until) if each > now]
             if worker.closed:
                 times.append(worker.closed + CLOSING)
             if not worker.ready or worker.process.memory or worker.draining or worker.kill:
@@ -169,6 +173,8 @@ class Fleet:
         if worker.kill:
             if now >= worker.kill:
                 process.signal(signal.SIGKILL)
+            if now >= worker.kill + GRACE:
+                self._leave(worker, now)
             return
         if link.ready and not worker.ready:
             self._became_ready(worker, now)
@@ -271,6 +277,19 @@ class Fleet:
                 return
             if worker not in self.next:
                 self._report(worker, now)
+        self._vacate(worker, now)
+
+    def _leave(self, worker: Worker, now: float) -> None:
+        """Stop waiting for a program that can't be killed; it is reaped if it ends after all."""
+        if worker in self.next or worker in self._placed():
+            unkilled = sum(now >= each.kill + GRACE for each in self.workers if each.kill)
+            if unkilled <= UNKILLED:
+                pid = str(worker.process.pid)
+                self._log.event(NAME, "not killed", pid=pid, reason="SIGKILL has no effect on it")
+                self._vacate(worker, now)
+
+    def _vacate(self, worker: Worker, now: float) -> None:
+        """Plan the successor of a program that has ended, or end the reload that it is part of."""
         if worker in self.next:
             self._cancel_reload(worker, now)
         for place in self.places:
@@ -281,11 +300,15 @@ class Fleet:
     # -- replacing -------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Replace all programs; a second call while that is under way has it done once more."""
-        self.reloads = 2 if self.next else 1
+        """Replace all programs; a second call while that is under way has it done once more.
+
+        A program that starts at the moment may have read its old configuration, so it is replaced,
+        too, once it is ready.
+        """
+        self.reloading = True
 
     def _begin_reload(self, now: float) -> None:
-        self.reloads -= 1
+        self.reloading = False
         if not any(worker.ready and not worker.kill for worker in self._placed()):
             for place in self.places:
                 place.failed = place.ends = 0
@@ -325,6 +348,11 @@ class Fleet:
                 old.until = now + self._drain
                 self._engine.dismiss(old.link)
         self._log.event(NAME, "reload", result="ok")
+
+    @property
+    def _starting(self) -> bool:
+        """Whether a program in a place is not ready yet."""
+        return any(not worker.ready and not worker.kill for worker in self._placed())
 
     def _placed(self) -> Iterator[Worker]:
         for place in self.places:

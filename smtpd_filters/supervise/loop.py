@@ -40,8 +40,9 @@ STEP = 1.5
 TICK = 1.0
 #: Milliseconds to pause after a MemoryError, so that memory may be freed meanwhile.
 PAUSE = 20
-#: Seconds after the end of smtpd until programs get SIGTERM, and SIGKILL.
-ENDING, LEAVING = 5.0, 7.0
+#: Seconds after the end of smtpd until programs get SIGTERM, and SIGKILL, and until those that
+#: can't be killed are left.
+ENDING, LEAVING, LEFT = 5.0, 7.0, 9.0
 #: Reads of what a program has left in its socket, and in its log: more than their buffers hold.
 LAST_READS = 64
 #: Blocks of a message given again that are written in one round.
@@ -313,7 +314,7 @@ class Loop:
         fleet.finish()
         for fd in (self.smtpd.source, self.smtpd.sink):
             self._forget(fd)
-        while fleet.workers:
+        while fleet.workers and self._now - started < LEFT:
             self._now = monotonic()
             self._end_late(self._now - started)
             for worker in fleet.workers:

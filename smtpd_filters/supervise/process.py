@@ -152,12 +152,18 @@ class Process:
         return f"killed by signal {-status}" if status < 0 else f"exited with status {status}"
 
     def signal(self, number: int) -> None:
-        """Send a signal to its group, unless it was reaped."""
-        if self.status is None:
-            try:
-                os.killpg(self.pid, number)
-            except OSError:
-                pass
+        """Send a signal to its group, and to itself if it has left that, unless it was reaped."""
+        if self.status is not None:
+            return
+        try:
+            os.killpg(self.pid, number)
+        except OSError:
+            pass
+        try:
+            if os.getpgid(self.pid) != self.pid:
+                os.kill(self.pid, number)
+        except OSError:
+            pass
 
     def terminate(self) -> None:
         """Ask it to end, even if it is stopped."""

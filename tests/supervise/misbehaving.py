@@ -28,7 +28,7 @@ PHASES = (
 MODES = (
     "exit", "kill", "stop", "hang", "garbage", "half", "twice", "token", "session", "early-dot",
     "flood", "long-line", "close-output", "close-input", "memory", "stderr", "junk-at-commit",
-    "bad-reply", "deaf",
+    "bad-reply", "deaf", "leave-group",
 )  # fmt: skip
 
 
@@ -176,6 +176,11 @@ class Program:
                 self.write(answer + b"reject|go\raway\n")
             case "deaf":
                 signal.pause()
+            case "leave-group":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                os.setpgid(0, os.getpgid(os.getppid()))
+                while True:
+                    signal.pause()
         return True
 
 

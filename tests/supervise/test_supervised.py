@@ -30,7 +30,12 @@ FAULTS = {
     "early-dot": "line outside of a message",
     "close-output": "closed its output",
 }
-HANGS = {"stop": "no answer at mail-from", "hang": "no answer", "half": "no answer"}
+HANGS = {
+    "stop": "no answer at mail-from",
+    "hang": "no answer",
+    "half": "no answer",
+    "leave-group": "no answer",
+}
 
 
 def check_next(smtpd: Supervised) -> None:
@@ -343,6 +348,25 @@ def test_reload() -> None:
         old.quit()
         smtpd.logged("supervise drained", str(pid))
         assert new.who()[0] == successor
+
+
+def test_a_reload_while_a_program_starts(tmp_path: Path) -> None:
+    """It may have read its old configuration."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    go.touch()
+    wait = f"touch {begun}; until test -e {go}; do sleep 0.01; done"
+    command = ("sh", "-c", f'{wait}; exec "$@"', "sh", *PROGRAM)
+    with Supervised(command=command) as smtpd:
+        pid, _ = smtpd.connect().who()
+        go.unlink()
+        begun.unlink()
+        os.kill(pid, signal.SIGKILL)
+        smtpd.until(begun.exists)
+        smtpd.reload()
+        go.touch()
+        smtpd.logged("supervise reload", "result=ok")
+        ready = [line for line in smtpd.log if "supervise ready" in line]
+        assert len(ready) == 3
 
 
 def test_a_replaced_program_is_ended_in_time() -> None:

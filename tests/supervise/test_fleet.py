@@ -1,0 +1,141 @@
+"""The fleet with programs that are only played, so that each moment can be chosen."""
+
+from __future__ import annotations
+
+import signal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from smtpd_filters.supervise.engine import Engine
+from smtpd_filters.supervise.fleet import GRACE, LONGEST, UNKILLED, Fleet
+from tests.supervise.hostile import nowhere
+
+if TYPE_CHECKING:
+    from smtpd_filters.supervise.process import Process
+
+
+class Played:
+    """A program that does nothing; signals have no effect on it."""
+
+    memory = 0
+    status = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.channel = SimpleNamespace(broken=False, size=0)
+        self.signals: list[int] = []
+
+    def signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def terminate(self) -> None:
+        self.signal(signal.SIGTERM)
+
+    def reap(self) -> bool:
+        return False
+
+    def hang_up(self) -> None:
+        pass
+
+    def end_input(self) -> None:
+        pass
+
+
+class Stage:
+    """A fleet, and its clock."""
+
+    def __init__(self) -> None:
+        self.started: list[Played] = []
+        self.now = 1000.0
+        self.fleet = Fleet(
+            Engine(nowhere()),
+            self.spawn,
+            nowhere(),
+            size=1,
+            drain=600.0,
+            watch=lambda _: None,
+            unwatch=lambda _: None,
+        )
+
+    def spawn(self) -> Process:
+        self.started.append(Played(len(self.started)))
+        return cast("Process", self.started[-1])
+
+    def tick(self, seconds: float = 0.0) -> None:
+        self.now += seconds
+        self.fleet.tick(self.now)
+
+    def get_ready(self) -> None:
+        """The program started last gets ready."""
+        self.fleet.workers[-1].link.ready = True
+        self.tick()
+
+
+def test_a_second_reload_starts_programs_once_more() -> None:
+    stage = Stage()
+    stage.tick()
+    stage.get_ready()
+    stage.fleet.reload()
+    stage.tick()
+    for _ in range(2):
+        stage.fleet.reload()
+    stage.get_ready()
+    stage.tick()
+    assert len(stage.started) == 3
+    stage.get_ready()
+    for _ in range(3):
+        stage.tick(1.0)
+    assert len(stage.started) == 3
+
+
+def test_a_reload_waits_for_a_program_that_starts() -> None:
+    stage = Stage()
+    stage.tick()
+    stage.fleet.reload()
+    stage.tick(1.0)
+    assert len(stage.started) == 1
+    stage.get_ready()
+    assert len(stage.started) == 2
+
+
+def test_a_program_that_cannot_be_killed_is_replaced() -> None:
+    stage = Stage()
+    stage.tick()
+    stage.get_ready()
+    [worker] = stage.fleet.workers
+    stage.fleet.end(worker, "hangs", stage.now)
+    stage.tick(GRACE)
+    assert stage.started[0].signals == [signal.SIGTERM, signal.SIGKILL]
+    stage.tick(GRACE / 2)
+    assert len(stage.started) == 1
+    wait = stage.fleet.next_time(stage.now)
+    assert wait is not None
+    assert wait > 0.5  # it isn't looked at in a loop
+    stage.tick(GRACE / 2)
+    stage.tick(1.0)
+    assert len(stage.started) == 2
+
+
+def test_a_reload_ends_with_a_program_that_cannot_be_killed() -> None:
+    stage = Stage()
+    stage.tick()
+    stage.get_ready()
+    stage.fleet.reload()
+    stage.tick()
+    [_, worker] = stage.fleet.workers
+    stage.fleet.end(worker, "hangs", stage.now)
+    stage.tick(2 * GRACE)
+    stage.fleet.reload()
+    stage.tick()
+    stage.get_ready()
+    assert [place.worker for place in stage.fleet.places] == [stage.fleet.workers[-1]]
+
+
+def test_programs_that_cannot_be_killed_are_few() -> None:
+    stage = Stage()
+    for _ in range(3 * UNKILLED):
+        stage.tick(LONGEST)
+        worker = stage.fleet.workers[-1]
+        stage.fleet.end(worker, "hangs", stage.now)
+        stage.tick(2 * GRACE)
+    assert len(stage.started) == UNKILLED + 1
