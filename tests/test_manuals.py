@@ -20,6 +20,7 @@ from smtpd_filters.filter import _EVENTS, CONTENT, Registration
 from smtpd_filters.mime.signatures import GROUPS, KINDS
 from smtpd_filters.protocol.vocabulary import HANDLERS
 from smtpd_filters.session import Session, Transaction
+from smtpd_filters.supervise.program import main as supervise
 from smtpd_filters.supervise.program import split_command
 
 ROOT = Path(__file__).parents[1]
@@ -155,6 +156,16 @@ def test_each_flag_that_a_page_names_is_one_of_its_program(page: Path) -> None:
         own = own | known["filter-chain"]
     named = re.findall(r"\bFl (\S+)", page.read_text("utf-8"))
     assert {f"-{flag}".replace("\\-", "-") for flag in named} <= own
+
+
+def test_the_options_of_the_supervisor_are_those_that_it_accepts(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        supervise(["--help"])
+    lines = re.findall(r"^  (-.*)", capsys.readouterr().out, re.MULTILINE)
+    accepted = {flag for line in lines for flag in re.findall(r"(?:^|, )(-[\w-]+)", line)}
+    assert accepted | {"--"} == flags()["filter-supervise"]
 
 
 def commands(page: Path) -> list[str]:
