@@ -112,10 +112,15 @@ class Dialogue:
         #: The transaction in which it failed: it isn't asked again in the same.
         self.failed = 0
 
-    def settled(self) -> tuple[bool, Refusal | None]:
-        """Return whether the milter has nothing more to say, and its refusal if there is one."""
+    def settled(self, event: bytes = v.MAIL) -> tuple[bool, Refusal | None]:
+        """Return whether the milter has nothing more to say, and its refusal if there is one.
+
+        What it said about a message doesn't concern a greeting, which may follow STARTTLS.
+        """
         if self._passed or self._refusal is not None:
             return True, self._refusal
+        if event in _SESSION:
+            return False, None
         serial = self.facts.serial
         if self._refused is not None and self._refused[0] == serial:
             return True, self._refused[1]
@@ -129,7 +134,7 @@ class Dialogue:
         `recipient` is the one that is asked about. At the end of the body `draft` is the message,
         None if the milter wants nothing of it.
         """
-        over, refused = self.settled()
+        over, refused = self.settled(event)
         if over:
             return refused
         link = self.link

@@ -156,9 +156,10 @@ def test_the_parameters_of_recipients() -> None:
         ([b"a\r.\r\n", b"\r\r\n"], [b"a .", b" "]),
         ([b"a\r"], [b"a "]),
         ([b"\r.\n"], [b" ."]),
+        ([b"a\0b\r\0\n", b"\0.\n"], [b"ab ", b"."]),
     ],
 )
-def test_a_line_of_a_new_body_has_no_cr(pieces: list[bytes], lines: list[bytes]) -> None:
+def test_a_line_of_a_new_body_has_no_cr_and_no_nul(pieces: list[bytes], lines: list[bytes]) -> None:
     """Another server might take it for a line end, and `CR . CR` for the end of the message."""
     with milter(answers=at_end(*map(NewBody, pieces), Verdict(v.ACCEPT))) as stub:
         content = deliver(stub).content
@@ -234,6 +235,38 @@ def test_the_greeting_is_repeated_after_starttls() -> None:
         there.ehlo("mail.example.net")
         there.mail_from("bob@example.net")
     assert stub.seen.commands == b"CHHMQ"
+
+
+@pytest.mark.parametrize("event", [v.MAIL, v.BODY, v.END_OF_BODY])
+def test_a_refusal_of_a_message_is_not_one_of_the_greeting_after_starttls(event: bytes) -> None:
+    """A milter may refuse a sender because the session isn't encrypted."""
+
+    def script(at: Event, seen: Seen) -> bytes:
+        again = len(seen.fields(v.HELO)) == 2
+        return NO if at.command == event and not again else stub.usual(at)
+
+    with milter(script=script) as stub, _one(stub, "--first-phase", "helo") as smtpd:
+        there = greeted(smtpd)
+        said = there.mail_from("bob@example.net").reply
+        if not said:
+            there.rcpt_to("alice@example.org")
+            said = there.message().reply
+        assert said == REFUSED
+        there.tls()
+        assert there.ehlo("mail.example.net").reply == ""
+        assert send(there).unchanged
+
+
+def test_a_greeting_after_starttls_is_asked_about_whatever_the_message_before_was() -> None:
+    def script(at: Event, seen: Seen) -> bytes:
+        again = len(seen.fields(v.HELO)) == 2
+        return NO if at.command == v.HELO and again else stub.usual(at)
+
+    with milter(script=script) as stub, _one(stub, "--first-phase", "helo") as smtpd:
+        there = greeted(smtpd)
+        send(there)
+        there.tls()
+        assert there.ehlo("mail.example.net").reply == REFUSED
 
 
 def test_sessions_without_mail_are_not_told() -> None:
