@@ -91,6 +91,11 @@ class EditedHeaders:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def size(self) -> int:
+        """The bytes of the block, without the rest."""
+        return len(self._text)
+
     def fields(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the name and the value of each field that milters see.
 

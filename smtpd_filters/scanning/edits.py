@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 #: The field with which smtpd marks a message, and by which mail.maildir(8) finds junk.
 MARK = "X-Spam"
-#: Units of work for an edit (`pace`), and how many lines of the block, and characters of a value,
-#: are one additional unit.
-_EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 4
+#: Units of work for an edit (`pace`), and how many lines and bytes of the block, and characters of
+#: a value, are one additional unit.
+_EDIT, _LINES_PER_UNIT, _COPIED_PER_UNIT, _FOLDED_PER_UNIT = 20, 4, 1000, 4
 #: Up to so many names to be removed, the block is searched for each; above, a set is faster.
 _FEW = 4
 
@@ -53,7 +53,8 @@ class Edits:
         self._headers = headers
         self._note = note
         self._admit = pace().admit
-        self._walk = _EDIT + headers.text().count(b"\n") // _LINES_PER_UNIT
+        text = headers.text()
+        self._walk = _EDIT + text.count(b"\n") // _LINES_PER_UNIT + len(text) // _COPIED_PER_UNIT
         self._top: _Top | None = None
         #: The scanner's additions, which marks don't replace: by names in lower case, their numbers
         #: among the fields of that name.

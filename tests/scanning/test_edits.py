@@ -79,6 +79,22 @@ def test_fields_of_many_names_are_removed_in_linear_time() -> None:
     assert sum(admitted) < 200_000
 
 
+def test_the_price_of_an_edit_counts_the_bytes_of_the_block() -> None:
+    """Few lines may have a megabyte, through which each edit walks."""
+    block = [RECEIVED, *[b"X: " + b"x" * 60_000] * 16]
+    admitted = []
+
+    async def add(edits: Edits) -> None:
+        async def counted(work: int) -> None:
+            admitted.append(work)
+
+        edits._admit = counted
+        await edits.add("Y", "1")
+
+    edited(block, add)
+    assert 500 < max(admitted) < 2000  # microseconds, about
+
+
 def test_a_block_without_any_stays_as_it_is() -> None:
     block = [RECEIVED, b"Subject : odd", b"no field"]
     assert edited(block, lambda edits: edits.remove_foreign(SPAM)) == block

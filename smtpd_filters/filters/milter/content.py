@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from smtpd_filters.milter import Edit
     from smtpd_filters.milter.answers import EnvelopeEdit, HeaderEdit
 
-#: Units of work (`pace`) for an edit, and lines of the header block, bytes of a value, and bytes of
-#: a new body, for one additional unit.
-_EDIT, _LINES_PER_UNIT, _FOLDED_PER_UNIT, _BYTES_PER_UNIT = 20, 4, 2, 200
+#: Units of work (`pace`) for an edit; and fields and bytes of the header block, bytes of a value,
+#: and bytes of a new body, for one additional unit.
+_EDIT, _FIELDS_PER_UNIT, _COPIED_PER_UNIT, _FOLDED_PER_UNIT, _BYTES_PER_UNIT = 20, 4, 1000, 2, 200
 #: Notes that the log gets of one message.
 NOTES = 8
 #: The field with the reason for which a milter quarantines a message.
@@ -108,7 +108,8 @@ class Draft:
     async def edit(self, edit: HeaderEdit, *, leading_space: bool) -> None:
         """Apply an edit of the header; one with an invalid name is noted."""
         value = len(edit.value) // _FOLDED_PER_UNIT
-        await pace().admit(_EDIT + value + len(self.headers) // _LINES_PER_UNIT)
+        block = len(self.headers) // _FIELDS_PER_UNIT + self.headers.size // _COPIED_PER_UNIT
+        await pace().admit(_EDIT + value + block)
         try:
             self.headers.apply(edit, leading_space=leading_space)
         except ValueError:

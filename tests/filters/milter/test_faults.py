@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.filters.milter import Milter, links, probe
-from smtpd_filters.filters.milter.content import cut, fits
+from smtpd_filters.filters.milter.content import Draft, cut, fits
 from smtpd_filters.filters.milter.dialogue import Dialogue
 from smtpd_filters.filters.milter.dialogue import Milter as Configured
 from smtpd_filters.filters.milter.endpoints import ENDPOINT
@@ -22,7 +22,8 @@ from smtpd_filters.lookups.failover import breaker
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.lookups.stream import connection
 from smtpd_filters.lookups.stream.connection import UnconnectedError
-from smtpd_filters.milter import AddHeader, Agreement, NewBody, Offer, Verdict
+from smtpd_filters.message import Message
+from smtpd_filters.milter import AddHeader, Agreement, ChangeHeader, NewBody, Offer, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.runtime.counters import (
     COUNTERS,
@@ -31,6 +32,7 @@ from smtpd_filters.runtime.counters import (
     TIMEOUT,
     UNREACHABLE,
 )
+from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 from tests.lookups.stream.peer import hang as stay_silent
@@ -356,6 +358,25 @@ def test_a_field_that_is_not_cut(name: bytes, flags: tuple[str, ...]) -> None:
         short, _ = field_of(name, LONGEST)
         assert send(there, short + b"\r\n").unchanged
     assert stub.seen.commands.startswith(b"CHMRTAMRTL")
+
+
+def test_the_price_of_an_edit_counts_the_bytes_of_the_header(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few fields may have a megabyte, through which each of a thousand edits walks."""
+    admitted: list[int] = []
+
+    async def counted(_: Pace, work: int) -> None:
+        admitted.append(work)
+
+    monkeypatch.setattr(Pace, "admit", counted)
+    message = Message()
+    message.feed([b"X: " + b"x" * 60_000] * 16 + [b"", b"body"])
+    message.close()
+    edit = Draft(message, None).edit(ChangeHeader(1, b"X", b""), leading_space=False)
+    asyncio.run(edit)
+    message.discard()
+    assert 500 < sum(admitted) < 2000  # microseconds, about
 
 
 def test_a_milter_that_wants_messages_since_its_restart() -> None:
