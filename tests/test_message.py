@@ -1088,6 +1088,7 @@ def test_another_body_comes_out_stuffed(
         held.replace_body(iter(chunks))
         data = b"".join(chunks).replace(b"\r\n", b"\n").replace(b"\r", b" ")
         plain = data.removesuffix(b"\n").split(b"\n") if data else []
+        plain = [each.replace(b"\0", b"") for each in plain]
         if edited:
             held.headers.append("X", "1")
         header = [*MAIL[:2], *[b"X: 1"][:edited], b""]
@@ -1122,6 +1123,14 @@ def test_a_line_without_an_end_is_broken_in_a_new_body() -> None:
         assert sent[0].startswith(b"..x")
         assert sent[-1] == b"last"
         assert b"".join([sent[0][1:], *(text[1:] for text in sent[1:-1])]) == b"." + b"x" * 10**6
+
+
+def test_a_new_body_has_no_nul() -> None:
+    """What is read of it, and signed, is what smtpd delivers: it ends a line at a NUL."""
+    with message(MAIL) as held:
+        held.replace_body([b"a\0b\0", b"\n\0.\n", b"\0last\0"])
+        assert b"".join(held.body()) == b"ab\n.\nlast\n"
+        assert wire(held)[3:] == [b"ab", b"..", b"last"]
 
 
 def test_a_body_made_of_the_body() -> None:

@@ -59,7 +59,8 @@ class Body:
         """Write a piece, split anywhere; lines end in LF or CRLF and are not dot-stuffed.
 
         Any other CR becomes a space: a program that takes it for a line end would see other lines
-        than this one, such as the end of the message. Raises SpoolError if it can't be stored.
+        than this one, such as the end of the message. A NUL is left out, as smtpd would end the
+        line there. Raises SpoolError if it can't be stored.
         """
         cut = data.rfind(b"\n") + 1
         if not cut:
@@ -94,7 +95,7 @@ class Body:
             self._store(b"\n".join([*lines, b""]))
 
     def _store(self, block: bytes) -> None:
-        self.store.append_block(stuff_block(block.replace(b"\r", b" ")))
+        self.store.append_block(stuff_block(block.replace(b"\r", b" ").replace(b"\0", b"")))
 
 
 class Message:
