@@ -121,6 +121,8 @@ class Chain:
             for guard in guards.get("headers", []) + guards.get("message", [])
             if guard.filter == filter_.name
         ]
+        #: Whether messages are judged on a dry run alone, and so returned as they came.
+        self.only_looks = all(guard.dry for guard, _ in self._content) and not self.reads_headers
         reads = self._content or self.reads_headers
         self.content = "message" if "message" in guards else "headers" if reads else ""
         #: The decision when our own code fails: as when a filter fails, so that mail which should

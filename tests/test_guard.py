@@ -445,6 +445,19 @@ class Edits(Closed):
         return PROCEED
 
 
+@pytest.mark.parametrize("flags", [(), ("--edit",)])
+def test_a_dry_run_leaves_a_header_that_is_too_long_as_it_is(flags: tuple[str, ...]) -> None:
+    """Other filters end it where they stop reading."""
+    content = b"A: 1\r\n" * 20_000 + b"\r\nbody\r\n"
+    for dry in ((), ("--dry-run",)):
+        with Conversation(Edits, *dry, *flags) as smtpd:
+            client = smtpd.connect()
+            client.ehlo()
+            client.mail_from()
+            client.rcpt_to("you@example.org")
+            assert client.message(content).unchanged == bool(dry)
+
+
 @pytest.mark.parametrize("edit", [False, True])
 def test_an_edit_that_a_dry_run_undoes_is_logged(*, edit: bool) -> None:
     with Conversation(Edits, "--dry-run", *(["--edit"] if edit else [])) as smtpd:

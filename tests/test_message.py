@@ -1050,6 +1050,22 @@ def test_what_is_beyond_the_limit_is_a_field_for_nobody(memory: int, *, read: bo
         assert wire(held) == ([*lines[:4], b"", *lines[4:]] if read else lines)
 
 
+@pytest.mark.parametrize("memory", [TINY, 1 << 20])
+@pytest.mark.parametrize("edited", [False, True])
+def test_who_only_looks_leaves_a_long_header_as_it_is(memory: int, *, edited: bool) -> None:
+    lines = [b"A: 123"] * 6 + [b"", b"..x"]
+    with message(lines, spool=Spool(memory=STORE_COST + memory, header=4 * 71)) as held:
+        if edited:
+            held.headers.prepend("X-Spam", "Yes")
+        assert len(held.headers) == 4 + edited
+        held.release(end_header=False)
+        found: list[bytes] = []
+        while some := held.drain():
+            found += some
+        ended = [*lines[:4], b"", *lines[4:]]
+        assert found == ([b"X-Spam: Yes", *ended] if edited else lines)
+
+
 def test_empty_fields_by_the_hundred_thousand_are_no_header() -> None:
     with message([b"a:"] * 300_000) as held:
         assert 10_000 < len(held.headers) < 20_000

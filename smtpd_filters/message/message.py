@@ -379,18 +379,18 @@ class Message:
 
     # -- sending back --------------------------------------------------------------------
 
-    def release(self) -> None:
+    def release(self, *, end_header: bool = True) -> None:
         """End reading and editing; from now on `drain` returns the message to send back.
 
-        Edits can't be undone any more. More lines may be fed unless the message was closed. Raises
-        SpoolError.
+        Edits can't be undone any more. More lines may be fed unless the message was closed. Without
+        `end_header` a header block that was cut is ended only if it was edited. Raises SpoolError.
         """
         store = self._store
         store.check()
         headers, self._headers = self._headers, None
         replaced = self._body is not store
         text = None
-        if headers is not None and (headers.changed or self._too_long):
+        if headers is not None and (headers.changed or (self._too_long and end_header)):
             text = headers.text().replace(b"\n.", b"\n..")  # stuffed
         elif replaced:
             text = self._raw_header()

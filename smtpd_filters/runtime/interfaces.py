@@ -72,6 +72,8 @@ if TYPE_CHECKING:
         #: The decisions if our own code fails: by phase, PROCEED by default; and of a message.
         otherwise: dict[Phase, Decision]
         otherwise_content: Decision
+        #: Whether all that judge a message are on a dry run.
+        only_looks: bool
         #: By report: the callback after the report was applied to its session; none raises.
         hooks: dict[str, Callable[[Session], None]]
 

@@ -292,7 +292,7 @@ class Messages:
         """Have a message returned or refused, after it has been judged."""
         if type(verdict) is not Proceed:
             self._connection.refuse(intake.session, verdict)
-        intake.message.release()
+        intake.message.release(end_header=not self._policy.only_looks)
         self._settle(intake, SENDING)
         self.queue.append(intake)
 
