@@ -11,6 +11,7 @@ from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
 from .settings import CHECKING, ONLINE, common_options, die, parse_flags, start_status
+from .startup import note_hangup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,14 +154,14 @@ def serve_chain(
     """
     try:
         from .runtime import serve  # --help needs no loop
-        from .runtime.channel import Ends, ignore_hangup
+        from .runtime.channel import Ends
 
         # From here on the filters' own code runs, and its output must not reach smtpd.
         ends = Ends()
         log = Log(fd=ends.log(), verbose=process.verbose)
     except OSError as error:
         raise not_started(error) from None
-    ignore_hangup()
+    note_hangup()
     try:
         chain = make(log)
         if process.journal is not None:

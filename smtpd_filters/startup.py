@@ -3,8 +3,9 @@
 It also has the command to start this interpreter again.
 
 If an operator reloads tables right after a restart, the signal reaches filters that are still being
-loaded; the first that it ends takes smtpd with it. This module therefore ignores the signal until
-the event loop handles it, after the tables have been read. It does so only in processes that smtpd
+loaded; the first that it ends takes smtpd with it. This module therefore only notes the signal
+until the event loop handles it, after the tables have been read: a table may have been replaced
+after that, so the event loop reloads them then. It does so only in processes that smtpd
 has started, whose stdin and stdout are the same socket: the module is loaded with the package, and
 other programs that use the package keep their signal handling.
 """
@@ -15,6 +16,28 @@ import os
 import signal
 import stat
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+#: Holds SIGHUP if it has come and is to be handled later.
+early: set[int] = set()
+
+
+def note_hangup() -> None:
+    """Note SIGHUP until it is handled."""
+    signal.signal(signal.SIGHUP, _note)
+
+
+def ignore_hangup() -> None:
+    """Ignore SIGHUP, even one that was noted; a program that replaces this one ignores it, too."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    early.clear()
+
+
+def _note(number: int, _frame: FrameType | None) -> None:
+    early.add(number)
 
 
 def started_by_smtpd() -> bool:
@@ -41,4 +64,4 @@ def python(module: str, call: str = "main()") -> list[str]:
 
 
 if started_by_smtpd():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    note_hangup()

@@ -16,6 +16,7 @@ import sys
 from collections import deque
 from itertools import islice
 
+from smtpd_filters import startup
 from smtpd_filters.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -390,11 +391,6 @@ def _written(data: bytes, at: int, done: int) -> tuple[bytes, int, int, int]:
 _IGNORED = (signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def ignore_hangup() -> None:
-    """Ignore SIGHUP until `Signals` handles it: tables are being loaded already."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
 class Signals:
     """The operator's signals: SIGTERM to stop, SIGHUP to reload tables.
 
@@ -415,6 +411,9 @@ class Signals:
             signal.signal(number, handler)
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
+        if startup.early:
+            startup.early.clear()
+            self._reload(signal.SIGHUP, None)
 
     def restore(self) -> None:
         """Restore the handlers after a policy has replaced them; it keeps its own of others."""

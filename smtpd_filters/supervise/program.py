@@ -25,6 +25,7 @@ from smtpd_filters.settings import (
     start_status,
 )
 from smtpd_filters.settings.declare import spellings
+from smtpd_filters.startup import ignore_hangup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ def supervise(
     which it sends its own answers.
     """
     try:
-        from smtpd_filters.runtime.channel import Ends, exit_now, ignore_hangup
+        from smtpd_filters.runtime.channel import Ends, exit_now
 
         from .engine import Engine
         from .loop import Loop
@@ -160,7 +161,7 @@ def supervise(
         ends = Ends()
     except (OSError, ImportError) as error:
         raise not_started(error) from None
-    ignore_hangup()
+    ignore_hangup()  # until the loop handles it: no program has been started
     if ends.terminal():
         ends.give_back()
         if sys.stderr is not None:  # closed

@@ -7,7 +7,7 @@ import sys
 
 from smtpd_filters.errors import ConfigError, not_started
 from smtpd_filters.settings import CHECKING, MAX_DEADLINE
-from smtpd_filters.startup import python
+from smtpd_filters.startup import ignore_hangup, python
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def supervise_this(
     if process.journal is not None:
         flags.append(f"--journal={process.journal}")
     start = python("smtpd_filters.supervise.program", f"main(within={name!r})")
+    ignore_hangup()
     try:
         os.execv(sys.executable, [*start, *flags, "--", *command])  # noqa: S606  # the same program
     except OSError as error:

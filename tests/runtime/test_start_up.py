@@ -79,6 +79,39 @@ def test_a_hangup_while_a_filter_is_set_up_does_not_end_it(tmp_path: Path) -> No
         process.finish()
 
 
+@pytest.mark.parametrize("handler", ["def", "async def"])
+@pytest.mark.parametrize("pipes", [False, True])
+def test_a_hangup_while_a_filter_is_set_up_reloads_its_tables(
+    tmp_path: Path, handler: str, *, pipes: bool
+) -> None:
+    """It has read the table already, which was replaced since."""
+    program, names = tmp_path / "slow.py", tmp_path / "names"
+    names.write_text("old@example.org\n")
+    program.write_text(
+        f"{HANG_UP.partition(';')[0]}\n"
+        "from smtpd_filters import JUNK, PROCEED, Decision, Filter, Session, Settings\n"
+        "from smtpd_filters import option, run\n"
+        "from smtpd_filters.settings import table\n"
+        "from smtpd_filters.tables import StringTable\n"
+        "class Slow(Filter):\n"
+        "    class Options(Settings):\n"
+        "        names = option(table(StringTable), default=None, help='Names.')\n"
+        "    def setup(self) -> None:\n"
+        f"        with open({str(names)!r}, 'w') as file:\n"
+        "            file.write('new@example.org\\n')\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        f"    {handler} rcpt_to(self, session: Session, address: str) -> Decision:\n"
+        "        return JUNK if self.settings.names.match(address) else PROCEED\n"
+        "raise SystemExit(run(Slow))\n"
+    )
+    with FilterProcess([str(program), "--names", f"file:{names}"], pipes=pipes) as process:
+        process.hand_shake()
+        process.until_logged("result=ok")
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"new@example.org").verb == b"junk"
+        process.finish()
+
+
 def closed() -> None:
     os.close(2)
 
