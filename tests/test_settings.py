@@ -47,7 +47,7 @@ from smtpd_filters.settings.manual import (
     mdoc_options,
     mdoc_synopsis,
 )
-from smtpd_filters.tables import NetworkTable
+from smtpd_filters.tables import MappingTable, NetworkTable
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -368,6 +368,19 @@ def test_a_required_key() -> None:
     with pytest.raises(ConfigError) as caught:
         from_mapping(Needy, {}, "f.toml: [x]")
     assert str(caught.value) == "f.toml: [x]: domain is required"
+
+
+def test_the_values_of_a_mapping_are_checked() -> None:
+    kind = table(MappingTable, values=INTEGER(low=0))
+    assert kind.parse("{ a = 3 }").get("a") == "3"
+    reason = "^inline table: entry 1: invalid value: expected a whole number, not \"many\": 'a'$"
+    with pytest.raises(ConfigError, match=reason):
+        kind.parse("{ a = many }")
+    kind.check(MappingTable.of(["a 3"]))
+    with pytest.raises(ValueError, match=r"^invalid value: must be at least 0"):
+        kind.check(MappingTable.of(["a -3"]))
+    with pytest.raises(TypeError, match="only mappings have values"):
+        table(NetworkTable, values=INTEGER)
 
 
 def test_two_classes_read_one_table() -> None:

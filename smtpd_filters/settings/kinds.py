@@ -464,12 +464,19 @@ class _Table(Kind[L]):
     metavar = "TABLE"
     noun = 'a table: "{ a, b }", "file:PATH", "sqlite:PATH" and the like, or one entry'
 
-    def __init__(self, table_class: type[L], *, asks: bool = False) -> None:
+    def __init__(
+        self, table_class: type[L], *, asks: bool = False, values: Kind[Any] | None = None
+    ) -> None:
+        if values is not None and not hasattr(table_class, "checking"):
+            raise TypeError(f"table({table_class.__name__}, values=...): only mappings have values")
         self.table_class = table_class
         self.asks = asks
+        self.values = values
 
     def parse(self, text: str) -> L:
         cls: Any = self.table_class
+        if self.values is not None:
+            cls = cls.checking(self.values.parse)
         loaded: L = cls.load_asking(text) if self.asks else cls.load(text)
         return loaded
 
@@ -477,9 +484,12 @@ class _Table(Kind[L]):
         return value.source
 
     def check(self, value: L) -> None:
-        """Check the type only: loading a table again costs too much."""
+        """Check the type and a mapping's values only: loading a table again costs too much."""
         if not isinstance(value, self.table_class):
             raise ValueError(f"expected a {self.table_class.__name__}")  # noqa: TRY004  # Reason only
+        if self.values is not None:
+            mapping: Any = value
+            mapping.check_values(self.values.parse)
 
 
 #: Any text.
@@ -513,11 +523,15 @@ def choice(*choices: W) -> Kind[W]:
     return _Choice(choices)
 
 
-def table(table_class: type[L], *, asks: bool = False) -> Kind[L]:
+def table(table_class: type[L], *, asks: bool = False, values: Kind[Any] | None = None) -> Kind[L]:
     """Return the kind that loads a table of this class: an inline list, a file or one entry.
 
     Of a remote table all entries are loaded. With `asks` its keys are looked up one by one where
-    its source can answer so; the filter then calls `look_up` and its like, which wait, and neither
-    `match` nor iterates over the entries.
+    its source can answer so; the filter then calls `look_up` and its like, which wait, in place of
+    `match`, `find` and `get`.
+
+    The values of a mapping are texts; with `values=INTEGER(low=0)` each must be of that kind. An
+    invalid one is an error at start, a reload with one keeps the table, and a look-up that finds
+    one in a remote source raises UnavailableError.
     """
-    return _Table(table_class, asks=asks)
+    return _Table(table_class, asks=asks, values=values)

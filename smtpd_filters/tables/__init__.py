@@ -6,10 +6,12 @@ Specification
     contain any of these. `file:PATH`, or an absolute path, is a file. Anything else is a table
     with that text as its only entry.
 
-    A file has one entry per line. In a mapping, a blank or a colon separates the key from the
-    value (a key in brackets, such as `[::1]`, may contain colons). A hash mark at the start of a
+    A file has one entry per line. In a mapping, blanks or a colon separate the key from the
+    value, `alice 5` (a key in brackets, such as `[::1]`, may contain colons); `alice = 5` is an
+    error, since smtpd reads its value as `= 5`. A hash mark at the start of a
     line or after a blank begins a comment. The option decides whether a file is a list or a
-    mapping, not its first line; a line of the other form is an error.
+    mapping, not its first line; a line of the other form is an error. The entries of `Table.of`
+    have the form of lines.
 
     `sqlite:`, `ldap:`, `redis:` and `proc:` are remote tables (`remote.source`). Other types, such
     as `db:` and `postgres:`, are not supported.

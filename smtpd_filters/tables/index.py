@@ -40,6 +40,11 @@ class Index:
         """Add an entry, replacing the key's previous one."""
         self._parts[hash(key) % self._count][key] = entry
 
+    def __iter__(self) -> Iterator[str]:
+        """Yield the entries."""
+        for part in self._parts:
+            yield from part.values()
+
     def release(self) -> Iterator[None]:
         """Free the entries, one part per step; look-ups aren't possible afterwards."""
         while self._parts:

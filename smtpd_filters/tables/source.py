@@ -350,12 +350,15 @@ def _invalid(place: str, text: str, error: ValueError) -> ConfigError:
     reason = str(error)
     if any("\udc80" <= char <= "\udcff" for char in text):
         reason = "not UTF-8"
-    # "expected a key and a value, not 'bob'", or "longer than 1023 bytes: 'xxx...'"
+    # "expected an address, not 'bob'", or "longer than 1023 bytes: 'xxx...'"
     wrong = f"{reason}{', not' if reason.startswith('expected') else ':'} {shown(text)}"
     if place:
         return ConfigError(f"{place}: {wrong}")
-    several = "; write several entries in braces and quotes: '{ a, b }'" if "," in text else ""
-    return ConfigError(f"{wrong}{several}")
+    if "," in text:
+        wrong += "; write several entries in braces and quotes: '{ a, b }'"
+    elif "=" in text and reason.startswith("expected a key"):
+        wrong += "; write key = value in braces and quotes: '{ k = v }'"
+    return ConfigError(wrong)
 
 
 def shown(text: str) -> str:
@@ -378,14 +381,18 @@ def _checked(text: str) -> str:
 
 
 def _pair(line: str) -> tuple[str, str]:
-    """Split a line as smtpd does: at a blank or a colon, or after `[...]`."""
+    """Split a line as smtpd does: at a blank or a colon, or after `[...]`.
+
+    Raises ValueError for `key = value` as well, the form of an inline table, which smtpd reads as
+    the value `= value`: no use of a mapping has such a value.
+    """
     if line[0] == "[":
         end = line.find("]") + 1
     else:
         end = next((i for i, char in enumerate(line) if char in " \t:"), 0)
     value = line[end + 1 :].lstrip(" \t")
-    if not end or not value:
-        raise ValueError("expected a key and a value")
+    if not end or not value or value.split(None, 1)[0] == "=":
+        raise ValueError('expected a key and a value, such as "alice 5"')
     return line[:end], value
 
 

@@ -18,14 +18,14 @@ served between the steps. At most the old and the new content of one table exist
 
 from __future__ import annotations
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, UnavailableError
 
 from .index import Index
 from .source import KEY_MAX, BuiltIn, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from typing import Any, ClassVar, Self
 
     from .remote.asked import Asked
@@ -115,7 +115,10 @@ class Table:
 
     @classmethod
     def of(cls, entries: Sequence[str], source: str = "built-in") -> Self:
-        """Create a table from a program's own entries; `source` is its name in errors."""
+        """Create a table from a program's own entries; `source` is its name in errors.
+
+        An entry of a mapping is written as in a file: `MappingTable.of(["alice 5"])`.
+        """
         table = cls.__new__(cls)
         table._begin(BuiltIn(entries, source))  # noqa: SLF001  # an instance of its own class
         return table
@@ -350,6 +353,8 @@ class Pairs(Content):
     """Keys, each with a value; `add_pair` takes the place of `add`."""
 
     __slots__ = ("_entries",)
+    #: Raises ValueError with the reason for an invalid value, as it is written.
+    check_value: ClassVar[Callable[[str], object] | None] = None
 
     def __init__(self, size: int) -> None:
         # The entry is the key as it is written, a NUL, and the value.
@@ -357,7 +362,15 @@ class Pairs(Content):
 
     def fill(self, source: Source) -> Iterator[None]:
         """Add all pairs of the source, as `Content.fill` does."""
-        return source.pairs(self.add_pair)
+        check = type(self).check_value
+        if check is None:
+            return source.pairs(self.add_pair)
+
+        def add_checked(key: str, value: str) -> int:
+            _check_value(check, value)
+            return self.add_pair(key, value)
+
+        return source.pairs(add_checked)
 
     def add_pair(self, key: str, value: str) -> int:
         """Add a key with its value, as `add` adds an entry."""
@@ -374,6 +387,11 @@ class Pairs(Content):
         found = self._entries.get(lower(key))
         return found and found.partition("\0")[2]
 
+    def values(self) -> Iterator[str]:
+        """Yield the values."""
+        for entry in self._entries:
+            yield entry.partition("\0")[2]
+
     def release(self) -> Iterator[None]:
         """Free the entries, in steps."""
         return self._entries.release()
@@ -387,9 +405,29 @@ class MappingTable(Table):
 
     __slots__ = ()
     _content: Pairs
-    contents = Pairs
+    contents: ClassVar[type[Pairs]] = Pairs
 
     service = "mapping"
+
+    @classmethod
+    def checking(cls, check: Callable[[str], object]) -> type[Self]:
+        """Return the class of such tables whose values are checked, as of `table(values=...)`.
+
+        `check` raises ValueError with the reason for an invalid one. A value that is looked up in a
+        remote source is checked when it arrives.
+        """
+        contents: type[Any] = type(
+            cls.contents.__name__,
+            (cls.contents,),
+            {"__slots__": (), "check_value": staticmethod(check)},
+        )
+        made: type[Self] = type(cls.__name__, (cls,), {"__slots__": (), "contents": contents})
+        return made
+
+    def check_values(self, check: Callable[[str], object]) -> None:
+        """Raise ValueError with the reason if a value in memory is invalid."""
+        for value in () if self._from.is_remote else self._content.values():
+            _check_value(check, value)
 
     def get(self, key: str) -> str | None:
         """Return the value of the key, or None."""
@@ -399,7 +437,22 @@ class MappingTable(Table):
         """Do as `get`, and wait for the answer of a remote table."""
         if self._asked is None:
             return self._content.value(key)
-        return await self._asked.look_up(lower(key))
+        value = await self._asked.look_up(lower(key))
+        check = self.contents.check_value
+        if value is not None and check is not None:
+            try:
+                _check_value(check, value)
+            except ValueError as error:
+                raise UnavailableError(f"{self.source}: {error}") from None
+        return value
+
+
+def _check_value(check: Callable[[str], object], value: str) -> None:
+    """Raise ValueError, as `check` does, with words that name the value as the culprit."""
+    try:
+        check(value)
+    except ValueError as error:
+        raise ValueError(f"invalid value: {error}") from None
 
 
 def checked_key(text: str) -> str:

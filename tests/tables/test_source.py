@@ -183,7 +183,30 @@ def test_bad_mapping_line(tmp_path: Path, line: str) -> None:
     path.write_text(f"a b\n# c\n{line}\n")
     with pytest.raises(ConfigError) as caught:
         MappingTable(f"file:{path}")
-    assert str(caught.value) == f"{path}:3: expected a key and a value, not {line!r}"
+    reason = f'expected a key and a value, such as "alice 5", not {line!r}'
+    assert str(caught.value) == f"{path}:3: {reason}"
+
+
+def test_the_form_of_an_inline_mapping_is_an_error_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "mapping"
+    path.write_text("bob 4\nalice = 5\n")
+    reason = """expected a key and a value, such as "alice 5", not 'alice = 5'"""
+    with pytest.raises(ConfigError) as caught:
+        MappingTable(f"file:{path}")
+    assert str(caught.value) == f"{path}:2: {reason}"
+    with pytest.raises(ConfigError) as caught:
+        MappingTable.of(["bob 4", "alice = 5"])
+    assert str(caught.value) == f"built-in table: entry 2: {reason}"
+    with pytest.raises(ConfigError) as caught:
+        MappingTable("alice = 5")
+    shown = "; write key = value in braces and quotes: '{ k = v }'"
+    assert str(caught.value) == f"{reason}{shown}"
+
+
+def test_values_that_begin_with_an_equals_sign(tmp_path: Path) -> None:
+    path = tmp_path / "mapping"
+    path.write_text("alice =?utf-8?q?=C3=89?=\nbob ==\n")
+    assert pairs(str(path)) == [("alice", "=?utf-8?q?=C3=89?="), ("bob", "==")]
 
 
 def test_long_entries(tmp_path: Path) -> None:
@@ -244,6 +267,28 @@ def test_mapping() -> None:
     assert table.get("nobody") is None
     assert table.match("nobody") is None
     assert len(table) == 2
+
+
+def number(text: str) -> None:
+    if not text.isdigit():
+        raise ValueError("not a number")
+
+
+def test_checked_values(tmp_path: Path) -> None:
+    checked = MappingTable.checking(number)
+    assert checked("{ a = 1 }").get("a") == "1"
+    with pytest.raises(ConfigError) as caught:
+        checked("{ a = 1, b = many }")
+    assert str(caught.value) == "inline table: entry 2: invalid value: not a number: 'b'"
+    path = tmp_path / "mapping"
+    path.write_text("a 1\nb 2\n")
+    table = checked.load_asking(str(path))
+    path.write_text("a 2\nb many\n")
+    assert (
+        rejection(lambda: run(table.reload())) == f"{path}:2: invalid value: not a number: 'b many'"
+    )
+    assert table.get("a") == "1"
+    assert MappingTable("{ a = many }").get("a") == "many"  # other tables are as before
 
 
 def test_empty_table_is_true() -> None:

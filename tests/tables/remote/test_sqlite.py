@@ -369,6 +369,27 @@ def test_a_locked_database_is_unavailable(database: Path) -> None:
 # -- in filters ----------------------------------------------------------------------------
 
 
+def test_a_remote_value_is_checked_when_it_arrives(database: Path) -> None:
+    spec = asking(database, "SELECT user FROM people WHERE address = ?")
+
+    def anna(text: str) -> None:
+        if text != "anna":
+            raise ValueError(f"{text} is not Anna")
+
+    async def ask() -> None:
+        table = MappingTable.checking(anna).load_asking(spec)
+        table.check_values(anna)  # there are none in memory
+        assert await table.look_up_value("anna@example.org") == "anna"
+        assert await table.look_up_value("bob@example.org") is None
+        changed(database, "INSERT INTO people VALUES ('carl@example.org', 'carl')")
+        with pytest.raises(UnavailableError, match="invalid value: carl is not Anna"):
+            await table.look_up_value("carl@example.org")
+        assert table.remote
+        await table.remote.aclose()
+
+    asyncio.run(ask())
+
+
 def test_a_filter_asks_and_on_error_decides(database: Path) -> None:
     traps = asking(database, "SELECT 1 FROM people WHERE address = ?")
     flags = ("--traps", traps, "--trapped", "reject", "--on-error", "tempfail")
