@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from .stories import SMTPD
+from .stories import DEFERRED, REFUSED, SMTPD, answer_of
 
 if TYPE_CHECKING:
     from .reception import Part
@@ -93,7 +93,7 @@ class Sums:
             if times is None:
                 times = self._times(*key) if filters == 1 else found.setdefault(key, Times())
             times.add(row, filters)
-        reason = reason_of(story, deciding)
+        reason = reason_of(story, outcome, deciding)
         if reason:
             name = self._known(deciding[0]) if deciding is not None else SMTPD
             self.reasons[hour, name, outcome, reason] += 1
@@ -131,12 +131,12 @@ def verb_of(row: list[Any]) -> str:
     return f"{row[2]}{'/failed' if 'f' in flags else ''}{'/dry' if 'd' in flags else ''}"
 
 
-def reason_of(story: Part, deciding: list[Any] | None) -> str:
+def reason_of(story: Part, outcome: int, deciding: list[Any] | None) -> str:
     """Return why a message was refused or marked, without addresses and numbers."""
     if deciding is not None:
         reason = deciding[7] or deciding[8]
-    elif story["e"] != "commit" and story["a"]:
-        reason = story["a"][-1]
+    elif outcome in (DEFERRED, REFUSED):
+        reason = answer_of(story["a"], outcome, session=story["k"] == "session")
     else:
         return ""
     status = _STATUS.match(reason)

@@ -6,12 +6,16 @@ A story is the history of one transaction, or of a session as far as it belongs 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.runtime.log import EXEMPT_FOR
 
 from .wire import alone, packed, unpacked
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: The results of a message, in the order of their numbers in the database: accepted; accepted and
 #: marked as junk; refused temporarily; refused permanently; abandoned by the client; a session
@@ -29,10 +33,17 @@ _EMPTY: dict[str, Any] = {
     **dict.fromkeys("melfij", ""), **dict.fromkeys("tdzxy", 0), **dict.fromkeys("rap", ()),
     **{key: ("",) * length for key, length in _LISTS.items()},
 }  # fmt: skip
-#: Replies to wrong commands, which say nothing of the message (RFC 5321 section 4.2.3).
+#: Replies to wrong commands, which say nothing of the message (RFC 5321 section 4.2.3), unless
+#: their enhanced status is another one than those of wrong commands (RFC 3463 section 3.6), such as
+#: in smtpd's "500 5.4.6 Routing loop detected". Its "500 5.0.0 Line too long" can be either.
 _SYNTAX = ("500", "501", "502", "503", "504", "555")
+_STATUS = re.compile(r"... [45]\.\d{1,3}\.\d{1,3} ")
+_OF_COMMANDS = re.compile(r"... 5\.5\.")
+_OF_SESSIONS = re.compile(r"... 5\.[05]\.")
 _AUTH = ("530", "535", "538")
 _REFUSALS = ("reject", "disconnect")
+#: Characters of a reply that are compared.
+_COMPARED = 30
 _ORDER = {
     name: at
     for at, name in enumerate((
@@ -160,7 +171,8 @@ class Story:
             return ""
         if self.deciding is not None and self.deciding.reply:
             return self.deciding.reply
-        return _answer(self.answers, session=self.kind == "session")
+        number = OUTCOMES.index(self.outcome)
+        return answer_of(self.answers, number, session=self.kind == "session")
 
 
 def stored(part: dict[str, Any]) -> str:
@@ -190,24 +202,53 @@ def outcome(part: dict[str, Any]) -> tuple[int, list[Any] | None]:
     if part["e"] == "commit":
         marks = [row for row in rows if row[2] == "junk" and "d" not in row[11]]
         return (JUNK, marks[-1]) if marks else (ACCEPTED, None)
+    answer = answer_of(part["a"], session=part["k"] == "session")
+    results = {result for _, result in part["r"]}
     refusing = [row for row in rows if row[2] in _REFUSALS and "d" not in row[11]]
-    if refusing:
-        row = max(refusing, key=lambda each: (_ORDER.get(each[1], 0), each[3]))
+    if refusing and not (0 in results and _is_later(answer, refusing)):
+        row = max(
+            reversed(refusing),
+            key=lambda each: (_ORDER.get(each[1], 0), _is_reply(answer, each), each[3]),
+        )
         code = row[8] or (part["a"] or ("5",))[-1]
         return DEFERRED if code[:1] == "4" else REFUSED, row
-    results = {result for _, result in part["r"]}
     if results and 0 not in results:
         return (REFUSED if 2 in results else DEFERRED), None
-    answer = _answer(part["a"], session=part["k"] == "session")
     if answer:
         return DEFERRED if answer[:1] == "4" else REFUSED, None
     return (ABANDONED if part["k"] == "tx" else NONE), None
 
 
-def _answer(answers: tuple[str, ...] | list[str], *, session: bool) -> str:
-    """Return smtpd's last reply that concerns the client or its mail."""
-    ignored = _SYNTAX if session else (*_SYNTAX, *_AUTH)
-    return next((each for each in reversed(answers) if not each.startswith(ignored)), "")
+def answer_of(answers: Sequence[str], outcome: int | None = None, *, session: bool) -> str:
+    """Return smtpd's last reply that concerns the client or its mail, "" if there is none.
+
+    If it was refused permanently, `outcome`, then the last one that says so.
+    """
+    found = [each for each in answers if _concerns(each, session=session)]
+    if outcome == REFUSED:
+        found = [each for each in found if each[:1] == "5"] or found
+    return found[-1] if found else ""
+
+
+def _concerns(answer: str, *, session: bool) -> bool:
+    """Return whether a reply concerns the client or its mail, rather than one command."""
+    if answer.startswith(_SYNTAX):
+        of_commands = _OF_SESSIONS if session else _OF_COMMANDS
+        return _STATUS.match(answer) is not None and not of_commands.match(answer)
+    return session or not answer.startswith(_AUTH)
+
+
+def _is_reply(answer: str, row: list[Any]) -> bool:
+    """Return whether a reply is that of a verdict: long ones were shortened."""
+    reply: str = row[8]
+    return reply != "" and answer[:_COMPARED] == reply[:_COMPARED]
+
+
+def _is_later(answer: str, refusing: list[list[Any]]) -> bool:
+    """Return whether smtpd gave a reply after filters had refused recipients, and nothing else."""
+    return answer != "" and all(
+        row[1] == "rcpt-to" and row[8] != "" and not _is_reply(answer, row) for row in refusing
+    )
 
 
 def is_rewritten_address(row: list[Any]) -> bool:

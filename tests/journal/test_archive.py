@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.journal import stories
 from smtpd_filters.journal.archive import PAUSE, Archive, files
 from smtpd_filters.journal.day import NewerError
 from smtpd_filters.journal.privacy import Privacy
@@ -510,4 +511,4 @@ def test_files_of_others_are_left_alone(make: Make, tmp_path: Path) -> None:
 )
 def test_reasons_are_counted_without_numbers_and_addresses(said: str, reason: str) -> None:
     deciding: list[Any] = [0, 0, 0, 0, 0, 1, 0, said, ""]
-    assert reason_of({}, deciding) == reason
+    assert reason_of({}, stories.REFUSED, deciding) == reason
