@@ -64,6 +64,8 @@ MAX_RECIPIENTS = 50
 MAX_ANSWERS = 16
 #: Exemptions whose reasons are kept: enough for 50 filters, each at five phases.
 MAX_EXEMPTIONS = 256
+#: Junk marks of a session that are kept: more than the phases of a chain's filters make.
+MAX_MARKS = 16
 #: Characters of an address, of a name, of a text and of smtpd's ids.
 MAX_ADDRESS, MAX_NAME, MAX_TEXT, MAX_ID = 320, 255, 200, 16
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
@@ -72,13 +74,15 @@ _REFUSALS = frozenset({"reject", "disconnect"})
 _WITH_OR_WITHOUT_EDITS = frozenset({Disconnect, Marked, Reject})
 _NEVER = float("inf")
 RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
+#: Phases at which smtpd takes junk for all messages of the session; `noop` between messages only.
+_OF_SESSIONS = frozenset({"connect", "helo", "ehlo", "starttls", "auth", "noop"})
 
 
 class Story:
     """What is known of a session and its current transaction."""
 
     __slots__ = (
-        "answers", "at", "client", "confidential", "end", "greeting", "left_out",
+        "answers", "at", "client", "confidential", "end", "greeting", "left_out", "marks",
         "message_id", "msgid", "passed", "recipients", "refused", "sender", "sent", "size", "start",
         "subject", "tls", "unnamed", "users", "verdicts",
     )  # fmt: skip
@@ -89,6 +93,8 @@ class Story:
         self.tls = ""
         #: The authenticated user, and that of a failed authentication.
         self.users: list[str] = []
+        #: Verdicts that mark every message of the session as junk.
+        self.marks: list[Row] = []
         #: Whether a part was sent.
         self.sent = False
         self.begin()
@@ -252,6 +258,9 @@ class Collector:
         if row[2] in _REFUSALS and "d" not in row[11]:
             story.refused = True
             story.confidential = row[1] == CONFIDENTIAL
+        if row[2] == "junk" and row[1] in _OF_SESSIONS and not story.msgid and "d" not in row[11]:
+            del story.marks[MAX_MARKS - 1 :]
+            story.marks.append(row)
         if len(story.verdicts) >= MAX_VERDICTS:
             story.left_out += 1
             return
@@ -312,14 +321,17 @@ class Collector:
                     self._send(session, story, "session")
                 elif story.sent and not (story.passed or story.verdicts):
                     story.begin()  # the time since the message before is none of this one's
-            story.sender = _text(argument, MAX_ADDRESS)
+            if not story.msgid:
+                story.sender = _text(argument, MAX_ADDRESS)
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
     @staticmethod
     def _sender(story: Story, values: tuple[bytes, ...]) -> None:
-        story.sender = _text(values[2], MAX_ADDRESS)
-        if values[1] == b"ok":
+        accepted = values[1] == b"ok"
+        if accepted or not story.msgid:  # a MAIL within a transaction is refused, and reported
+            story.sender = _text(values[2], MAX_ADDRESS)
+        if accepted:
             story.msgid = _text(values[0], MAX_ID)
         else:
             story.refused = True
@@ -351,11 +363,11 @@ class Collector:
         # The others are not given to us (`FilterConnection.skips_replies`).
         if values[0][:1] in (b"4", b"5"):
             story.refused = True
-            if len(story.answers) < MAX_ANSWERS:
-                answer = _text(values[0], MAX_TEXT)
-                story.answers.append(answer[:3] if story.confidential else answer)
-            else:
+            if len(story.answers) >= MAX_ANSWERS:
+                del story.answers[-1]  # the last one says how it ended
                 story.left_out += 1
+            answer = _text(values[0], MAX_TEXT)
+            story.answers.append(answer[:3] if story.confidential else answer)
 
     def message(self, session: Keeper, headers: HeaderBlock) -> None:
         """Note what a message says of itself."""
@@ -417,11 +429,12 @@ class Collector:
 
     def _send(self, session: Keeper, story: Story, kind: str) -> None:
         """Send a story, now or soon, and begin the next one of the session."""
-        if self.sparing and not story.verdicts:
+        marks = _earlier(story) if kind == "tx" else []
+        if self.sparing and not (story.verdicts or marks):
             story.begin()
             story.sent = True
             return
-        rows = rows_of(story.passed)
+        rows = rows_of(story.passed) + marks
         rows += [trimmed(row) for row in story.verdicts]
         id_, losses = session.id, self._outbox.losses
         head: dict[str, Any] = {
@@ -485,6 +498,12 @@ def setting_of(settings: object, decision: Decision) -> str:
     if len(found) > 1:
         found = [name for name in found if name in getattr(settings, "given", ())]
     return f"--{found[0].replace('_', '-')}" if len(found) == 1 else ""
+
+
+def _earlier(story: Story) -> list[Row]:
+    """Return rows for the marks of the session that were made before the transaction."""
+    made = [each for each in story.marks if not any(each is own for own in story.verdicts)]
+    return [[*row[:3], 0, 0, 1, 0, *row[7:11], f"{row[11]}m", row[12]] for row in made]
 
 
 def _text(value: bytes, limit: int) -> str:

@@ -32,7 +32,7 @@ _PHASES = frozenset({*PHASES, "headers", "message"})
 _VERBS = frozenset({"proceed", "junk", "reject", "disconnect", "rewrite", "edit", "points"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{1,16}")
-_FLAGS = frozenset("dftse")
+_FLAGS = frozenset("dftsem")
 #: Names that were checked, and how many are remembered.
 _names: dict[str, str] = {}
 MAX_NAMES = 1000

@@ -85,6 +85,8 @@ class Sums:
         hour = int(time) // HOUR * HOUR
         self.outcomes[hour, outcome] += 1
         for row in story["w"]:
+            if "m" in row[11]:  # was counted with an earlier message, or the session
+                continue
             name = row[0]
             key = hour, name, row[1], verb_of(row)
             filters = name.count(" ") + 1

@@ -95,6 +95,11 @@ class Verdict:
         return "e" in self.flags
 
     @property
+    def earlier(self) -> bool:
+        """Whether it is a mark of the whole session that was made before this message."""
+        return "m" in self.flags
+
+    @property
     def exempt(self) -> str:
         """Why the filter exempts the client: a word of --exempt, an entry of a table, or ""."""
         if self.verb != "proceed" or not self.reason.startswith(EXEMPT_FOR):

@@ -171,6 +171,8 @@ def _done(verdict: Verdict) -> str:
         words = words.replace("points", f"{verdict.points / 1000:g} points")
     if verdict.edits:
         words += " and change it" if verdict.dry else " and changed it"
+    if verdict.earlier:
+        words += " earlier in the session"
     if verdict.failed:
         words = f"failed, so --on-error {words}"
     return f"{words} (--dry-run)" if verdict.dry else words

@@ -40,7 +40,8 @@ MAX_PARTS = 8
 #: The fields of a verdict; those at the end may be missing if they are 0 or empty. Times are in
 #: milliseconds since the start and in microseconds, points in thousandths. `flags` are letters:
 #: d, a dry run; f, the filter failed and --on-error decided; t, temporary points; s, the score; e,
-#: the filter has changed the message as well. Of a rewritten parameter `reply` is the new one.
+#: the filter has changed the message as well; m, a mark of the session, made before this message.
+#: Of a rewritten parameter `reply` is the new one.
 ROW = (
     "filter", "phase", "verb", "at", "took", "count", "longest", "reason", "reply", "argument",
     "points", "flags", "setting",

@@ -124,6 +124,8 @@ def verdict(it: Verdict) -> str:
         words = f"gave {it.points / 1000:g} points"
     if it.edits:
         words += " and changed it"
+    if it.earlier:
+        words += ", earlier in the session"
     if it.dry and not it.exempt:
         words = f"would have acted, but only logs: {words}"
     if it.failed:

@@ -12,7 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.testing.server import CODE, filter_command, scratch_path, script_command
-from tests.e2e.sending import ALICE, BOB, GOOD, NAMELESS, SENDER, ZONE, attempt
+from tests.e2e.sending import (
+    ALICE,
+    BOB,
+    DYNAMIC,
+    GOOD,
+    MESSAGE,
+    NAMELESS,
+    SENDER,
+    ZONE,
+    attempt,
+    folders,
+    greeted,
+    transact,
+)
 from tests.e2e.test_chain_file import CHAINS, command
 
 if TYPE_CHECKING:
@@ -126,6 +139,34 @@ def test_a_supervised_program_of_others(start: Start, kept: Kept) -> None:
     assert verdict["phase"] == "rcpt-to"
     assert verdict["argument"] == BOB
     assert told["decided_by"] == verdict["filter"]
+
+
+def test_each_message_of_a_session_is_told_as_it_was(start: Start, kept: Kept) -> None:
+    dyndns = filter_command("dyndns", "--action", "junk", "--journal", SOCKET)
+    server = start(zone=ZONE, filters={"dyndns": dyndns}, binds=kept.binds)
+    loop = b"Received: by a.example\r\n" * 120 + MESSAGE
+    with server.connection(DYNAMIC) as connection:
+        greeted(connection)
+        assert transact(connection, "first@good.example").stage == ""
+        # The client's second sender is refused, and the first one stays.
+        assert connection.command("MAIL FROM:<second@good.example>") is not None
+        refused = connection.command("MAIL FROM:<forged@good.example>")
+        assert refused is not None
+        assert refused.code == 503
+        assert connection.command(f"RCPT TO:<{ALICE}>") is not None
+        assert connection.command("DATA") is not None
+        connection.send(MESSAGE)
+        assert connection.command(b".") is not None
+        looping = transact(connection, "third@good.example", message=loop)
+        assert looping.code == 500
+    assert folders(server) == ["Junk", "Junk"]
+    third, second, first = kept.why(DYNAMIC, 3)
+    assert [each["sender"].partition("@")[0] for each in (first, second, third)] == [
+        "first", "second", "third",
+    ]  # fmt: skip
+    assert [each["outcome"] for each in (first, second, third)] == ["junk", "junk", "refused"]
+    assert (second["decided_by"], third["decided_by"]) == ("dyndns", "smtpd")
+    assert third["reply"] == looping.said
 
 
 def test_mail_passes_whatever_happens_to_the_journal(start: Start, kept: Kept) -> None:

@@ -20,16 +20,21 @@ from smtpd_filters import (
 )
 from smtpd_filters.checks.exemptions import exempt_option, exempted
 from smtpd_filters.journal.collector import (
+    MAX_ANSWERS,
     MAX_EXEMPTIONS,
     MAX_ID,
+    MAX_MARKS,
     MAX_RECIPIENTS,
     MAX_VERDICTS,
     Collector,
 )
-from smtpd_filters.journal.stories import Story, story
+from smtpd_filters.journal.rollups import Sums
+from smtpd_filters.journal.stories import Story, outcome, story
+from smtpd_filters.journal.telling import says
 from smtpd_filters.message import Headers
 from smtpd_filters.settings import choice
 from smtpd_filters.supervise.ledger import Session as Supervised
+from smtpd_filters.web.texts import verdict
 
 from .deciding import lines
 
@@ -108,6 +113,81 @@ def test_each_message_of_a_session_is_a_story(decide: Decide, picky: Picky, rele
     assert len({each.msgid for each in told}) == 3
     assert {each.client for each in told} == {"127.0.0.1"}
     assert {len(each.verdicts) for each in told} == {3}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_mark_of_the_session_is_that_of_each_message(decide: Decide, release: str) -> None:
+    class Marks(Filter):
+        """Mark all sessions."""
+
+        name = "marks"
+
+        def connect(self, _session: Session) -> Junk:
+            return JUNK.because("the client")
+
+    parts = decide(Marks(Marks.Options())).replay("multi-transaction", release)
+    told = stories(parts)
+    assert [each.outcome for each in told] == ["junk"] * 3
+    assert [each.decided_by for each in told] == ["marks"] * 3
+    assert [each.verdicts[0].earlier for each in told] == [False, True, True]
+    assert says(told[1].verdicts[0]).startswith("marks marked it as junk earlier in the session: ")
+    assert verdict(told[2].verdicts[0]) == "marked it as junk, earlier in the session"
+    sums = Sums()
+    for part in parts:
+        sums.add(0.0, part, *outcome(part))
+    assert [times.count for times in sums.verdicts.values()] == [1]
+    assert sum(sums.reasons.values()) == 3
+
+
+def test_marks_of_a_session_are_bounded(decide: Decide, picky: Picky) -> None:
+    deciding = decide(picky)
+    collector = Collector(deciding.sent, "filter-test", deciding.log)  # type: ignore[arg-type]
+    session = Supervised(b"0123456789abcdef")
+    for at in range(MAX_MARKS + 5):
+        collector.noted(session, f"f{at}", "noop", "junk")
+    assert session.story is not None
+    assert len(session.story.marks) == MAX_MARKS
+    assert session.story.marks[-1][0] == f"f{MAX_MARKS + 4}"
+
+
+def within(recording: str, after: bytes, *reports: str) -> Iterator[bytes]:
+    """Yield what smtpd wrote in a recording, with reports behind the first line with a text."""
+    rows = list(lines(recording))
+    at = next(n for n, row in enumerate(rows) if after in row)
+    head = b"|".join(rows[at].split(b"|")[:4])
+    session = rows[at].split(b"|")[5]
+    yield from rows[: at + 1]
+    for each in reports:
+        name, _, rest = each.partition("|")
+        yield b"%s|%s|%s|%s\n" % (head, name.encode(), session, rest.encode())
+    yield from rows[at + 1 :]
+
+
+def test_a_sender_within_a_transaction_is_not_that_of_the_message(
+    decide: Decide, picky: Picky
+) -> None:
+    deciding = decide(picky)
+    refused = ("tx-mail|3be05196|permfail|x@lab.test", "protocol-server|503 5.5.1 Invalid command")
+    for line in within("multi-transaction", b"|tx-mail|", *refused):
+        deciding.receive(line)
+        deciding.output()
+    told = stories(deciding.sent.parts)
+    assert [each.sender for each in told] == ["s0@lab.test", "s1@lab.test", "s2@lab.test"]
+    assert told[0].answers == ("503 5.5.1 Invalid command",)
+
+
+def test_the_last_of_many_replies_is_kept(decide: Decide) -> None:
+    deciding = decide(Sparing(Sparing.Options()))
+    replies = [f"protocol-server|500 5.5.1 Wrong {at}" for at in range(MAX_ANSWERS * 2)]
+    replies.append("protocol-server|552 5.3.4 Too large")
+    for line in within("disconnect-in-data", b"|tx-rcpt|", *replies):
+        deciding.receive(line)
+        deciding.output()
+    [told] = stories(deciding.sent.parts)
+    assert (told.outcome, told.decided_by) == ("refused", "smtpd")
+    assert told.reply == "552 5.3.4 Too large"
+    assert len(told.answers) == MAX_ANSWERS
+    assert told.left_out == MAX_ANSWERS + 1
 
 
 @pytest.mark.parametrize("release", RELEASES)
