@@ -46,6 +46,7 @@ def _before_mail(answered: set[bytes], first: str) -> set[str]:
 
 
 def _needs_message(agreed: Agreement | None) -> bool:
-    if agreed is None or agreed.actions & v.EDITS:
+    # What it wants of the envelope is logged, or refuses the message, with its other edits.
+    if agreed is None or agreed.actions & (v.EDITS | v.ENVELOPE):
         return True
     return agreed.wants(v.HEADER) or agreed.wants(v.BODY)

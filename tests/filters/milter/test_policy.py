@@ -550,6 +550,21 @@ def test_a_refusal_after_a_quarantine_is_one(verdict: Answer, reply: str) -> Non
         assert deliver(stub, "--quarantine", "accept").reply.startswith(reply)
 
 
+def test_a_milter_that_wants_nothing_but_the_envelope() -> None:
+    """Such as one that adds a recipient to all mail."""
+    agreement = Agreement(6, v.ENVELOPE, NOTHING)
+    added = at_end(AddRecipient(b"<copies@example.org>"), Verdict(v.CONTINUE))
+    with milter(agreement, added) as stub:
+        with Conversation(Milter, "--milter", stub.address) as smtpd:
+            assert send(greeted(smtpd)).unchanged
+            assert "not possible: add recipient <copies@example.org>" in smtpd.log[-1]
+        reply = deliver(stub, "--envelope-changes", "tempfail").reply
+        assert reply == "451 4.3.5 The envelope of this message cannot be changed"
+    deleted = at_end(DeleteRecipient(b"<alice@example.org>"), Verdict(v.CONTINUE))
+    with milter(agreement, deleted) as stub:
+        assert deliver(stub).reply == "550 5.7.1 Message rejected"
+
+
 def test_changes_of_the_envelope() -> None:
     changes = at_end(
         ChangeSender(b"<x@example.net>"),
