@@ -83,7 +83,7 @@ class Facts:
         session = self.session
         if session.by_socket:
             return b"localhost", b"4", 0, b"127.0.0.1"
-        address = session.address
+        address = self._address
         if address is None:
             return b"unknown", b"U", 0, b""
         name = session.rdns if session.fcrdns == "pass" else None
@@ -93,6 +93,12 @@ class Facts:
             _port(session.src),
             encoded(address),
         )
+
+    @property
+    def _address(self) -> str | None:
+        """The client's address without a zone (fe80::1%em0), for which libmilter hangs up."""
+        address = self.session.address
+        return None if address is None else address.partition("%")[0]
 
     def macros(
         self, event: bytes, names: tuple[bytes, ...], recipient: str = ""
@@ -143,7 +149,7 @@ class Facts:
     def _client_addr(self) -> str | None:
         if self.session.by_socket:
             return "127.0.0.1"
-        address = self.session.address
+        address = self._address
         return _IPV6 + address if address and ":" in address else address
 
     def _client_name(self) -> str | None:
@@ -199,7 +205,7 @@ def _domain(address: str) -> str | None:
 
 
 def _plain(endpoint: str) -> str:
-    return endpoint.rpartition(":")[0].strip("[]")
+    return endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
 
 
 def _port(endpoint: str) -> int:

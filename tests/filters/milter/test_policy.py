@@ -138,6 +138,18 @@ def test_tls_login_and_the_parameters_of_mail() -> None:
     assert stub.seen.fields(v.RCPT) == [(b"<postmaster>",)]
 
 
+def test_an_address_has_no_zone() -> None:
+    """libmilter ends the connection if it can't parse an address."""
+    with milter() as stub, _one(stub) as smtpd:
+        there = smtpd.connect(None, "fe80::9%em0", dest="[fe80::1%em0]:25")
+        there.ehlo()
+        there.mail_from("bob@example.net")
+    assert stub.seen.fields(v.CONNECT) == [(b"[fe80::9]", b"6", b"33174", b"fe80::9")]
+    macros = stub.seen.events[1].macros
+    assert macros[b"_"] == b"unknown [IPv6:fe80::9]"
+    assert macros[b"{daemon_addr}"] == b"fe80::1"
+
+
 def test_the_parameters_of_recipients() -> None:
     with milter() as stub, _one(stub) as smtpd:
         there = greeted(smtpd)

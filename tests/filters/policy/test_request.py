@@ -139,6 +139,14 @@ def test_a_reverse_name_that_is_not_verified_is_not_the_name_of_the_client() -> 
     assert of_session(made)["reverse_client_name"] == "unknown"
 
 
+def test_an_address_has_no_zone() -> None:
+    made = session()
+    made.apply("link-connect", (b"<unknown>", b"fail", b"[fe80::9%em0]:1", b"[fe80::1%em0]:25"))
+    values = of_session(made)
+    assert (values["client_address"], values["client_port"]) == ("fe80::9", "1")
+    assert (values["server_address"], values["server_port"]) == ("fe80::1", "25")
+
+
 def test_a_client_on_the_socket_has_an_address() -> None:
     values = of_session(session(src=b"unix:/run/smtpd.sock"))
     assert values["client_address"] == "127.0.0.1"
