@@ -35,6 +35,7 @@ from smtpd_filters.runtime.counters import COUNTERS, LOCAL, PASSED_OVER, TIMEOUT
 
 from .breaker import Breaker, Circuit
 from .failures import CLOSED, Trouble
+from .outages import Outages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,8 @@ class Group:
     """The servers of a client, by their labels for the log.
 
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
-    `clock` is any monotonic clock. `note` logs that no server answers, and that one does again.
+    `clock` is any monotonic clock. `note` logs that no server answers, and that one does again;
+    `watch` logs the same of each of several servers (`outages`).
     `pings` says whether the servers can be pinged. Requests of a `kind` are counted
     (`runtime.counters`).
     """
@@ -84,6 +86,7 @@ class Group:
         kind: str = "",
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
+        watch: Note | None = None,
         pings: bool = False,
     ) -> None:
         from smtpd_filters.lookups.sockets import Shortage
@@ -94,6 +97,7 @@ class Group:
         self._breaker = Breaker(labels)
         #: The circuit of all servers together.
         self.circuit = Circuit(", ".join(labels), note)
+        self._outages = Outages(labels, watch) if watch is not None and len(labels) > 1 else None
         self._pings = pings
         #: The pings that decide whether the circuit opens.
         self._check: asyncio.Task[None] | None = None
@@ -157,12 +161,16 @@ class Group:
             if not isinstance(result, Trouble):
                 plan.answered()
                 self.circuit.answered()
+                if self._outages is not None:
+                    self._outages.answered(step.server)
                 attempts.trouble = plan.cause("")
                 return result
             if result.final:
                 attempts.failure = COUNTED[result.failure]
                 return Unavailable(result.cause)
             plan.failed(result.failure, result.cause, self._clock())
+            if self._outages is not None:
+                self._outages.failed(step.server, result.failure, result.cause, self._clock())
             if result.failure is Failure.BROKEN:
                 self.circuit.answered()
             silent = silent or result.failure is Failure.SILENT

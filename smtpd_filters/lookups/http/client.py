@@ -34,7 +34,7 @@ class Client(Group):
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
     `connections` is how many requests may be pending at one server; further ones wait. Requests of
     a `kind` are counted (`runtime.counters`). `clock` is any monotonic clock. `note` logs that no
-    server answers, and that one does again.
+    server answers, and that one does again; `watch` logs the same of each of several servers.
 
     Raises ConfigError for an invalid URL.
     """
@@ -49,6 +49,7 @@ class Client(Group):
         kind: str = "",
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
+        watch: Note | None = None,
     ) -> None:
         try:
             endpoints = [Endpoint(url) for url in urls]
@@ -72,6 +73,7 @@ class Client(Group):
             kind=kind,
             clock=clock,
             note=note,
+            watch=watch,
             pings=True,
         )
 

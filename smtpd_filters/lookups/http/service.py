@@ -63,7 +63,12 @@ class Service:
         Raises ConfigError for an invalid URL.
         """
         self._client = Client(
-            urls, timeout=timeout, deadline=deadline, connections=connections, note=note
+            urls,
+            timeout=timeout,
+            deadline=deadline,
+            connections=connections,
+            note=note,
+            watch=note,
         )
         self._fields = [("Content-Type", "application/json"), ("Accept", "application/json")]
         if token:
@@ -101,6 +106,12 @@ class Service:
         gets its value and returns what is to be returned. If it raises ValueError, TypeError,
         LookupError or AttributeError, the answer is unusable: it isn't cached, and the next server
         is asked.
+
+        A server that couldn't be reached, gave no answer in time or broke off in one three times in
+        a row is passed over for 30 seconds. One that gives another status or an unusable answer is
+        alive, and is asked first again: a question must not keep others from being answered. If
+        there are several servers, the log has a line `server failed` for one that fails in either
+        way, and `answers again` for its next usable answer; at most one of each a minute.
 
         Raises UnavailableError if no server gave a usable answer in time. Raises TypeError or
         ValueError for a question that JSON can't express, a mistake of the caller.

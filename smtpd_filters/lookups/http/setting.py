@@ -43,7 +43,8 @@ class ServiceSetting(_Base):
             required=True,
             help="The address of the HTTP service: http[s]://HOST[:PORT][/PATH], or the path of a "
             "unix socket. If given several times, the next server is asked when the ones before it "
-            "fail; a server that failed three times in a row is passed over for 30 seconds.",
+            "fail; a server that gave no answer three times in a row is passed over for 30 "
+            "seconds. An error status or an unusable answer is an answer.",
         )
         timeout: Any = option(
             SECONDS(low=0.01, high=60),

@@ -146,6 +146,35 @@ def test_the_next_server_is_asked(stub: RspamdStub) -> None:
         assert len(broken.requests) == 1
 
 
+def test_a_server_that_fails_is_logged_once_and_when_it_answers_again(stub: RspamdStub) -> None:
+    stub.answer = {"ok": True}
+    with RspamdStub(Answer(b"", status=500)) as broken:
+        flags = ("--service", broken.url, "--service", stub.url, "--service-keep", "0")
+        with Conversation(Reads, *flags) as smtpd:
+            for _ in range(5):
+                assert greet(smtpd) == ""
+            # It is alive, so it is asked first each time.
+            assert len(broken.requests) == 5
+            assert smtpd.log == [f'reads server failed server={broken.url} cause="status 500"']
+            broken.answer = {"ok": True}
+            assert [greet(smtpd) for _ in range(3)] == [""] * 3
+            assert smtpd.log[1:] == [f"reads answers again server={broken.url}"]
+            broken.answer = {}
+            assert [greet(smtpd) for _ in range(3)] == [""] * 3
+            assert len(smtpd.log) == 2  # once a minute
+
+
+def test_a_dead_server_is_passed_over(stub: RspamdStub) -> None:
+    stub.answer = {"ok": True}
+    with RspamdStub(Answer.of({"ok": True}, behaviour="cut")) as broken:
+        flags = ("--service", broken.url, "--service", stub.url, "--service-keep", "0")
+        with Conversation(Reads, *flags) as smtpd:
+            for _ in range(5):
+                assert greet(smtpd) == ""
+            assert len(broken.requests) == 3
+            assert len(smtpd.log) == 1
+
+
 def test_a_token(stub: RspamdStub, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("s3cret\n")
