@@ -467,8 +467,8 @@ class Engine:
             self._answer_for(session, session.phase, session.token, why)
 
 
-def _load(link: Link) -> int:
-    return len(link.sessions)
+def _load(link: Link) -> tuple[bool, int]:
+    return link.clogged, len(link.sessions)
 
 
 def _wanted(link: Link, row: bytes) -> bool:

@@ -23,6 +23,8 @@ class Link:
         self.complete = self.ready = False
         #: Why the program must be ended, or empty. Nothing is read from it afterwards.
         self.fault = ""
+        #: It has not read for a while: lines of messages are kept for it, not queued.
+        self.clogged = False
         #: It has answered a request, so it works.
         self.useful = False
         self.phases: frozenset[bytes] = frozenset()

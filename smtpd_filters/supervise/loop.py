@@ -3,8 +3,9 @@
 Invariants
 ----------
 *Never blocks*: no read, write or wait for a process blocks; only `poll` waits.
-*Bounded*: while smtpd does not read, programs are not read, and while a program does not read,
-smtpd is not; the clock of deadlines stands still in the first case.
+*Bounded*: while smtpd does not read, programs are not read, and the clock of deadlines stands
+still. While a program reads slowly, smtpd is not read; if it does not read for `CLOGGED` seconds,
+lines of messages go to the spool, so that it doesn't delay the sessions of other programs.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Bytes of pending output to one program above which nothing more is read of smtpd.
 PROGRAM_HIGH_WATER = 1 << 20
+#: The same for one that has not read for so many seconds: it gets no lines of messages then.
+CLOGGED, CLOGGED_HIGH_WATER = 1.0, 8 << 20
 #: Seconds that may pass on the clock of deadlines between two rounds. More pass only if this
 #: process was stopped, and probably the programs as well.
 STEP = 1.5
@@ -274,7 +277,7 @@ class Loop:
             if size or link.out or link.feeding:
                 self._write_program(worker)
                 size = worker.channel.size
-            full = full or size >= PROGRAM_HIGH_WATER
+            full = full or size >= (CLOGGED_HIGH_WATER if link.clogged else PROGRAM_HIGH_WATER)
             mask = POLLOUT if size else 0
             if room and not (worker.closed or link.fault):
                 mask |= POLLIN
@@ -296,11 +299,13 @@ class Loop:
                 self.engine.transit.feed(link)
                 channel.write(link.out, _NONE)
         if link.out or channel.size:
+            before = channel.size + sum(map(len, link.out)) if channel.size else 0
             channel.write(link.out, _NONE)
-            size = channel.size
-            if not size or not worker.pending or size < worker.pending:
-                worker.moved = self.engine.now
+            size, now = channel.size, self.engine.now
+            if not size or not worker.pending or size < before:
+                worker.moved = now
             worker.pending = size
+            link.clogged = size >= PROGRAM_HIGH_WATER and now - worker.moved >= CLOGGED
             if channel.broken:
                 self._soon = True
 

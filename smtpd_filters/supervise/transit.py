@@ -126,6 +126,7 @@ class Transit:
         link, last, size = session.link, rows[-1], self.layout.dot_size
         if (
             link is None
+            or link.clogged
             or session.message is not None
             or _DATA_LINE not in link.phases
             or len(last) != size
@@ -245,13 +246,16 @@ class Transit:
         for message in list(link.feeding):
             store = message.store
             try:
-                block = store.block(message.fed, BLOCK) if store else b"".join(message.blocks)
+                if store is not None:
+                    block = store.block(message.fed, BLOCK)
+                else:
+                    block = b"".join(message.blocks)[message.fed :]
             except SpoolError as error:
                 link.fault = f"message can't be given again: {error}"
                 return
             link.out.append(block)
             message.fed += len(block)
-            if message.fed >= (store.size if store else message.kept):
+            if message.fed >= (store.size if store is not None else message.kept):
                 del link.feeding[message]
                 if message.returned:
                     message.release()
@@ -289,8 +293,13 @@ class Transit:
             self._arrive(messages[0], data, end=False)
             return True
         link = messages[0].link
-        if link is None or not all(
-            each.link is link and each.returned and each not in link.feeding for each in messages
+        if (
+            link is None
+            or link.clogged
+            or not all(
+                each.link is link and each.returned and each not in link.feeding
+                for each in messages
+            )
         ):
             return False
         size = len(data)
@@ -355,6 +364,10 @@ class Transit:
         message.received += len(block)
         state, link = message.state, message.link
         if state == GIVEN and link is not None:
+            if link.clogged and message not in link.feeding:
+                if message.returned:
+                    message.fed = 0  # nothing is kept
+                link.feeding[message] = None
             if message in link.feeding:
                 self._keep(message, block)
                 return

@@ -248,10 +248,10 @@ class Stage:
             engine.admit(link)
         engine.settle()
 
-    def happen(self) -> None:  # noqa: C901  # a list of what may happen
+    def happen(self) -> None:  # noqa: C901, PLR0912  # a list of what may happen
         """Something happens to a program."""
         engine = self.engine
-        which = self.pick(range(12))
+        which = self.pick(range(13))
         if not self.programs or which == 0:
             engine.expecting = self.pick((True, False)) or self.honest
             if len(self.programs) < 3:
@@ -288,6 +288,8 @@ class Stage:
                     self.look_after(each)
         elif which == 7:
             engine.relieve()
+        elif which == 8:
+            link.clogged = not link.clogged
         else:
             self.run(program)
 

@@ -216,6 +216,38 @@ def test_a_program_that_does_not_read() -> None:
         check_next(smtpd)
 
 
+@pytest.mark.parametrize("whole", [(), ("--whole",)])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_program_that_does_not_read_delays_no_other(
+    whole: tuple[str, ...], *, goes_on: bool
+) -> None:
+    """Its messages wait for it, or are given to the next program if none was returned in part."""
+    lines = [b"Subject: x", b"", *(b"%d%b" % (number, b"x" * 900) for number in range(5000))]
+    with Supervised("--workers", "2", "--deadline", "10s", command=(*PROGRAM, *whole)) as smtpd:
+        started(smtpd, 2)
+        client, other = smtpd.connect(), smtpd.connect()
+        pids = client.who()[0], other.who()[0]
+        assert len({*pids}) == 2
+        client.begin()
+        client.lines(lines[:1])
+        if not whole:
+            smtpd.until(lambda: bool(client.returned))
+        os.kill(pids[0], signal.SIGSTOP)
+        for at in range(1, len(lines), 50):
+            client.lines(lines[at : at + 50])
+        assert other.who()[0] == pids[1]
+        assert smtpd.connect().who()[0] == pids[1]
+        assert not any("supervise ended" in line for line in smtpd.log)
+        if goes_on:
+            os.kill(pids[0], signal.SIGCONT)
+        answer = client.message()
+        if goes_on or whole:
+            assert answer.verb == b"proceed"
+            assert client.returned == [*lines, b"."]
+        else:
+            assert answer.argument == TEMPFAIL
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_memory() -> None:
     with Supervised("--memory-limit", "100M") as smtpd:
