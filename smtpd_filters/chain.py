@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     )
     from typing import Any
 
-    from .filter import Outcome
+    from .filter import OnError
     from .journal.collector import Collector
     from .journal.passed import Group
     from .message import Headers, Message
@@ -84,7 +84,7 @@ class Chain:
 
     def __init__(
         self,
-        filters: Iterable[tuple[Filter, Outcome, float]],
+        filters: Iterable[tuple[Filter, OnError, float]],
         log: Log,
         watchdog: Watchdog | None = None,
     ) -> None:
@@ -183,7 +183,7 @@ class Chain:
 
     # -- registration --------------------------------------------------------------------
 
-    def _add(self, filters: Iterable[tuple[Filter, Outcome, float]]) -> dict[str, list[Guard]]:
+    def _add(self, filters: Iterable[tuple[Filter, OnError, float]]) -> dict[str, list[Guard]]:
         """Add the filters; return the guards of all, by the names of their handlers."""
         guards: dict[str, list[Guard]] = {}
         for filter_, on_error, deadline in filters:
@@ -585,7 +585,7 @@ def _check_signatures(filters: Iterable[Filter]) -> None:
         signer = filter_.name if filter_.signs else signer
 
 
-def _check(filter_: Filter, on_error: Outcome) -> None:
+def _check(filter_: Filter, on_error: OnError) -> None:
     """Raise TypeError or ConfigError for a registration or an outcome that a filter can't have."""
     unknown = filter_.registered - filter_.handlers.keys()
     if unknown:

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from .session import Session
     from .settings.declare import Option
 
-    Outcome = Literal["proceed", "junk", "tempfail"]
+    #: A choice of `--on-error`.
+    OnError: TypeAlias = Literal["proceed", "junk", "tempfail"]
     #: The result of a handler: a decision, or a coroutine that returns one.
     Result: TypeAlias = Decision | Awaitable[Decision]
 
@@ -153,8 +154,9 @@ class Filter:
 
     #: The filter's name: its executable is `filter-NAME`. An instance in a chain may have another.
     name: str = ""
-    #: The default of `--on-error`: the decision when a handler fails.
-    on_error: Outcome = "proceed"
+    #: The default of `--on-error`: the decision when a handler fails, `proceed`, `junk` or
+    #: `tempfail`.
+    on_error: OnError = "proceed"
     #: The default of `--deadline`: the seconds for a handler, 300 at most. On an instance, from
     #: `setup` on, the value of `--deadline`.
     deadline: float = 30.0
@@ -232,7 +234,7 @@ class Filter:
             raise TypeError(f"{where}: on_error {cls.on_error!r} is not one of {cls.outcomes()}")
 
     @classmethod
-    def outcomes(cls) -> tuple[Outcome, ...]:
+    def outcomes(cls) -> tuple[OnError, ...]:
         """Return the choices of `--on-error`: those that every handler of the class allows."""
         return legal_outcomes(cls.handlers)
 
@@ -400,10 +402,10 @@ class Filter:
         def quit(self, session: Session) -> Result: ...
 
 
-def legal_outcomes(handlers: Iterable[str]) -> tuple[Outcome, ...]:
+def legal_outcomes(handlers: Iterable[str]) -> tuple[OnError, ...]:
     """Return the choices of `--on-error` that all of these handlers allow."""
     every = [HANDLERS[name].fallbacks for name in handlers if name in HANDLERS]
-    outcomes: tuple[Outcome, ...] = ("proceed", "junk", "tempfail")
+    outcomes: tuple[OnError, ...] = ("proceed", "junk", "tempfail")
     return tuple(o for o in outcomes if all(o in fallbacks for fallbacks in every))
 
 

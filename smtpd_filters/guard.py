@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
-    from .filter import Filter, Outcome
+    from .filter import Filter, OnError
     from .journal.collector import Collector
     from .message import Headers, Message
     from .runtime.watchdog import Watchdog
@@ -106,7 +106,7 @@ class Guard:
         self,
         filter: Filter,  # noqa: A002  # the field's word
         handler: str,
-        on_error: Outcome,
+        on_error: OnError,
         deadline: float,
         watchdog: Watchdog,
     ) -> None:

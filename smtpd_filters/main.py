@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeAlias
 
-    from .filter import Filter, Outcome
+    from .filter import Filter, OnError
     from .journal.collector import Collector
     from .scoring.rules import Rules
     from .settings import CommonSettings, PolicySettings, Pool, ProcessSettings, Settings
 
     #: A filter with its outcome for failures, and its deadline in seconds.
-    Ready: TypeAlias = tuple[Filter, Outcome, float]
+    Ready: TypeAlias = tuple[Filter, OnError, float]
 
 #: Seconds for which a plain handler may block the process, even if its deadline is longer.
 MAX_TURN = 5.0

@@ -25,7 +25,7 @@ from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.runtime.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
 
 SAID = (
     *(PROCEED, JUNK, Reject("550 5.7.1 No"), Disconnect("421 4.7.0 Go"), Rewrite("a@b.example")),
@@ -79,7 +79,7 @@ class Kept(Log):
 )
 @settings(deadline=None)
 def test_decide_and_ask_have_one_result(
-    handler: str, does: object, on_error: Outcome, verbose: object, dry: object
+    handler: str, does: object, on_error: OnError, verbose: object, dry: object
 ) -> None:
     filter_ = Says()
     filter_.does, filter_.dry_run = does, bool(dry)

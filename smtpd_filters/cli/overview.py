@@ -20,7 +20,8 @@ class Options(Settings):
         TEXT,
         default="",
         metavar="NAME",
-        help="A verb, or the name of a filter with or without `filter-`.",
+        help="A verb, the name of a filter with or without `filter-`, or the whole path of a file "
+        "with a filter of your own.",
     )
 
 
@@ -41,6 +42,7 @@ def run(options: Options, _rest: list[str]) -> int:
             if "/" in topic or ":" in topic:
                 raise
             near = suggest(topic, VERBS) or str(error).partition(quote(topic))[2]
+            near = near or "; name a file of your own by its path, as in /etc/mail/filters/x.py"
             raise ConfigError(f"no verb and no filter {quote(topic)}{near}") from None
         return main(["--help"])
     return 0

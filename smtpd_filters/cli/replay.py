@@ -106,6 +106,11 @@ class Row:
     #: The column of the filter that didn't reach the step, or "".
     unreached: str = ""
 
+    @property
+    def not_compared(self) -> bool:
+        """Whether it is a message that the filter returned and of which nothing was recorded."""
+        return self.before is None and self.now is not None and self.now.lines is not None
+
 
 @dataclass(slots=True)
 class Compared:
@@ -385,12 +390,15 @@ def _summary(compared: Sequence[Compared]) -> str:
         count["decisions"] += len(one.rows)
         count["differ"] += sum(not row.unreached for row in one.changed)
         count["unreached"] += sum(bool(row.unreached) for row in one.changed if not one.fatal)
+        count["not compared"] += sum(row.not_compared for row in one.rows)
         count["complaints"] += len(one.complaints)
         count["fatal"] += bool(one.fatal)
     text = f"{_number(len(compared), 'recording')}, {_number(count['decisions'], 'decision')}"
     text += f", {count['differ'] or 'none'} differ{'s' if count['differ'] == 1 else ''}"
     if count["unreached"]:
         text += f", {count['unreached']} not reached"
+    if count["not compared"]:
+        text += f", {_number(count['not compared'], 'message')} not compared"
     if count["complaints"]:
         text += f", {_number(count['complaints'], 'complaint')}"
     if count["fatal"]:

@@ -25,8 +25,9 @@ class Options(Settings):
         TEXT,
         required=True,
         metavar="NAME",
-        help="The filter's name, such as `fcrdns` for filter-fcrdns, followed by flags of the "
-        f"filter. `{PROG} list` shows the names; `{CHAIN}` is another one.",
+        help="The filter's name, such as `fcrdns` for filter-fcrdns, or the whole path of a file "
+        "with a filter of your own, followed by flags of the filter. "
+        f"`{PROG} list` shows the names; `{CHAIN}` is another one.",
     )
 
 

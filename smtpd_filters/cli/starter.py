@@ -102,7 +102,7 @@ class _Child:
         if not path:
             return ""
         if not Path(f"{self._root}{path}").exists():
-            return f"{path}: No such file or directory"
+            return f"{path}: No such file or directory{_elsewhere(path)}"
         words = ('test -f "$1" && test -x "$1"', "sh", path)
         test = self.start(*words, stdin=subprocess.DEVNULL)
         return f"{path}: not a file that can be executed" if test.wait() else ""
@@ -210,6 +210,15 @@ def command_line(command: str, libexec: Sequence[str]) -> str:
         return command
     known = [directory for directory in libexec if Path(directory).is_dir()]
     return f"{(known or libexec)[0]}/{command}"
+
+
+def _elsewhere(path: str) -> str:
+    """Return the place of a program of this package that smtpd looks for in another directory."""
+    for directory in (Path(sys.argv[0]).parent, Path(sys.executable).parent):
+        found = directory.absolute() / Path(path).name
+        if found.is_file():
+            return f"; its whole path is {found}"
+    return ""
 
 
 def _program(text: str) -> str:

@@ -202,7 +202,7 @@ class Helo(Filter):
             self._exempt.note_phase(settings.phase, self.log)
         self._uses_dns = any(self._checks[name].on for name in ASKING)
         if not self._uses_dns:
-            Helo.dns.refuse_unused(self, "--unknown or --elsewhere")
+            Helo.dns.refuse_unused(self, "--unknown or --elsewhere other than off")
         late = settings.phase != "helo"
         reports = {"link-auth"} if self._exempt.users else set()
         if late:

@@ -224,7 +224,7 @@ class Rcpt(Filter):
         if self._unknown_domain.on and settings.domains is None:
             raise ConfigError("--unknown-domain requires --domains")
         if not self._unknown_domain.on:
-            Rcpt.dns.refuse_unused(self, "--unknown-domain")
+            Rcpt.dns.refuse_unused(self, "--unknown-domain other than off")
         if settings.delay and settings.unknown_recipients in {"off", "log"}:
             raise ConfigError("--delay requires --unknown-recipients junk or reject")
 

@@ -184,7 +184,7 @@ class Sender(Filter):
             raise ConfigError("nothing to check: every check is off")
         self._uses_dns = any(self._checks[name].on for name in ASKING)
         if not self._uses_dns:
-            Sender.dns.refuse_unused(self, "--unknown, --null-mx or --bad-mx")
+            Sender.dns.refuse_unused(self, "--unknown, --null-mx or --bad-mx other than off")
         if not self._checks["bad_mx"].on and (settings.any_bad_mx or settings.bad_networks):
             flag = "--any-bad-mx" if settings.any_bad_mx else "--bad-networks"
             raise ConfigError(f"{flag} has no effect with --bad-mx off")

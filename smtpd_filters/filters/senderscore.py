@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-    from smtpd_filters.filter import Outcome as OnError
+    from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session

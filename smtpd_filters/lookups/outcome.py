@@ -118,7 +118,10 @@ if TYPE_CHECKING:
 else:
 
     class Outcome(Generic):
-        """A stand-in for the union in annotations that are evaluated; it has no instances."""
+        """The outcome of a look-up: `Found`, `NotFound` or `Unavailable`.
+
+        For annotations; it has no instances.
+        """
 
 
 class MX(Value):

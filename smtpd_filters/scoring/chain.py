@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
-    from smtpd_filters.filter import Filter, Outcome
+    from smtpd_filters.filter import Filter, OnError
     from smtpd_filters.guard import Guard
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.vocabulary import Phase
@@ -116,7 +116,7 @@ class ScoringChain(Chain):
 
     def __init__(
         self,
-        filters: Iterable[tuple[Filter, Outcome, float]],
+        filters: Iterable[tuple[Filter, OnError, float]],
         log: Log,
         watchdog: Watchdog | None,
         rules: Rules,

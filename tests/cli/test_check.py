@@ -300,6 +300,10 @@ def test_a_command_without_a_path_is_in_libexec(
     assert about(checked, "filter-mine", libexec=libexec) == f"0 ok (as {ME})"
     missing = f"{tmp_path}/filter-yours: No such file or directory"
     assert about(checked, "filter-yours -v", libexec=libexec) == f"1 {missing} (as {ME})"
+    own = Path(sys.executable).with_name("filter-supervise")
+    missing = f"{tmp_path}/filter-supervise: No such file or directory; its whole path is {own}"
+    supervised = "filter-supervise filter-mine"
+    assert about(checked, supervised, libexec=libexec) == f"1 {missing} (as {ME})"
     nowhere = ("/no/such", "/nor/this")
     assert about(checked, "filter-mine", libexec=nowhere).startswith(
         "1 /no/such/filter-mine: No such file"

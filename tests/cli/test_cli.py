@@ -89,7 +89,7 @@ def test_a_filter_has_help(name: str, capsys: Capture) -> None:
         (["--verison", "list"], 'unknown flag --verison, did you mean "--version"?'),
         (["help", "chek"], 'help: no verb and no filter "chek", did you mean "check"?'),
         (["help", "fcrdn"], 'help: no verb and no filter "fcrdn", did you mean "fcrdns"?'),
-        (["help", "xyzzy"], 'help: no verb and no filter "xyzzy"'),
+        (["help", "xyzzy"], 'help: no verb and no filter "xyzzy"; name a file of your own by'),
         (["help", "/no/such.py"], "help: /no/such.py: No such file"),
         (["run"], "run: NAME is required"),
         (["run", "fcrdn"], 'run: no filter "fcrdn", did you mean "fcrdns"?'),
@@ -349,7 +349,9 @@ def test_what_is_recorded_replays(tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     command = [sys.executable, "-m", "smtpd_filters.filters.trace", "--detail=all"]
     assert main(["replay", str(tmp_path), "--diff", "--", *command]) == 0
-    assert capsys.readouterr().out == "1 recording, 8 decisions, none differ\n"
+    assert capsys.readouterr().out == (
+        "1 recording, 8 decisions, none differ, 1 message not compared\n"
+    )
 
 
 @pytest.mark.parametrize("flag", ["--no-body", "--anonymise"])

@@ -48,7 +48,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.message import Message
     from smtpd_filters.sandbox import Needs
@@ -76,7 +76,7 @@ class Clamav(Filter):
     """Have messages scanned by ClamAV's daemon, and refuse those with a virus."""
 
     name = "clamav"
-    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    on_error: OnError = "tempfail"  # Never unscanned by accident
     # clamd's MaxScanTime is 2 minutes; RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for
     # the reply to its final dot, but smtpd only 5.
     deadline = 150.0

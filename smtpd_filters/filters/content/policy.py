@@ -36,7 +36,7 @@ from .storage import Storage
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.mime.content import Content as Parts
     from smtpd_filters.session import Session
@@ -66,7 +66,7 @@ class Content(Filter):
     """Apply rules to the header, attachments and text of messages."""
 
     name = "content"
-    on_error: Outcome = "tempfail"  # Never unread
+    on_error: OnError = "tempfail"  # Never unread
     deadline = 60.0
     points = (-1000, 1000)  # `setup` returns closer bounds
 

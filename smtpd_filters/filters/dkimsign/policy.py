@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smtpd_filters.authentication.dkim.private_keys import PrivateKey
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
@@ -108,7 +108,7 @@ class Dkimsign(Filter):
 
     name = "dkimsign"
     signs = True
-    on_error: Outcome = "tempfail"  # Never unsigned by accident
+    on_error: OnError = "tempfail"  # Never unsigned by accident
 
     class Options(Settings):
         """The domains, the keys, and the form of signatures."""

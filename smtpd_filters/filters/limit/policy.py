@@ -48,7 +48,7 @@ from .subjects import Prefixes, Values, fields, shown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Message
     from smtpd_filters.session import Session
 
@@ -73,7 +73,7 @@ class Limit(Filter):
     """Limit connections, messages, recipients and failed logins of clients, users and senders."""
 
     name = "limit"
-    on_error: Outcome = "proceed"  # Broken memory
+    on_error: OnError = "proceed"  # Broken memory
     early = False  # it counts what it is asked
     refresh_interval = RENEWAL
 

@@ -41,7 +41,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Message
     from smtpd_filters.milter import Offer
     from smtpd_filters.protocol.decisions import Answer, ContentAnswer
@@ -64,7 +64,7 @@ class Milter(Filter):
     """Ask milters, the filters of Sendmail and Postfix."""
 
     name = "milter"
-    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    on_error: OnError = "tempfail"  # Never unscanned by accident
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = MAX_DEADLINE
     early = False  # milters count what they are asked, and see what comes before
@@ -157,7 +157,7 @@ class Milter(Filter):
     _ask: Callable[[Session], Asked]
 
     @classmethod
-    def outcomes(cls) -> tuple[Outcome, ...]:
+    def outcomes(cls) -> tuple[OnError, ...]:
         """Return the choices of `--on-error`.
 
         `commit` allows no mark, but is registered only if there is none to make.

@@ -44,7 +44,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Decision, Proceed
     from smtpd_filters.session import Session, Transaction
@@ -87,7 +87,7 @@ class Policy(Filter):
     """Ask policy servers that speak Postfix's policy delegation protocol."""
 
     name = "policy"
-    on_error: Outcome = "tempfail"  # as Postfix
+    on_error: OnError = "tempfail"  # as Postfix
     early = False  # Asked in turn
     deadline = 60.0
     share = SHARE

@@ -40,7 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
@@ -62,7 +62,7 @@ class Rewriter(Filter):
     """Rewrite addresses in envelope and header, and tag subjects."""
 
     name = "rewrite"
-    on_error: Outcome = "tempfail"
+    on_error: OnError = "tempfail"
 
     class Options(Settings):
         """The changes, and for whose mail they are made."""

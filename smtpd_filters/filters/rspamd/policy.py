@@ -52,7 +52,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.http.zstd import Codec
     from smtpd_filters.message import Message
     from smtpd_filters.protocol.decisions import Marked, Proceed, Reject
@@ -105,7 +105,7 @@ class Rspamd(Filter):
     """Scan messages with Rspamd and apply its reply."""
 
     name = "rspamd"
-    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    on_error: OnError = "tempfail"  # Never unscanned by accident
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 60.0
     #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.

@@ -49,7 +49,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.stream import Client
     from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.message import Message
@@ -79,7 +79,7 @@ class Spamd(Filter):
     """Scan messages with SpamAssassin's spamd and apply its verdict."""
 
     name = "spamd"
-    on_error: Outcome = "tempfail"  # Never unscanned by accident
+    on_error: OnError = "tempfail"  # Never unscanned by accident
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 120.0
     #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from smtpd_filters.addresses import Address
-    from smtpd_filters.filter import Outcome
+    from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
@@ -76,7 +76,7 @@ class Tls(Filter):
     """Require TLS, by client, user, sender and recipient, and log how mail is encrypted."""
 
     name = "tls"
-    on_error: Outcome = "tempfail"
+    on_error: OnError = "tempfail"
 
     class Options(Settings):
         """The requirements, and what happens to mail that doesn't meet them."""
