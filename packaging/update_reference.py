@@ -37,6 +37,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters.lookups.http": ("Service",),
     "smtpd_filters.lookups.outcome": ("Found", "NotFound", "Unavailable", "MX"),
     "smtpd_filters.stores": (),
+    "smtpd_filters.parts": ("Member",),
     "smtpd_filters.checks.exemptions": (
         *("Exempt", "exempt_option", "allow_option", "check_users_option", "exempted"),
         *("known_address", "client_address"),

@@ -5,7 +5,8 @@ decisions from its handlers, and make `run(YourFilter)` the program. What only s
 imported when it is first used.
 
 Further public names are in `settings` (the kinds of options), `tables`, `addresses`, `stores`,
-`lookups.http` (`Service`), `checks.exemptions` (`--exempt`) and `testing` (the test kit).
+`lookups.http` (`Service`), `checks.exemptions` (`--exempt`), `parts` (`Member`) and `testing` (the
+test kit).
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from .lookups.outcome import MX, Found, NotFound, Outcome, Unavailable
     from .main import run
     from .message import Headers, Message
+    from .own_field import OwnField
+    from .parts import Part, Parts, read_parts
     from .sandbox import Needs
     from .session import Session, Transaction
 
@@ -46,9 +49,11 @@ if TYPE_CHECKING:
 _LAZY = {
     **dict.fromkeys(("Filter", "Registration"), "filter"),
     "Needs": "sandbox",
+    "OwnField": "own_field",
     "Resolver": "lookups.dns",
     **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
+    **dict.fromkeys(("Part", "Parts", "read_parts"), "parts"),
     **dict.fromkeys(("Session", "Transaction"), "session"),
     "run": "main",
 }
@@ -87,7 +92,10 @@ __all__ = [
     "Needs",
     "NotFound",
     "Outcome",
+    "OwnField",
     "ParameterAnswer",
+    "Part",
+    "Parts",
     "Points",
     "Proceed",
     "Registration",
@@ -100,6 +108,7 @@ __all__ = [
     "Unavailable",
     "UnavailableError",
     "option",
+    "read_parts",
     "reply",
     "run",
 ]

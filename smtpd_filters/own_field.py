@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class OwnField:
-    """A header field of a filter's own; every filter that adds one declares it so."""
+    """A header field in which a filter states a result; every filter that adds one declares it.
+
+    `name` is the name of the field, such as `X-Recipients`. `Headers.remove` removes only the
+    fields with exactly this name; some programs also take others for it, with blanks or control
+    characters in the name.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -23,7 +28,10 @@ class OwnField:
         return self.name
 
     def remove(self, headers: Headers) -> int:
-        """Remove all fields that have the name in any reading; return their number."""
+        """Remove the fields that have the name in any program's reading; return their number.
+
+        Those are a client's: call it before adding one.
+        """
         if self._readings is None:
             # `message` is loaded for filters that read messages only, and this with it.
             from .message.disguise import Name
@@ -32,9 +40,16 @@ class OwnField:
         return headers.remove(self.name) + self._readings.remove_disguised(headers)
 
     def prepend(self, headers: Headers, value: str) -> None:
-        """Add the field at the top. Raises ValueError for an invalid name."""
+        """Add the field at the top, where every program sees it.
+
+        Some programs end the header block at a line that isn't a field, which a client may send.
+        Raises ValueError for an invalid name.
+        """
         headers.prepend(self.name, value)
 
     def append(self, headers: Headers, value: str) -> None:
-        """Add the field at the bottom. Raises ValueError for an invalid name."""
+        """Add the field at the bottom, where some programs may miss it: see `prepend`.
+
+        Raises ValueError for an invalid name.
+        """
         headers.append(self.name, value)

@@ -80,6 +80,9 @@ def test_every_public_name_is_described(reference: Any) -> None:
     [
         ("Headers", "headers"),
         ("Message", "message"),
+        ("Part", "part"),
+        ("Parts", "parts"),
+        ("OwnField", ""),
         ("Found", ""),
         ("NotFound", ""),
         ("Unavailable", ""),

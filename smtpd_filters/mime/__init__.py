@@ -2,6 +2,7 @@
 
 `scanner` finds the parts of a message as it streams by, `archives` what is in archives. Where
 programs read a message differently, the reader takes all readings and says so (`Content.oddities`).
+The public interface for filters is `smtpd_filters.parts`.
 
 Invariants
 ----------

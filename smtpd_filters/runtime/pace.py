@@ -18,7 +18,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+T = TypeVar("T")
 
 #: Units per turn. They delay sessions by 5 to 10 ms, a tenth to a fifth of the limit.
 TURN = 5000
@@ -91,3 +97,14 @@ def pace() -> Pace:
     if (found := _paces.get(loop)) is None:
         found = _paces[loop] = Pace()
     return found
+
+
+async def paced(work: Generator[int, None, T]) -> T:
+    """Run a generator that yields units of work before it does them; return its result."""
+    admit = pace().admit
+    try:
+        while True:
+            await admit(next(work))
+    except StopIteration as end:
+        result: T = end.value
+        return result

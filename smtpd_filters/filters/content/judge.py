@@ -10,8 +10,8 @@ from itertools import islice
 
 from smtpd_filters.checks.author.encoded_words import decoded
 from smtpd_filters.mime.names import extension, inner_extension
+from smtpd_filters.parts.dangerous import DANGEROUS, HARMLESS
 
-from .dangerous import DANGEROUS, HARMLESS
 from .patterns import folded
 from .scripts import as_text, shares
 

@@ -1,7 +1,7 @@
 """filter-content: rules on the header, the attachments and the text of messages.
 
 `rules` has the rules of the operator and `judge` applies them, `header_checks` reads Postfix's
-files; the message is read by `smtpd_filters.mime`.
+files; the message is read by `smtpd_filters.parts`.
 
 Invariants
 ----------
@@ -13,16 +13,15 @@ Invariants
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from smtpd_filters.checks.exemptions import exempt_option, exempted
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
-from smtpd_filters.mime.limits import BLOCK
-from smtpd_filters.mime.scanner import Scanner
+from smtpd_filters.parts.reader import read_content
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Points, Reject
-from smtpd_filters.runtime.pace import pace
+from smtpd_filters.runtime.pace import paced
 from smtpd_filters.settings import LIST, PATH, REPLY, SWITCH, Settings, choice, option
 
 from .header_checks import CHECKS, EDITING, IGNORE, PASS, REJECT, REPLACE, STRIP, Checks, edited
@@ -31,10 +30,9 @@ from .rules import HEADER as ADD_HEADER
 from .rules import JUNK as MARK
 from .rules import LOG, NOTE, ON_PARTS, POINTS, REMOVE, RENAME, SUBJECT, Rules
 from .rules import REJECT as REFUSE
-from .storage import Storage
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers, Message
@@ -44,13 +42,8 @@ if TYPE_CHECKING:
     from .header_checks import Action
     from .judge import Hit
 
-T = TypeVar("T")
-
 #: The values of `--dangerous`, beside "off".
 DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
-#: The price in units of a block of the body (`runtime.pace`); that of the lines and parts in it is
-#: charged with the next block (`Content.work`).
-_BLOCK = 40
 #: Fields of the message that checks are asked about, at most.
 FIELDS_MAX = 16_000
 #: Lines in the log about checks of one message, which a client could multiply.
@@ -214,7 +207,7 @@ class Content(Filter):
         return decision
 
     async def _judge(self, session: Session, message: Message) -> Decision:
-        content, size = await self._read(message)
+        content, size = await read_content(message, keep_fields=any(self._checks[1:]))
         decision = await self._check(session, message.headers, content)
         if isinstance(decision, Reject):
             return decision
@@ -223,32 +216,7 @@ class Content(Filter):
         from .judge import Judge  # loaded by `setup`
 
         judge = Judge(self._rules, message.headers, content, size)
-        return await self._act(session, message, await _paced(judge.hits()), decision)
-
-    async def _read(self, message: Message) -> tuple[Parts, int]:
-        """Read the message; return what is in it, and its size."""
-        headers = message.headers
-        scanner = Scanner(
-            headers.each_line(), lambda: Storage(message), keep_fields=any(self._checks[1:])
-        )
-        size = len(headers.text()) + 1
-        admit = pace().admit
-        content = scanner.content
-        try:
-            for block in message.body(BLOCK):
-                size += len(block)
-                for piece in scanner.pieces(block):
-                    await admit(_BLOCK + content.work)
-                    content.work = 0
-                    scanner.feed(piece)
-                for work in scanner.work():
-                    await admit(work)
-            scanner.close()
-            for work in scanner.work():
-                await admit(work)
-        finally:
-            scanner.discard()
-        return content, size
+        return await self._act(session, message, await paced(judge.hits()), decision)
 
     # -- Postfix's checks ----------------------------------------------------------------
 
@@ -259,7 +227,7 @@ class Content(Filter):
         edits: dict[int, Action] = {}
         logged = 0
         for place, checks, raw in self._fields(session, headers, content):
-            action = await _paced(checks.actions_on(raw)) if checks else None
+            action = await paced(checks.actions_on(raw)) if checks else None
             if action is None:
                 continue
             if action.name == REJECT and not self.settings.log_only:
@@ -274,7 +242,7 @@ class Content(Filter):
         if logged > LOGGED_MAX:
             self.log.event("further checks apply", session, number=logged - LOGGED_MAX)
         if edits and not self.settings.log_only:
-            headers.replace_lines(await _paced(edited(headers.lines(), edits)))
+            headers.replace_lines(await paced(edited(headers.lines(), edits)))
         return PROCEED
 
     def _fields(
@@ -359,17 +327,6 @@ class Content(Filter):
 
 def _why(hit: Hit) -> str:
     return f"{hit.rule.name}: {hit.reason}" if hit.reason else hit.rule.name
-
-
-async def _paced(work: Generator[int, None, T]) -> T:
-    """Run a generator that yields units of work within the budget of the loop."""
-    admit = pace().admit
-    try:
-        while True:
-            await admit(next(work))
-    except StopIteration as end:
-        result: T = end.value
-        return result
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,11 +19,11 @@ from typing import Any
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.message.folding import field_lines
 from smtpd_filters.mime.signatures import GROUPS, KINDS
+from smtpd_filters.parts.dangerous import DANGEROUS
 from smtpd_filters.settings import NUMBER, REPLY, SIZE
 from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import quote
 
-from .dangerous import DANGEROUS
 from .patterns import Patterns, posix
 from .scripts import SCRIPTS
 

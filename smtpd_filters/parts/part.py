@@ -1,0 +1,142 @@
+"""The public description of the parts of a message, made of what the reader has found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from smtpd_filters.mime.names import extension
+from smtpd_filters.mime.signatures import GROUPS
+
+from .dangerous import DANGEROUS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Iterator
+
+    from smtpd_filters.mime import content
+
+_DANGEROUS_KINDS = GROUPS["dangerous"]
+#: Units of work for a part or member, and for each of its names.
+_FILE, _NAME = 5, 2
+
+
+class Member(NamedTuple):
+    """A file in an archive, or in an archive within that.
+
+    `names` and `kind` are as in `Part`; `kind` is empty if only the archive's list was read.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of a message: a text, an attachment, an attached message, or a file within a text."""
+
+    #: All names that some mail program shows of it, at most 40. Invisible characters, folders, and
+    #: blanks and dots at the end are removed; bytes that are not UTF-8 are surrogate escapes.
+    names: tuple[str, ...]
+    #: The media types with which it is declared, in lower case: none, one, or several if programs
+    #: disagree.
+    types: tuple[str, ...]
+    #: The type by content, such as `exe`, `zip`, `pdf`, `text` or `data` (anything else): the kinds
+    #: of the condition `content` in filter-content(8). Empty for a part without content.
+    kind: str
+    #: The bytes of its content, decoded; of an attached message with its parts.
+    size: int
+    #: Whether a mail program would offer it as a file rather than show it as the text.
+    attached: bool
+    #: The name, or without one the kind, of the program, script, link or image of a disk that it
+    #: is, or that is in it as an archive; empty if there is none. These are the attachments that
+    #: filter-content(8) refuses by default.
+    dangerous: str
+    #: Some of `encrypted`, `macros`, `message` (an attached one) and `unreadable` (an archive with
+    #: contents that were not read, even if their names were).
+    traits: frozenset[str]
+    #: The files in it, if it is an archive.
+    members: tuple[Member, ...]
+
+    @property
+    def name(self) -> str:
+        """The first of its names, to show it; empty without one. To judge it, use `names`."""
+        return self.names[0] if self.names else ""
+
+
+class Parts:
+    """The parts of a message in their order, those of attached messages included.
+
+    It can be iterated over and has a length. A multipart is no part itself, except an encoded one,
+    whose `types` are empty.
+    """
+
+    __slots__ = ("_parts", "cut", "oddities")
+
+    def __init__(
+        self, parts: Iterable[Part], oddities: Iterable[str] = (), *, cut: bool = False
+    ) -> None:
+        self._parts = tuple(parts)
+        #: Where mail programs would disagree about the message, or where a limit was reached: a
+        #: text for each.
+        self.oddities = tuple(oddities)
+        #: Whether an attachment or a name may be missing here: beyond a limit, such as 1,000 parts
+        #: and 20 levels, or since the message is a piece of one. An archive beyond its limits is
+        #: among the `oddities` only.
+        self.cut = cut
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether there are `oddities`. The parts are those of all readings then."""
+        return bool(self.oddities)
+
+
+def described(found: content.Content) -> Generator[int, None, Parts]:
+    """Return the description of a message; yield units of work (`runtime.pace`)."""
+    parts = []
+    for part in found.parts:
+        dangerous = yield from _dangerous(part)
+        members = []
+        for each in part.members:
+            yield _FILE
+            members.append(Member(each.names, each.kind))
+        parts.append(
+            Part(
+                names=part.names,
+                types=part.types,
+                kind=part.kind,
+                size=_size(part),
+                attached=part.attached,
+                dangerous=dangerous,
+                traits=frozenset(part.traits),
+                members=tuple(members),
+            )
+        )
+    return Parts(parts, found.oddities, cut=found.cut)
+
+
+def _size(part: content.Part) -> int:
+    # Only a message that had to be decoded was counted.
+    is_raw = "message" in part.traits and not part.size
+    return max(part.end - part.body, 0) if is_raw else part.size
+
+
+def _dangerous(part: content.Part) -> Generator[int, None, str]:
+    """Return the name or the kind of a dangerous file: the part or a member of it; or ""."""
+    if not part.attached:
+        return ""
+    files: list[content.Part | content.Member] = [part, *part.members]
+    for file in files:
+        yield _FILE + _NAME * len(file.names)
+        for name in file.names:
+            if extension(name) in DANGEROUS:
+                return name
+        if file.kind in _DANGEROUS_KINDS:
+            return file.names[0] if file.names else file.kind
+    return ""

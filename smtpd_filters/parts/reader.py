@@ -1,0 +1,92 @@
+"""The reading of a message by `smtpd_filters.mime`, which does no input or output itself.
+
+Invariants
+----------
+*In steps*: the body is read block by block within the budget of the event loop.
+*Bounded*: decoded archives are in the spool of all messages, and released in any case.
+"""
+
+from __future__ import annotations
+
+from smtpd_filters.mime.limits import BLOCK
+from smtpd_filters.mime.scanner import Scanner
+from smtpd_filters.runtime.pace import pace, paced
+
+from .part import described
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from smtpd_filters.message import Message
+    from smtpd_filters.mime.content import Content
+
+    from .part import Parts
+
+#: The price in units of a block of the body (`runtime.pace`); that of the lines and parts in it is
+#: charged with the next block (`Content.work`).
+_BLOCK = 40
+
+
+class Storage:
+    """Bytes in the spool, as `smtpd_filters.mime` needs them. Raises SpoolError."""
+
+    __slots__ = ("_body", "_store")
+
+    def __init__(self, message: Message) -> None:
+        # The spool is only reached by a body, whose store takes any bytes in blocks.
+        self._body = message.new_body()
+        self._store = self._body.store
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return self._store.size
+
+    def write(self, data: bytes) -> None:
+        """Append bytes."""
+        if data:
+            self._store.append_block(data)
+
+    def read(self, at: int, size: int) -> bytes:
+        """Return at most `size` bytes from an offset; empty at the end or for an invalid one."""
+        return self._store.read(at, size) if 0 <= at < self._store.size else b""
+
+    def discard(self) -> None:
+        """Release the bytes."""
+        self._body.discard()
+
+
+async def read_parts(message: Message) -> Parts:
+    """Read the parts of a message, as the mail programs of its recipients would show them.
+
+    It reads the message as edited so far, in steps between which other sessions are served. No
+    message makes it fail: look at `Parts.cut`. Raises SpoolError if the body can't be read.
+
+    Python's `email` is no substitute: it follows one reading of a broken message, so that a sender
+    can hide an attachment from it, raises exceptions for some messages, and blocks other sessions.
+    """
+    content, _ = await read_content(message)
+    return await paced(described(content))
+
+
+async def read_content(message: Message, *, keep_fields: bool = False) -> tuple[Content, int]:
+    """Read a message; return what is in it, and its size. Raises SpoolError."""
+    headers = message.headers
+    scanner = Scanner(headers.each_line(), lambda: Storage(message), keep_fields=keep_fields)
+    size = len(headers.text()) + 1
+    admit = pace().admit
+    content = scanner.content
+    try:
+        for block in message.body(BLOCK):
+            size += len(block)
+            for piece in scanner.pieces(block):
+                await admit(_BLOCK + content.work)
+                content.work = 0
+                scanner.feed(piece)
+            for work in scanner.work():
+                await admit(work)
+        scanner.close()
+        for work in scanner.work():
+            await admit(work)
+    finally:
+        scanner.discard()
+    return content, size
