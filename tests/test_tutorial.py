@@ -57,7 +57,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 8
+    assert len(FILTERS) == 9
     assert len(TESTS) == 3
 
 
@@ -153,6 +153,40 @@ def test_bare() -> None:
 def test_the_filter_with_exemptions_does_what_the_page_says(folder: Path) -> None:
     (folder / "test_bare.py").write_text(BARE, "utf-8")
     assert "1 passed" in run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_bare.py")
+
+
+ATTACHMENTS = """
+from attachments import Attachments
+from smtpd_filters.testing import Conversation
+
+MAIL = (
+    b"X-Large-Attachments: 7\\r\\nX-Large-\\0Attachments: 8\\r\\njunk\\r\\n"
+    b'Content-Type: application/pdf; name="%b"\\r\\n\\r\\n%b\\r\\n'
+)
+
+
+def test_attachments() -> None:
+    with Conversation(Attachments, "--above", "1k") as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        for name, text, count, mark in (
+            (b"a.pdf", b"x", "0", None), (b"a.exe", b"x", "0", "Yes"),
+            (b"a.pdf", b"x" * 1024, "1", None),
+        ):
+            client.mail_from("a@example.net")
+            client.rcpt_to("b@example.org")
+            mail = client.message(MAIL % (name, text))
+            assert mail.headers.get_all("X-Large-Attachments") == [count]
+            assert b"Attachments: 8" not in mail.bytes
+            assert next(iter(mail.headers.names())) in {"X-Large-Attachments", "X-Spam"}
+            assert mail.headers.get("X-Spam") == mark
+"""
+
+
+def test_the_filter_of_attachments_does_what_the_page_says(folder: Path) -> None:
+    (folder / "test_attachments.py").write_text(ATTACHMENTS, "utf-8")
+    shown = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_attachments.py")
+    assert "1 passed" in shown
 
 
 def test_its_code_is_type_checked(folder: Path) -> None:
