@@ -9,6 +9,7 @@ from smtpd_filters import JUNK, PROCEED, Filter, Junk, Message, Proceed, Reject,
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.runtime.coroutines import my_turn
 from smtpd_filters.testing import Conversation
+from tests.effort import brief
 
 if TYPE_CHECKING:
     from smtpd_filters.testing import Delivery
@@ -148,14 +149,14 @@ class Slow(Scanner):
     deadline = 20.0
 
     async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject:
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(1.2 * Hasty.deadline)
         return await super().message(session, message)
 
 
 class Hasty(Scanner):
     """Has less time than the one in front of it takes."""
 
-    deadline = 1.0
+    deadline = brief(1.0)
 
 
 def test_waiting_for_the_turn_does_not_count_against_the_deadline() -> None:

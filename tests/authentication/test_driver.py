@@ -21,6 +21,7 @@ from tests.authentication.signing import (
     signed,
 )
 from tests.authentication.test_arc import sealed
+from tests.effort import brief
 
 if TYPE_CHECKING:
     import pytest
@@ -36,7 +37,9 @@ def verified(raw: bytes, *, arc: bool = True) -> tuple[Verified, list[str]]:
     """Return the results, and the names that were asked for."""
 
     async def ask(server: DNSServer) -> Verified:
-        async with Resolver([(server.address, server.port)], timeout=0.2, deadline=0.5) as resolver:
+        nameserver = (server.address, server.port)
+        timeout, deadline = brief(0.2), brief(0.5)
+        async with Resolver([nameserver], timeout=timeout, deadline=deadline) as resolver:
             made = message(raw)
             try:
                 return await verify(

@@ -8,7 +8,7 @@ from smtpd_filters.main import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
-from tests.effort import some
+from tests.effort import brief, some
 from tests.filters.executables import answered, come, complaint, loaded_to_set_up, serve
 
 TYPE_CHECKING = False
@@ -359,7 +359,7 @@ def test_a_broken_dns_is_never_held_against_the_client(
 def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:
     zone = broken(REVERSE, flap=True)
     with DNSServer(zone) as flapping:
-        flags = verifying(flapping, "--timeout", "500ms", "--on-error", "tempfail")
+        flags = verifying(flapping, "--timeout", f"{brief(0.5)}s", "--on-error", "tempfail")
         assert verdict(*flags, **UNNAMED, address="192.0.2.9").verb == "proceed"
 
 
@@ -370,7 +370,7 @@ def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
 
 def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> None:
     with DNSServer(broken(REVERSE, drop=True)) as dead:
-        flags = ("--verify", "--timeout", "500ms", "--on-error", "tempfail")
+        flags = ("--verify", "--timeout", f"{brief(0.5)}s", "--on-error", "tempfail")
         servers = [f"--nameserver={each.address}:{each.port}" for each in (dead, server)]
         assert verdict(*flags, *servers, **UNNAMED, address="192.0.2.9").verb == "proceed"
         assert dead.asked(REVERSE, "PTR")

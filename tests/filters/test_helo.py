@@ -17,6 +17,7 @@ from smtpd_filters.session import Session
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
 from smtpd_filters.testing.dns import host, merge
+from tests.effort import brief
 from tests.filters.executables import (
     answered,
     at_once,
@@ -489,7 +490,9 @@ def test_what_is_known_decides_when_the_dns_fails() -> None:
 
 def test_a_flapping_server_is_good_enough() -> None:
     with DNSServer({NAME: {"A": "192.0.2.1", "flap": True}}) as flapping:
-        flags = asking(flapping, "--unknown=reject", "--elsewhere=reject", "--timeout=500ms")
+        flags = asking(
+            flapping, "--unknown=reject", "--elsewhere=reject", f"--timeout={brief(0.5)}s"
+        )
         assert verdict(NAME, *flags, "--on-error=tempfail").verb == "proceed"
 
 

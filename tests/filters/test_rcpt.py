@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.rcpt import PATIENCE, Rcpt, wait
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
+from tests.effort import brief
 from tests.filters.executables import loaded_to_set_up
 
 TYPE_CHECKING = False
@@ -553,7 +554,7 @@ NULL = "556 5.1.10 The recipient's domain accepts no mail (null MX)"
 def test_a_domain_that_gets_no_mail(
     server: DNSServer, domain: str, reply: str, reason: str, address: str
 ) -> None:
-    with Conversation(Rcpt, *looking(server, "--timeout", "500ms")) as smtpd:
+    with Conversation(Rcpt, *looking(server, "--timeout", f"{brief(0.5)}s")) as smtpd:
         said = begun(smtpd, address=address).rcpt_to(f"x@{domain}")
         assert said.reply == reply
         assert reasons(smtpd) == ([reason] if reason else [])

@@ -18,7 +18,7 @@ from smtpd_filters.main import set_up
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
-from tests.effort import some
+from tests.effort import brief, some
 from tests.filters.executables import (
     answered,
     come,
@@ -504,7 +504,7 @@ def test_a_trial_changes_nothing_when_the_dns_fails() -> None:
 
 def test_a_flapping_server_is_good_enough() -> None:
     with DNSServer(broken("good.example", "flap")) as flapping:
-        flags = asking(flapping, "--timeout=500ms")
+        flags = asking(flapping, f"--timeout={brief(0.5)}s")
         assert verdict("bob@good.example", *flags).verb == "proceed"
 
 

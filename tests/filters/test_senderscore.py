@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from smtpd_filters.filters.senderscore import NEUTRAL, UNREGISTERED, Senderscore, _read
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.testing import Conversation, DNSServer, Verdict
-from tests.effort import some
+from tests.effort import brief, some
 from tests.filters.executables import at_once, complaint
 from tests.runtime.process import FilterProcess, sid
 
@@ -601,7 +601,7 @@ def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:
 
 def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:
     with DNSServer({name("192.0.2.7"): {"A": "127.0.4.7", "flap": True}}) as flapping:
-        flags = asking(flapping, "--timeout", "500ms", "-blockBelow", "50")
+        flags = asking(flapping, "--timeout", f"{brief(0.5)}s", "-blockBelow", "50")
         assert verdict(*flags).reply == REPLY
 
 
@@ -612,7 +612,7 @@ def test_a_forged_answer_beside_the_true_one_changes_nothing() -> None:
 
 def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> None:
     with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
-        flags = [*asking(dead), *asking(server), "--timeout", "500ms", "-blockBelow", "50"]
+        flags = [*asking(dead), *asking(server), "--timeout", f"{brief(0.5)}s", "-blockBelow", "50"]
         assert verdict(*flags).reply == REPLY
         assert dead.asked(name("192.0.2.7"), "A")
 
@@ -621,7 +621,7 @@ def test_the_next_name_server_is_asked_when_one_is_dead(server: DNSServer) -> No
 
 
 @pytest.mark.parametrize(
-    ("score", "seconds"), [(0, 0.2), (25, 0.15), (50, 0.1), (99, 0.002), (100, 0)]
+    ("score", "seconds"), [(0, 0.02), (25, 0.015), (50, 0.01), (99, 0.0002), (100, 0)]
 )
 def test_the_delay_grows_as_the_score_falls(
     server: DNSServer, score: int, seconds: float, monkeypatch: pytest.MonkeyPatch
@@ -631,7 +631,7 @@ def test_the_delay_grows_as_the_score_falls(
     async def sleep(delay: float) -> None:
         asked.append(delay)
 
-    with Conversation(Senderscore, *asking(server, "-slowFactor", "200")) as smtpd:
+    with Conversation(Senderscore, *asking(server, "-slowFactor", "20")) as smtpd:
         come(smtpd, f"192.0.2.{score}")  # what is known is answered in the same turn
         monkeypatch.setattr(asyncio, "sleep", sleep)
         come(smtpd, f"192.0.2.{score}")
@@ -675,12 +675,12 @@ def test_a_delay_ends_before_anybody_gives_up(
 def test_a_delay_ends_before_the_deadline(naps: list[float]) -> None:
     """What the look-up took counts as well."""
     flags = ("-slowFactor", "100000", "--deadline", "20s", "-blockBelow", "50")
-    zone = {name("192.0.2.7"): {"A": "127.0.4.7", "delay": 0.5}}
+    zone = {name("192.0.2.7"): {"A": "127.0.4.7", "delay": 0.2}}
     with DNSServer(zone) as slow:
         assert verdict(*asking(slow, *flags)).reply == REPLY
     *_, nap = naps  # before it, between two tries of a query
     # The look-up begins when the client connects, a moment before the handler is called.
-    assert nap < 0.9 * 20 - 0.4
+    assert nap < 0.9 * 20 - 0.1
 
 
 def test_on_a_dry_run_nobody_waits(server: DNSServer, naps: list[float]) -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from smtpd_filters.testing.dns import DNSServer, host, merge
 from smtpd_filters.testing.dns.__main__ import main
+from tests.effort import brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,7 +170,7 @@ def test_drop_applies_to_the_listed_types(server: DNSServer) -> None:
     assert len(records(ask(server, "half.example", "A"))) == 1
     for how in (dns.query.udp, dns.query.tcp):
         with pytest.raises(dns.exception.Timeout):
-            ask(server, "half.example", "AAAA", how=how, timeout=0.5)
+            ask(server, "half.example", "AAAA", how=how, timeout=brief(0.5))
     assert server.asked("half.example", "AAAA") == 2
 
 
@@ -234,7 +235,7 @@ def test_malformed_and_trailing(server: DNSServer) -> None:
 
 def test_flap_answers_every_second_question(server: DNSServer) -> None:
     answered = []
-    for timeout in (0.2, 10, 0.2, 10):
+    for timeout in (brief(0.2), 10, brief(0.2), 10):
         try:
             ask(server, "flap.example", "A", timeout=timeout)
         except dns.exception.Timeout:

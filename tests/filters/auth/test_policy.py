@@ -10,6 +10,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.auth import Auth, policy
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.testing import Conversation, DNSServer
+from tests.effort import brief
 from tests.filters.auth.mail import FAILS, MESSAGE, PASSES, SPF, of, send, signed_by, zone
 
 if TYPE_CHECKING:
@@ -409,7 +410,7 @@ def test_a_dns_that_can_be_read_all_the_same(behaviour: str) -> None:
     names = zone()
     for owner in ("example.org", "_dmarc.example.org", "sel._domainkey.example.org"):
         names[owner][behaviour] = True
-    with DNSServer(names) as own, talk(own, "--timeout", "500ms") as smtpd:
+    with DNSServer(names) as own, talk(own, "--timeout", f"{brief(0.5)}s") as smtpd:
         client = smtpd.connect(address=PASSES)
         client.ehlo("mail.example.com")
         found = stated(send(smtpd, signed_by("example.org"), client=client))

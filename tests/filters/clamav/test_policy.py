@@ -22,6 +22,7 @@ from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd.stub import CLEAN as RSPAMD_CLEAN
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
+from tests.effort import brief
 from tests.filters.clamav.stub import EICAR, FAULTS, Clamd
 from tests.loading import loaded
 
@@ -270,7 +271,7 @@ CAUSES = {
 
 def in_time(fault: str) -> tuple[str, ...]:
     """Flags for a short time-out if the fault is one: other replies take as long as they need."""
-    return ("--timeout", "1s") if CAUSES[fault] == "timeout" else ()
+    return ("--timeout", f"{brief(1)}s") if CAUSES[fault] == "timeout" else ()
 
 
 @pytest.mark.parametrize(
@@ -522,7 +523,7 @@ def beside(clamd: Clamd, rspamd: RspamdStub, *names: str, **flags: Any) -> Deliv
 def test_they_scan_side_by_side(clamd: Clamd) -> None:
     """The first gets no answer, and refuses; the second was asked all the same."""
     with RspamdStub(Answer.of(RSPAMD_CLEAN, behaviour="drop")) as rspamd:
-        delivery = beside(clamd, rspamd, "rspamd", "clamav", timeout=0.5)
+        delivery = beside(clamd, rspamd, "rspamd", "clamav", timeout=brief(0.5))
     assert delivery.reply.startswith("451 ")
     assert len(clamd.messages) == 1
 

@@ -15,6 +15,7 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import INVALID, NXDOMAIN, Found, NotFound, Unavailable
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.testing import DNSServer
+from tests.effort import brief
 from tests.filters.dnsbl.zones import (
     LISTED,
     LISTED6,
@@ -149,7 +150,10 @@ def with_resolver(
         # Nothing is kept, so that what changes is seen at once.
         lifetimes = Lifetimes(floor=0, ceiling=0, negative_ceiling=0, backoff=0)
         nameserver = (server.address, server.port)
-        async with Resolver([nameserver], timeout=0.7, deadline=2, lifetimes=lifetimes) as resolver:
+        timeout, deadline = brief(0.7), brief(2)
+        async with Resolver(
+            [nameserver], timeout=timeout, deadline=deadline, lifetimes=lifetimes
+        ) as resolver:
             await work(resolver, server)
 
     with DNSServer(zone) as server:

@@ -22,7 +22,7 @@ from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.session import Session
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, DNSServer
-from tests.effort import part, some
+from tests.effort import brief, part, some
 from tests.filters import executables
 from tests.filters.dnsbl.zones import UNLISTED, addresses, domains, under
 from tests.runtime.process import FilterProcess, sid
@@ -53,6 +53,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     **domains(NAMES, {"bad.example": "127.0.1.2", "mail.bad.example": "127.0.1.4"}),
 }
 STEPS = ("connect", "ehlo", "mail-from", "rcpt-to", "data")
+SHORT = ("--timeout", f"{brief(1.5)}s")
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_what_a_list_says_is_made_safe(txt: str, told: str) -> None:
 def test_a_client_is_refused_without_the_text_if_there_is_none(behaviour: str) -> None:
     zone = addresses(ZONE, {BAD: {"A": "127.0.0.2", behaviour: ["TXT"]}})
     with DNSServer(zone) as lists:
-        said = verdict(lists, "--client", ZONE, "--timeout", "1500ms")
+        said = verdict(lists, "--client", ZONE, *SHORT)
         assert said.reply == f"554 5.7.1 {BAD} is listed by {ZONE}"
 
 
@@ -624,7 +625,6 @@ def test_a_new_greeting_is_asked_about(server: DNSServer) -> None:
 
 
 REJECT = ("--reject-at", "1", "--phase", "rcpt-to")
-SHORT = ("--timeout", "1500ms")
 
 
 @pytest.mark.parametrize(
@@ -883,7 +883,7 @@ def test_what_is_certain_is_done_all_the_same() -> None:
 
 def test_each_recipient_does_not_wait_again() -> None:
     with DNSServer({**ENTRIES, under(ZONE, BAD): {"drop": True}}) as lists:
-        flags = ("--client", ZONE, "--phase", "rcpt-to", "--timeout", "1500ms")
+        flags = ("--client", ZONE, "--phase", "rcpt-to", *SHORT)
         with talking(lists, *flags, "--on-error", "tempfail") as smtpd:
             there = smtpd.connect(address=BAD)
             there.ehlo()
@@ -897,7 +897,7 @@ def test_each_recipient_does_not_wait_again() -> None:
 
 
 def test_each_message_does_not_wait_again() -> None:
-    flags = ("--client", ZONE, "--phase", "mail-from", "--timeout", "1500ms")
+    flags = ("--client", ZONE, "--phase", "mail-from", *SHORT)
     silent = {under(ZONE, BAD): {"drop": True}}
     with DNSServer({**ENTRIES, **silent}) as lists, talking(lists, *flags) as smtpd:
         there = smtpd.connect(address=BAD)

@@ -35,6 +35,7 @@ from smtpd_filters.runtime.counters import (
 from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
+from tests.effort import brief
 from tests.lookups.stream.peer import hang as stay_silent
 from tests.lookups.stream.peer import served, until
 from tests.lookups.stream.silent import names, silent_address
@@ -187,20 +188,23 @@ def test_a_flood(flood: list[AddHeader]) -> None:
 
 def test_progress_restarts_the_time_but_not_beyond_the_deadline() -> None:
     release = threading.Event()
+    pause = brief(1) / 4
+    deadline = f"{2.4 * pause:.2g}"
+    flags = ("--content-timeout", f"{4 * pause}")
 
     def script(event: Event, _seen: Seen) -> bytes:
         if event.command == v.END_OF_BODY:
             for link in list(stub._open):  # to write at intervals
                 for _ in range(6):
                     link.sendall(Verdict(v.PROGRESS).encode())
-                    release.wait(0.25)
+                    release.wait(pause)
         return stub.usual(event)
 
     with milter(script=script) as stub:
-        assert outcome(stub, "--content-timeout", "1")[0] == ""
-        said, log = outcome(stub, "--content-timeout", "1", "--deadline", "0.6")
+        assert outcome(stub, *flags)[0] == ""
+        said, log = outcome(stub, *flags, "--deadline", deadline)
         assert said == LATER
-        assert "not done after 0.6 s" in log
+        assert f"not done after {deadline} s" in log
 
 
 def test_a_restart_between_messages_of_a_session_and_between_commands() -> None:
@@ -393,7 +397,7 @@ def test_a_milter_that_wants_messages_since_its_restart() -> None:
         assert send(there).unchanged  # over its connection
 
 
-FAST = ("--command-timeout", "0.2")
+FAST = ("--command-timeout", f"{brief(0.2)}")
 OPENED, CLOSED = "no longer waited for", "answers again"
 
 
@@ -420,7 +424,7 @@ def test_a_milter_that_hangs_costs_a_few_sessions_their_time(
     event: bytes, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "REST", 3600.0)
-    soon = ("--connect-timeout", "0.2") if event == v.NEGOTIATE else FAST
+    soon = ("--connect-timeout", f"{brief(0.2)}") if event == v.NEGOTIATE else FAST
     flags = (*soon, "--first-phase", first)
     with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
         hang(stub, event)
@@ -491,7 +495,7 @@ def test_a_milter_that_no_longer_hangs_is_used_again(
     event: bytes, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "REST", 0.0)
-    soon = ("--connect-timeout", "0.2") if event == v.NEGOTIATE else FAST
+    soon = ("--connect-timeout", f"{brief(0.2)}") if event == v.NEGOTIATE else FAST
     flags = (*soon, "--first-phase", first)
     with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
         hang(stub, event)
@@ -558,7 +562,7 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
 
     async def run(address: Address, held: threading.Semaphore) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE)
-        one = Configured(address, connections, command=1.0, content=PATIENCE, discarded=None)
+        one = Configured(address, connections, command=brief(1.0), content=PATIENCE, discarded=None)
         slow = [
             asyncio.ensure_future(dialogue(one, "slow@example.net").at(v.MAIL))
             for _ in range(SILENCES)
@@ -616,7 +620,7 @@ def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:
 def test_a_milter_that_hangs_while_sessions_wait_for_their_turn() -> None:
     async def run() -> None:
         async with served(stay_silent) as peer:
-            one = links.Links(peer.address, Offer.of(6), limit=SILENCES, seconds=0.5)
+            one = links.Links(peer.address, Offer.of(6), limit=SILENCES, seconds=brief(0.5))
             first = [asyncio.ensure_future(one.open()) for _ in range(SILENCES)]
             await until(lambda: peer.accepted == SILENCES)
             waiting = [asyncio.ensure_future(one.open()) for _ in range(SILENCES)]

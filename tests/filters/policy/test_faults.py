@@ -19,6 +19,7 @@ from smtpd_filters.filters.policy.request import build
 from smtpd_filters.filters.policy.servers import SERVER, Program
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.testing import Conversation
+from tests.effort import brief
 from tests.filters.policy import program
 from tests.filters.policy.scripted import PATIENCE, Scripted, action
 
@@ -111,7 +112,7 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", [closes, lambda _: b"", lambda _: b"220 hello\r\n"])
 def test_the_next_server_is_asked(server: Scripted, script: Script) -> None:
-    flags = ("--timeout", "500ms") if script({}) == b"" else ()
+    flags = ("--timeout", f"{brief(0.5)}s") if script({}) == b"" else ()
     with Scripted(script=script) as first:
         said, _ = ask(first.name, server.name, flags=flags)
     assert not said

@@ -20,7 +20,7 @@ from smtpd_filters.scanning.intake import SMALL
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, CLEAN, Answer, RspamdStub
-from tests.effort import part
+from tests.effort import brief, part
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -496,7 +496,7 @@ ERRORS = {
 def test_an_error_is_never_an_accepted_message(stub: RspamdStub, error: str) -> None:
     stub.answer = ERRORS[error]
     silent = error in {"drop", "stall", "a byte now and then"}
-    flags = ("-url", stub.url, "--timeout", "300ms" if silent else "30s")
+    flags = ("-url", stub.url, "--timeout", f"{brief(0.3)}s" if silent else "30s")
     with Conversation(Rspamd, *flags) as smtpd:
         delivery = deliver(smtpd)
         assert delivery.reply == LATER
@@ -564,7 +564,7 @@ def test_the_next_daemon_is_asked(stub: RspamdStub) -> None:
 
 def test_a_dead_daemon_costs_a_few_messages_a_time_out(stub: RspamdStub) -> None:
     with RspamdStub(Answer(behaviour="drop")) as dead:
-        flags = ("-url", dead.url, "-url", stub.url, "--timeout", "700ms")
+        flags = ("-url", dead.url, "-url", stub.url, "--timeout", f"{brief(0.7)}s")
         with Conversation(Rspamd, *flags) as smtpd:
             for _ in range(8):
                 assert deliver(smtpd).verb == "proceed"

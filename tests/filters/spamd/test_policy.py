@@ -15,6 +15,7 @@ from smtpd_filters.lookups.stream.connection import Connection
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation
+from tests.effort import brief
 from tests.filters.spamd import stub
 from tests.filters.spamd.stub import PATIENCE, Answer, SpamdStub
 
@@ -358,7 +359,7 @@ def test_a_large_new_message_is_spooled(spamd: SpamdStub) -> None:
 )  # fmt: skip
 def test_faults(spamd: SpamdStub, answer: Answer, cause: str) -> None:
     spamd.answer = answer
-    flags = ("--timeout", "0.5") if cause == "timeout" else ()
+    flags = ("--timeout", f"{brief(0.5)}") if cause == "timeout" else ()
     with Conversation(Spamd, "--spamd", spamd.server, *flags) as smtpd:
         delivery = deliver(smtpd)
         [line] = logged(smtpd)

@@ -34,7 +34,7 @@ from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.runtime.pace import TURN, Pace, pace
 from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, Answer, RspamdStub
 from smtpd_filters.testing.server.credentials import certificate
-from tests.effort import part
+from tests.effort import brief, part
 from tests.loading import loaded
 from tests.lookups.stream import peer
 
@@ -587,7 +587,7 @@ def test_a_connection_is_kept_after_a_large_body(stub: RspamdStub, size: int) ->
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 def test_a_failure_is_a_value_with_its_cause(stub: RspamdStub, behaviour: str) -> None:
     stub.answer = Answer(b"{}", behaviour=behaviour)
-    said = ask(stub.url, timeout=1 if behaviour in {"drop", "stall"} else 5)
+    said = ask(stub.url, timeout=brief(1) if behaviour in {"drop", "stall"} else 5)
     if behaviour in ANSWERING:
         assert isinstance(said, Said)
         assert stub.asked == 1
@@ -605,7 +605,7 @@ def test_a_large_body_changes_nothing_of_that(stub: RspamdStub, behaviour: str) 
         stub.url,
         body=lambda: iter([bytes(1 << 16)] * 32),
         size=32 << 16,
-        timeout=1 if behaviour in {"drop", "stall"} else 5,
+        timeout=brief(1) if behaviour in {"drop", "stall"} else 5,
     )
     assert said == Unavailable(f"{stub.url} {cause}")
     assert stub.asked == asked
@@ -613,7 +613,7 @@ def test_a_large_body_changes_nothing_of_that(stub: RspamdStub, behaviour: str) 
 
 @pytest.mark.parametrize("behaviour", sorted(CAUSES))
 def test_the_next_server_is_asked(stub: RspamdStub, behaviour: str) -> None:
-    timeout = 1 if behaviour in {"drop", "stall"} else 5
+    timeout = brief(1) if behaviour in {"drop", "stall"} else 5
     with RspamdStub(Answer(b"{}", behaviour=behaviour)) as broken:
         said = ask(broken.url, stub.url, timeout=timeout)
     assert isinstance(said, Said)
@@ -1132,21 +1132,22 @@ def test_whatever_a_server_sends_comes_to_a_value(pieces: list[bytes]) -> None:
 
 def test_a_time_out_is_not_repeated(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
-    assert ask(stub.url, timeout=0.5) == Unavailable(f"{stub.url} timeout")
+    assert ask(stub.url, timeout=brief(0.5)) == Unavailable(f"{stub.url} timeout")
     assert stub.asked == 1
 
 
 def test_it_is_over_at_the_deadline(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(Answer(behaviour="drop")) as other:
-        said = ask(stub.url, other.url, timeout=1, deadline=1.5)
+        said = ask(stub.url, other.url, timeout=brief(1), deadline=1.5 * brief(1))
     assert said == Unavailable(f"{stub.url} timeout, {other.url} timeout")
 
 
 def test_a_request_without_a_turn_goes_to_the_next_server(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(stub.url, other.url, work=requests(8, at_once=True), connections=1, timeout=1)
+        work = requests(8, at_once=True)
+        said = served(stub.url, other.url, work=work, connections=1, timeout=brief(1))
     assert all(isinstance(each, Said) for each in said)
     # The first one had the turn; who waited then found that time was up.
     assert other.asked == 8
@@ -1155,7 +1156,7 @@ def test_a_request_without_a_turn_goes_to_the_next_server(stub: RspamdStub) -> N
 def test_a_dead_server_costs_a_few_time_outs(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=0.7)
+        said = served(stub.url, other.url, work=requests(10, at_once=False), timeout=brief(0.7))
         assert all(isinstance(each, Said) for each in said)
         assert (stub.asked, other.asked) == (3, 10)
 
@@ -1206,7 +1207,7 @@ def test_a_dead_server_is_tried_again_by_one_request(stub: RspamdStub) -> None:
 
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(OK) as other:
-        said = served(stub.url, other.url, work=work, timeout=0.7, clock=lambda: now)
+        said = served(stub.url, other.url, work=work, timeout=brief(0.7), clock=lambda: now)
         assert all(isinstance(each, Said) for each in said)
         assert stub.asked == 3 + 1
         assert other.asked == 4 + 4
@@ -1221,7 +1222,7 @@ def test_slow_requests_keep_no_others_from_a_server_that_answers_a_ping(stub: Rs
     lines: list[str] = []
     stub.answer = Answer(behaviour="drop")
     work = requests(2 * SILENCES, at_once=False)
-    said = served(stub.url, work=work, timeout=0.3, note=noting(lines))
+    said = served(stub.url, work=work, timeout=brief(0.3), note=noting(lines))
     assert said == [Unavailable(f"{stub.url} timeout")] * 2 * SILENCES
     assert lines == []
 
@@ -1232,7 +1233,7 @@ def test_a_lone_server_that_answers_no_ping_is_not_waited_for() -> None:
     async def work() -> tuple[list[Any], int]:
         async with peer.served(peer.hang) as server:
             url = f"http://{server.address.label}"
-            client = Client((url,), timeout=0.3, deadline=20.0, note=noting(lines))
+            client = Client((url,), timeout=brief(0.3), deadline=20.0, note=noting(lines))
             said = await requests(2 * SILENCES, at_once=False)(client)
             await client.aclose()
             return [each.cause.removeprefix(f"{url} ") for each in said], server.accepted

@@ -24,7 +24,7 @@ from smtpd_filters.lookups.stream.connection import (
     over,
 )
 from smtpd_filters.runtime.pace import Pace
-from tests.effort import part
+from tests.effort import brief, part
 from tests.loading import loaded
 from tests.lookups.stream.peer import (
     broken,
@@ -156,7 +156,7 @@ def test_a_name_of_a_host() -> None:
 
 @pytest.mark.parametrize("script", [hang, close, broken, half, flood])
 def test_the_next_server_is_asked(script: Script) -> None:
-    seconds = 0.5 if script is hang else 5.0
+    seconds = brief(0.5) if script is hang else 5.0
 
     async def ask() -> tuple[Any, list[str]]:
         trouble: list[str] = []
@@ -184,7 +184,7 @@ def test_a_server_that_breaks_off_but_answers_a_ping_is_healthy() -> None:
 def test_a_dead_server_costs_a_few_time_outs() -> None:
     async def ask() -> int:
         async with served(hang) as bad, served(echo) as good:
-            one = client(bad.address, good.address, timeout=0.3)
+            one = client(bad.address, good.address, timeout=brief(0.3))
             for _ in range(SILENCES + 3):
                 assert await one.ask(line) == b"hello\n"
             return bad.accepted
@@ -272,7 +272,7 @@ def test_requests_that_take_a_healthy_server_too_long_keep_no_others_from_it() -
     async def ask() -> list[Any]:
         scripts = [*[hang] * (SILENCES - 1), hang, echo] * 3
         async with served(*scripts, echo) as peer:
-            one = client(peer.address, timeout=0.2, ping=ping, note=noting(lines))
+            one = client(peer.address, timeout=brief(0.2), ping=ping, note=noting(lines))
             said = [await one.ask(line) for _ in range(3 * SILENCES)]
             one.timeout = 5.0
             return [*said, await one.ask(line)]
@@ -289,7 +289,7 @@ def test_servers_are_pinged_to_the_end_though_the_request_is_over() -> None:
 
     async def ask() -> None:
         async with served(hang) as peer:
-            one = client(peer.address, timeout=0.2, ping=ping, note=noting(lines))
+            one = client(peer.address, timeout=brief(0.2), ping=ping, note=noting(lines))
             for _ in range(SILENCES - 1):
                 assert isinstance(await one.ask(line), Unavailable)
             last = asyncio.ensure_future(one.ask(line))
@@ -307,7 +307,7 @@ def test_servers_are_pinged_to_the_end_though_the_request_is_over() -> None:
 def test_the_end_of_a_client_that_pings() -> None:
     async def ask() -> Any:
         async with served(hang) as peer:
-            one = client(peer.address, timeout=0.2, ping=ping)
+            one = client(peer.address, timeout=brief(0.2), ping=ping)
             for _ in range(SILENCES - 1):
                 assert isinstance(await one.ask(line), Unavailable)
             last = asyncio.ensure_future(one.ask(line))
@@ -372,7 +372,7 @@ def test_slow_requests_at_once_keep_no_others_from_a_server_that_answers_meanwhi
 
     async def ask() -> Any:
         async with served(*[hang] * SILENCES, echo) as peer:
-            one = client(peer.address, timeout=1.0, note=noting(lines))
+            one = client(peer.address, timeout=brief(1.0), note=noting(lines))
             slow = [asyncio.ensure_future(one.ask(line)) for _ in range(SILENCES)]
             await until(lambda: peer.accepted == SILENCES)
             assert await one.ask(line) == b"hello\n"
@@ -693,7 +693,7 @@ def test_what_is_sent_is_made_no_faster_than_it_is_taken() -> None:
     async def send(connection: Connection) -> bool:
         return await connection.send(chunks())
 
-    assert isinstance(asked(idle, send, timeout=0.5), Unavailable)
+    assert isinstance(asked(idle, send, timeout=brief(0.5)), Unavailable)
     assert made[0] < 32 * MIB
 
 

@@ -15,6 +15,7 @@ from smtpd_filters.tables.remote.ldap_client.ber import element, integer, octets
 from smtpd_filters.tables.remote.ldap_client.client import Account, Client, Server
 from smtpd_filters.tables.remote.ldap_client.filters import encode
 from smtpd_filters.tables.remote.ldap_client.messages import Search
+from tests.effort import brief
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def test_the_next_server_is_asked_if_one_is_silent_and_the_first_one_rests() -> 
         async with (
             served(silent) as first,
             served(good) as second,
-            client_of(first, second, seconds=1) as client,
+            client_of(first, second, seconds=brief(1)) as client,
         ):
             for _ in range(5):
                 entries, _ = await client.search(SEARCH, 10)
@@ -195,7 +196,7 @@ def test_a_silent_connection_is_given_up() -> None:
                 writer.write(done(1))
 
     async def main() -> None:
-        async with served(script) as server, client_of(server, seconds=1) as client:
+        async with served(script) as server, client_of(server, seconds=brief(1)) as client:
             assert "no answer" in await failure(client)
             assert (await client.search(SEARCH, 10))[0] == []
 

@@ -63,6 +63,14 @@ def listing(database: Path, statement: str) -> str:
     return f"sqlite:{database}?list={statement}"
 
 
+def hasty(database: Path, use: str, condition: str) -> str:
+    """Return a table whose statement never ends, with little time for it, at the start as well."""
+    path = database.with_name("sqlite.conf")
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
+    path.write_text(f"dbpath {database}\ntimeout 0.05\n{use} {endless} WHERE {condition}\n")
+    return f"sqlite:{path}"
+
+
 def aside(database: Path) -> None:
     database.rename(database.with_name("aside"))
 
@@ -269,15 +277,7 @@ def test_a_change_is_seen_with_the_next_query(database: Path) -> None:
 
 
 def test_a_statement_that_never_ends_is_interrupted(database: Path) -> None:
-    table = DomainTable.load_asking(
-        asking(
-            database,
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n)"
-            " SELECT i FROM n WHERE i = ?",
-        )
-    )
-    assert table.remote is not None
-    table.remote.backend.timeout = 0.05
+    table = DomainTable.load_asking(hasty(database, "query", "i = ?"))
 
     async def main() -> None:
         with pytest.raises(UnavailableError, match=r"took too long|no answer within"):
@@ -338,13 +338,7 @@ def test_a_list_that_never_ends_does_not_hold_up_the_start(
 ) -> None:
     monkeypatch.setattr("smtpd_filters.tables.remote.source.START_MAX", 0.1)
     started = monotonic()
-    table = NetworkTable.load(
-        listing(
-            database,
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n"
-            " WHERE i < 0",
-        )
-    )
+    table = NetworkTable.load(hasty(database, "list", "i < 0"))
     assert monotonic() - started < 10
     with pytest.raises(UnavailableError, match=r"took too long|no list within 0\.1 s"):
         table.match("192.0.2.1")
