@@ -27,8 +27,8 @@ STARTERS = frozenset(
     }
 )
 #: The modules whose code is read.
-_OF_TESTS = ("tests", "smtpd_filters.testing")
-_PACKAGE = "smtpd_filters"
+_OF_TESTS = ("tests.", "smtpd_filters.testing.")
+_OURS = ("tests.", "smtpd_filters.")
 #: The types of decorated functions.
 _WRAPPERS = (FunctionType, type(cache(lambda: None)))
 #: The result for each function and class that was read.
@@ -77,7 +77,7 @@ def _functions(thing: FunctionType | type) -> Iterator[FunctionType]:
         yield thing
     elif isinstance(thing, type):
         for base in thing.__mro__:
-            if _is_in(base, (_PACKAGE, *_OF_TESTS)):
+            if _is_in(base, _OURS):
                 members = map(_plain, vars(base).values())
                 yield from (each for each in members if isinstance(each, FunctionType))
 
@@ -88,9 +88,9 @@ def _starts(function: FunctionType) -> bool:
         return True
     if not _is_in(function, _OF_TESTS):
         return False
-    known = {**function.__globals__, **_enclosed(function)}
+    known, enclosed = function.__globals__, _enclosed(function)
     for name in names:
-        value = known.get(name)
+        value = enclosed[name] if name in enclosed else known.get(name)
         if isinstance(value, ModuleType):
             # Its members are among the names as well.
             if any(_uses(vars(value).get(other)) for other in names):
@@ -106,7 +106,7 @@ def _uses(value: object) -> bool:
         return any(map(_uses, value))
     if isinstance(value, str):
         return sys.executable in value
-    return _is_in(value, (_PACKAGE, *_OF_TESTS)) and reaches(value)
+    return _is_in(value, _OURS) and reaches(value)
 
 
 def _names(code: CodeType) -> Iterator[str]:
@@ -134,12 +134,11 @@ def _imported(code: CodeType) -> Iterator[object]:
     names = list(_names(code))
     for name in names:
         module = sys.modules.get(name)
-        if module is not None and name.startswith((_PACKAGE, *_OF_TESTS)):
+        if module is not None and f"{name}.".startswith(_OURS):
             yield from (vars(module)[other] for other in names if other in vars(module))
 
 
 def _is_in(thing: object, packages: tuple[str, ...]) -> bool:
     """Return whether a function or a class is defined in one of these packages."""
     thing = _plain(thing)
-    name = thing.__module__ if isinstance(thing, (FunctionType, type)) else ""
-    return name in packages or name.startswith(tuple(f"{each}." for each in packages))
+    return isinstance(thing, (FunctionType, type)) and f"{thing.__module__}.".startswith(packages)
