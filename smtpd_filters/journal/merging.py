@@ -22,6 +22,8 @@ MAX_HELD, MAX_MEMORY = 20_000, 64 << 20
 #: The memory that a story takes, each of its verdicts, and a byte of its datagrams.
 _STORY, _VERDICT, _BYTE = 2000, 400, 4
 MAX_ROWS, MAX_ANSWERS = 400, 32
+#: Characters of a reply's code.
+_CODE = 3
 
 
 class Merger:
@@ -84,15 +86,26 @@ def join(story: Part, part: Part) -> None:
         story[key] = story[key] or part[key]
     for key in ("c", "h", "u"):
         story[key] = [mine or theirs for mine, theirs in zip(story[key], part[key], strict=True)]
-    for key in ("r", "a"):
-        if len(part[key]) > len(story[key]):
-            story[key] = part[key]
+    if len(part["r"]) > len(story["r"]):
+        story["r"] = part["r"]
+    story["a"] = _answers(story["a"], part["a"])
     if story["e"] != "commit":
         story["e"] = part["e"] or story["e"]
     story["z"] = max(story["z"], part["z"])
     story["x"] += part["x"]
     story["y"] += part["y"]
     story["p"] += [each for each in part["p"] if each not in story["p"]]
+
+
+def _answers(some: list[str], others: list[str]) -> list[str]:
+    """Return smtpd's replies of two parts: the longer list.
+
+    Of a reply that may repeat a credential one process keeps its code only, and the others don't
+    know of that.
+    """
+    codes = {each for each in (*some, *others) if len(each) == _CODE}
+    longer = others if len(others) > len(some) else some
+    return [each[:_CODE] if each[:_CODE] in codes else each for each in longer]
 
 
 def joined(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -72,3 +72,14 @@ def test_an_end_that_one_process_has_not_seen(order: tuple[int, int]) -> None:
         merger.add(parts[at], 0.0)
     [told] = merger.due(HOLD)
     assert told["e"] == "commit"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_reply_that_one_process_keeps_to_itself(order: tuple[int, int]) -> None:
+    refused = ["550 5.7.1 No", "535 5.7.8 Not with this password: secret"]
+    parts = [part(1, a=refused), part(1, a=["550 5.7.1 No", "535"])]
+    merger = Merger()
+    for at in order:
+        merger.add(parts[at], 0.0)
+    [told] = merger.due(HOLD)
+    assert told["a"] == ["550 5.7.1 No", "535"]
