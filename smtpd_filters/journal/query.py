@@ -13,15 +13,19 @@ TooSlowError.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sqlite3
+import stat
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
+
+from smtpd_filters.errors import os_reason
 
 from . import day as schema
 from .archive import files, quoted, size_of
@@ -373,6 +377,9 @@ class Journal:
             connection.close()
 
     def _connected(self, path: str) -> sqlite3.Connection | None:
+        if fault := _fault(path):
+            self.unread[path] = fault
+            return None
         modes = ["mode=ro"]
         if not os.path.exists(f"{path}-wal"):  # noqa: PTH110  # paths as text
             # One that isn't written any more is readable without write permission beside it.
@@ -400,6 +407,21 @@ def _as_stored(text: str) -> str:
     """Return a text, of a command line perhaps, as stories have it: see `collector`."""
     data = text[:MAX_TEXT].encode("utf-8", "surrogateescape")
     return data.decode("utf-8", "backslashreplace")
+
+
+def _fault(path: str) -> str:
+    """Return why a file can't be read, where SQLite says little or waits; "" if it can.
+
+    It isn't opened: to close it would release the locks of other threads that read it.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # paths as text
+            return "not a regular file"
+        if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        return os_reason(error)
+    return ""
 
 
 def _stem(path: str) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import namedtuple
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.errors import user_name
 from smtpd_filters.journal import stories
 from smtpd_filters.journal.archive import PAUSE, Archive, files
 from smtpd_filters.journal.day import NewerError
@@ -21,7 +23,6 @@ from .made import DAY, NOON, REFUSED, refused, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Make = Callable[..., Archive]
 
@@ -434,6 +435,24 @@ def test_a_newer_file_is_refused(make: Make, tmp_path: Path) -> None:
     journal = Journal(str(tmp_path))
     assert journal.search(Search()) == []
     assert "newer release" in str(journal.unread)
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make().write([stored(1)], NOON)
+    os.mkfifo(tmp_path / "2026-11-29.sqlite")  # to open it would wait
+    (tmp_path / "2026-11-28.sqlite").symlink_to("nowhere")
+    journal = Journal(str(tmp_path))
+    assert len(journal.search(Search())) == 1
+    assert {Path(path).name: why for path, why in journal.unread.items()} == {
+        "2026-11-29.sqlite": "not a regular file",
+        "2026-11-28.sqlite": "No such file or directory",
+    }
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
+    assert journal.search(Search()) == []
+    why = journal.unread[str(tmp_path / "2026-11-30.sqlite")]
+    assert why == f"Permission denied for user {user_name()}"
 
 
 def test_nothing_is_written_below_the_floor(
