@@ -14,7 +14,7 @@ from aiohttp import web
 
 from smtpd_filters.errors import ConfigError, os_reason
 
-from .connections import Connections
+from .connections import Connections, Failures
 from .guard import Access, Guard, check_exposure
 from .memory import Memory, Stores
 from .page import Pages
@@ -111,6 +111,7 @@ async def serve(
     sockets: dict[str, tuple[int, int] | None] = {}
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(Failures().handle)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.add_signal_handler(signal.SIGHUP, reload)

@@ -11,11 +11,15 @@ been without one for longest end earlier if there are more than `MOST`.
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
+
+from smtpd_filters.errors import os_reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 IDLE, MOST = 30.0, 256
 #: Seconds between two looks.
 EVERY = 1.0
+#: Seconds between two lines of the log on connections that can't be accepted.
+REPORTING = 60.0
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_LOG = logging.getLogger(__name__)
 
 
 class Connections:
@@ -76,3 +84,27 @@ class Connections:
             for each in self.useless(server.connections, time.monotonic()):
                 if each.transport is not None:
                     each.transport.abort()
+
+
+class Failures:
+    """The failures that asyncio reports: of those to accept a connection few are logged.
+
+    Without descriptors there are more than a hundred in a second, with a traceback each.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next = float("-inf")
+
+    def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log a failure, as the handler of a loop."""
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context):
+            loop.default_exception_handler(context)
+        elif (now := self._clock()) >= self._next:
+            self._next = now + REPORTING
+            _LOG.warning(
+                "no more connections can be accepted: %s; idle ones are closed after %g seconds",
+                os_reason(error),
+                IDLE,
+            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -63,6 +64,7 @@ def test_it_answers_until_sigterm(
         service = asyncio.create_task(serve(app, addresses, access, ready.set_result, reload.set))
         async with ClientSession() as session, session.get(f"http://{await ready}/") as response:
             assert response.status == 200
+        assert asyncio.get_running_loop().get_exception_handler() is not None
         os.kill(os.getpid(), signal.SIGHUP)
         await reload.wait()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -112,6 +114,27 @@ def test_a_connection_that_waits_for_nothing_ends(
         await service
 
     asyncio.run(run())
+
+
+def test_connections_without_a_descriptor_are_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    now = [0.0]
+    failures = connections.Failures(lambda: now[0])
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(failures.handle)
+    context = {"message": "m", "exception": OSError(errno.EMFILE, "Too many"), "socket": None}
+    for at in range(200):
+        now[0] = at / 100
+        loop.call_exception_handler(context)
+    [line] = caplog.messages
+    assert line.startswith("no more connections can be accepted: Too many; ")
+    now[0] = connections.REPORTING
+    loop.call_exception_handler(context)
+    assert caplog.messages == [line, line]
+    loop.call_exception_handler({"message": "another", "exception": OSError(errno.EMFILE, "x")})
+    assert caplog.messages[2] == "another"
+    loop.close()
 
 
 def test_those_that_wait_longest_end_if_there_are_too_many() -> None:
