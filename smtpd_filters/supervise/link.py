@@ -8,8 +8,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .ledger import Message, Session
 
-#: Ended sessions remembered by program, whose late answers are dropped.
-MAX_LATE = 4096
+#: Ended sessions remembered by program, whose late answers are dropped. Clients that hang up during
+#: slow look-ups may be many: a hundred a second, for as long as the look-ups take.
+MAX_LATE = 32768
 
 
 class Link:
@@ -40,15 +41,22 @@ class Link:
         self.returning: dict[bytes, Message] = {}
         #: Messages of which the program has not got all lines that are kept.
         self.feeding: dict[Message, None] = {}
-        #: Sessions that ended while the program owed an answer.
-        self.late: dict[bytes, None] = {}
+        #: Sessions that ended while the program owed answers, and how many.
+        self.late: dict[bytes, int] = {}
         self.partial = bytearray()
 
     def owe(self, session: bytes) -> None:
-        """Remember that answers for this session may come late."""
-        if len(self.late) >= MAX_LATE:
-            del self.late[next(iter(self.late))]
-        self.late[session] = None
+        """Remember that an answer for this session may come late, or the end of a message."""
+        late = self.late
+        if len(late) >= MAX_LATE:
+            del late[next(iter(late))]
+        late[session] = late.get(session, 0) + 1
+
+    def settle(self, session: bytes) -> None:
+        """Take note of a late answer."""
+        self.late[session] -= 1
+        if not self.late[session]:
+            del self.late[session]
 
     def remove(self, message: Message) -> None:
         """Forget a message."""

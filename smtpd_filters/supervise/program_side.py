@@ -321,6 +321,8 @@ class ProgramSide:
         message = link.messages.get(fields[1]) if len(fields) == 4 else None
         if message is None or not row.startswith(message.prefix):
             if message is None and len(fields) == 4 and fields[1] in link.late:
+                if fields[3] == b".":
+                    link.settle(fields[1])
                 return
             raise _fault("line outside of a message", row)
         line = fields[3]
@@ -363,6 +365,7 @@ class ProgramSide:
             session = None
         if session is None or token != session.token:
             if session is None and id_ in link.late:
+                link.settle(id_)
                 return
             raise _fault("answer without a request", row)
         phase = session.phase

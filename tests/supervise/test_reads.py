@@ -57,6 +57,31 @@ VALUES = {
 }
 
 
+def test_late_answers_for_many_sessions_that_have_ended() -> None:
+    """Clients hang up during slow look-ups: the program's answers are no fault of it."""
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    engine.from_program(link, b"register|filter|smtp-in|ehlo\nregister|ready\n")
+    engine.admit(link)
+    engine.answers.clear()
+    names = [sid(number) for number in range(10_000)]
+    for name in names:
+        for row in (
+            b"report|0.7|%b|smtp-in|link-connect|%b|h|pass|192.0.2.1:25|192.0.2.2:25\n",
+            b"filter|0.7|%b|smtp-in|ehlo|%b|00000000000000a2|x\n",
+            b"report|0.7|%b|smtp-in|link-disconnect|%b\n",
+        ):
+            engine.from_smtpd(row % (TIME, name))
+    late = b"".join(b"filter-result|%b|00000000000000a2|proceed\n" % name for name in names)
+    engine.from_program(link, late)
+    assert link.fault == ""
+    assert not link.late
+    assert engine.answers == []
+    engine.from_program(link, late[:58])
+    assert "answer without a request" in link.fault
+
+
 def step(number: int, names: Sequence[str], body: Sequence[bytes], time: bytes) -> list[bytes]:
     """What smtpd writes in a step of a session, as lines."""
     rows = []
