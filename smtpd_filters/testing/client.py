@@ -150,6 +150,7 @@ class Client:
 
         `parameters` follow it, such as `SIZE=1000`.
         """
+        _check_bare(address)
         self._require(bool(self._identity), "Command not allowed at this point")
         self._require(not self._msgid, "Already in transaction")
         self._command(f"MAIL FROM:<{address}> {parameters}".rstrip())
@@ -166,6 +167,7 @@ class Client:
 
         `parameters` follow the address, such as `NOTIFY=NEVER`.
         """
+        _check_bare(address)
         self._require(bool(self._msgid), "Command not allowed at this point")
         self._command(f"RCPT TO:<{address}> {parameters}".rstrip())
         msgid = self._msgid
@@ -342,3 +344,9 @@ class Client:
 def _refused(verdict: Verdict, reply: str) -> Verdict:
     """Return a verdict with the filter's decision and smtpd's own refusal."""
     return Verdict(verdict.phase, verdict.verb, reply, verdict.parameter, asked=verdict.asked)
+
+
+def _check_bare(address: str) -> None:
+    """Raise ValueError for an address in angle brackets, which the client adds."""
+    if address.startswith("<") and address.endswith(">"):
+        raise ValueError(f"expected an address without angle brackets, not {address!r}")

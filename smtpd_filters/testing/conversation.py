@@ -56,6 +56,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.recording.replay import Replay, Step
 from smtpd_filters.recording.verdict import wire
 
@@ -163,7 +164,12 @@ class Conversation(Peer):
         self._served.refresh()
 
     def advance(self, seconds: float) -> None:
-        """Advance the filters' clock, `Filter.now`; deadlines and look-ups keep the real time."""
+        """Advance the filters' clock, `Filter.now`.
+
+        By it entries of a store in memory expire, and the answers that a `Service` keeps. Other
+        stores, deadlines, look-ups, what a resolver keeps, and the time for which a server is
+        passed over use the real time.
+        """
         for filter_ in self.filters:
             filter_.advanced += seconds
 
@@ -216,12 +222,14 @@ def play(
     `filters`, `flags`, `settings` and `nameserver` are those of `Conversation`. `protocol` is the
     protocol version to use; the default is that of the recording. The `verdict` of a step is None
     if the session ended before it. Raises AssertionError if a real smtpd would have exited, hung or
-    misbehaved.
+    misbehaved, and ConfigError for a file without a session.
     """
     from smtpd_filters.recording import Recording  # here, since a parameter has this name
 
     if not isinstance(recording, Recording):
-        recording = Recording.read(recording)
+        name, recording = recording, Recording.read(recording)
+        if not recording.sessions():
+            raise ConfigError(f"{name}: no session in it")
     played = Replay(recording, protocol=protocol)
     Served(filters, flags, settings, nameserver).play(played)
     return played.outcomes

@@ -88,6 +88,8 @@ class Served:
 
     def receive(self, data: bytes) -> None:
         """Process bytes from smtpd, in the running loop as in a filter's process."""
+        for tap in self.chain.taps:
+            tap.received(data)
         self._in_loop(self.engine.receive, data)
 
     def _in_loop(self, call: Callable[..., object], *arguments: object) -> None:
@@ -117,7 +119,11 @@ class Served:
         while self.engine.working:
             self._in_loop(self.engine.work)
             parts.append(self.engine.output())
-        return b"".join(parts)
+        written = b"".join(parts)
+        if written:
+            for tap in self.chain.taps:
+                tap.sent(written)
+        return written
 
     def run(self) -> bool:
         """Run coroutines until one of them ends; return whether there are any."""
@@ -160,6 +166,8 @@ class Served:
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.run_until_complete(self._loop.shutdown_default_executor())
         finally:
+            for tap in self.chain.taps:
+                tap.close()
             self._loop.close()
 
     def _spawn(self, pending: Pending, done: Callable[[Decision], None], price: int) -> Job:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLIENT, NAME = "192.0.2.7", "mail.good.example"
-LINK = b"report|0.7|1.0|smtp-in|link-connect|%016x|x|fail|192.0.2.7:1|192.0.2.1:25\n"
 OUTCOMES = [
     ("A", Found(("192.0.2.1", "192.0.2.2"), 0.0)),
     ("A", Found(("192.0.2.1",), 0.0, "the answer was too large")),
@@ -53,14 +52,8 @@ def connect(folder: Path, server: DNSServer, clients: int = 1, **options: Any) -
     ]
     address = server.address, server.port
     with Conversation(filters, nameserver=address) as conversation:
-        # The taps are the process's.
-        [tap] = conversation._served.chain.taps
-        tap.received(b"config|ready\n")
-        tap.sent(b"register|ready\n")
-        for number in range(clients):
-            tap.received(LINK % (number + 1))
+        for _ in range(clients):
             conversation.connect(rdns=NAME, fcrdns="fail", address=CLIENT)
-        tap.close()
 
 
 def test_each_recorder_of_a_process_has_the_look_ups(tmp_path: Path) -> None:
@@ -76,13 +69,7 @@ def test_each_recorder_of_a_process_has_the_look_ups(tmp_path: Path) -> None:
         address = server.address, server.port
         fcrdns = Fcrdns(Fcrdns.Options(verify=True))
         with Conversation([*filters, fcrdns], nameserver=address) as conversation:
-            for tap in conversation._served.chain.taps:
-                tap.received(b"config|ready\n")
-                tap.sent(b"register|ready\n")
-                tap.received(LINK % 1)
             conversation.connect(rdns=NAME, fcrdns="fail", address=CLIENT)
-            for tap in conversation._served.chain.taps:
-                tap.close()
     first, second = map(recorded, folders)
     assert first == second != []
 

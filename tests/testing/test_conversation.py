@@ -36,6 +36,7 @@ from smtpd_filters import (
     option,
 )
 from smtpd_filters.filters.dyndns import Dyndns
+from smtpd_filters.filters.trace import Trace
 from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
 from smtpd_filters.recording import Recording
 from smtpd_filters.settings import TEXT
@@ -725,3 +726,34 @@ def test_a_recording_is_played_with_a_name_server() -> None:
         [verdict] = [step.verdict for step in steps if step.phase == "ehlo"]
         assert verdict
         assert verdict.reply == reply
+
+
+def test_a_file_without_a_session_is_not_played(tmp_path: Path) -> None:
+    path = tmp_path / "hello"
+    path.write_text("< hello\n")
+    with pytest.raises(ConfigError, match=re.escape(f"{path}: no session in it")):
+        kit.play(path, Once)
+
+
+@pytest.mark.parametrize("address", ["<a@example.org>", "<>"])
+def test_an_address_in_angle_brackets_is_a_mistake(address: str) -> None:
+    with Conversation(Once) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        with pytest.raises(ValueError, match="without angle brackets"):
+            client.mail_from(address)
+        client.mail_from("")
+        with pytest.raises(ValueError, match="without angle brackets"):
+            client.rcpt_to(address)
+        client.rcpt_to('"<a>"@example.org')
+
+
+def test_a_chain_records_its_sessions(tmp_path: Path) -> None:
+    with Conversation([(Trace, "--record", str(tmp_path)), Once]) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.quit()
+    [path] = tmp_path.iterdir()
+    steps = kit.play(path, Once)
+    assert [step.phase for step in steps][:3] == ["connect", "ehlo", "mail-from"]

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from http.client import BadStatusLine, HTTPConnection, HTTPException, IncompleteRead
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -63,6 +63,35 @@ def test_it_sends_the_answer_and_keeps_the_request(
 def test_an_answer_can_depend_on_the_request(stub: RspamdStub, client: HTTPConnection) -> None:
     stub.answer = lambda request: Answer(request.body[::-1])
     assert post(client, b"abc") == (200, b"cba")
+
+
+def test_a_function_may_return_a_mapping(stub: RspamdStub, client: HTTPConnection) -> None:
+    stub.answer = lambda request: {"size": request.size}
+    assert post(client, b"abc") == (200, b'{"size": 3}')
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda request: {"size": request.missing}, "AttributeError: 'Request' object has no"),
+        (lambda _request: None, "TypeError: expected a mapping or an Answer, not None"),
+        ({"size": object()}, "TypeError: Object of type object is not JSON"),
+    ],
+)
+def test_an_answer_that_cannot_be_made_fails_the_test(answer: Any, error: str) -> None:
+    def ask(*, failing: bool) -> None:
+        with RspamdStub(answer) as stub:
+            client = HTTPConnection("127.0.0.1", stub.port, timeout=10)
+            assert post(client)[0] == 500
+            client.close()
+            if failing:
+                raise KeyError
+
+    with pytest.raises(AssertionError, match=error):
+        ask(failing=False)
+    with pytest.raises(KeyError) as caught:
+        ask(failing=True)
+    assert error in caught.value.__notes__[0]
 
 
 def test_a_new_body_follows_the_json(stub: RspamdStub, client: HTTPConnection) -> None:

@@ -2,8 +2,9 @@
 
 It is a real HTTP server, over TCP or a unix socket, that scans nothing. Every POST gets the current
 `Answer`, whatever the path; `GET /ping` gets `pong`, as from the daemon. An answer can be a
-function of the `Request`, and can fail in many ways (`BEHAVIOURS`). Otherwise it follows HTTP:
-connections are kept alive, bodies may be chunked, requests may be pipelined.
+function of the `Request`, which returns a mapping or an `Answer`, and can fail in many ways
+(`BEHAVIOURS`). Otherwise it follows HTTP: connections are kept alive, bodies may be chunked,
+requests may be pipelined.
 
 `requests` are the requests in order: names, values and bodies byte for byte. A request costs tens
 of microseconds, so that the stub doesn't dominate a benchmark; with `keep=0` bodies are counted but

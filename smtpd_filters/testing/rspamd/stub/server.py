@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,14 +14,18 @@ from .answers import CLEAN, Answer, Request
 from .connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 #: The number of requests kept; older ones are dropped.
 KEEP = 1000
+_FAILED = "an answer of the stub could not be made"
 
 
 class RspamdStub:
     """A context manager that runs the stub in a thread.
+
+    An answer that can't be made, as when its function raises, has status 500, and the end of the
+    `with` block raises AssertionError for the first of them (`errors` has all).
 
     `answer` can be replaced at any time. `listen` is `HOST:PORT` (0: any free port) or the path of
     a unix socket. The last `keep` requests are kept; with 0 not even their bodies are, and only
@@ -29,7 +34,9 @@ class RspamdStub:
 
     def __init__(
         self,
-        answer: Mapping[str, Any] | Answer | Callable[[Request], Answer] = CLEAN,
+        answer: Mapping[str, Any]
+        | Answer
+        | Callable[[Request], Mapping[str, Any] | Answer] = CLEAN,
         *,
         listen: str = "127.0.0.1:0",
         keep: int = KEEP,
@@ -37,6 +44,8 @@ class RspamdStub:
         self.answer = answer
         self.requests: deque[Request] = deque(maxlen=keep)
         self.keep = keep
+        #: Why answers could not be made.
+        self.errors: list[Exception] = []
         #: The number of requests, without pings.
         self.asked = 0
         #: The number of connections ever made, and of those still open.
@@ -110,9 +119,17 @@ class RspamdStub:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
         self.stop()
         self._release_port()
+        if not self.errors:
+            return
+        first = self.errors[0]
+        text = f"{_FAILED}: {type(first).__name__}: {first}"
+        if kind is None:
+            raise AssertionError(text) from first
+        if error is not None:
+            error.add_note(text)  # often the reason why the test failed
 
     def _reserve_port(self) -> None:
         """Reserve the port, so that no other process can listen there while the stub is stopped.
@@ -140,12 +157,16 @@ class RspamdStub:
         answer = self.answer
         if self._made is not None and self._made[0] is answer:
             return self._made[1], self._made[2]
-        if callable(answer):
-            made = answer(request)
+        try:
+            made = _answer(answer(request) if callable(answer) else answer)
+            wire = made.wire()
+        except Exception as error:  # noqa: BLE001  # a test's function; raised in `__exit__`
+            self.errors.append(error)
+            made = Answer(_FAILED.encode(), status=500, content_type="text/plain")
             return made, made.wire()
-        made = answer if isinstance(answer, Answer) else Answer.of(answer)
-        self._made = answer, made, made.wire()
-        return made, self._made[2]
+        if not callable(answer):
+            self._made = answer, made, wire
+        return made, wire
 
     def _run(self) -> None:
         try:
@@ -185,3 +206,12 @@ class RspamdStub:
         for protocol in list(self.protocols):
             protocol.reset()
         await asyncio.sleep(0)
+
+
+def _answer(given: object) -> Answer:
+    """Return an answer as such; a mapping becomes JSON."""
+    if isinstance(given, Answer):
+        return given
+    if isinstance(given, Mapping):
+        return Answer.of(given)
+    raise TypeError(f"expected a mapping or an Answer, not {given!r}")
