@@ -31,7 +31,7 @@ FRAMEWORK = {
             "header_seen",
             "release",
         ),
-        *("restore", "revert", "small", "snapshot", "stored"),
+        *("restore", "revert", "small", "snapshot", "stored", "unmarked"),
     },
     "Resolver": {"aclose", "observer"},
     "Table": {

@@ -123,6 +123,7 @@ class Message:
         "_spool",
         "_store",
         "_too_long",
+        "unmarked",
     )
 
     def __init__(self, spool: Spool | None = None) -> None:
@@ -133,6 +134,8 @@ class Message:
         #: Whether its end has been seen; whether it exceeded the limit.
         self._header_seen = self._too_long = False
         self._headers: Headers | None = None
+        #: The snapshot that `begin_mark` took; None without a mark.
+        self.unmarked: tuple[Snapshot, int] | None = None
         #: The store of the body, and its offset there; whether an empty line precedes the body.
         self._body, self._body_at, self._blank = self._store, 0, False
         #: Replaced bodies, while the replacement can be undone.
@@ -194,7 +197,7 @@ class Message:
     def discard(self) -> None:
         """Release the message's resources, in any state; it can't be used afterwards."""
         self._header_seen = self._closed = True
-        self._headers = Headers()
+        self._headers, self.unmarked = Headers(), None
         self._drop_head()
         self._release_replaced()
         self._body.discard()
@@ -218,6 +221,14 @@ class Message:
         while len(self._replaced) > count:
             self._body.discard("the new body was discarded")
             self._body, self._body_at, self._blank = self._replaced.pop()
+
+    def begin_mark(self) -> None:
+        """Note that further edits mark the message as junk, before MARKED is returned.
+
+        A chain that gives points instead undoes only these; without this call it undoes all edits
+        of the filter.
+        """
+        self.unmarked = self.snapshot()
 
     def differs(self, before: tuple[Snapshot, int]) -> bool:
         """Return whether the message differs from a snapshot."""
@@ -387,7 +398,7 @@ class Message:
         """
         store = self._store
         store.check()
-        headers, self._headers = self._headers, None
+        headers, self._headers, self.unmarked = self._headers, None, None
         replaced = self._body is not store
         text = None
         if headers is not None and (headers.changed or (self._too_long and end_header)):

@@ -529,7 +529,12 @@ class ScoringChain(Chain):
                 self._bypass(guard.phase, state, guard.filter)
                 return PROCEED
             if type(decision) is Points and decision.instead == "marked":
-                edited.restore(before)  # the mark is among its edits
+                # The mark is among its edits.
+                if message is not None and message.unmarked is not None:
+                    before = message.unmarked
+                edited.restore(before)
+            if message is not None:
+                message.unmarked = None
             self._counted(guard, outlook, decision)
         return self._final(session, headers, state, outlook)
 

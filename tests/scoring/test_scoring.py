@@ -19,6 +19,7 @@ from smtpd_filters import (
     Filter,
     Headers,
     Marked,
+    Message,
     Points,
     Proceed,
     Registration,
@@ -338,6 +339,35 @@ def test_a_mark_that_became_points_is_undone() -> None:
         headers = client.message(MESSAGE).headers
     assert headers.get("X-Spam") is None
     assert headers.get(FIELD) == "3 marks=3"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_other_edits_than_the_mark_that_became_points_are_kept(*, replaced: bool) -> None:
+    class Marks(Filter):
+        async def message(self, session: Session, message: Message) -> Marked:  # noqa: ARG002
+            message.headers.remove("Subject")
+            if replaced:
+                message.replace_body(b"new")
+            message.begin_mark()
+            message.headers.prepend("X-Spam", "Yes")
+            return MARKED
+
+    class Later(Marks):
+        """Marks without that."""
+
+        async def message(self, session: Session, message: Message) -> Marked:  # noqa: ARG002
+            message.headers.remove("From")
+            return MARKED
+
+    of = rules({"marks": 3, "later": 1}, score_header=True)
+    with converse([Marks(), Later()], of) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        mail = client.message(b"From: a@example.org\r\nSubject: x\r\n\r\nbody\r\n")
+    assert mail.headers.names() == [FIELD, "Received", "From"]
+    assert mail.body == (b"new\n" if replaced else b"body\n")
 
 
 # -- the header field ------------------------------------------------------------------------

@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.message import Message
     from smtpd_filters.protocol.decisions import Marked, Proceed, Reject
 
     from .reply import Addition
@@ -112,7 +112,7 @@ async def _apply(reply: Reply, message: Message, options: Options) -> Proceed | 
     if reply.block is not None:
         block, reply.block = reply.block, None
         message.replace_body(block)
-    await _edit(reply, message.headers, outcome, options)
+    await _edit(reply, message, outcome, options)
     marks = outcome == "junk" or (outcome == "rewrite" and reply.subject is not None)
     return (MARKED if marks else PROCEED).because(reply.summary())
 
@@ -126,7 +126,8 @@ def _outcome(reply: Reply, options: Options) -> str:
     return outcome
 
 
-async def _edit(reply: Reply, headers: Headers, outcome: str, options: Options) -> None:
+async def _edit(reply: Reply, message: Message, outcome: str, options: Options) -> None:
+    headers = message.headers
     adds = reply.additions or reply.dkim or reply.no_action or outcome != "accept"
     if not adds and not may_have(headers, reply.removals):
         return  # the usual case: the block isn't parsed
@@ -144,10 +145,12 @@ async def _edit(reply: Reply, headers: Headers, outcome: str, options: Options) 
     if reply.no_action:
         headers.append(ACTION, reply.action)
     elif outcome == "junk":
+        message.begin_mark()
         if options.headers == "extended":
             await edits.describe(reply.score or 0.0, reply.required or 0.0, reply.symbols)
         await edits.mark(reply.spam_headers)
     elif outcome == "rewrite" and reply.subject is not None:
+        message.begin_mark()
         # The daemon encodes it; it is encoded here if it has not.
         await edits.replace_subject(reply.subject)
 

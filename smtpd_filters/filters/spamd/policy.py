@@ -286,6 +286,7 @@ class Spamd(Filter):
         await self._edit(reply, message)
         tagged = settings.tag and reaches(settings.tag_at)
         if tagged:
+            message.begin_mark()
             await Edits(message.headers, _ignore).tag_subject(settings.tag)
         if settings.points:
             return Points(min(max(reply.score, LEAST), MOST)).because(reason)

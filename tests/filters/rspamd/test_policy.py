@@ -17,6 +17,7 @@ from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.filters.rspamd.kinds import ACTION
 from smtpd_filters.lookups.http import zstd
 from smtpd_filters.scanning.intake import SMALL
+from smtpd_filters.scoring.rules import FilterRules, Rules, RuleSettings
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd.stub import BEHAVIOURS, CLEAN, Answer, RspamdStub
@@ -769,3 +770,21 @@ def test_a_filter_cannot_close_the_client_that_others_share(stub: RspamdStub) ->
         deliver(smtpd)
         assert "a filter can't close its HTTP client" in "".join(smtpd.log)
     assert stub.asked == 1
+
+
+def test_points_in_place_of_a_mark_leave_the_daemons_other_edits(stub: RspamdStub) -> None:
+    """A forged result must not come back with the mark that is undone."""
+    field = "Authentication-Results"
+    stub.answer = said(
+        action="add header",
+        milter={"remove_headers": {field: 0}, "add_headers": {field: "mx.example.org; none"}},
+    )
+    of = Rules(RuleSettings(score_header=True), {"rspamd": FilterRules(score={"junk": 2})})
+    with Conversation([(Rspamd, "-url", stub.url)], rules=of) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("bob@example.net")
+        client.rcpt_to("alice@example.org")
+        mail = client.message(b"Authentication-Results: mx.example.org; dmarc=pass\r\n\r\n")
+    assert mail.headers.get_all(field) == ["mx.example.org; none"]
+    assert mail.headers.get("X-Spam") is None

@@ -12,7 +12,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.spamd import Spamd
 from smtpd_filters.filters.spamd.thresholds import THRESHOLD, Threshold
 from smtpd_filters.lookups.stream.connection import Connection
-from smtpd_filters.scoring.rules import Rules, RuleSettings
+from smtpd_filters.scoring.rules import FilterRules, Rules, RuleSettings
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation
 from tests.effort import brief
@@ -490,3 +490,18 @@ def test_points_are_bounded(spamd: SpamdStub) -> None:
 def test_a_dry_run(spamd: SpamdStub) -> None:
     spamd.answer = Answer(stub.spam)
     assert scan(spamd, "--dry-run", "--reject-at", "5").unchanged
+
+
+def test_points_in_place_of_a_tag_leave_no_forged_field(spamd: SpamdStub) -> None:
+    spamd.answer = Answer(stub.spam)
+    of = Rules(RuleSettings(score_header=True), {"spamd": FilterRules(score={"junk": 2})})
+    flags = ("--spamd", spamd.server, "--tag", "[SPAM]", "--junk-at", "never")
+    with Conversation([(Spamd, *flags)], rules=of) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("bob@example.net")
+        client.rcpt_to("alice@example.org")
+        mail = client.message(b"X-Spam-Status: No, forged\r\nSubject: hello\r\n\r\nbody\r\n")
+    (status,) = mail.headers.get_all("X-Spam-Status")
+    assert status.startswith("Yes, score=7.2 ")
+    assert mail.headers.get("Subject") == "hello"
