@@ -77,7 +77,8 @@ class Draft:
         self.notes: list[str] = []
         #: The reason for which it is to be held; None if it isn't.
         self.quarantine: str | None = None
-        #: Whether a milter has changed the envelope; the recipients that were deleted and added.
+        #: Whether a milter has changed the envelope; the recipients that were deleted, in brackets,
+        #: and those that were added.
         self.envelope = False
         self.deleted: set[bytes] = set()
         self.added: set[bytes] = set()
@@ -126,7 +127,9 @@ class Draft:
                 self.added.add(address)
                 self.note(f"not possible: add recipient {safe(address, 80)}")
             case DeleteRecipient():
-                self.deleted.add(address)
+                # A milter may leave out the brackets with which it was given a recipient.
+                bare = address.strip(b" ").removeprefix(b"<").removesuffix(b">")
+                self.deleted.add(b"<%b>" % bare)
                 self.note(f"not possible: delete recipient {safe(address, 80)}")
 
     def replace_body(self, body: Body) -> None:

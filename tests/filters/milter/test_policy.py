@@ -590,8 +590,11 @@ def test_changes_of_the_envelope() -> None:
             assert "not possible: change sender to <x@example.net>; not possible" in smtpd.log[-1]
         reply = deliver(stub, "--envelope-changes", "tempfail").reply
         assert reply == "451 4.3.5 The envelope of this message cannot be changed"
-    gone = at_end(DeleteRecipient(b"<alice@example.org>"), Verdict(v.ACCEPT))
-    with milter(answers=gone) as stub:
+
+
+@pytest.mark.parametrize("address", [b"<alice@example.org>", b"alice@example.org"])
+def test_all_recipients_are_deleted(address: bytes) -> None:
+    with milter(answers=at_end(DeleteRecipient(address), Verdict(v.ACCEPT))) as stub:
         assert deliver(stub).reply == "550 5.7.1 Message rejected"
         assert not deliver(stub, "--discard", "accept").reply
 
