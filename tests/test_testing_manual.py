@@ -13,8 +13,12 @@ from typing import Any
 import pytest
 
 from smtpd_filters import testing
+from smtpd_filters.filters.trace import Trace
 from smtpd_filters.testing import Client, Conversation, Delivery, DNSServer, Verdict
 from smtpd_filters.testing.dns.zone import NUMBERS, SWITCHES, Zone
+from smtpd_filters.testing.rspamd.stub import BEHAVIOURS
+from smtpd_filters.testing.server import VERSIONS, system_version, unavailable
+from tests.needed import need
 from tests.test_tutorial import FILES
 
 ROOT = Path(__file__).parents[1]
@@ -83,3 +87,20 @@ def test_the_test_of_the_page_passes(tmp_path: Path) -> None:
         check=False,
     )
     assert "1 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.e2e
+def test_the_recording_of_the_page_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need(unavailable(system_version() or VERSIONS[0]))
+    monkeypatch.chdir(tmp_path)
+    recipe = examples()[2].replace("\\e", "\\")
+    exec(compile(recipe, "smtpd_filters.testing.3", "exec"), {})  # noqa: S102  # readers will run it as well
+    steps = testing.play(tmp_path / "mail.session", Trace)
+    assert [step.phase for step in steps][-2:] == ["commit", "quit"]
+
+
+def test_the_page_has_each_failure_of_an_answer() -> None:
+    rows = re.findall(r"^\.It Cm (.*)$", PAGE, re.MULTILINE)
+    assert set(BEHAVIOURS) - {""} <= {word for row in rows for word in row.split(" , ")}

@@ -150,15 +150,18 @@ class Needs:
         self.receives = True
 
     def to_allocate(self, size: int) -> None:
-        """Allocate so many bytes of memory beside what the framework needs."""
+        """Allocate so many bytes of memory beside 768 MiB.
+
+        All together is limited to three quarters of the machine's memory.
+        """
         self.memory += size
 
     def to_open(self, descriptors: int) -> None:
-        """Open so many files or sockets at a time beside those of the framework."""
+        """Open so many files or sockets at a time beside 256."""
         self.descriptors += descriptors
 
     def to_start_threads(self, count: int) -> None:
-        """Start so many threads."""
+        """Have so many threads at a time beside two; each reserves 80 MiB of address space."""
         self.threads += count
 
     @property

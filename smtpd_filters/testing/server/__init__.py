@@ -2,8 +2,9 @@ r"""Real servers for tests: smtpd in its own namespaces, real clients, and mail 
 
 There are two versions with different protocols: "6.8" is Debian 12's 6.8.0p2, "7.6" is Debian 13's
 7.6.0p1. On either release one is the system's own, and the other is in a root that
-`tests/e2e/setup-roots` creates once; `add_server` adds others. Servers require Linux, root and the
-packages opensmtpd, iproute2 and openssl; `unavailable(version)` returns what is missing.
+`tests/e2e/setup-roots` of a checkout creates once; `add_server` adds others. Servers require
+Linux, root and the packages opensmtpd, iproute2 and openssl; `unavailable(version)` returns what is
+missing.
 
 A server starts in well under a tenth of a second, so each test may have its own::
 
@@ -26,7 +27,8 @@ By default a server has:
 - the users alice and bob, with maildirs, addresses at local.example and passwords (`password`);
   mail marked as junk is delivered to the folder "Junk";
 - listeners on port 25 of 127.0.0.1 and ::1 and on the socket, with STARTTLS and optional AUTH, each
-  with all filters in order (`declarations`, `listeners`, `matches` for another smtpd.conf);
+  with all filters in order (`declarations`, `listeners`, `matches` for another smtpd.conf). 6.8
+  can't use a certificate, so here it offers ciphers without one, and `server.tls` accepts these;
 - the clock of this process, including an offset by datefudge(1);
 - a name server in the test's process that answers only from `zone`: `lab.dns.zone` may be changed
   at any time, `lab.dns.queries` are its questions.
@@ -42,8 +44,9 @@ on the socket. All of them can be used from threads.
 - After `terminate()`, `leftovers` lists the processes that did not end by themselves.
 
 The command of a filter is `filter_command("dyndns", ...)` for one of this project,
-`script_command(...)` for a Python script in the checkout (`CODE`) or in `files`, or any other shell
-command line. Filters run as smtpd's unprivileged user, with the checkout read-only at `CODE`.
+`script_command(...)` for a Python script in `files` or below `CODE`, or any other shell command
+line. Filters run as smtpd's unprivileged user. `CODE` is the folder with this package, read-only: a
+checkout, or the site-packages of its Python.
 `file_path(name)` is their path of one of `files`, `scratch_path(name)` a path that they may write
 to, and `server.scratch(name)` what they wrote there. `signal_filter`, `find` and `lab.processes()`
 access their processes; `lab.run` and `lab.spawn` run other commands beside them, such as Redis.

@@ -56,7 +56,7 @@ RECEIVED = re.compile(rb"^Received: .*\n\s+by .* with E?SMTPS?A? id ([0-9a-f]{8}
 
 
 class Delivered(NamedTuple):
-    """A message in a maildir: its folder ("" or "Junk") and its content, line ends as LF."""
+    """A message in a maildir: its `folder` ("" or "Junk") and its `content`, line ends as LF."""
 
     folder: str
     content: bytes
@@ -80,7 +80,7 @@ def unavailable(version: str | None = None) -> str | None:
     root = SYSTEM if version is None else root_of(version)
     if version is not None and not (root / "usr/sbin/smtpd").exists():
         own = version == system_version()
-        how = "install the opensmtpd package" if own else "run tests/e2e/setup-roots"
+        how = "install the opensmtpd package" if own else "run tests/e2e/setup-roots of a checkout"
         return f"no smtpd {version} ({how})"
     try:
         with Lab(root=root) as lab:
@@ -104,22 +104,24 @@ def _unsuitable(lab: Lab, version: str | None) -> str | None:
 class Smtpd:
     """A context manager that runs a server in its own lab; the package describes it.
 
-    version       one of `versions()`; by default the system's own
-    filters       name in smtpd.conf -> command line; all of them form the chain "all", in order
-    zone          the DNS zone, see `smtpd_filters.testing.dns`
-    users         each has a maildir, the addresses USER@DOMAIN, and `password(user)`
-    domains       the domains for which mail is accepted
-    files         name -> content; readable for filters as `file_path(name)`, and for all other
-                  users as well unless "password" is in the name
-    binds         path inside -> folder outside, read-only
-    declarations  inserted into smtpd.conf before the listeners
-    listeners     replace LISTENERS; the macros $tls and $filter have the values of the default ones
-    matches       replace MATCHES
-    arguments     further arguments of smtpd, such as "-v" or "-T", "filters"
-    lab           a lab whose network and zone are shared with others
+    - `version`: one of `versions()`, by default the system's own;
+    - `filters`: command lines by their names in smtpd.conf; all of them form the chain "all", in
+      order;
+    - `zone`: the DNS zone, see `smtpd_filters.testing.dns`;
+    - `users`: each has a maildir, the addresses USER@DOMAIN, and `password(user)`;
+    - `domains`: the domains for which mail is accepted;
+    - `files`: contents by name; readable for filters as `file_path(name)`, and for all other users
+      as well unless "password" is in the name;
+    - `binds`: folders outside by their paths inside, read-only;
+    - `declarations`: inserted into smtpd.conf before the listeners;
+    - `listeners`: replace LISTENERS; the macros $tls and $filter have the values of the default;
+    - `matches`: replace MATCHES;
+    - `arguments`: further arguments of smtpd, such as "-v" or "-T", "filters";
+    - `lab`: a lab whose network and zone are shared with others.
 
-    Raises LabError with the log if the server doesn't start, and on leaving the context if it has
-    ended by itself (a filter died), unless `expect_end()` has been called.
+    `log` has the lines of the server and its filters, `leftovers` the processes that did not end at
+    `terminate`. Raises LabError with the log if the server doesn't start, and on leaving the
+    context if it has ended by itself (a filter died), unless `expect_end()` has been called.
     """
 
     def __init__(  # noqa: PLR0913  # keyword-only, each with a default

@@ -44,7 +44,7 @@ END = b"\r\n\r\n"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to the stub."""
+    """A request to the stub, with its `method`, `path` and `body`."""
 
     method: str
     path: str
@@ -69,7 +69,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer to a request, and how it is sent."""
+    """An answer to a request, `body` with `status` and `content_type`, and how it is sent."""
 
     body: bytes = b""
     status: int = 200

@@ -58,6 +58,7 @@ class RspamdStub:
         self._stop: asyncio.Event | None = None
         self._bound = threading.Event()
         self._failures: list[BaseException] = []
+        #: The open connections.
         self.protocols: set[Connection] = set()
         self._made: tuple[object, Answer, bytes] | None = None
         self._reserved: socket.socket | None = None
