@@ -296,13 +296,29 @@ class Journal:
         ]
         return sorted(ranked, key=lambda each: (-each.count, each.word))[:limit]
 
-    def totals(self, last: int = 2) -> dict[str, Totals]:
-        """Return the sums of the newest files, by file; those of a day grow until it ends."""
+    def _written(self, marks: dict[str, Mark], last: int) -> list[str]:
+        """Return the files that were written to since the marks, and move those; see `totals`."""
+        before = dict(marks)
+        now = ((path, Mark.of(path)) for _, _, path in files(self.directory))
+        marks.clear()
+        marks.update((path, mark) for path, mark in now if mark is not None)
+        if not before:
+            return list(marks)[-last:]
+        return [path for path, mark in marks.items() if not mark.stamp or before.get(path) != mark]
+
+    def totals(self, marks: dict[str, Mark] | None = None, last: int = 2) -> dict[str, Totals]:
+        """Return the sums of the files that were written to since the marks, and move those.
+
+        Without marks these are the newest files. Later it can be any: a clock that was ahead leaves
+        files of days to come. Raises OSError.
+        """
+        marks = {} if marks is None else marks
         found: dict[str, Totals] = {}
         columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
         self._begin()
         self.unread = {}
-        for _, _, path in files(self.directory)[-last:]:
+        written = self._written(marks, last)
+        for path in written:
             with self._reading(path) as connection:
                 if connection is None:
                     continue
@@ -320,6 +336,9 @@ class Journal:
                     )
                 ]
                 found[path] = Totals(outcomes, verdicts)
+        for path in written:
+            if path not in found:
+                marks[path] = marks[path]._replace(stamp=())  # read it next time
         return found
 
     def extent(self) -> tuple[str, str, int] | None:

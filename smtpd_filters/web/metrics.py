@@ -35,11 +35,11 @@ from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
 from smtpd_filters.settings import package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client import Metric
 
-    from smtpd_filters.journal.query import Journal
+    from smtpd_filters.journal.query import Journal, Mark
     from smtpd_filters.journal.records import Passing, Totals
     from smtpd_filters.journal.states import States
 
@@ -73,16 +73,28 @@ class Counts:
         self.times: dict[tuple[str, str], tuple[float, list[int]]] = {}
         self.left_out = 0
         self._seen: dict[str, Totals] | None = None
+        #: Files whose sums were counted, or are from before the start, and aren't remembered.
+        self._known: set[str] = set()
 
-    def look(self, totals: dict[str, Totals]) -> None:
-        """Add what the files have gained since the last look; the first look adds nothing."""
+    def look(self, totals: dict[str, Totals], paths: Collection[str] = ()) -> None:
+        """Add what the files have gained since the last look; the first look adds nothing.
+
+        `totals` are of those that were written to, and `paths` are all.
+        """
         before = self._seen
         if before is None:
-            self._seen = totals
+            self._seen, self._known = totals, set(paths) - totals.keys()
             return
         # A file that can't be read for a while is not a new one afterwards.
-        self._seen = dict(sorted({**before, **totals}.items())[-MOST_FILES:])
+        kept = {path: each for path, each in before.items() if path not in totals}
+        seen = list({**kept, **totals}.items())
+        self._known &= set(paths)
+        self._known.update(path for path, _ in seen[:-MOST_FILES])
+        self._seen = dict(seen[-MOST_FILES:])
         for path, found in totals.items():
+            if path in self._known:  # it is written to again: the clock was set back
+                self._known.discard(path)
+                continue
             old = before.get(path)
             for name, n in found.outcomes.items():
                 self.outcomes[name] += max(n - (old.outcomes.get(name, 0) if old else 0), 0)
@@ -122,6 +134,8 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self.counts = Counts()
+        #: How far the journal's files were read.
+        self._marks: dict[str, Mark] = {}
         self._extent: tuple[str, str, int] | None = None
         self._unread = 0
         self._states: States | None = None
@@ -144,7 +158,7 @@ class Metrics(Collector):
             return self.exposition(accept)
 
     def _look(self, journal: Journal) -> None:
-        self.counts.look(journal.totals())
+        self.counts.look(journal.totals(self._marks), self._marks)
         self._unread = len(journal.unread)
         self._extent = journal.extent()
         self._states = journal.states()

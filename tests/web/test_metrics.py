@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from smtpd_filters.journal.process_state import ProcessState
-from smtpd_filters.journal.query import Journal
+from smtpd_filters.journal.query import Journal, Mark
 from smtpd_filters.journal.records import Passing, Totals
 from smtpd_filters.journal.states import FILE, Collected
 from smtpd_filters.runtime.counters import TIMEOUT, Counters
@@ -23,7 +24,7 @@ from smtpd_filters.web.guard import Access
 from smtpd_filters.web.metrics import MOST, MOST_FILES, Counts, Metrics
 from smtpd_filters.web.passwords import Passwords
 from tests.data import ROOT
-from tests.journal.made import PASSED, refused, stored
+from tests.journal.made import DAY, NOON, PASSED, refused, stored
 from tests.journal.test_states import Process, Servers
 from tests.needed import need
 
@@ -77,10 +78,38 @@ def test_a_file_that_was_unreadable_for_a_while_is_not_counted_again() -> None:
     counts.look({"a": totals(6)})
     assert counts.outcomes["refused"] == 1
     for number in range(100):
-        counts.look({f"b{number:02}": totals(1)})
+        counts.look({f"b{number:02}": totals(1)}, ["a"])
     assert counts.outcomes["refused"] == 101
     assert counts._seen is not None
     assert len(counts._seen) == MOST_FILES
+    counts.look({"a": totals(8)}, ["a"])
+    counts.look({"a": totals(9)}, ["a"])
+    assert counts.outcomes["refused"] == 102
+    assert not counts._known
+
+
+def test_an_old_file_that_is_written_to_again_is_not_a_new_one() -> None:
+    counts = Counts()
+    counts.look({"c": totals(5)}, ["a", "b", "c"])
+    counts.look({"c": totals(5), "b": totals(1000)}, ["a", "b", "c"])
+    assert counts.outcomes["refused"] == 0
+    counts.look({"c": totals(5), "b": totals(1001)}, ["a", "b", "c"])
+    counts.look({"d": totals(1), "b": totals(1001)}, ["b", "c", "d"])
+    assert counts.outcomes["refused"] == 2
+    assert not counts._known
+
+
+def test_a_clock_that_was_ahead_does_not_end_the_counts(tmp_path: Path) -> None:
+    metrics = Metrics()
+    for days in (0, 3, 5):
+        written(tmp_path, [stored(1)], NOON + days * DAY)
+    for at, path in enumerate(sorted(tmp_path.glob("*.sqlite"))):
+        os.utime(path, (NOON + at * DAY,) * 2)
+    metrics.look(Journal(str(tmp_path)))
+    for number in (2, 3):
+        written(tmp_path, [stored(number)], NOON + number)
+        metrics.look(Journal(str(tmp_path)))
+    assert metrics.counts.outcomes["accepted"] == 1  # of the other, the file was not known yet
 
 
 def test_scrapers_at_the_same_time_count_everything_once() -> None:
@@ -91,7 +120,7 @@ def test_scrapers_at_the_same_time_count_everything_once() -> None:
     class Slow:
         unread: ClassVar[dict[str, str]] = {}
 
-        def totals(self) -> dict[str, Totals]:
+        def totals(self, _marks: dict[str, Mark]) -> dict[str, Totals]:
             found = {"a": totals(next(numbers))}
             reading.wait(0.02)
             return found
@@ -342,3 +371,17 @@ def test_the_alerts_ask_for_metrics_that_exist() -> None:
     for each in alerts:
         assert names(each["expr"]) <= exposed()
         assert each["annotations"]["summary"]
+
+
+def test_a_file_that_could_not_be_read_is_read_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, [stored(1)], NOON)
+    [path] = tmp_path.glob("*.sqlite")
+    os.utime(path, (1, 1))
+    marks: dict[str, Mark] = {}
+    journal = Journal(str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "_connected", lambda *_: None)
+        assert journal.totals(marks) == {}
+    assert set(journal.totals(marks)) == {str(path)}
