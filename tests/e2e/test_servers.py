@@ -87,7 +87,8 @@ def test_without_a_server_the_reason_is_shown(
     on(release)
     monkeypatch.setattr(releases, "SYSTEM", tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    how = "install the opensmtpd package" if name == OWN[release] else "run tests/e2e/setup-roots"
+    own = name == OWN[release]
+    how = "install the opensmtpd package" if own else "run tests/e2e/setup-roots of a checkout"
     assert unavailable(name) == f"no smtpd {name} ({how})"
 
 
