@@ -219,6 +219,9 @@ class Filter:
             declares = isinstance(value, type) and issubclass(value, Settings)
             if declares and name != "Options":
                 raise TypeError(f"{where}: settings are declared in a class Options, not {name}")
+        options: Any = cls.Options
+        if not (isinstance(options, type) and issubclass(options, Settings)):
+            raise TypeError(f"{where}: Options is declared as class Options(Settings)")
         cls.Options = _with_shared_options(cls, where)
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)

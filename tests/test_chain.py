@@ -919,7 +919,7 @@ def test_a_reload_is_logged_by_the_name_of_the_flag(
     kept = f"result=kept file={path} entries=0"
     assert reload() == f'lists reload table=more-names error="out of memory" {kept}'
     fault = KeyError("bug")
-    assert reload().startswith("lists reload table=more-names error=\"KeyError: 'bug' [chain.py")
+    assert reload().startswith("lists reload table=more-names error=\"KeyError: 'bug' [table.py")
 
 
 def test_a_filter_without_a_handler_is_said_to_do_nothing(logbook: Logbook) -> None:

@@ -495,3 +495,15 @@ def test_what_to_annotate_is_in_the_error(handler: str) -> None:
     body = {handler: says_of if handler == "rcpt_to" else says}
     with pytest.raises(TypeError, match=rf'{handler} has no .* write "-> Decision"$'):
         type("Bare", (Filter,), body)
+
+
+def test_options_are_settings() -> None:
+    with pytest.raises(
+        TypeError, match=r"^filter 'bare' .*: Options is declared as class Options\(Settings\)$"
+    ):
+
+        class Bare(Filter):
+            """Has options without flags."""
+
+            class Options:
+                limit = 3

@@ -513,6 +513,12 @@ def test_both_classes_want_a_flag() -> None:
     with pytest.raises(TypeError, match=r"Greedy: -v is a flag of both verbose and volume$"):
         read(own=Greedy)
 
+    class Late(Settings):
+        deadline = option(SECONDS, default=5, help="How long.")
+
+    with pytest.raises(TypeError, match=r"Late: --deadline is a flag of every filter$"):
+        read(own=Late)
+
 
 def test_die(capsys: pytest.CaptureFixture[str]) -> None:
     for error in (ConfigError("filter-x: a\nb"), ConfigError("a\nb"), "a\nb"):
@@ -595,7 +601,7 @@ def test_code_can_give_values() -> None:
         ({"junk_below": 101}, "Example.junk_below: 101: must be at most 100"),
         ({"junk_below": None}, "Example.junk_below: None: expected a whole number"),
         ({"junk_below": True}, "Example.junk_below: True: expected a whole number"),
-        ({"timeout": "5m"}, "Example.timeout: '5m': expected in code a number of seconds"),
+        ({"timeout": "5m"}, "Example.timeout: '5m': expected a number of seconds, such as 300"),
         ({"nameserver": ["::1"]}, "Example.nameserver: ['::1']: expected a tuple"),
         ({"nameserver": ("::1",)}, "Example.nameserver: ('::1',): expected HOST[:PORT]"),
         ({"ours": "{ a }"}, "Example.ours: '{ a }': expected a Words"),
@@ -687,11 +693,11 @@ def declared(name: str = "x", **changes: Any) -> type[Settings]:
         ),
         (
             lambda: declared(kind=SECONDS, default="5m"),
-            "Bad.x: invalid default '5m': expected in code a number of seconds",
+            "Bad.x: invalid default '5m': expected a number of seconds, such as 300",
         ),
         (
             lambda: declared(kind=SIZE, default="1G"),
-            "Bad.x: invalid default '1G': expected in code a number of bytes",
+            "Bad.x: invalid default '1G': expected a number of bytes, such as 1024",
         ),
         (lambda: declared("_x"), "Bad._x: invalid name of an option"),
         (lambda: declared("camelCase"), "Bad.camelCase: invalid name of an option"),

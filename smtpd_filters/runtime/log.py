@@ -75,18 +75,33 @@ def show(error: object) -> str:
         return "(no text)"
 
 
+_HERE = os.path.dirname(__file__)  # noqa: PTH120  # pathlib costs start-up
+#: The beginnings of the paths of what calls filters.
+_FRAMEWORK = (f"{_HERE}/", *(f"{_HERE[: -len('runtime')]}{each}.py" for each in ("chain", "guard")))
+
+
 def fold_traceback(error: BaseException, *, text: bool = True) -> str:
-    """Return an exception and its traceback in one line, innermost frame last."""
+    """Return an exception and its traceback in one line, innermost frame last.
+
+    The framework's frames before those of a filter are left out.
+    """
     if isinstance(error, MemoryError):
         _release(error)
-    frames = []
+    frames: list[str] = []
+    before = 0
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
+        if before == len(frames) and code.co_filename.startswith(_FRAMEWORK):
+            before += 1
         frames.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}:{code.co_name}")  # noqa: PTH119  # pathlib costs start-up
         trace = trace.tb_next
     kind = type(error).__name__
     what = f"{kind}: {show(error)}" if text else kind
+    if "'coroutine'" in what:
+        what += " (is an await missing?)"
+    if before < len(frames):
+        frames = frames[before:]
     return f"{what} [{' > '.join(frames[-8:])}]"
 
 

@@ -315,9 +315,10 @@ def spellings(groups: Iterable[dict[str, Option]], where: str) -> dict[str, Opti
             for flag in declared.spellings():
                 other = taken.setdefault(flag, declared)
                 if other is not declared:
-                    raise TypeError(
-                        f"{where}: {flag} is a flag of both {other.name} and {declared.name}"
-                    )
+                    both = f"both {other.name} and {declared.name}"
+                    # The options of every filter are the only ones that can have the same name.
+                    whose = "every filter" if other.name == declared.name else both
+                    raise TypeError(f"{where}: {flag} is a flag of {whose}")
     return taken
 
 

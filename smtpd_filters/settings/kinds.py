@@ -318,7 +318,7 @@ class _Number(_Ranged[float]):
 class _Seconds(_Ranged[float]):
     metavar = "SECONDS"
     noun = "a time such as 30, 1.5s, 500ms, 5m, 1h or 1d"
-    noun_in_code = "in code a number of seconds"
+    noun_in_code = "a number of seconds, such as 300"
     toml = (int, float, str)
     lowest = 0
 
@@ -346,7 +346,7 @@ class _Seconds(_Ranged[float]):
 class _Size(_Ranged[int]):
     metavar = "SIZE"
     noun = "a size in bytes such as 512, 10k, 20M or 1G"
-    noun_in_code = "in code a number of bytes"
+    noun_in_code = "a number of bytes, such as 1024"
     toml = (int, str)
     lowest = 0
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters import PROCEED, Reject, Rewrite, Session
+from smtpd_filters import PROCEED, Decision, Filter, Reject, Rewrite, Session
 from smtpd_filters.runtime import log as logging
 from smtpd_filters.runtime.log import FilterLog, Log, fold_traceback, quote, show
+from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
     from tests.conftest import Logbook
@@ -268,6 +270,28 @@ def test_a_traceback_is_folded() -> None:
     assert fold_traceback(caught(50)).count(" > ") == 7
     assert fold_traceback(caught(0), text=False).startswith("ValueError [")
     assert fold_traceback(ValueError()) == "ValueError:  []"
+
+
+def test_a_traceback_begins_with_the_frames_of_the_filter() -> None:
+    class Compares(Filter):
+        """Forgets to wait."""
+
+        async def ehlo(self, _session: Session, _identity: str) -> Decision:
+            answer: Any = self._ask()
+            try:
+                return PROCEED if answer > 3 else Reject("550 5.7.1 No")
+            finally:
+                answer.close()
+
+        async def _ask(self) -> int:
+            return 4
+
+    with Conversation(Compares, errors=True) as smtpd:
+        smtpd.connect().ehlo()
+    kind = "TypeError: '>' not supported between instances of 'coroutine' and 'int'"
+    assert re.search(
+        rf"{kind} \(is an await missing\?\) \[test_log\.py:\d+:ehlo\]$", smtpd.errors[0]
+    )
 
 
 def test_frames_that_ran_out_of_memory_are_released() -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.cache import MAX_ENTRY, Cache
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.lookups.failover.breaker import Note
 
-    from .setting import ServiceSetting
+    from .setting import OptionalServiceSetting, ServiceSetting
 
 T = TypeVar("T")
 
@@ -77,18 +77,34 @@ class Service:
         self._clock = clock
         self._kept: Cache[bytes] = Cache(ENTRIES)
 
+    @overload
     @staticmethod
-    def setting(flag: str = "service", *, keep: float = 60.0) -> ServiceSetting:
+    def setting(
+        flag: str = ..., *, keep: float = ..., required: Literal[True] = ...
+    ) -> ServiceSetting: ...
+    @overload
+    @staticmethod
+    def setting(
+        flag: str = ..., *, keep: float = ..., required: Literal[False]
+    ) -> OptionalServiceSetting: ...
+
+    @staticmethod
+    def setting(
+        flag: str = "service", *, keep: float = 60.0, required: bool = True
+    ) -> ServiceSetting:
         """Declare a service, as an attribute of a filter: `reputation = Service.setting()`.
 
         This declares the flags `--service`, which the operator must give, `--service-timeout`,
         `--service-keep`, whose default is `keep` in seconds, and `--service-token-file`. The
         attribute is a service that filters of the process share, with its cache, if they are
         configured alike. A filter with two services gives them different flags: with
-        `setting("reputation")` they are `--reputation`, `--reputation-timeout` and so on.
+        `setting("reputation")` they are `--reputation`, `--reputation-timeout` and so on. With
+        `required=False` the operator may leave the service out, and the attribute is None.
         """
-        from .setting import ServiceSetting  # used by filters only
+        from .setting import OptionalServiceSetting, ServiceSetting  # used by filters only
 
+        if not required:
+            return OptionalServiceSetting(flag, keep=keep)
         return ServiceSetting(flag, keep=keep)
 
     @overload

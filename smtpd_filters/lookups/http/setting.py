@@ -16,7 +16,7 @@ from .probe import ping
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
+    from typing import Any, Self, overload
 
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
@@ -35,12 +35,13 @@ SHARE = 0.95
 class ServiceSetting(_Base):
     """The flags of a service, and the service that they configure."""
 
-    def __init__(self, flag: str, *, keep: float) -> None:
+    def __init__(self, flag: str, *, keep: float, required: bool = True) -> None:
         """See `Service.setting`."""
         self._flag = f"--{flag.replace('_', '-')}"
+        needed: Any = {"required": True} if required else {"default": ()}
         urls: Any = option(
             LIST(URL),
-            required=True,
+            **needed,
             help="The address of the HTTP service: http[s]://HOST[:PORT][/PATH], or the path of a "
             "unix socket. If given several times, the next server is asked when the ones before it "
             "fail; a server that gave no answer three times in a row is passed over for 30 "
@@ -116,6 +117,31 @@ class ServiceSetting(_Base):
         from .service import Service
 
         await Service.aclose(opened)
+
+
+class OptionalServiceSetting(ServiceSetting):
+    """The flags of a service that a filter may be without: then its attribute is None."""
+
+    def __init__(self, flag: str, *, keep: float) -> None:
+        super().__init__(flag, keep=keep, required=False)
+
+    if TYPE_CHECKING:
+
+        @overload  # type: ignore[override]  # None as well
+        def __get__(self, filter_: None, _cls: type | None = None) -> Self: ...
+        @overload
+        def __get__(self, filter_: object, _cls: type | None = None) -> Service | None: ...
+
+    def __get__(self, filter_: Any, _cls: type | None = None) -> Any:
+        if filter_ is None:
+            return self
+        urls, _, _, token = self._values(filter_)
+        if urls:
+            return super().__get__(filter_, _cls)
+        if token is not None:
+            raise ConfigError(f"{self._flag}-token-file requires {self._flag}")
+        vars(filter_)[self.name] = None  # as `Shared.__get__` does
+        return None
 
 
 async def _ping(url: str, seconds: float) -> str:

@@ -218,6 +218,29 @@ def test_two_services_have_flags_of_their_own(stub: RspamdStub) -> None:
         assert (len(stub.requests), len(second.requests)) == (1, 1)
 
 
+class May(Filter):
+    """Asks a service if there is one."""
+
+    service = Service.setting(required=False)
+
+    async def ehlo(self, _session: Session, identity: str) -> Decision:
+        if self.service is not None and not await self.service.ask(identity):
+            return Reject("550 5.7.1 No")
+        return PROCEED
+
+
+def test_a_service_that_may_be_left_out(stub: RspamdStub) -> None:
+    with Conversation(May) as smtpd:
+        assert greet(smtpd) == ""
+        assert list(smtpd.filters[0].all_probes()) == []
+        smtpd.filters[0].declare(Needs())
+    with Conversation(May, "--service", stub.url) as smtpd:
+        stub.answer = {}
+        assert greet(smtpd) == "550 5.7.1 No"
+    with pytest.raises(ConfigError, match="--service-token-file requires --service"):
+        Conversation(May, "--service-token-file", "/etc/token")
+
+
 def test_a_question_that_json_cannot_express(stub: RspamdStub) -> None:
     class Wrong(Asks):
         """Asks nonsense."""
