@@ -42,22 +42,22 @@ THEIRS = {
 @functools.cache
 def texts() -> str:
     """The texts of the package, one behind the other; a NUL is where something is put in."""
-    found = set()
+    found = {""}
     for path in PACKAGE.rglob("*.py"):
         if "testing" not in path.parts:
-            tree = ast.parse(path.read_text("utf-8"))
-            documentation = {
-                id(node.body[0].value)
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and node.body
-                and isinstance(node.body[0], ast.Expr)
-            }
-            for node in ast.walk(tree):
-                if id(node) not in documentation:
-                    found.add(written(node))
-                if isinstance(node, ast.keyword) and node.arg:
-                    found.add(f"{node.arg}=")
+            documentation = set()
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):  # what is below comes later
+                match node:
+                    case (
+                        ast.Module(body=[ast.Expr(value=first), *_])
+                        | ast.ClassDef(body=[ast.Expr(value=first), *_])
+                        | ast.FunctionDef(body=[ast.Expr(value=first), *_])
+                    ):
+                        documentation.add(id(first))
+                    case ast.Constant() | ast.JoinedStr() if id(node) not in documentation:
+                        found.add(written(node))
+                    case ast.keyword(arg=str(name)):
+                        found.add(f"{name}=")
     return "\0\0".join(sorted(found))
 
 
@@ -176,6 +176,8 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
 #: What stands for the name of a filter or of the process in a call of `Log`.
 NAMES = {"'smtpd-filters'", "filter_.name", "owner", "NAME", "self._name"}
 LOG = re.compile(r"(?:[\w.]+\.)?_?(?:log|remarks)")
+METHODS = {"event", "limited", "failure", "unexpected", "bug", "mail"}
+CALLS = re.compile(rf"(?:log|remarks)\.(?:{'|'.join(METHODS)})\(")
 
 
 def logged() -> dict[str, str]:
@@ -184,16 +186,17 @@ def logged() -> dict[str, str]:
     for path in PACKAGE.rglob("*.py"):
         if "testing" in path.parts or path.name == "log.py":
             continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        source = path.read_text("utf-8")
+        if not CALLS.search(source):
+            continue
+        for node in ast.walk(ast.parse(source)):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             method = node.func.attr
-            if not LOG.fullmatch(ast.unparse(node.func.value)):
+            if method not in METHODS or not LOG.fullmatch(ast.unparse(node.func.value)):
                 continue
             # The kind of line, the name, the event: only `Log` is given a name.
             skipped = 1 if method in {"limited", "failure"} else 0
-            if method not in {"event", "limited", "failure", "unexpected", "bug", "mail"}:
-                continue
             if ast.unparse(node.args[skipped]) in NAMES:
                 skipped += 1
             event = node.args[skipped]
