@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from heapq import nlargest
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlencode
+from urllib.parse import quote, unquote_to_bytes, urlencode
 
 from aiohttp import web
 
@@ -101,7 +101,9 @@ class Memory:
             found, complete = await self._records(text.lower())
         except UnavailableError as error:
             raise _unavailable(error) from None
-        return self._render(request, "greylist.html", text=text, records=found, complete=complete)
+        return self._render(
+            request, "greylist.html", text=text, records=found, complete=complete, name=_quoted
+        )
 
     async def _records(self, text: str) -> tuple[list[Record], bool]:
         """Return the records that a text is found in, and whether those are all."""
@@ -124,7 +126,8 @@ class Memory:
     async def change_greylist(self, request: web.Request) -> web.StreamResponse:
         """Let a client in without waiting, or forget it with its triplets."""
         self._guard.check_change(request)
-        action, client = await _fields(request, "client")
+        action, name = await _fields(request, "client")
+        client = unquote_to_bytes(name).decode("utf-8", "surrogateescape")
         store = _opened(self._greylist)
         try:
             if action == "allow":
@@ -136,7 +139,8 @@ class Memory:
                 raise web.HTTPBadRequest(text="Expected allow or forget.\n")
         except UnavailableError as error:
             raise _unavailable(error) from None
-        raise web.HTTPSeeOther(f"{self._prefix}/greylist?{urlencode({'q': client})}")
+        query = urlencode({"q": client}, errors="replace")
+        raise web.HTTPSeeOther(f"{self._prefix}/greylist?{query}")
 
     # -- limits --------------------------------------------------------------------------------
 
@@ -177,6 +181,11 @@ def _opened(store: Store | None) -> Store:
     if store is None:
         raise web.HTTPServiceUnavailable(text="The page is starting or ending.\n")
     return store
+
+
+def _quoted(client: str) -> str:
+    """Return a client for a form: a browser changes control characters, and pages are UTF-8."""
+    return quote(client, safe=":/ ", errors="surrogateescape")
 
 
 def _share(use: Use) -> float:

@@ -107,6 +107,21 @@ def test_clients_are_let_in_and_forgotten(tmp_path: Path) -> None:
     assert store.get(WAITS.key) is None
 
 
+@pytest.mark.parametrize(
+    "client", ["\udcff.example", "a\x00\u202eb%41", "fe80::1%em0", "2001:db8::/64"]
+)
+def test_odd_clients_are_forgotten_by_the_form(client: str, tmp_path: Path) -> None:
+    store = Kept(Put(triplet_key(client, "a@b.example", "c@d.example"), PASSED, ttl=99))
+
+    async def visiting(visitor: Visitor) -> None:
+        page = await visitor.get("/greylist")
+        [name] = [attrs["value"] for _, attrs in page.tags if attrs.get("name") == "client"]
+        assert await post(visitor, "/greylist", client=str(name), action="forget") == 303
+
+    visit(tmp_path, visiting, stores=shown(greylist=store), user="ann")
+    assert store.get(triplet_key(client, "a@b.example", "c@d.example")) is None
+
+
 def test_users_are_blocked_and_released(tmp_path: Path) -> None:
     store = Kept(Put(key("user=ann", BLOCK), b"300 messages", ttl=99))
 
