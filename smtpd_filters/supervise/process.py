@@ -66,12 +66,21 @@ def shell_command(words: Sequence[str]) -> str:
 def _find(name: str) -> str:
     if "/" in name or not name:
         return name
-    here = sys.argv[0].rpartition("/")[0]
-    for place in (here, *LIBEXEC) if here else LIBEXEC:
+    for place in _places():
         path = f"{place}/{name}"
         if os.access(path, os.X_OK):
             return path
     return name
+
+
+def _places() -> tuple[str, ...]:
+    here = sys.argv[0].rpartition("/")[0]
+    return (os.path.abspath(here), *LIBEXEC) if here else LIBEXEC  # noqa: PTH100  # pathlib costs start-up
+
+
+def extend_path() -> None:
+    """Have what a command like `env LANG=C filter-x` runs be found there as well, after PATH."""
+    os.environ["PATH"] = ":".join([os.environ.get("PATH") or os.defpath, *_places()])
 
 
 def keep_to_ourselves() -> None:

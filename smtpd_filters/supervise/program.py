@@ -97,8 +97,9 @@ def main(argv: Sequence[str] | None = None, within: str = "") -> int:
         if not command:
             raise ConfigError("COMMAND is required: the filter program, with its options")  # noqa: TRY301  # as all errors of the command line
         if os.environ.get(CHECKING):
-            from .process import shell_command
+            from .process import extend_path, shell_command
 
+            extend_path()
             if os.environ[CHECKING] == ONLINE and process.journal is not None:
                 _try_journal(process.journal)
             os.execv("/bin/sh", ["sh", "-c", f"exec {shell_command(command)}"])  # noqa: S606  # as smtpd
@@ -156,7 +157,7 @@ def supervise(
 
         from .engine import Engine
         from .loop import Loop
-        from .process import Process, keep_to_ourselves, shell_command
+        from .process import Process, extend_path, keep_to_ourselves, shell_command
 
         ends = Ends()
     except (OSError, ImportError) as error:
@@ -171,6 +172,7 @@ def supervise(
             )
         return 0
     keep_to_ourselves()
+    extend_path()
     os.environ[UNDER_SUPERVISOR] = "1"
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.protocol.vocabulary import PHASES
-from tests.supervise.supervised import PROGRAM, ROOT, Supervised
+from tests.supervise.supervised import PROGRAM, ROOT, Started, Supervised
 from tests.test_start import HEAVY
 
 if TYPE_CHECKING:
@@ -273,6 +274,20 @@ def test_a_process_that_a_program_leaves_behind_and_that_never_stops_writing() -
     with Supervised(command=("sh", "-c", leaves)) as smtpd:
         assert smtpd.side.phases >= {*PHASES}
         assert smtpd.connect().begin(b"alice@example.org").verb == b"reject"
+
+
+@pytest.mark.parametrize("command", [("env X=1 greet",), ("env", "X=1", "greet"), ("greet",)])
+def test_a_program_beside_the_supervisor_is_found(command: tuple[str, ...], tmp_path: Path) -> None:
+    supervisor, program = tmp_path / "filter-supervise", tmp_path / "greet"
+    supervisor.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from smtpd_filters.supervise.program import main\nsys.exit(main())\n"
+    )
+    program.write_text(f'#!/bin/sh\nexec {shlex.join(PROGRAM)} "$@"\n')
+    program.chmod(0o755)
+    with Started([sys.executable, str(supervisor), *command]) as smtpd:
+        smtpd.connect().who()
+        assert not any("supervise ended" in line for line in smtpd.log)
 
 
 def test_a_program_that_fails_at_every_start(tmp_path: Path) -> None:
