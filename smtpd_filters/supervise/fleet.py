@@ -36,7 +36,7 @@ START = 60.0
 GRACE = 2.0
 #: Programs that can't be killed, beyond which their places wait for their end.
 UNKILLED = 8
-#: Seconds for which a program with a closed output may take to exit.
+#: Seconds for which a program with a closed input or output may take to exit.
 CLOSING = 0.5
 #: Seconds after which an end counts as the first one again.
 STABLE = 10.0
@@ -60,8 +60,9 @@ class Worker:
         self.started = now
         #: When it became ready, 0.0 before.
         self.ready = 0.0
-        #: When its output ended; when it must have ended; when it is killed; 0.0 before.
-        self.closed = self.until = self.kill = 0.0
+        #: When its output ended, and its input; when it must have ended; when it is killed; 0.0
+        #: before.
+        self.closed = self.broken = self.until = self.kill = 0.0
         #: No session is given to it any more.
         self.draining = False
         #: Since when it has not read anything that waits for it, by the engine's clock.
@@ -161,8 +162,8 @@ class Fleet:
         times = [place.due for place in self.places if place.worker is None]
         for worker in self.workers:
             times += [each for each in (worker.kill, worker.until) if each > now]
-            if worker.closed:
-                times.append(worker.closed + CLOSING)
+            if worker.closed or worker.broken:
+                times.append((worker.closed or worker.broken) + CLOSING)
             if not worker.ready or worker.process.memory or worker.draining or worker.kill:
                 times.append(now + 1.0)
         return max(min(times) - now, 0.0) if times else None
@@ -188,9 +189,11 @@ class Fleet:
     def _failing(self, worker: Worker, now: float) -> str:
         """Return why a worker must be ended, or an empty string."""
         engine, process = self._engine, worker.process
-        if worker.closed or worker.channel.broken:
-            late = worker.closed and now - worker.closed <= CLOSING
-            return "" if late else f"closed its {'output' if worker.closed else 'input'}"
+        if worker.channel.broken:
+            worker.broken = worker.broken or now
+        if since := worker.closed or worker.broken:
+            exits = now - since <= CLOSING  # probably
+            return "" if exits else f"closed its {'output' if worker.closed else 'input'}"
         start = max(engine.deadline, START)
         if not worker.ready and now - worker.started > start:
             return f"not ready after {start:g} s"

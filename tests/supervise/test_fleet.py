@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from smtpd_filters.supervise.engine import Engine
-from smtpd_filters.supervise.fleet import GRACE, LONGEST, UNKILLED, Fleet
+from smtpd_filters.supervise.fleet import CLOSING, GRACE, LONGEST, UNKILLED, Fleet
 from tests.supervise.hostile import nowhere
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class Played:
     """A program that does nothing; signals have no effect on it."""
 
     memory = 0
-    status = None
+    status: int | None = None
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -32,7 +32,10 @@ class Played:
         self.signal(signal.SIGTERM)
 
     def reap(self) -> bool:
-        return False
+        return self.status is not None
+
+    def ended(self) -> str:
+        return f"exited with status {self.status}"
 
     def hang_up(self) -> None:
         pass
@@ -96,6 +99,32 @@ def test_a_reload_waits_for_a_program_that_starts() -> None:
     assert len(stage.started) == 1
     stage.get_ready()
     assert len(stage.started) == 2
+
+
+def test_a_program_that_closes_its_input_may_exit() -> None:
+    """It is noticed before the exit, which is the better reason in the log."""
+    stage = Stage()
+    stage.tick()
+    stage.get_ready()
+    [worker] = stage.fleet.workers
+    worker.channel.broken = True
+    stage.tick()
+    assert stage.fleet.next_time(stage.now) == CLOSING
+    stage.started[0].status = 3
+    stage.fleet.reap(stage.now)
+    assert worker.why == "exited with status 3"
+
+
+def test_a_program_that_closes_its_input_and_does_not_exit_is_ended() -> None:
+    stage = Stage()
+    stage.tick()
+    stage.get_ready()
+    [worker] = stage.fleet.workers
+    worker.channel.broken = True
+    stage.tick()
+    assert not worker.kill
+    stage.tick(2 * CLOSING)
+    assert worker.why == "closed its input"
 
 
 def test_a_program_that_cannot_be_killed_is_replaced() -> None:
