@@ -267,7 +267,9 @@ class Guard:
         Raises BusyError.
         """
         passwords, client = self.access.passwords, self._client(request)
-        if passwords is None or not await passwords.check(user, password):
+        if passwords is None or not await passwords.check(
+            user, password, lambda: self.wait(request) <= 0
+        ):
             self.attempts.failed(client, self._clock())
             return None
         self.attempts.passed(client)

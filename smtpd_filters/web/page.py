@@ -357,20 +357,24 @@ class Pages:
 
     async def log_in(self, request: web.Request) -> web.Response:
         """Log in, or show the form again."""
-        wait = self._guard.wait(request)
-        if wait > 0:
-            error = f"Too many wrong passwords: wait {texts.duration(wait)}."
-            return self._login_form(request, error, status=429)
+        if self._guard.wait(request) > 0:
+            return self._too_many(request)
         fields = await request.post()
         user, password = fields.get("user", ""), fields.get("password", "")
         if isinstance(user, str) and isinstance(password, str):
             try:
                 redirection = await self._guard.log_in(request, user, password)
             except BusyError:
+                if self._guard.wait(request) > 0:
+                    return self._too_many(request)
                 return self._login_form(request, "Busy: try again in a moment.", status=503)
             if redirection is not None:
                 raise redirection
         return self._login_form(request, "Wrong user or password.", status=403)
+
+    def _too_many(self, request: web.Request) -> web.Response:
+        wait = texts.duration(self._guard.wait(request))
+        return self._login_form(request, f"Too many wrong passwords: wait {wait}.", status=429)
 
     async def log_out(self, request: web.Request) -> web.StreamResponse:
         """End the log-in."""

@@ -27,6 +27,7 @@ from smtpd_filters.settings.files import read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Self
 
 #: The parameters of new hashes. RFC 7914 section 2: N is the cost, r the block size, p the
@@ -98,7 +99,7 @@ def _hashed(password: str, cost: int, block: int, parallel: int, salt: bytes, si
 
 
 class BusyError(Exception):
-    """Too many log-ins wait for their turn."""
+    """Too many log-ins wait for their turn, or this one may not be tried any more."""
 
 
 class Passwords:
@@ -134,13 +135,21 @@ class Passwords:
         """Return the hash of a user's password; None for an unknown user."""
         return self._users.get(user)
 
-    async def check(self, user: str, password: str) -> bool:
-        """Return whether this is the password of the user. Raises BusyError."""
+    async def check(
+        self, user: str, password: str, allowed: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Return whether this is the password of the user.
+
+        `allowed` is asked when its turn has come: others may have failed meanwhile. Raises
+        BusyError.
+        """
         if self._waiting >= QUEUE:
             raise BusyError
         self._waiting += 1
         try:
             async with self._turn:
+                if not allowed():
+                    raise BusyError
                 hashed = self._users.get(user, self._nobody)
                 fits = await asyncio.to_thread(hashed.fits, password[:MAX_PASSWORD])
         finally:

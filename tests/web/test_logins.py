@@ -1,6 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+from typing import TYPE_CHECKING
+
+from smtpd_filters.web.guard import Access
 from smtpd_filters.web.logins import IDLE, LONGEST, MOST, PERIOD, TRIES, Attempts, Logins
+from smtpd_filters.web.passwords import QUEUE, Hash, Passwords
+
+from .test_memory import form_of
+from .visitor import visit
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .visitor import Visitor
 
 
 def test_a_login_is_found_by_its_token() -> None:
@@ -68,3 +81,18 @@ def test_only_so_many_addresses_are_kept() -> None:
     for number in range(2 * MOST):
         attempts.failed(str(number), number / MOST)
     assert len(attempts._failures) == MOST
+
+
+def test_tries_at_the_same_time_are_counted(tmp_path: Path) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        fields = {"user": "ann", "password": "x", "form": await form_of(visitor, "/login")}
+
+        async def guess() -> int:
+            headers, address = {"Origin": visitor.base}, f"{visitor.base}/login"
+            async with visitor.session.post(address, data=fields, headers=headers) as response:
+                return response.status
+
+        found = await asyncio.gather(*(guess() for _ in range(QUEUE)))
+        assert sorted(found) == [403] * TRIES + [429] * (QUEUE - TRIES)
+
+    visit(tmp_path, visiting, Access(passwords=Passwords({"ann": Hash.of("wonder")})))
