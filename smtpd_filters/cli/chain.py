@@ -236,10 +236,12 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
-        # For example in root's home, where root's pip or pipx has installed it.
+        # For example in root's home, where root's pip or pipx has installed it. A module of
+        # Python itself isn't missing.
+        why = "" if error.name in sys.stdlib_module_names else f" ({error})"
         raise ConfigError(
             f"the user {user_name()} can't read this Python, {sys.executable}, "
-            f"or its modules ({error}), so smtpd can't run filter-chain"
+            f"or its modules{why}, so smtpd can't run filter-chain"
         ) from None
     if not faults:
         text = f"configuration OK: {' '.join(checked)}, as {user_name()}"

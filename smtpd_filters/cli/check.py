@@ -213,10 +213,14 @@ class _Check:
         self._asked: set[str] = set()
 
     def configuration(self, read: smtpd_conf.Configuration) -> int:
-        """Try the programs of a smtpd.conf; return the exit status."""
+        """Try the programs of a smtpd.conf; return the exit status.
+
+        Warnings are reported last, so that they don't hide errors.
+        """
         report, options, path = self.report, self._options, read.start.file
-        for problem in read.problems:
+        for problem in read.errors:
             report.problem(problem)
+        warnings = read.warnings
         wrong = len(read.errors)
         phases: dict[tuple[str, str], frozenset[str]] = {}
         results = self._pool.map(
@@ -230,9 +234,8 @@ class _Check:
             report.program(program, result)
             self._asked.update(each.subject for each in result.services)
             self._reported.add(result.error.removeprefix(f"{chain.PROG}: "))
-            for problem in smtpd_conf.about_program(program, foreign=result.foreign):
-                report.problem(problem)
-        for problem in smtpd_conf.crowded(read, phases):
+            warnings += smtpd_conf.about_program(program, foreign=result.foreign)
+        for problem in (*warnings, *smtpd_conf.crowded(read, phases)):
             report.problem(problem)
         if read.errors:
             report.line(f"{path}: smtpd -n -f {path} checks the rest of the file")

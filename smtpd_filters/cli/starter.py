@@ -53,6 +53,11 @@ MAX_OUTPUT = 1 << 17
 _HEAD = 1 << 16
 #: Interpreters before the file of a filter in a command.
 _INTERPRETERS = re.compile(r"env|python[0-9.]*")
+#: A line of a traceback, and files that an author didn't write.
+_FRAME = re.compile(r'\s*File "(.+)", line (\d+)')
+_LIBRARY = re.compile(r"^<|/lib/python3|/smtpd_filters/")
+#: Bytes of a first line at most, as in Linux.
+_LINE = 256
 #: The start of the line with which this package's programs fail at start.
 _OURS = re.compile(r"(filter-[\w.-]+|smtpd-filters[\w -]*): ")
 #: A first word without characters that are special to the shell.
@@ -104,8 +109,25 @@ class _Child:
         if not Path(f"{self._root}{path}").exists():
             return f"{path}: No such file or directory{_elsewhere(path)}"
         words = ('test -f "$1" && test -x "$1"', "sh", path)
-        test = self.start(*words, stdin=subprocess.DEVNULL)
-        return f"{path}: not a file that can be executed" if test.wait() else ""
+        if not self._succeeds(*words):
+            return f"{path}: not a file that can be executed"
+        return self._unusable_interpreter(path)
+
+    def _unusable_interpreter(self, path: str) -> str:
+        """Return why the user can't run the interpreter that a file names, or ""."""
+        interpreter = _interpreter(f"{self._root}{path}")
+        if not interpreter or self._succeeds('test -x "$1"', "sh", interpreter):
+            return ""
+        if not Path(f"{self._root}{interpreter}").exists():
+            return f"{path}: its interpreter {interpreter}: No such file or directory"
+        return (
+            f"{path}: this user can't run its interpreter, {interpreter}; a directory above it may "
+            "be closed to others"
+        )
+
+    def _succeeds(self, *words: str) -> bool:
+        """Return whether the shell's command ends with status 0."""
+        return self.start(*words, stdin=subprocess.DEVNULL).wait() == 0
 
 
 class Conditions(NamedTuple):
@@ -280,6 +302,8 @@ def _start(text: str, child: _Child, conditions: Conditions) -> Result:
         reported = [line for line in lines if _OURS.match(line)] or lines
         status = process.returncode
         error = reported[-1] if reported else f"ends with status {status} before it is ready"
+        if reported is lines and lines:
+            error = f"{_place(lines)}{error}"
     return Result(
         error,
         logged=() if error else tuple(lines),
@@ -373,6 +397,26 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def _place(lines: Sequence[str]) -> str:
+    """Return the innermost place of a traceback that is not a library's: "FILE:LINE: ", or ""."""
+    found = [place for line in lines if (place := _FRAME.match(line))]
+    own = [each for each in found if not _LIBRARY.search(each[1])]
+    for last in (own or found)[-1:]:
+        return f"{last[1]}:{last[2]}: "
+    return ""
+
+
+def _interpreter(path: str) -> str:
+    """Return the interpreter that the first line of a program names, or ""."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            first = file.readline(_LINE)
+    except OSError:
+        return ""
+    words = first.removeprefix(b"#!").decode("utf-8", "surrogateescape").split()
+    return words[0] if first.startswith(b"#!") and words else ""
 
 
 def _lines(log: BinaryIO) -> list[str]:

@@ -144,7 +144,16 @@ def test_a_supervised_filter_is_checked_without_its_supervisor(
     ("text", "reason"),
     [
         ("import smtpd_filters\nraise SystemExit(7)", "ends with status 7 before it is ready"),
-        ("import smtpd_filters.nowhere", "ModuleNotFoundError: No module named 'smtpd_filters.no"),
+        (
+            "import smtpd_filters.nowhere",
+            "FILE:2: ModuleNotFoundError: No module named 'smtpd_filters.no",
+        ),
+        ("import smtpd_filters\ndef f()\n  pass", "FILE:3: SyntaxError: expected ':'"),
+        ("import json, smtpd_filters\n\njson.loads('{')", "FILE:4: json.decoder.JSONDecodeError:"),
+        (
+            "from smtpd_filters import Filter\nclass X(Filter):\n  def x(self): pass",
+            "FILE:3: TypeError: filter 'x' (__main__.X): 'x' is not the handler of a phase",
+        ),
         (
             "import sys\nsys.exit('filter-x: --y: wrong\\nmore of smtpd_filters')",
             "filter-x: --y: wrong",
@@ -168,7 +177,9 @@ def test_a_filter_that_does_not_get_ready(
     checked: Callable[..., tuple[int, list[str]]],
 ) -> None:
     flags = ("--timeout", "500ms") if "not ready" in reason else ()
-    assert about(checked, program(text), *flags, ending=0.1).startswith(f"1 {reason}")
+    path = program(text)
+    expected = f"1 {reason.replace('FILE', path)}"
+    assert about(checked, path, *flags, ending=0.1).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -518,6 +529,19 @@ def test_a_filter_that_is_not_executable(
     assert about(checked, path) == f"1 {path}: not a file that can be executed (as {ME})"
 
 
+def test_an_interpreter_that_cannot_be_run(
+    tmp_path: Path, checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    path, interpreter = tmp_path / "filter-own", tmp_path / "python3"
+    path.write_text(f"#!{interpreter}\n{DYNDNS}")
+    path.chmod(0o755)
+    missing = f"{path}: its interpreter {interpreter}: No such file or directory"
+    assert about(checked, str(path)) == f"1 {missing} (as {ME})"
+    interpreter.touch(mode=0o644)
+    closed = f"1 {path}: this user can't run its interpreter, {interpreter}; a directory"
+    assert about(checked, str(path)).startswith(closed)
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -563,8 +587,8 @@ def test_another_user_than_root_tries_as_itself(
     )
     status, lines = checked(text)
     assert status == 0
-    assert lines[1] == f'1: filter "f": ok (as {user_name()})'
-    assert lines[2] == '2: filter "g": not checked: only root can try it in its chroot'
+    assert lines[0] == f'1: filter "f": ok (as {user_name()})'
+    assert lines[1] == '2: filter "g": not checked: only root can try it in its chroot'
     assert lines[3] == " only root can try filters as smtpd's user, whose rights may differ"
 
 
@@ -583,7 +607,19 @@ def test_what_is_wrong_with_the_file(checked: Callable[..., tuple[int, list[str]
 def test_a_warning_is_no_error(checked: Callable[..., tuple[int, list[str]]]) -> None:
     status, lines = checked('filter f proc-exec "/bin/sh"\n')
     assert status == 0
-    assert lines[0] == '1: warning: filter "f" is not used: no listener or action names it'
+    assert lines[1] == '1: warning: filter "f" is not used: no listener or action names it'
+
+
+def test_errors_are_before_warnings(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    wrong = program(DYNDNS, mode=0o644)
+    text = f'filter f proc-exec "/bin/sh"\nfilter g proc-exec "{wrong}"\nlisten on lo filter h\n'
+    _, lines = checked(text)
+    order = [line.partition(":")[2].partition(" ")[2] for line in lines if ": " in line]
+    assert order[0].startswith("no filter")
+    assert order[2].startswith('filter "g": ')
+    assert order[3].startswith("warning: ")
 
 
 def test_macros_of_the_command_line(checked: Callable[..., tuple[int, list[str]]]) -> None:

@@ -38,9 +38,11 @@ __all__ = [
 def read(path: str, macros: Mapping[str, str] | None = None) -> Configuration:
     """Parse a file, and add warnings of probable mistakes; `macros` are as for smtpd's `-D`.
 
+    Warnings are behind the errors, of which they may be a consequence.
+
     Raises ConfigError if the file can't be read.
     """
     made = parse(path, macros or {})
     made.problems += advise(made)
-    made.problems.sort(key=lambda problem: not problem.warning)
+    made.problems.sort(key=lambda problem: problem.warning)
     return made

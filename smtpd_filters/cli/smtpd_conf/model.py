@@ -76,6 +76,11 @@ class Configuration:
         #: The filters, or chains, that listeners and relay actions name.
         self.used: set[str] = set()
 
+    @property
+    def warnings(self) -> list[Problem]:
+        """The probable mistakes."""
+        return [problem for problem in self.problems if problem.warning]
+
     def members(self, names: Iterable[str]) -> list[str]:
         """Return the filters, each chain replaced by its members, in the order of their calls."""
         return [
