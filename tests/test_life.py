@@ -121,7 +121,7 @@ def test_failures_that_nobody_waits_for_are_logged_and_survived() -> None:
     with Conversation(Clumsy, errors=True) as smtpd:
         assert smtpd.connect().ehlo("mail.example.net").verb == "proceed"
     assert [line.partition("error=")[2][:26] for line in smtpd.log] == [
-        '"RuntimeError: refresh [ch',
+        '"RuntimeError: refresh [te',
         '"RuntimeError: link_connec',
         '"SystemExit: link_identify',
     ]
