@@ -182,8 +182,6 @@ class Leaf:
     def _decoded(self, data: bytes) -> None:
         if not data:
             return
-        if self._inner is not None:
-            self._inner(data)
         before, self._at = self._at, self._at + len(data)
         self.part.size = self._at
         if not self._sniffed:
@@ -201,8 +199,20 @@ class Leaf:
             if self._iso == ISO:
                 self.part.kind = "iso"
                 self.part.traits.add("unreadable")
-        if self.part.is_text:
-            self._text(data)
+        self._hand_on(data)
+
+    def _hand_on(self, data: bytes) -> None:
+        """Look for parts in decoded content: files in text, and those of a message."""
+        if self._inner is None:
+            if self.part.is_text:
+                self._text(data)
+        elif not self.part.is_text:
+            self._inner(data)
+        else:
+            # The order in which the two find parts must not depend on the pieces.
+            for line in data.splitlines(keepends=True):
+                self._inner(line)
+                self._text(line)
 
     def _recognise(self) -> None:
         """Recognise the kind by the first bytes, and begin to keep an archive."""

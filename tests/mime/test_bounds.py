@@ -121,6 +121,15 @@ def test_the_result_does_not_depend_on_the_blocks(pieces: list[bytes], size: int
     assert Memory.kept == 0
 
 
+def test_the_order_of_files_and_messages_in_text_does_not_depend_on_the_blocks() -> None:
+    part = b"\n--c\n\nbegin 644 a.exe\n#0V%T\nend\n" * 3
+    inner = b"Content-Type: multipart/mixed; boundary=c\n" + part + b"--c--\n"
+    message = mixed(b"Content-Type: text/plain; name=x.eml\n\n" + inner)
+    expected = read(message).parts
+    assert len(expected) == 11
+    assert all(read(message, size).parts == expected for size in (1, 7, 40, 60, 100))
+
+
 @settings(max_examples=part_of(200), deadline=None)
 @given(message=st.binary(max_size=400))
 def test_any_bytes_are_read(message: bytes) -> None:
