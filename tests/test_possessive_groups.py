@@ -24,7 +24,7 @@ from smtpd_filters.authentication.dkim import field
 from smtpd_filters.checks.author import addresses_in_text, from_field
 from smtpd_filters.filters.auth import authors
 from smtpd_filters.message import completion
-from smtpd_filters.mime import parameters
+from smtpd_filters.mime import comments, parameters
 from tests.effort import part
 
 if TYPE_CHECKING:
@@ -173,6 +173,15 @@ COSTLY: list[tuple[Callable[[str], object] | Callable[[bytes], object], str, str
     (parameters._NAMES.search, "name", "(a) ", "x"),
     (parameters._BOUNDARIES.search, "boundary", "()", "x"),
     (parameters._CHARSETS.search, "charset", "(a) ", "("),
+    (parameters._NAMES.search, "", "name(", "x"),
+    (parameters._NAMES.search, "", "name(a)", "x"),
+    (parameters._NAMES.search, "", "name", "()x"),
+    (parameters._SIGN.search, "", "name(", "x"),
+    (parameters._SIGN.search, "name", "(a) ", "x"),
+    (parameters._TOGGLED.match, "", 'a"a"', '"'),
+    (comments._BEFORE.match, "", 'a"b"', '"'),
+    (comments._BEFORE.match, "", '"\\a', "\\"),
+    (comments._WITHIN[1].match, "", "a\\a", "\\"),
     (parameters._TYPE.match, "", "(a) ", "("),
     (parameters._TOKEN.match, "", "()", "("),
 ]

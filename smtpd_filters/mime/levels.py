@@ -42,6 +42,10 @@ class Levels:
         """Whether the innermost one declares no boundary."""
         return not self._levels[-1].boundaries
 
+    def declares(self, boundary: bytes) -> bool:
+        """Return whether this is a boundary of the innermost one."""
+        return boundary in self._levels[-1].boundaries
+
     @property
     def cost(self) -> int:
         """The units of work to compare a line with all delimiters."""

@@ -12,6 +12,8 @@ HEADER = 1 << 16
 #: such fields.
 PARAMETERS = 1 << 12
 REPEATED = 10
+#: Comments of such a field.
+COMMENTS = 100
 #: Names of a part or a member of an archive, by all readings; and characters of a name, which are
 #: the last ones of a longer name.
 NAMES = 40

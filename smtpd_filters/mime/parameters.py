@@ -1,28 +1,41 @@
 r"""Parameters of Content-Type and Content-Disposition, by all readings of lenient mail programs.
 
-The parser looks for `name =` anywhere in a field, so that a missing semicolon, an open quote or a
-comment hides nothing. Each value is read in several ways: quoted and not, up to a semicolon or a
-blank, with and without escapes, RFC 2231 continuations joined whatever gaps they have.
+The parser looks for `name =` anywhere in a field, also in values that aren't quoted, with comments
+and without, so that a missing semicolon, an open quote or a comment hides nothing. Each value is
+read in several ways: quoted and not, up to a semicolon or a blank, with and without escapes, RFC
+2231 continuations joined whatever gaps they have.
 """
 
 from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import NamedTuple
 
 from smtpd_filters.checks.author.encoded_words import decoded
 
+from .comments import readings
+from .limits import PARAMETERS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _VALUE = (
-    r"((?:\*\d{0,4}+\*?+)?+)\s*+(?:\([^)]*+\)\s*+)*=\s*+"
+    r"((?:\*\d{0,4}+\*?+)?+)\s*+(?:\([^)]{0,200}+\)\s*+)*=\s*+"
     r'("(?:[^"\\]|\\.)*+(?:"|$)|[^;]*+)'
 )
 _NAMES = re.compile(rf"(?<![\w-])(?:file)?name{_VALUE}", re.IGNORECASE | re.DOTALL)
 _BOUNDARIES = re.compile(rf"(?<![\w-])boundary{_VALUE}", re.IGNORECASE | re.DOTALL)
 _CHARSETS = re.compile(rf"(?<![\w-])charset{_VALUE}", re.IGNORECASE | re.DOTALL)
+#: The beginning of such a parameter; comments in it that all programs read the same are no matter.
+_SIGN = re.compile(
+    r"(?<![\w-])(?:(?:file)?name|boundary|charset)(?:\*\d{0,4}+\*?+)?"
+    r"\s*+(?:\([^();\\]{0,200}+\)\s*+)*=",
+    re.IGNORECASE,
+)
+#: A value with quotes within it, to the programs for which a semicolon in them doesn't end it.
+_TOGGLED = re.compile(r'(?:[^;"]++|"[^"]*+")*')
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 _TYPE = re.compile(
@@ -36,48 +49,70 @@ _MESSAGE = re.compile(
     r"(?<![\w.+-])message\s*+/\s*+(rfc822|global|news|external-body|partial)(?![\w.+-])",
     re.IGNORECASE,
 )
-#: What is before the first word of a field, as in one with an open comment.
-_BEFORE_WORD = re.compile(r"\A[^\w.+-]*+")
+_WORD = re.compile(r"[\w.+-]++")
 _MESSAGES = frozenset(
     f"message/{name}" for name in ("rfc822", "global", "news", "external-body", "partial")
 )
 
-#: Values of a field that are looked at: as many as `limits.PARAMETERS` characters can hold.
-_MOST = 1 << 11
+#: Characters of values of a field that are looked at, by all readings and with values in values.
+#: With a comment or two there are twice as many readings.
+_ROOM = PARAMETERS * 4
 #: Characters behind a quoted value that may belong to it.
 _BEHIND = 300
+#: Blanks between a semicolon in quotes and a parameter.
+_BLANKS = 50
 #: Characters of a delimiter. RFC 2046 section 5.1.1 allows 70; programs don't count.
 _BOUNDARY_MAX = 1000
 
 
-def names(field: str) -> list[str]:
+class Values(NamedTuple):
+    """The values of a parameter by all readings, and whether all could be read."""
+
+    values: list[str]
+    complete: bool
+
+
+def names(field: str) -> Values:
     """Return the values of `name` and `filename` in a field, by all readings, undecoded words."""
-    return list(dict.fromkeys(_values(_NAMES, field)))
+    return _values(_NAMES, field)
 
 
-def boundaries(field: str) -> list[str]:
+def boundaries(field: str) -> Values:
     """Return the values of `boundary` in a field; several if programs would disagree."""
+    values, complete = _values(_BOUNDARIES, field)
     found: dict[str, None] = {}
-    for value in _values(_BOUNDARIES, field):
+    for value in values:
         if value and len(value) <= _BOUNDARY_MAX:
             found[value] = None
             # Programs written in C see it up to a NUL.
             if "\0" in value:
                 found[value.partition("\0")[0]] = None
-    return list(found)
+    return Values(list(found), complete)
 
 
 def count_boundaries(field: str) -> int:
-    """Return how many different boundaries a field declares."""
-    found = {match[2].strip().strip('"') for match in _BOUNDARIES.finditer(field) if not match[1]}
-    return len(found)
+    """Return how many different boundaries a field declares, by the reading with most of them."""
+    room = _Room()
+    return max(
+        len({each[2].strip().strip('"') for each in room.matches(_BOUNDARIES, text) if not each[1]})
+        for text in readings(field)
+    )
+
+
+def is_behind_comment(field: str) -> bool:
+    """Return whether a parameter's name is separated from its value by a comment.
+
+    Comments that all programs read the same don't count.
+    """
+    if "(" not in field:
+        return False
+    plain, *others = (len(_SIGN.findall(text)) for text in readings(field))
+    return any(each > plain for each in others)
 
 
 def charset(field: str) -> str:
     """Return the character set that a field declares, in lower case; "" if it declares none."""
-    for value in _values(_CHARSETS, field):
-        return value.strip().lower()[:64]
-    return ""
+    return next(iter(_values(_CHARSETS, field).values), "").strip().lower()[:64]
 
 
 def media_type(field: str) -> str:
@@ -93,16 +128,57 @@ def is_container(kind: str) -> bool:
     return kind.startswith("multipart/") or kind in _MESSAGES
 
 
-def disguised_type(field: str) -> str:
-    """Return the type of multiparts or messages that a field has against the grammar, or ""."""
-    declared = media_type(field)
-    if declared.startswith("multipart/"):
-        return ""
-    text = field.partition(";")[0]
-    if _MULTIPART.search(text):
-        return "multipart/mixed"
-    match = None if is_container(declared) else _MESSAGE.search(text)
-    return f"message/{match[1].lower()}" if match else ""
+class Types(NamedTuple):
+    """The types that a field declares by all readings, and what is odd about it, or "".
+
+    `certain` is whether all programs read its type and parameters the same, comments or not.
+    """
+
+    types: tuple[str, ...]
+    odd: str
+    certain: bool
+
+
+def media_types(field: str) -> Types:
+    """Return the types that a Content-Type field declares, also against the grammar.
+
+    Multiparts and messages are looked for anywhere before a semicolon, or behind one that may be in
+    a comment.
+    """
+    heads, every = _readings_of_head(field, media_type)
+    found = [each for each in every if each]
+    if len(every) > 1 or ("(" in heads[0] and not found):
+        heads.append(field)
+    odd = "comment in a type" if len(every) > 1 else ""
+    container = next(filter(is_container, found), "")
+    if container and odd:
+        odd = _invalid(container)
+    if not any(each.startswith("multipart/") for each in found):
+        hidden = "multipart/mixed" if any(map(_MULTIPART.search, heads)) else ""
+        if not hidden and not container:
+            match = next(filter(None, map(_MESSAGE.search, heads)), None)
+            hidden = f"message/{match[1].lower()}" if match else ""
+        if hidden:
+            found.append(hidden)
+            odd = _invalid(hidden)
+    return Types(tuple(found), odd, not odd and len(readings(field)) == 1)
+
+
+def _invalid(container: str) -> str:
+    return f"{container.partition('/')[0]} of an invalid type"
+
+
+def _readings_of_head(field: str, read: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """Return what is before a semicolon, by all readings, and what is read of each and of fields.
+
+    What is read may be "", and has no repeats.
+    """
+    if "(" not in field:
+        head = field.partition(";")[0]
+        return [head], [read(head)]
+    texts = readings(field)
+    heads = list(dict.fromkeys(each.partition(";")[0] for each in texts))
+    return heads, list(dict.fromkeys(map(read, (*heads, *texts))))
 
 
 def token(field: str) -> str:
@@ -111,30 +187,67 @@ def token(field: str) -> str:
     return match[1].lower()[:64] if match else ""
 
 
-def disguised_token(field: str) -> str:
-    """Return the first word of a field that doesn't begin with one, such as `(base64`; or ""."""
-    return token(_BEFORE_WORD.sub("", field, 1))
+def tokens(field: str) -> list[str]:
+    """Return the first word of a field by all readings; several, or "", if programs disagree."""
+    return _readings_of_head(field, token)[1]
 
 
-def _values(pattern: re.Pattern[str], field: str) -> Iterator[str]:
-    segments: list[tuple[int, str, bool]] = []
-    for number, match in enumerate(pattern.finditer(field)):
-        if number >= _MOST:
-            break
-        section, value = match[1], match[2]
-        if not section:
-            yield from _plain(value)
-            yield from _behind(value, field[match.end() : match.end() + _BEHIND].partition(";")[0])
-            continue
-        extended = section.endswith("*")
-        digits = section.strip("*")
-        if digits:
-            segments.append((int(digits), value, extended))
-        else:
-            for text in _plain(value):
-                yield from _extended(text)
-    if segments:
-        yield from _joined(segments)
+def words(field: str) -> list[str]:
+    """Return all words of a field, in lower case."""
+    return _WORD.findall(field.lower())
+
+
+class _Room:
+    """What is left of the characters of values that are looked at."""
+
+    __slots__ = ("left",)
+
+    def __init__(self) -> None:
+        self.left = _ROOM
+
+    def matches(self, pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
+        """Yield the parameters in a text and in values, unless there is no room for the latter."""
+        at = end = end_quoted = 0
+        while match := pattern.search(text, at):
+            start = match.start()
+            before = text[max(start - _BLANKS, 0) : start]
+            if start < end:
+                found = before[-1] != "?"  # as in encoded words
+            else:
+                found = start >= end_quoted or before.rstrip()[-1:] == ";"
+            if found:
+                yield match
+            value = match[2]
+            self.left -= len(value)
+            at = match.end()
+            if self.left < 0:
+                continue
+            if not value.startswith('"'):
+                end, at = match.end(), match.start(2)
+            elif ";" in value:  # the end of it, for programs that don't know quotes
+                end_quoted, at = match.end(), match.start(2) + value.index(";")
+
+
+def _values(pattern: re.Pattern[str], field: str) -> Values:
+    room = _Room()
+    found: dict[str, None] = {}
+    for text in readings(field):
+        segments: list[tuple[int, str, bool]] = []
+        for match in room.matches(pattern, text):
+            section, value = match[1], match[2]
+            extended = section.endswith("*")
+            digits = section.strip("*")
+            if digits:
+                segments.append((int(digits), value, extended))
+            elif section:
+                for each in _plain(value):
+                    found.update(dict.fromkeys(_extended(each)))
+            else:
+                found.update(dict.fromkeys(_plain(value)))
+                found.update(dict.fromkeys(_behind(value, text, match)))
+        if segments:
+            found.update(dict.fromkeys(_joined(segments)))
+    return Values(list(found), room.left >= 0)
 
 
 def _plain(value: str) -> Iterator[str]:
@@ -159,11 +272,21 @@ def _plain(value: str) -> Iterator[str]:
         yield value.partition("(")[0].strip()
 
 
-def _behind(value: str, rest: str) -> Iterator[str]:
-    """Yield the reading of programs that end a quoted value at the semicolon, not at the quote."""
-    rest = rest.strip()
-    if value.startswith('"') and rest and not rest.startswith("("):
-        yield (value + rest).replace('"', "").strip()
+def _behind(value: str, text: str, match: re.Match[str]) -> Iterator[str]:
+    """Yield readings of a value with quotes that end elsewhere: at a semicolon, or behind one.
+
+    Some programs end a quoted value at the semicolon, not at the quote; to others quotes within a
+    value are quotes.
+    """
+    if value.startswith('"'):
+        rest = text[match.end() : match.end() + _BEHIND].partition(";")[0].strip()
+        if rest and not rest.startswith("("):
+            yield (value + rest).replace('"', "").strip()
+    elif '"' in value:
+        at = match.start(2)
+        toggled = _TOGGLED.match(text[at : at + len(value) + _BEHIND])
+        if toggled and len(toggled[0]) > len(value):
+            yield toggled[0].replace('"', "").strip()
 
 
 def _joined(segments: list[tuple[int, str, bool]]) -> Iterator[str]:
@@ -180,11 +303,24 @@ def _joined(segments: list[tuple[int, str, bool]]) -> Iterator[str]:
     if ordered != segments:
         ways.append(segments)
     for way in ways:
-        text = "".join(next(_plain(value)) for _, value, _ in way)
-        if any(extended for _, _, extended in way):
-            yield from _extended(text)
-        else:
-            yield text
+        texts = ["".join(next(_plain(value)) for _, value, _ in way)]
+        short = "".join(_without_parameter(value) for _, value, _ in way)
+        if short != texts[0]:
+            texts.append(short)
+        for text in texts:
+            if any(extended for _, _, extended in way):
+                yield from _extended(text)
+            else:
+                yield text
+
+
+def _without_parameter(value: str) -> str:
+    """Return a value up to a blank if a parameter is behind it, with no semicolon between."""
+    whole = next(_plain(value))
+    if value.startswith('"'):
+        return whole
+    word, _, rest = whole.partition(" ")
+    return word if "=" in rest else whole
 
 
 def _extended(text: str) -> Iterator[str]:

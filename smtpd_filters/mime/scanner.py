@@ -17,6 +17,7 @@ import re
 from collections import deque
 
 from .archives import inspect
+from .comments import has_too_many
 from .content import Content
 from .leaf import ENCODINGS, Leaf
 from .levels import Level, Levels
@@ -26,14 +27,14 @@ from .parameters import (
     boundaries,
     charset,
     count_boundaries,
-    disguised_token,
-    disguised_type,
     first,
+    is_behind_comment,
     is_container,
-    media_type,
+    media_types,
     names,
-    token,
+    tokens,
     unfolded,
+    words,
 )
 
 TYPE_CHECKING = False
@@ -112,9 +113,12 @@ class Scan:
         self._outer = outer
         self._depth, self._raw, self._nested = depth, raw, nested
         self._levels = Levels(content)
-        #: Attached messages that haven't ended, each with the number of levels around it.
+        #: Attached messages that haven't ended, and multiparts that programs may show as a file,
+        #: each with the number of levels around it.
         self._messages: list[tuple[int, Part]] = []
         self._leaf: Leaf | None = None
+        #: The multipart that has no delimiter so far, which drops it.
+        self._undelimited: Part | None = None
         self._inner: _Lines | None = None
         self._in_header = True
         self._fields: list[bytes] = fields or []
@@ -233,6 +237,8 @@ class Scan:
                     self.content.cut_off("parameters of a part too long")
                     found.append(value[:room])
                     break
+                if has_too_many(value):
+                    self.content.cut_off("too many comments in a field")
                 found.append(value)
                 room -= len(value)
         return found
@@ -247,10 +253,11 @@ class Scan:
                 self.content.keep(raw, nested=self._nested)
         self._described = [each for each in self._fields if each[:8].lower() == _CONTENT]
         types = self._values(_TYPE)
-        declared = tuple(dict.fromkeys(filter(None, map(media_type, types))))
-        for each in filter(None, map(disguised_type, types)):
-            self.content.odd(f"{each.partition('/')[0]} of an invalid type")
-            declared = (*declared, each)
+        readings = list(map(media_types, types))
+        declared = tuple(dict.fromkeys(each for one in readings for each in one.types))
+        for one in readings:
+            if one.odd:
+                self.content.odd(one.odd)
         if _PARTIAL in declared:
             self.content.cut_off("a piece of a message")
         depth = self._depth
@@ -261,7 +268,8 @@ class Scan:
             self.content.cut_off("too many levels")
             declared = ("application/octet-stream",)
         if any(each.startswith("multipart/") for each in declared):
-            self._begin_multipart(types, encoding, at)
+            certain = len(declared) == 1 and all(one.certain for one in readings)
+            self._begin_multipart(types, declared, encoding, at, certain=certain)
         elif any(map(is_container, declared)):
             self._begin_message(types, declared, encoding, at)
         else:
@@ -269,24 +277,36 @@ class Scan:
         self._fields, self._spilled = [], bytearray()
 
     def _encoding(self) -> str:
-        fields = self._values(_ENCODING)
-        values = [token(each) or disguised_token(each) for each in fields]
+        values: list[str] = []
+        odd = False
+        for field in self._values(_ENCODING):
+            found = tokens(field)
+            values += found
+            if len(found) > 1 or (field.strip() and not found[0]):
+                odd = True
+                values += (each for each in words(field) if each in ENCODINGS)
         known = list(dict.fromkeys(ENCODINGS.get(each, "") for each in values))
-        if (
-            len(known) > 1
-            or any(each not in ENCODINGS for each in values)
-            or any(each.strip() and not token(each) for each in fields)
-        ):
+        if odd or len(known) > 1 or any(each not in ENCODINGS for each in values):
             self.content.odd("unknown or several encodings")
         if len(set(known) - {""}) > 1:
             self.content.cut_off("several encodings")
         return first(known)
 
-    def _begin_multipart(self, types: list[str], encoding: str, at: int) -> None:
-        every = [each for value in types for each in boundaries(value)]
-        found = [each.encode("utf-8", "surrogateescape").rstrip() for each in dict.fromkeys(every)]
+    def _begin_multipart(
+        self,
+        types: list[str],
+        declared: tuple[str, ...],
+        encoding: str,
+        at: int,
+        *,
+        certain: bool,
+    ) -> None:
+        """Begin a multipart; `certain` is whether all programs take it for one."""
+        readings = list(map(boundaries, types))
+        every = dict.fromkeys(each for one in readings for each in one.values)
+        found = [each.encode("utf-8", "surrogateescape").rstrip() for each in every]
         found = [each for each in found if each]
-        if len(found) > BOUNDARIES:
+        if len(found) > BOUNDARIES or not all(one.complete for one in readings):
             self.content.cut_off("too many boundaries")
             del found[BOUNDARIES:]
         if not found:
@@ -296,9 +316,37 @@ class Scan:
         if encoding:
             # The encoded reading: what isn't a part by the raw one is decoded, and read again.
             self.content.odd("encoded multipart")
-            self._read_decoded(encoding, self._described, at)
+            leaf = self._read_decoded(encoding, self._described, at)
+            if leaf is not None:
+                kind = leaf.part.type
+                self._describe(leaf.part, types, declared, encoding, at)
+                leaf.part.type, leaf.part.types = kind, ()
+        else:
+            self._begin_undelimited(types, declared, at, certain=certain and len(found) == 1)
         self._levels.push(Level(found, self._depth, nested=self._nested))
         self._depth += 1
+
+    def _begin_undelimited(
+        self, types: list[str], declared: tuple[str, ...], at: int, *, certain: bool
+    ) -> None:
+        """Begin what programs show of a multipart in which they find no delimiter: a file or text.
+
+        The first delimiter drops it, unless it has a name or is a message, and not all programs are
+        `certain` to find that.
+        """
+        self.content.work += _PART
+        part = self.content.add(self._depth)
+        if part is None:
+            return
+        self._describe(part, types, declared, "", at)
+        if self._raw:
+            self._messages.append((len(self._levels), part))
+        as_message = any(is_container(each) and each[:10] != "multipart/" for each in declared)
+        if certain or not (part.names or as_message):
+            self._undelimited = part
+        if not (part.names or as_message):
+            part.type, part.types = "", ()
+        self._open_leaf(part, "", as_message=as_message)
 
     def _read_decoded(self, encoding: str, fields: list[bytes], at: int) -> Leaf | None:
         part = self.content.add(self._depth)
@@ -354,8 +402,13 @@ class Scan:
             self._leaf = None
             return
         self._describe(part, types, declared, encoding, at)
+        self._open_leaf(part, encoding)
+
+    def _open_leaf(self, part: Part, encoding: str, *, as_message: bool = False) -> None:
+        """Begin to read a content, which is a message as well by its name or `as_message`."""
         inner = None
-        if self._depth < DEPTH and any(extension(each) in _MESSAGE_FILES for each in part.names):
+        as_message = as_message or any(extension(each) in _MESSAGE_FILES for each in part.names)
+        if self._depth < DEPTH and as_message:
             self._inner = _Lines(self._inner_scan(None, part, nested=True))
             inner = self._inner.write
         self._leaf = Leaf(self.content, part, encoding, self._ended, inner)
@@ -367,18 +420,29 @@ class Scan:
     ) -> None:
         """Fill in what the fields say of a part."""
         dispositions = self._values(_DISPOSITION)
-        raw = [each for value in (*dispositions, *types) for each in names(value)]
+        fields = (*dispositions, *types)
+        readings = list(map(names, fields))
+        raw = [each for one in readings for each in one.values]
         part.names, more = all_readings(raw)
         self.content.work += sum(map(cost, raw))
-        if more:
+        if more or not all(one.complete for one in readings):
             self.content.cut_off("too many names of a part")
-        if len(dispositions) > 1 or len(set(map(extension, part.names))) > 1:
+        # The name of a multipart is no matter unless something else is odd.
+        if not any(each.startswith("multipart/") for each in declared) and (
+            len(dispositions) > 1 or len(set(map(extension, part.names))) > 1
+        ):
             self.content.odd("several names of a part")
+        if any(map(is_behind_comment, fields)):
+            self.content.odd("comment in a parameter")
+        first_words = [tokens(each) for each in dispositions]
+        if any(len(each) > 1 for each in first_words):
+            self.content.odd("comment in a disposition")
         part.outer = part.outer or self._outer
         part.types = declared
         part.type = first(declared)
         part.encoding = encoding
-        part.disposition = first(map(token, dispositions))
+        every = [each for one in first_words for each in one]
+        part.disposition = "attachment" if "attachment" in every else first(every)
         part.charset = first(map(charset, types))
         if self._raw:
             part.start, part.body = self._header_at, at
@@ -406,8 +470,9 @@ class Scan:
                 adopts = not self._levels.adopt(line)
             level = self._levels.crossed(line)
             if level is not None:
+                plain = self._is_plain(level, block, found, line_end)
                 self._emit(block[start:found])
-                self._cross(level, found, line_end)
+                self._cross(level, found, line_end, plain=plain)
                 return line_end
             at = line_end
         self._emit(block[start:])
@@ -417,9 +482,11 @@ class Scan:
         if self._leaf is not None and data:
             self._leaf.write(data)
 
-    def _cross(self, found: tuple[int, bool], start: int, end: int) -> None:
-        """Cross a delimiter whose line is there in the block."""
+    def _cross(self, found: tuple[int, bool], start: int, end: int, *, plain: bool = False) -> None:
+        """Cross a delimiter whose line is there in the block; `plain` as by `_is_plain`."""
         number, closing = found
+        if plain:
+            self._drop_undelimited()
         self._end_leaf(self._offset + start)
         self._end_messages(number, self._offset + start)
         level = self._levels.back_to(number)
@@ -436,8 +503,34 @@ class Scan:
         self._fields = []
         self._header_at = self._offset + end
 
+    def _is_plain(self, found: tuple[int, bool], block: bytes, start: int, end: int) -> bool:
+        """Return whether all programs see that the innermost multipart has a delimiter."""
+        number, closing = found
+        line, original = block[start:end], self._original
+        return (
+            number == len(self._levels) - 1
+            and not closing
+            and line.startswith(b"--")
+            and self._levels.declares(line[2:].rstrip())
+            and b"\r" not in {original[start - 1 : start], original[end - 1 : end]}
+        )
+
+    def _drop_undelimited(self) -> None:
+        """Drop what was read as the content of a multipart that has a delimiter after all."""
+        part, self._undelimited = self._undelimited, None
+        if part is None:
+            return
+        self.drop()
+        self._leaf = self._inner = None
+        parts = self.content.parts
+        self.content.text_left += sum(len(each.head) for each in parts[part.number :])
+        del parts[part.number :]
+        if self._raw:
+            self._messages.pop()
+
     def _end_leaf(self, at: int) -> None:
         leaf, self._leaf = self._leaf, None
+        self._undelimited = None
         if leaf is None:
             return
         leaf.close()

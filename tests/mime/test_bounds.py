@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import tracemalloc
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpd_filters.mime import limits
+from smtpd_filters.mime import limits, parameters
 from smtpd_filters.mime.scanner import Scanner
 from tests.effort import part as part_of
 from tests.mime.reading import EXE, Memory, attached, blocks, every_name, mixed, read, zipped
 from tests.mime.test_corpus import NAMES, STRUCTURES
+
+if TYPE_CHECKING:
+    from smtpd_filters.mime.content import Content
 
 
 def test_levels() -> None:
@@ -67,6 +71,32 @@ def test_boundaries_of_a_multipart() -> None:
     assert "too many boundaries" in content.oddities
 
 
+def test_values_in_values() -> None:
+    field = b"Content-Disposition: attachment; " + b"name=" * 700 + b"a.exe"
+    content = read(mixed(field + b"\n\nx\n"))
+    assert "too many names of a part" in content.oddities
+    assert content.cut
+    assert sum(map(len, parameters.names("name=" * 800).values)) < 8 * limits.PARAMETERS
+    many = b"boundary=" * 400
+    content = read(b"Content-Type: multipart/mixed; " + many + b"\n\n--b0\n\nx\n--b0--\n")
+    assert "too many boundaries" in content.oddities
+    assert content.cut
+
+
+@pytest.mark.parametrize("field", [b"x; filename", b"x; name=b; filename"])
+def test_comments_of_a_field(field: bytes) -> None:
+    def with_comments(count: int) -> Content:
+        comments = b"(" * (count // 2) + b")" * (count // 2) + b"()" * (count - count // 2)
+        return read(mixed(b"Content-Disposition: " + field + comments + b"=a.exe\n\nx\n"))
+
+    content = with_comments(limits.COMMENTS)
+    assert "a.exe" in every_name(content)
+    assert not content.cut
+    content = with_comments(limits.COMMENTS + 1)
+    assert "too many comments in a field" in content.oddities
+    assert content.cut
+
+
 def test_an_archive_beyond_its_limits_is_only_ambiguous() -> None:
     content = read(attached(zipped(*((str(each), b"") for each in range(9)))), members=3)
     assert content.ambiguous
@@ -104,6 +134,7 @@ PIECES = st.one_of(
             b"Content-Type: multipart/mixed; boundary=c\n", b"Content-Type: multipart/digest\n",
             base64.b64encode(zipped(("a.exe", EXE))) + b"\n", base64.encodebytes(EXE),
             b"Content-Disposition: attachment; filename*0=", b"=?utf-8?B?", b'"', b";", b"--",
+            b"Content-Type: (;()) multipart/mixed; name=a.eml; boundary(", b"(", b")", b"\\", b"=",
         ]
     ),
     st.sampled_from([b"filename=" + each for each, _ in NAMES.values()]),

@@ -8,7 +8,7 @@ import binascii
 import pytest
 
 from smtpd_filters.mime import limits
-from tests.mime.reading import EXE, attached, every_name, mixed, read
+from tests.mime.reading import EXE, attached, every_name, mixed, read, zipped
 
 #: A field of the attachment, and a name that must be among its readings.
 NAMES = {
@@ -56,6 +56,25 @@ NAMES = {
     "a comment behind": (b"filename=a.exe (a comment)", "a.exe"),
     "a comment before the sign": (b"filename (a comment) = a.exe", "a.exe"),
     "an open comment before another sign": (b'name (=x filename="a.exe" y', "a.exe"),
+    "comments in a comment before the sign": (b"filename(;())=a.exe", "a.exe"),
+    "a semicolon in a comment before the sign": (b"filename (a;b) = a.exe", "a.exe"),
+    "a quoted pair in a comment before the sign": (b"filename(\\);)=a.exe", "a.exe"),
+    "a comment without quoted pairs before the sign": (b"filename(;(\\))=a.exe", "a.exe"),
+    "a comment within the parameter": (b"file(;())na(c)me=a.exe", "a.exe"),
+    "a comment within the value": (b"filename=a.(c)e(d(e))xe", "a.exe"),
+    "a comment before a quoted value": (b'filename=(a(;)) "a.exe" y', "a.exe"),
+    "a comment before the sign of an extended one": (b"filename(;())*=''a%2Eexe", "a.exe"),
+    "a quoted one within a value": (b'name=x filename="a.exe" y', "a.exe"),
+    "one within a value": (b"name=x filename=a.exe y", "a.exe"),
+    "one behind a comma in a value": (b"name=x,filename=a.exe", "a.exe"),
+    "one within one within a value": (b'name=x name=y filename="a.exe" z', "a.exe"),
+    "an extended one within a value": (b"name=x filename*=utf-8''a%2Eexe y", "a.exe"),
+    "a continuation within a value": (b'name=x filename*0="a." y; filename*1=exe', "a.exe"),
+    "one with a semicolon within a value": (b'name=x filename="b;a.exe" y', "b;a.exe"),
+    "one within a continuation": (b'filename*0=x filename="a.exe" y', "a.exe"),
+    "one behind a continuation": (b"filename*0=a.exe size=3", "a.exe"),
+    "one behind a semicolon in quotes": (b'name="x; filename=a.exe; y"', "a.exe"),
+    "a semicolon in quotes within the value": (b'filename=x";".exe', "x;.exe"),
     "text behind the quote": (b'filename="a.txt".exe', "a.txt.exe"),
     "a quote within quotes": (b'filename=""a.exe""', "a.exe"),
     "an empty value before it": (b'filename="" a.exe', "a.exe"),
@@ -134,6 +153,107 @@ STRUCTURES = {
     "an open comment before the type": (
         b"Content-Type: (multipart/mixed; boundary=b\n\n--b\n" + PART + b"--b--\n",
         "multipart of an invalid type",
+    ),
+    **{
+        f"{case} the type": (
+            b"Content-Type: " + field + b"; boundary=b\n\n--b\n" + PART + b"--b--\n",
+            "multipart of an invalid type",
+        )
+        for case, field in (
+            ("comments in a comment with a semicolon before", b"(;()) multipart/mixed"),
+            ("a comment with a semicolon before", b"(a;b) multipart/mixed"),
+            ("another type in a comment before", b"(text/plain; x) multipart/mixed"),
+            ("a comment with a quoted pair before", b"(\\);) multipart/mixed"),
+            ("a comment with a quote before", b'(";) multipart/mixed'),
+            ("a comment without quoted pairs before", b"(;\\) multipart/mixed"),
+            ("comments without quoted pairs before", b"(;(\\)) multipart/mixed"),
+            ("an open comment and another before", b"((;) multipart/mixed"),
+            ("comments within", b"multipart (;()) / (a(;)) mixed"),
+            ("a comment within a word of", b"multi(;)part/mixed"),
+        )
+    },
+    **{
+        f"{case} the type of a message": (
+            b"Content-Type: " + field + b"\n\n" + INNER, "message of an invalid type",
+        )
+        for case, field in (
+            ("comments in a comment with a semicolon before", b"(;()) message/rfc822"),
+            ("a comment within", b"message/(a;b)rfc822"),
+        )
+    },
+    **{
+        f"{case} the encoding": (
+            b"Content-Type: message/rfc822\nContent-Transfer-Encoding: " + field + b"\n\n"
+            + base64.encodebytes(INNER),
+            "unknown or several encodings",
+        )
+        for case, field in (
+            ("comments in a comment with a semicolon before", b"(;()) base64"),
+            ("a comment with a semicolon before", b"(a;b) base64"),
+            ("a comment with a quoted pair before", b"(\\)) base64"),
+            ("comments without quoted pairs before", b"(x;(\\)) base64"),
+            ("a comment within", b"ba(;)se64"),
+        )
+    },
+    "a comment before the sign of a boundary": (
+        b"Content-Type: multipart/mixed; boundary(;())=b\n\n--b\n" + PART + b"--b--\n",
+        "comment in a parameter",
+    ),
+    "another boundary within a boundary": (
+        b'Content-Type: multipart/mixed; boundary=x boundary="b" y\n\n--b\n' + PART + b"--b--\n",
+        "two boundaries",
+    ),
+    **{
+        f"a multipart of that name, {case}": (
+            b"Content-Type: multipart/mixed" + parameters + b"; name=a.exe\n\nMZ\n" + body, oddity,
+        )
+        for case, parameters, body, oddity in (
+            ("no delimiter", b"; boundary=b", b"", "no closing boundary"),
+            ("another delimiter", b"; boundary=b", b"--c\n\nx\n--c--\n", "no closing boundary"),
+            ("an end only", b"; boundary=b", b"--b--\n", ""),
+            ("no boundary, delimiter", b"", b"--b\n\nx\n--b--\n", "multipart without a boundary"),
+            ("two boundaries", b"; boundary=b; boundary=c", b"--c\n\nx\n--c--\n", "two boundaries"),
+            ("an indented delimiter", b"; boundary=b", b" --b\n\nx\n--b--\n",
+             "indented boundary"),
+            ("text behind it", b"; boundary=b", b"--b x\n\nx\n--b--\n", "text behind a boundary"),
+            ("a return before it", b"; boundary=b", b"x\r--b\n\nx\n--b--\n",
+             "bare carriage return"),
+            ("a return behind it", b"; boundary=b", b"--b\rX: y\n\nx\n--b--\n",
+             "bare carriage return"),
+            ("a comment before its sign", b"; boundary (c) = b", b"--b\n\nx\n--b--\n", ""),
+            ("a comment", b" (c); boundary=b", b"--b\n\nx\n--b--\n", ""),
+            ("a comment before it", b"; boundary(;())=b", b"--b\n\nx\n--b--\n",
+             "comment in a parameter"),
+        )
+    },
+    "a multipart of that name in its disposition": (
+        MIXED + b"Content-Disposition: attachment; filename=a.exe\n\nMZ\n", "no closing boundary",
+    ),
+    "a multipart of that name in another type": (
+        b"Content-Type: application/octet-stream; name=a.exe\n" + MIXED + b"\n--b\n\nx\n--b--\n",
+        "two types",
+    ),
+    "a multipart of that name in a multipart": (
+        MIXED + b"\n--b\nContent-Type: multipart/mixed; boundary=c; name=a.exe\n\nMZ\n--b--\n",
+        "no closing boundary",
+    ),
+    "a message of another type, without a delimiter": (
+        b"Content-Type: message/rfc822\n" + MIXED.replace(b"=b", b"=c") + b"\n" + INNER
+        + b"--c--\n",
+        "two types",
+    ),
+    "a multipart of that name, encoded": (
+        MIXED + b"Content-Disposition: attachment; filename=a.exe\n"
+        b"Content-Transfer-Encoding: base64\n\nTVo=\n",
+        "encoded multipart",
+    ),
+    "uuencoded in a multipart without a delimiter": (
+        MIXED + b"\nbegin 644 a.exe\n" + binascii.b2a_uu(b"MZ\0\0") + b"end\n",
+        "no closing boundary",
+    ),
+    "an attached message in a multipart without a delimiter": (
+        MIXED[:-1] + b"; name=x.eml\n\n" + INNER.replace(b"b\n", b"c\n").replace(b"--b", b"--c"),
+        "no closing boundary",
     ),
     "an open comment before the type of a message": (
         b"Content-Type: (message/rfc822\n\n" + INNER, "message of an invalid type",
@@ -294,6 +414,86 @@ def test_names_of_ordinary_parts_are_within_the_limit() -> None:
     content = read(mixed(fields.encode() + b"\nx\n"))
     assert not content.cut
     assert len(content.parts[-1].names) < limits.NAMES / 2
+
+
+def test_a_multipart_without_a_boundary_is_one_file_to_some_programs() -> None:
+    content = read(b"Content-Type: multipart/mixed; name=a.zip\n\n" + zipped(("a.exe", b"x")))
+    assert "a.exe" in every_name(content)
+
+
+def test_a_multipart_without_a_delimiter_is_text() -> None:
+    content = read(b"Content-Type: multipart/mixed; boundary=b\n\nhello\n")
+    (part,) = content.parts
+    assert (part.attached, part.head, part.kind) == (False, b"hello\n", "text")
+
+
+def test_text_before_the_first_delimiter_is_no_part() -> None:
+    text = b"Subject: x\nThis is a multipart message.\nbegin 644 a.exe\n" + EXE * 200 + b"\n"
+    parts = b"--b\nContent-Type: text/plain\n\nhello\n--b--\n"
+    for name in (b"", b"; name=x.zip", b"; name=x.eml"):
+        head = b"Content-Type: multipart/mixed; boundary=b" + name + b"\n\n"
+        (expected,), (part,) = read(head + parts).parts, read(head + text + parts).parts
+        assert (part.number, part.head, part.names) == (0, b"hello\n", ())
+        assert read(head + text + parts).text_left == read(head + parts).text_left
+        assert expected.size == part.size
+
+
+#: Content-Type, Content-Disposition and Content-Transfer-Encoding as mail programs write them, and
+#: as the standards' examples do.
+HONEST = [
+    (b"text/plain; charset=us-ascii (Plain text)", b"inline", b"7bit (ASCII)"),
+    (b"text/plain (a (b; c) d); charset=us-ascii", b"inline (x; y)", b'8bit (; \\) ")'),
+    (b"(hello) text/plain; charset=us-ascii", b"(hello) attachment", b"(hello) base64"),
+    (b"application/pdf; name (a comment) = a.pdf", b"attachment; filename (x) = a.pdf", b"base64"),
+    (b'application/pdf; name="Report (1); name (2)=x.pdf"', b"attachment", b"base64"),
+    (b'application/pdf; name="a (1.pdf"', b'attachment; filename="a (1.pdf"', b"base64"),
+    (b'application/pdf; name="a\\"(1);.pdf"', b'attachment; filename="a\\"(1);.pdf"', b"base64"),
+    (b"application/pdf; name=a.pdf", b"attachment; filename=a.pdf; size=3 (bytes)", b"BASE64"),
+    (b"text/html; name=x.html; url=http://x/?a;name=x.html", b"inline", b"quoted-printable"),
+    (b'text/calendar; method=REQUEST; name="R&eacute;union;.ics"', b"attachment", b"8BIT"),
+    (
+        b"application/x-pkcs7-signature; name=smime.p7s",
+        b'attachment; filename="smime.p7s"',
+        b"base64",
+    ),
+    (b"message/delivery-status; reporting=(x)", b"", b""),
+]
+
+
+@pytest.mark.parametrize("fields", HONEST)
+def test_honest_fields_are_not_ambiguous(fields: tuple[bytes, bytes, bytes]) -> None:
+    kind, disposition, encoding = fields
+    part = b"Content-Type: " + kind + b"\nContent-Disposition: " + disposition + b"\n"
+    content = read(mixed(part + b"Content-Transfer-Encoding: " + encoding + b"\n\neA==\n"))
+    assert list(content.oddities) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "what"),
+    [
+        (b"Content-Type: (;()) image/png", "type"),
+        (b"Content-Disposition: (;()) attachment", "disposition"),
+        (b"Content-Disposition: (inline;) attachment", "disposition"),
+        (b"Content-Disposition: attachment; filename(;())=a.png", "parameter"),
+        (b"Content-Type: image/png; name(\\))=a.png", "parameter"),
+    ],
+)
+def test_comments_that_programs_read_differently(field: bytes, what: str) -> None:
+    content = read(mixed(field + b"\n\nx\n"))
+    assert list(content.oddities) == [f"comment in a {what}"]
+    part = content.parts[-1]
+    assert {
+        "type": part.type == "image/png",
+        "disposition": part.disposition == "attachment",
+        "parameter": part.names == ("a.png",),
+    }[what]
+
+
+def test_encodings_in_comments() -> None:
+    part = b"Content-Transfer-Encoding: (quoted-printable; x) base64\n\neA==\n"
+    assert list(read(mixed(part)).oddities) == [
+        "unknown or several encodings", "several encodings",
+    ]  # fmt: skip
 
 
 def test_tnef_is_a_leaf() -> None:

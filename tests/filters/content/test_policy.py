@@ -50,6 +50,11 @@ def test_a_program_is_refused() -> None:
         attached(EXE, b"Content-Type: image/png; name=a.png\n"),
         attached(zipped(("a.png", EXE))),
         mixed(b"Content-Type: text/plain; name=a.txt\n\n@echo off\n"),
+        mixed(b'Content-Disposition: attachment; name=x filename="a.exe" y\n\nx\n'),
+        mixed(b"Content-Disposition: (;()) attachment; filename(a(;))=a.exe\n\nx\n"),
+        b"Content-Type: multipart/mixed; boundary=b; name=a.exe\n\nx\n",
+        b"Content-Type: multipart/mixed; name=a.exe\n\n--b\n\nx\n--b--\n",
+        PROGRAM.replace(b"multipart", b"(;()) multipart"),
     ],
 )
 def test_disguised_programs_are_refused(mail: bytes) -> None:
@@ -66,6 +71,10 @@ BEYOND = {
         + b"".join(b"; name=%d.txt" % number for number in range(60))
         + b"; filename=a.exe\n\nx\n"
     ),
+    "values in values": mixed(
+        b"Content-Disposition: x; name=" + b"name=x " * 500 + b"filename=a.exe y\n\nx\n"
+    ),
+    "comments": mixed(b"Content-Disposition: x" + b"()" * 200 + b"; filename(;())=a.exe\n\nx\n"),
     "parameters": mixed(b"Content-Type: x/y; x=" + b"y" * 9000 + b"; name=a.exe\n\nx\n"),
 }
 
@@ -192,6 +201,10 @@ def test_points(tmp_path: Path) -> None:
         ("unreadable = true", attached(b"Rar!\x1a\x07\x00xxx")),
         ("ambiguous = true", mixed(b"Content-Type: a/b; name=a.txt; name=b.exe\n\nx\n")),
         ("ambiguous = true", mixed(b"Content-Transfer-Encoding: (base64\n\neA==\n")),
+        ("ambiguous = true", mixed(b"Content-Type: a/b; name=x filename=\"a.exe\" y\n\nx\n")),
+        ("ambiguous = true", mixed(b"Content-Transfer-Encoding: (;()) base64\n\neA==\n")),
+        ("ambiguous = true", mixed(b"Content-Type: (;()) image/png\n\nx\n")),
+        ('type = "image/png"', mixed(b"Content-Type: (;()) image/png\n\nx\n")),
         ('content = "archive"', attached(zipped(("a", b"x")))),
     ],
 )  # fmt: skip
