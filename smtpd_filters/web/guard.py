@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -66,6 +67,8 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 UNIX = "unix"
 #: Characters of a user's name in a proxy's header.
 _USER_MAX = 200
+#: An IPv6 address in brackets or an IPv4 address, behind which a port may be.
+_WITHOUT_PORT = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?$")
 #: Seconds that a client may take to send a form.
 PATIENCE = 20.0
 _LOG = logging.getLogger(__name__)
@@ -217,12 +220,13 @@ class Guard:
     def _client(self, request: web.Request) -> str:
         """Return whose wrong passwords are counted: an IPv4 address, or a network of IPv6.
 
-        A proxy appends the address that it sees: what is before it comes from the client.
+        A proxy appends the address that it sees, some with the port, which a client can choose:
+        what is before it comes from the client.
         """
         peer = self._peer(request)
         if peer in self.access.proxies:
             named = ",".join(request.headers.getall("X-Forwarded-For", ()))
-            peer = named.rpartition(",")[2].strip() or peer
+            peer = _WITHOUT_PORT.sub(r"\1\2", named.rpartition(",")[2].strip()) or peer
         try:
             address = ip_address(peer.partition("%")[0])
         except ValueError:

@@ -341,6 +341,10 @@ def test_who_has_to_wait_behind_a_proxy() -> None:
         for at in range(TRIES):
             assert await log_in("wrong", f"192.0.2.{at}, 203.0.113.1") == 403
             assert await log_in("wrong", f"2001:db8::{at}") == 403
+            assert await log_in("wrong", f"198.51.100.7:{5000 + at}") == 403  # with its port
+            assert await log_in("wrong", f"[2001:db8:1::{at}]:{5000 + at}") == 403
+        assert await log_in("wonder", "198.51.100.7:25") == 429
+        assert await log_in("wonder", "2001:db8:1::1") == 429
         assert await log_in("wonder", "203.0.113.1") == 429
         assert await log_in("wonder", "2001:db8::ffff:1") == 429
         assert await log_in("wonder", "203.0.113.2") == 303
