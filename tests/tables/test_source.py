@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from functools import partial
 from typing import TYPE_CHECKING
@@ -277,6 +278,7 @@ def number(text: str) -> None:
 def test_checked_values(tmp_path: Path) -> None:
     checked = MappingTable.checking(number)
     assert checked("{ a = 1 }").get("a") == "1"
+    assert asyncio.run(checked("{ a = 1 }").look_up_value("A")) == "1"
     with pytest.raises(ConfigError) as caught:
         checked("{ a = 1, b = many }")
     assert str(caught.value) == "inline table: entry 2: invalid value: not a number: 'b'"
