@@ -2,6 +2,9 @@
 
 Invariants
 ----------
+*Forged fields go*: when a filter's edits of a message are undone, so is its removal of fields in
+its name. If the message passes, `scrub` removes them again. They can't go before the handler is
+called: a signature may cover one, and a scanner reads the message as it came.
 *Marks go where they belong*: smtpd takes junk at `mail-from`, where there is no transaction yet,
 for the whole connection, and it takes only one of junk and rewrite. So a mark may be kept
 (`Session.mark`) and made at the next phase that can make it.
@@ -92,6 +95,8 @@ def judged(
         decision = guard.defect(session, error="left an invalid header block")
     if decision.reason is FAILED or guard.dry:
         edited.restore(before)
+        if decision.verb not in REFUSALS:
+            scrub(session, guard, headers)
     if type(decision) is Junk:
         session.mark = guard.phase
     elif decision.verb in REFUSALS:
@@ -99,6 +104,15 @@ def judged(
         session.mark = ""
         return decision, True
     return decision, False
+
+
+def scrub(session: Session, guard: Guard, headers: Headers) -> None:
+    """Remove a client's copies of a filter's own fields from a message that it hasn't judged."""
+    before = headers.snapshot()
+    guard.scrub(session, headers)
+    if headers.changed and not _sound(headers):
+        headers.restore(before)
+        guard.scrub_failed(session, "left an invalid header block")
 
 
 def _sound(headers: Headers) -> bool:

@@ -65,8 +65,8 @@ class UnavailableError(Exception):
 
     The text is logged as the cause, without a traceback. `status` is the enhanced status code
     (RFC 3463) of the reply if the request is refused; "4.4.3" is the code for a DNS failure. What
-    the handler has done to a message is undone, unless it `keeps_edits`: a scanner that fails still
-    removes the fields by which a client claims that its mail was scanned.
+    the handler has done to a message is undone, unless it `keeps_edits`: then it has removed forged
+    fields itself (`Filter.remove_forged`).
     """
 
     def __init__(self, cause: str, status: str = "4.3.0", *, keeps_edits: bool = False) -> None:

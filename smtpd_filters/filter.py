@@ -37,10 +37,11 @@ from .settings import MAX_DEADLINE, Pool, Settings, Shared
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any, ClassVar, Literal, TypeAlias
 
     from .message import Headers, Message
+    from .own_field import OwnField
     from .protocol.decisions import Decision
     from .runtime.probes import Probe
     from .runtime.wiretap import Tap
@@ -78,7 +79,7 @@ _EVENTS = frozenset(
     {"refresh", "link_connect", "link_identify", "link_auth", "link_disconnect", "close"}
 )
 #: Public methods other than handlers.
-_EVENTS_AND_SETUP = _EVENTS | {"setup", "needs"}
+_EVENTS_AND_SETUP = _EVENTS | {"setup", "needs", "remove_forged"}
 #: Annotations of a handler that returns a coroutine but isn't `async def`.
 _AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
@@ -178,6 +179,9 @@ class Filter:
     #: The least and the most points that a handler gives (`Points`), so that a chain knows when a
     #: score is certain; None for a filter that gives none itself.
     points: ClassVar[tuple[float, float] | None] = None
+    #: The header fields in which it states results; `remove_forged` removes a client's copies of
+    #: them. `setup` may set it on the instance.
+    own_fields: Sequence[OwnField] = ()
 
     #: The declarations of its settings, including those of its `Shared` attributes.
     Options: ClassVar[type[Settings]] = Settings
@@ -291,6 +295,16 @@ class Filter:
 
     def link_disconnect(self, session: Session) -> None:
         """Release the data of a session that has ended."""
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:  # noqa: ARG002
+        """Remove a client's copies of `own_fields` from a message that the filter hasn't judged.
+
+        The framework calls it when `headers` or `message` has failed, its edits are undone, and
+        `--on-error` lets the message pass. A filter that leaves the fields of some clients alone
+        overrides it.
+        """
+        for field in self.own_fields:
+            field.remove(headers)
 
     async def close(self) -> None:
         """Release what `setup` acquired, at the end of the process; `Shared` resources excepted."""

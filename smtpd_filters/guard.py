@@ -95,6 +95,7 @@ class Guard:
         "may_mark",
         "phase",
         "points",
+        "remove_forged",
         "settings",
         "starts",
         "treat",
@@ -113,6 +114,7 @@ class Guard:
         phase = HANDLERS.get(handler)
         self.filter = filter.name
         self.handler: Callable[..., object] = getattr(filter, handler)
+        self.remove_forged = filter.remove_forged
         #: The name of the phase, or of a content handler.
         self.phase = phase.name if phase else handler
         #: Whether the handler has a parameter besides the session.
@@ -214,6 +216,29 @@ class Guard:
             elif self.journal is not None:
                 self.journal.passed(session, self, started)
         return asked
+
+    def scrub(self, session: Session, headers: Headers) -> None:
+        """Remove a client's copies of the filter's own fields from a message that it hasn't judged.
+
+        Never raises; does nothing on a dry run.
+        """
+        if self.dry:
+            return
+        watchdog = self.watchdog
+        watchdog.running = monotonic()
+        try:
+            self.remove_forged(session, headers)
+            watchdog.running = 0.0
+        except BaseException as error:  # noqa: BLE001  # a request is pending
+            watchdog.running = 0.0
+            if type(error) is MemoryError:
+                error.__traceback__ = error.__context__ = None
+            self.scrub_failed(session, fold_traceback(error))
+
+    def scrub_failed(self, session: Session, error: str) -> None:
+        """Log that `remove_forged` failed."""
+        self.log.defect("remove_forged", session, error)
+        self.log.failure(f"remove_forged {error}", "remove_forged", session.id, {}, error=error)
 
     def ask_early(self, session: Session, *arguments: object) -> Early:
         """Call the handler before its turn.  Never raises; nothing is logged until `collect`."""

@@ -23,6 +23,7 @@ from smtpd_filters import (
     Junk,
     Marked,
     Message,
+    OwnField,
     ParameterAnswer,
     Proceed,
     Registration,
@@ -618,6 +619,79 @@ def test_edits_of_a_filter_that_fails_are_undone(
     assert Asker(logbook, *filters).headers(headers) == PROCEED
     assert headers.lines() == [b"X-C: 1", b"X-A: 1", b"Subject: x"]
     assert sum("result=proceed error=" in line for line in logbook.lines) == 1
+
+
+def fail(_: Headers) -> Decision:
+    raise UnavailableError("no answer")
+
+
+class Owns(Edits):
+    """Has a field of its own."""
+
+    own_fields = (OwnField("X-Own"),)
+
+
+class Clumsy(Owns):
+    """Fails in `remove_forged` as well."""
+
+    mishap: Callable[[Headers], object]
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        super().remove_forged(session, headers)
+        type(self).mishap(headers)
+
+
+def exit_there(headers: Headers) -> None:
+    headers.append("X-Half", "1")
+    raise SystemExit(1)
+
+
+def exhaust(_: Headers) -> None:
+    raise MemoryError
+
+
+FORGED = [b"X-Own: 1", b"Subject: x", b"X-\0Own: 2"]
+
+
+def test_a_filter_that_fails_removes_copies_of_its_fields(logbook: Logbook) -> None:
+    headers = Headers([*FORGED, b"X-Other: 3"])
+    filters = Edits("one", prepend("X-A")), Owns("two", fail), Edits("three", prepend("X-C"))
+    assert Asker(logbook, *filters).headers(headers) == PROCEED
+    assert headers.lines() == [b"X-C: 1", b"X-A: 1", b"Subject: x", b"X-Other: 3"]
+
+
+def test_not_on_a_dry_run(logbook: Logbook) -> None:
+    headers, owns = Headers(FORGED), Owns("two", fail)
+    owns.dry_run = True
+    assert Asker(logbook, owns).headers(headers) == PROCEED
+    assert headers.lines() == FORGED
+    assert not headers.changed
+
+
+def test_not_from_a_message_that_is_refused(logbook: Logbook) -> None:
+    headers = Headers(FORGED)
+    assert Asker(logbook, Owns("two", fail), two="tempfail").headers(headers).verb == "reject"
+    assert headers.lines() == FORGED
+
+
+@pytest.mark.parametrize(
+    ("mishap", "left"),
+    [
+        (exit_there, [b"Subject: x", b"X-Half: 1"]),
+        (exhaust, [b"Subject: x"]),
+        (break_a_line, FORGED),
+        (lose, FORGED),
+    ],
+)
+def test_a_removal_that_fails_decides_nothing(
+    mishap: Any, left: list[bytes], logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Clumsy, "mishap", staticmethod(mishap), raising=False)
+    headers = Headers(FORGED)
+    filters = Clumsy("one", fail), Edits("two", prepend("X-A"))
+    assert Asker(logbook, *filters).headers(headers) == PROCEED
+    assert headers.lines() == [b"X-A: 1", *left]
+    assert sum("one remove_forged error=" in each for each in logbook.lines) == 1
 
 
 @HEADS

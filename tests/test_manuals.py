@@ -222,7 +222,7 @@ def test_the_page_for_authors_has_what_a_filter_registers_and_its_events() -> No
     page = (ROOT / "docs" / "man" / "smtpd_filters.3").read_text("utf-8")
     [life] = re.findall(r"(?s)^\.Ss A filter's life\n(.*?)^\.Ss", page, re.MULTILINE)
     events = set(re.findall(r"^\.It Fn (\w+)", life, re.MULTILINE))
-    assert events == {*_EVENTS, "setup", "needs", "probes"}
+    assert events == {*_EVENTS, "setup", "needs", "probes", "remove_forged"}
     [part] = re.findall(r"(?s)^\.Ss Registration\n(.*?)^\.Ss", page, re.MULTILINE)
     named = {
         word

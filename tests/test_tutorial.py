@@ -157,6 +157,7 @@ def test_the_filter_with_exemptions_does_what_the_page_says(folder: Path) -> Non
 
 ATTACHMENTS = """
 from attachments import Attachments
+from smtpd_filters import Decision, Message, Session, UnavailableError
 from smtpd_filters.testing import Conversation
 
 MAIL = (
@@ -180,13 +181,29 @@ def test_attachments() -> None:
             assert b"Attachments: 8" not in mail.bytes
             assert next(iter(mail.headers.names())) in {"X-Large-Attachments", "X-Spam"}
             assert mail.headers.get("X-Spam") == mark
+
+
+class Failing(Attachments):
+    async def message(self, session: Session, message: Message) -> Decision:
+        await super().message(session, message)
+        raise UnavailableError("no answer")
+
+
+def test_one_that_fails() -> None:
+    with Conversation(Failing) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+        mail = client.message(MAIL % (b"a.exe", b"x"))
+        assert mail.headers.names() == ["Received", "Content-Type"]
 """
 
 
 def test_the_filter_of_attachments_does_what_the_page_says(folder: Path) -> None:
     (folder / "test_attachments.py").write_text(ATTACHMENTS, "utf-8")
     shown = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_attachments.py")
-    assert "1 passed" in shown
+    assert "2 passed" in shown
 
 
 def test_its_code_is_type_checked(folder: Path) -> None:

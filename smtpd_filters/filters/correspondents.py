@@ -43,6 +43,7 @@ class CorrespondentsFilter(Filter):
 
     name = NAME
     early = False  # it learns what it is asked
+    own_fields = (FIELD,)
     points = (-100, 0)  # `setup` returns closer bounds
 
     class Options(Settings):

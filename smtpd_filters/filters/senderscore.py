@@ -310,17 +310,25 @@ class Senderscore(Filter):
 
     async def headers(self, session: Session, headers: Headers) -> Proceed:
         """Add the score at the top of the message."""
+        why = self._exempt_from_field(session)
+        if why and session.local:
+            return exempted(self, why)
+        return self._set_field(NEUTRAL if why else await self._score(session), headers)
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Do so for clients that aren't local."""
+        # Mail of a local client may have passed here before, on its way through a scanner.
+        if not (session.local and self._exempt_from_field(session)):
+            FIELD.remove(headers)
+
+    def _exempt_from_field(self, session: Session) -> str:
+        """Return why a client gets no field; "" if it does."""
         why = self._exempt.reason(session)
-        if why and not self._is_trusted(unmapped(session.address or "")):
-            # Mail of a local client may have passed here before, on its way through a scanner.
-            return exempted(self, why) if session.local else self._set_field(NEUTRAL, headers)
-        return self._set_field(await self._score(session), headers)
+        return "" if why and self._is_trusted(unmapped(session.address or "")) else why
 
     def _set_field(self, score: int | str, headers: Headers) -> Proceed:
-        forged = FIELD.remove(headers)
+        FIELD.remove(headers)
         if isinstance(score, str):
-            if forged:
-                return PROCEED.because(score)  # raising would undo the removal
             if not self._deciding:
                 raise _unavailable(score)
         elif score >= 0:

@@ -26,6 +26,7 @@ from smtpd_filters.combining import (
     judged,
     made_mark,
     marked,
+    scrub,
 )
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import CONTENT, SCORED
@@ -517,6 +518,7 @@ class ScoringChain(Chain):
             if self._least.get(guard, state.tally.total) > state.tally.total:
                 if slot is not None:
                     outlook.close(slot)
+                scrub(session, guard, headers)
                 continue
             before: Any = edited.snapshot()
             session.edited = changes(edited, before)
@@ -531,8 +533,10 @@ class ScoringChain(Chain):
             if type(decision) is Points and decision.instead == "marked":
                 # The mark is among its edits.
                 if message is not None and message.unmarked is not None:
-                    before = message.unmarked
-                edited.restore(before)
+                    message.restore(message.unmarked)
+                else:
+                    edited.restore(before)
+                    scrub(session, guard, headers)
             if message is not None:
                 message.unmarked = None
             self._counted(guard, outlook, decision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ import pytest
 
 import smtpd_filters
 from smtpd_filters.cli.listing import discover
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.auth import Auth
 from smtpd_filters.filters.clamav import Clamav
 from smtpd_filters.filters.content import Content
@@ -35,12 +37,15 @@ from smtpd_filters.filters.senderscore import Senderscore
 from smtpd_filters.filters.spamd import Spamd
 from smtpd_filters.filters.tls import Tls
 from smtpd_filters.filters.trace import Trace
+from smtpd_filters.message import Headers, SpoolError
 from smtpd_filters.milter import Agreement, Quarantine, vocabulary
 from smtpd_filters.milter import Verdict as MilterVerdict
+from smtpd_filters.protocol.decisions import Decision
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.stores.address import MEMORY
 from smtpd_filters.testing import Conversation, DNSServer
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
+from tests.effort import brief
 from tests.filters.clamav.stub import Clamd
 from tests.filters.dnsbl.zones import addresses
 from tests.filters.milter.stub import milter
@@ -51,7 +56,9 @@ from tests.loading import loaded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpd_filters.filter import Filter
+    from smtpd_filters.filter import Filter, OnError
+    from smtpd_filters.message import Message
+    from smtpd_filters.session import Session
 
 ADDRESS, SENDER = "203.0.113.7", "friend@example.net"
 ZONES: dict[str, dict[str, Any]] = {
@@ -187,6 +194,104 @@ def test_copies_that_a_client_sent_are_removed(name: str, serve: Serving) -> Non
             assert b"forged" not in delivery.bytes, what
             assert len(delivery.headers.get_all(name)) == 1, what
             assert delivery.headers.get("To") == "c@d.example", what
+
+
+# -- filters that fail -----------------------------------------------------------------------
+
+
+def _failing(handler: Any, fault: str, *, after: bool) -> Any:
+    """Return a handler of a message that fails before or after the work of another."""
+
+    async def fails(self: Filter, session: Session, edited: Headers | Message) -> Decision:
+        (edited if isinstance(edited, Headers) else edited.headers).prepend("X-Half", "done")
+        if after:
+            decided = handler(self, session, edited)
+            if not isinstance(decided, Decision):
+                await decided
+        match fault:
+            case "unavailable":
+                raise UnavailableError("no answer")
+            case "deadline":
+                await asyncio.Event().wait()
+            case "spool":
+                raise SpoolError("no space left")
+            case "error":
+                raise SystemExit(1)
+        return "no decision"  # type: ignore[return-value]
+
+    return fails
+
+
+FAULTS = ("unavailable", "deadline", "spool", "error", "nothing")
+FAILING = [(cls, *case) for cls, of in ADDING.items() if cls is not None for case in of]
+
+
+@pytest.mark.parametrize("on_error", ["proceed", "junk"])
+@pytest.mark.parametrize("after", [False, True], ids=["at once", "after its work"])
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("cls", "name", "serve"), FAILING, ids=[case[1] for case in FAILING])
+def test_copies_are_removed_by_a_filter_that_fails(  # noqa: PLR0913
+    cls: type[Filter],
+    name: str,
+    serve: Serving,
+    fault: str,
+    *,
+    after: bool,
+    on_error: OnError,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handler = "headers" if "headers" in cls.handlers and cls is not Auth else "message"
+    monkeypatch.setattr(cls, handler, _failing(getattr(cls, handler), fault, after=after))
+    monkeypatch.setattr(cls, "on_error", on_error)
+    if fault == "deadline":
+        monkeypatch.setattr(cls, "deadline", brief(0.3))
+    with serving(serve) as smtpd:
+        there = smtpd.connect(address=ADDRESS, rdns="mail.example.net")
+        there.ehlo()
+        for disguise in (DISGUISES["plain"], DISGUISES["NUL"]):
+            there.mail_from(SENDER)
+            there.rcpt_to("anna+list@example.org")
+            forged = disguise(name.encode()) + b" mx.example.org; forged\r\n"
+            delivery = there.message(
+                b"From: a@b.example\r\n" + forged + b"To: c@d.example\r\n\r\nhi\r\n"
+            )
+            assert not delivery.refused
+            assert b"forged" not in delivery.bytes
+            assert "X-Half" not in delivery.headers
+            assert (delivery.headers.get("X-Spam") == "Yes") is (on_error == "junk")
+            assert delivery.headers.get("To") == "c@d.example"
+        smtpd.errors.clear()
+
+
+CLIENTS: dict[str, dict[str, Any]] = {
+    "loopback": {"address": "127.0.0.1"},
+    "user": {"address": ADDRESS, "rdns": "mail.example.net"},
+    "socket": {"local": True},
+}
+
+
+@pytest.mark.parametrize("who", CLIENTS)
+@pytest.mark.parametrize(("cls", "name", "serve"), FAILING, ids=[case[1] for case in FAILING])
+def test_a_filter_that_fails_leaves_the_fields_that_it_always_leaves(
+    cls: type[Filter], name: str, serve: Serving, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    handler = "headers" if "headers" in cls.handlers and cls is not Auth else "message"
+    monkeypatch.setattr(cls, "on_error", "proceed")
+    for fault in "", "unavailable":
+        if fault:
+            monkeypatch.setattr(cls, handler, _failing(getattr(cls, handler), fault, after=False))
+        with serving(serve) as smtpd:
+            there = smtpd.connect(**CLIENTS[who])
+            there.ehlo()
+            if who == "user":
+                there.auth("anna")
+            there.mail_from(SENDER)
+            there.rcpt_to("anna@example.org")
+            delivery = there.message(f"{name}: mx.example.org; forged\r\n\r\nhi\r\n".encode())
+            assert not delivery.refused
+            kept.append(b"forged" in delivery.bytes)
+    assert kept[0] == kept[1]
 
 
 def test_a_filter_that_adds_no_field_reads_no_message() -> None:

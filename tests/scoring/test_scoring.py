@@ -20,6 +20,7 @@ from smtpd_filters import (
     Headers,
     Marked,
     Message,
+    OwnField,
     Points,
     Proceed,
     Registration,
@@ -341,6 +342,29 @@ def test_a_mark_that_became_points_is_undone() -> None:
     assert headers.get(FIELD) == "3 marks=3"
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_forged_field_is_removed_though_edits_are_undone(*, fails: bool) -> None:
+    class Marks(Filter):
+        own_fields = (OwnField("X-Own"),)
+
+        def headers(self, session: Session, headers: Headers) -> Marked:  # noqa: ARG002
+            self.own_fields[0].remove(headers)
+            self.own_fields[0].prepend(headers, "spam")
+            if fails:
+                raise UnavailableError("no answer")
+            return MARKED
+
+    of = rules({"marks": {"junk": 3}}, score_header=True)
+    with Conversation([(Marks, "--on-error", "junk")], rules=of) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        headers = client.message(b"X-Own: ham\r\nX-\0Own: ham\r\n" + MESSAGE).headers
+    assert headers.names() == [FIELD, "Received", "Subject"]
+    assert headers.get(FIELD) == "3 marks=3"
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_other_edits_than_the_mark_that_became_points_are_kept(*, replaced: bool) -> None:
     class Marks(Filter):
@@ -536,6 +560,24 @@ def test_the_filter_that_greylists_is_asked_from_its_threshold_on() -> None:
         client.mail_from("a@example.org")
         assert client.rcpt_to("b@example.org").reply == LATER.text
     assert grey.asked == ["rcpt_to"]
+
+
+def test_below_its_threshold_it_leaves_no_forged_field() -> None:
+    class Greylist(Filter):
+        own_fields = (OwnField("X-Greylist"),)
+
+        def headers(self, session: Session, headers: Headers) -> Decision:  # noqa: ARG002
+            raise AssertionError("it is not asked")
+
+    with converse(
+        [Acts("one", connect=PROCEED), Greylist()], rules({"one": 3}, greylist_at=3)
+    ) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        headers = client.message(b"X-Greylist: delayed 99 days\r\n" + MESSAGE).headers
+    assert headers.names() == ["Received", "Subject"]
 
 
 # -- mistakes --------------------------------------------------------------------------------

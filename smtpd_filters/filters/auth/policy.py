@@ -314,6 +314,11 @@ class Auth(Filter):
             return FORGED.because(_forged(removed))
         return PROCEED.because(f"removed {_forged(removed)}") if removed else PROCEED
 
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Do so for clients that aren't exempt, and for authenticated ones."""
+        if self._exempt.reason(session) in {"", AUTHENTICATED}:
+            self._scrub(session, headers)
+
     async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject | Points:
         """Check a message, state the results in its header, and decide."""
         if why := self._exempt.reason(session):

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.stream.connection import Connection
-    from smtpd_filters.message import Message
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
@@ -191,9 +191,9 @@ class Clamav(Filter):
             # Fields of the filters in front change no verdict about a virus.
             if await content.turn(headers=False):
                 break
-        edits = await self._remove_forged(message)
         if isinstance(found, Unavailable):
-            raise UnavailableError(found.cause, FAILED, keeps_edits=True)
+            raise UnavailableError(found.cause, FAILED)
+        edits = await self._remove_forged(message)
         after = f", after {trouble[0]}" if trouble else ""
         if not found:
             if self.settings.headers == "all":
@@ -215,6 +215,11 @@ class Clamav(Filter):
         if outcome != "accept" and settings.headers != "none":
             await self._state(edits, session, f"Infected ({name})")
         return (JUNK if outcome == "junk" else PROCEED).because(reason)
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Do so for clients that aren't exempt."""
+        if not self._intake.exempt.reason(session):
+            FIELDS.remove_foreign(headers)
 
     async def _remove_forged(self, message: Message) -> Edits:
         """Remove the client's own fields; return the edits, for further ones."""

@@ -394,6 +394,11 @@ class Dnsbl(Filter):
         """Judge at each recipient; the decision on the first applies to the whole message."""
         return await self._judge(session)
 
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Do so for clients that aren't exempt."""
+        if not self._exempt.reason(session):
+            FIELD.remove(headers)
+
     async def headers(self, session: Session, headers: Headers) -> Proceed:
         """Add a field for each list with an entry."""
         if why := self._exempt.reason(session):

@@ -114,6 +114,7 @@ class Greylist(Filter):
 
     name = "greylist"
     early = False  # it remembers what it is asked
+    own_fields = (FIELD,)
 
     class Options(Settings):
         """The times, the clients that wait, the exemptions, and the reply."""

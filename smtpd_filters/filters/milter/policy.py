@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_filters.filter import OnError
-    from smtpd_filters.message import Message
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.milter import Offer
     from smtpd_filters.protocol.decisions import Answer, ContentAnswer
     from smtpd_filters.runtime.probes import Probe
@@ -292,6 +292,13 @@ class Milter(Filter):
         asked: Asked | None = session.scratch.pop(self, None)
         if asked is not None:
             asked.end()
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Do so for clients that aren't exempt."""
+        from .content import QUARANTINE  # loaded by `setup`
+
+        if not self.settings.exempt.reason(session):
+            QUARANTINE.remove(headers)
 
     def _exempted(self, session: Session) -> Proceed | None:
         """Return the decision about an exempt client; None for any other."""

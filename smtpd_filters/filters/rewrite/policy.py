@@ -164,6 +164,8 @@ class Rewriter(Filter):
         if (recipients and envelope) or tags:
             handlers.add("rcpt_to")
         self._tag_field = OwnField(settings.tag_field)
+        if settings.tag_field:
+            self.own_fields = (self._tag_field,)
         if self._edits or settings.tag_field or settings.subject_prefix:
             handlers.add("headers")
             self.edits_signed = True

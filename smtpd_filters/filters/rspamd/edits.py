@@ -51,6 +51,8 @@ ARC_SET = ("arc-authentication-results", "arc-message-signature", "arc-seal")
 ACTION = "X-Rspamd-Action"
 _ACTIONS, _MARKS = Name(ACTION), Name(MARK)
 _DESCRIPTIONS = (Name("X-Spam-Status"), Name("X-Spam-Score"))
+#: All fields that the filter adds by itself.
+FIELDS = (_ACTIONS, _MARKS, *_DESCRIPTIONS)
 
 
 class Options:

@@ -42,8 +42,8 @@ from smtpd_filters.scanning.servers import SHARE, ServersSetting
 from smtpd_filters.settings import LIST, PATH, SWITCH, TEXT, Settings, choice, option
 from smtpd_filters.settings.secrets import read_secret
 
+from .edits import FIELDS, apply
 from .edits import Options as Edits
-from .edits import apply
 from .kinds import ACTION
 from .reply import MAX_JSON, Reply, ReplyError
 from .request import Facts, fields
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.http.zstd import Codec
-    from smtpd_filters.message import Message
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Marked, Proceed, Reject
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.session import Session
@@ -247,6 +247,12 @@ class Rspamd(Filter):
             return await apply(reply, message, self._edits)
         except ReplyError as error:
             raise UnavailableError(str(error)) from None
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Remove results that a client sent, unless it is exempt."""
+        if not self._messages.exempt.reason(session):
+            for name in FIELDS:
+                name.remove_foreign(headers)
 
     async def _scan(
         self, session: Session, message: Message, content: Content

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import OnError
     from smtpd_filters.lookups.stream import Client
     from smtpd_filters.lookups.stream.connection import Connection
-    from smtpd_filters.message import Message
+    from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Junk, Marked, Proceed, Reject
     from smtpd_filters.session import Session
 
@@ -221,14 +221,18 @@ class Spamd(Filter):
             reply = await self._scan(session, message, content)
             if await self._in_turn(content, reply):
                 break
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause)
         try:
             await self._remove_forged(message)
-            if isinstance(reply, Unavailable):
-                raise UnavailableError(reply.cause, keeps_edits=True)
             return await self._apply(reply, message)
         finally:
-            if not isinstance(reply, Unavailable):
-                reply.discard()
+            reply.discard()
+
+    def remove_forged(self, session: Session, headers: Headers) -> None:
+        """Do so for clients that aren't exempt."""
+        if not self._messages.exempt.reason(session):
+            FIELDS.remove_foreign(headers)
 
     async def _remove_forged(self, message: Message) -> None:
         """Remove the client's own X-Spam fields."""
