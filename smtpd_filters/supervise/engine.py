@@ -8,6 +8,8 @@ Invariants
 ----------
 *Once*: a request is in one of three places, and leaves it with its answer: with a program
 (`Link.open`), waiting for one (`waiting`), or nowhere, since it is answered at once.
+*Caught up*: a program gets nothing new of a session before it has answered again what was asked
+about it before (`Session.replay`), since a later answer may depend on these.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
 from smtpd_filters.runtime.log import fold_traceback
 
 from .handshake import Handshake
-from .ledger import GIVEN, HELD, KEPT, Session
+from .ledger import ASKED_OF_TRANSACTION, GIVEN, HELD, KEPT, Session
 from .link import Link, Loss
 from .observer import Unobserved
 from .program_side import ProgramSide
+from .replay import Replay, wanted
 from .smtpd_side import SmtpdSide
 from .transit import COMMIT, NAME, TEMPFAIL, Transit
 
@@ -38,8 +41,13 @@ if TYPE_CHECKING:
 #: Sessions kept. smtpd's own limit is that of its descriptors.
 MAX_SESSIONS = 32768
 
+#: Programs that may end while they catch up with a session, before it is given to no other: a
+#: session that ends each program must not end them forever.
+MAX_UNFINISHED = 2
 #: Why a message is refused in the place of the program.
 LOST_MESSAGE, LONG_LINE = "the message was lost with the program", "a line is too long"
+#: Why a session is served by no program any more.
+GIVEN_UP = "programs end of what was asked in this session before"
 _DATA_LINE = b"data-line"
 _DISCONNECT = b"link-disconnect"
 _RESET = b"tx-reset"
@@ -102,6 +110,7 @@ class Engine:
             self.answers,
             self._refusals,
             self.handshake.complete,
+            self._replayed,
             self._observer,
         ).receive
         #: Programs that take new sessions.
@@ -146,8 +155,12 @@ class Engine:
             return
         for session in list(self.waiting):
             link = session.link or self._bind(session)
+            if link is None and session.replay is not None:
+                continue
             if link is not None:
                 self._continue(session, link)
+            elif session.unfinished >= MAX_UNFINISHED:
+                self._unserved(session, GIVEN_UP)
             else:
                 self._unserved(session, "no program runs")
             self.waiting.pop(session, None)
@@ -163,6 +176,7 @@ class Engine:
             self._detach(session, link, why, loss)
             link.sessions.pop(session.id, None)
         link.open.clear()
+        link.replaying.clear()
         link.messages.clear()
         link.returning.clear()
         link.feeding.clear()
@@ -170,6 +184,9 @@ class Engine:
 
     def _detach(self, session: Session, link: Link, why: str, loss: Loss) -> None:
         session.link = None
+        if session.replay is not None:
+            session.replay = None
+            session.unfinished += 1
         message = session.message
         if message is not None and message.state == GIVEN:
             if self.transit.take_back(message, link, self.deadline):
@@ -192,6 +209,9 @@ class Engine:
         for session in link.open.values():
             if session.since < limit and session.phase is not None:
                 return f"no answer at {session.phase.name} for {self.deadline:g} s"
+        for session in link.replaying.values():
+            if session.replay is not None and (phase := session.replay.overdue(limit)):
+                return f"no answer at {phase}, asked again, for {self.deadline:g} s"
         for message in link.messages.values():
             if message.ended and message.since < limit:
                 return f"message not returned for {self.deadline:g} s"
@@ -289,14 +309,18 @@ class Engine:
             session.keep(name, row)
         elif name == _RESET:
             self._reset(session)
-        link = session.link
-        if link is None and name not in (_DISCONNECT, _RESET):
+        link, replay = session.link, session.replay
+        if link is None and replay is None and name not in (_DISCONNECT, _RESET):
             # What has ended is not passed on; what is kept is replayed, now or later.
             link = self._bind(session)
             if kept:
                 return
-        if link is not None and name in link.reports.get(subsystem, ()):
-            link.out.append(row)
+            replay = session.replay
+        if link is not None:
+            if name in link.reports.get(subsystem, ()):
+                link.out.append(row)
+        elif replay is not None and name in replay.link.reports.get(subsystem, ()):
+            (replay.link.out if name == _DISCONNECT else replay.rows).append(row)
         if name == _DISCONNECT:
             self._close(session)
 
@@ -324,6 +348,9 @@ class Engine:
             if session.phase is not None and link.open.pop(session.expected, None) is not None:
                 link.owe(session.id)
             link.sessions.pop(session.id, None)
+        if session.replay is not None:
+            session.replay.end(session)
+            session.replay = None
         self.waiting.pop(session, None)
         self.sessions.pop(session.id, None)
         self._refusals.forget(session.id)
@@ -331,6 +358,8 @@ class Engine:
     def _reset(self, session: Session) -> None:
         """Forget the transaction, and a message that the client has not finished."""
         session.end_transaction()
+        if session.asked_at in ASKED_OF_TRANSACTION:
+            session.asked = b""
         session.refusal = b""
         session.judged = False
         message = session.message
@@ -346,16 +375,41 @@ class Engine:
             self.waiting.pop(session, None)
 
     def _bind(self, session: Session) -> Link | None:
-        """Give the session to the least loaded program, and replay its reports."""
+        """Give the session to the least loaded program, and replay what is kept of it.
+
+        Return None if there is none, or if it has to be asked again first (*Caught up*).
+        """
         links = self.links
-        if not links:
+        if not links or session.replay is not None or session.unfinished >= MAX_UNFINISHED:
             return None
+        if session.asked:
+            session.keep_request()
         link = links[0] if len(links) == 1 else min(links, key=_load)
+        if session.requests:
+            replay = Replay(link, [row for row in session.lines if wanted(link, row)])
+            link.sessions[session.id] = session
+            session.replay = replay
+            return self._advance(session, replay)
         if link.replayed:
-            link.out += [row for row in session.lines if _wanted(link, row)]
+            link.out += [row for row in session.lines if wanted(link, row)]
         link.sessions[session.id] = session
         session.link = link
         return link
+
+    def _advance(self, session: Session, replay: Replay) -> Link | None:
+        """Go on with a replay; return the program if it has all of the session."""
+        if not replay.advance(session, self.now):
+            return None
+        session.replay, session.link = None, replay.link
+        session.unfinished = 0
+        return replay.link
+
+    def _replayed(self, session: Session) -> None:
+        """Go on after the answer to a request of a replay."""
+        replay = session.replay
+        if replay is not None and (link := self._advance(session, replay)) is not None:
+            self._continue(session, link)
+            self.waiting.pop(session, None)
 
     # -- requests ------------------------------------------------------------------------
 
@@ -373,6 +427,8 @@ class Engine:
                 link = self._bind(session)
             return self.transit.line(session, fields[6], row, argument, link)
         phase, token = PHASES_ON_WIRE.get(fields[4]), fields[6]
+        if session.asked and session.phase is None:
+            session.keep_request()
         self._observer.asked(session, phase, row)
         if session.message is not None:
             self._cut_short(session.message)
@@ -393,6 +449,7 @@ class Engine:
             # From here on no memory is needed.
             session.expected = expected
             session.phase, session.since = phase, self.transit.now
+            session.asked, session.asked_at = row if phase is not AUTH else b"", phase.wire
             if phase is COMMIT:
                 session.judged = False  # the program is asked for it
         else:
@@ -408,7 +465,10 @@ class Engine:
 
     def _ask_nobody(self, session: Session, phase: Phase, token: bytes, row: bytes) -> None:
         """Let a request wait for a program, or answer it in its place."""
-        if not self.expecting:
+        if session.unfinished >= MAX_UNFINISHED:
+            self._answer_for(session, phase, token, GIVEN_UP)
+            return
+        if session.replay is None and not self.expecting:
             self._answer_for(session, phase, token, "no program runs")
             return
         self.waiting[session] = None
@@ -433,7 +493,7 @@ class Engine:
         decision = self._fallback(phase)
         self._answer(session.id, token, self._refusals.answer(phase, session.id, decision.wire))
         self._observer.answered_for(session, phase, decision, why)
-        session.phase, session.row = None, b""
+        session.phase, session.row, session.asked = None, b"", b""
         if phase is COMMIT:
             session.judged = False
         shown = session.id.decode("latin-1")
@@ -454,8 +514,12 @@ class Engine:
             self.transit.give(message, link)
         if session.row:
             row, session.row = session.row, b""
-            since, session.phase = session.since, None
-            self._request(row, row[:-1].split(b"|", 7))
+            since, phase, session.phase = session.since, session.phase, None
+            try:
+                self._request(row, row[:-1].split(b"|", 7))
+            except MemoryError:
+                session.row, session.phase = row, phase
+                raise
             session.since = since
 
     def _unserved(self, session: Session, why: str) -> None:
@@ -469,9 +533,3 @@ class Engine:
 
 def _load(link: Link) -> tuple[bool, int]:
     return link.clogged, len(link.sessions)
-
-
-def _wanted(link: Link, row: bytes) -> bool:
-    """Return whether a program has registered for a report."""
-    _, _, _, subsystem, name, _ = row.split(b"|", 5)
-    return name in link.reports.get(subsystem, ())

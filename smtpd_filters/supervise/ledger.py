@@ -2,7 +2,10 @@
 
 Invariants
 ----------
-*Replayed in order*: the reports kept are smtpd's own lines, in smtpd's order.
+*Replayed in order*: the reports and requests kept are smtpd's own lines, in smtpd's order.
+*Answered*: a request is kept once the program has let it pass, before anything that comes later.
+One that it refused has no effect; one that was answered in its place may be what ended it.
+*No credentials*: a request at `auth` is never kept.
 *Current*: of a transaction that has ended nothing is kept, and nothing of a session that has ended.
 *Bounded*: a client that repeats commands does not grow what is kept of its session.
 """
@@ -16,19 +19,27 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.vocabulary import Phase
 
     from .link import Link
+    from .replay import Replay
 
+#: What a request begins with.
+REQUEST = b"filter|"
 #: Reports that are kept as long as the session, and as long as its transaction.
 OF_SESSION = frozenset(
     {b"link-connect", b"link-greeting", b"link-identify", b"link-tls", b"link-auth"}
 )
 OF_TRANSACTION = frozenset({b"tx-begin", b"tx-mail", b"tx-rcpt", b"tx-data"})
 KEPT = OF_SESSION | OF_TRANSACTION
+#: The phases of requests that are kept in the same way.
+ASKED_OF_SESSION = frozenset({b"connect", b"helo", b"ehlo", b"starttls"})
+ASKED_OF_TRANSACTION = frozenset({b"mail-from", b"rcpt-to", b"data"})
+_KEPT_WITH_SESSION = OF_SESSION | ASKED_OF_SESSION
 #: Lines kept of a session beyond which a repeated report replaces the earlier one. A session with
-#: STARTTLS and AUTH has six.
+#: STARTTLS and AUTH has ten.
 MAX_SESSION = 32
-#: Lines kept of a transaction beyond which refused recipients are left out. smtpd has a limit of
-#: its own for accepted ones (`limit session max-rcpt`, 1000 by default).
-MAX_TRANSACTION = 2000
+#: Lines kept of a transaction beyond which refused recipients and requests are left out. smtpd has
+#: a limit of its own for accepted recipients (`limit session max-rcpt`, 1000 by default), and ends
+#: a session of which too many in succession are refused.
+MAX_TRANSACTION = 4000
 
 #: States of a message: given to a program; kept until there is one; lost, and to be refused; passed
 #: on unchanged, without a program.
@@ -39,6 +50,8 @@ class Session:
     """One session of smtpd."""
 
     __slots__ = (
+        "asked",
+        "asked_at",
         "begun",
         "expected",
         "id",
@@ -50,19 +63,31 @@ class Session:
         "own",
         "phase",
         "refusal",
+        "replay",
+        "requests",
         "row",
         "since",
         "story",
+        "unfinished",
     )
 
     def __init__(self, id_: bytes) -> None:
         self.id = id_
         #: The program that has the session, or None.
         self.link: Link | None = None
-        #: The reports to replay; how many of them are of the session itself; where those of its
-        #: transaction begin, or -1; and whether some of the session come after these.
+        #: The reports and requests to replay; how many of them are of the session itself; where
+        #: those of its transaction begin, or -1; and whether some of the session come after these.
         self.lines: list[bytes] = []
         self.own = 0
+        #: Whether there are requests among them.
+        self.requests = False
+        #: The last request that a program got, as a line, until it is kept; empty if it is not to
+        #: be. And its phase.
+        self.asked = b""
+        self.asked_at = b""
+        #: What a program is being given; and how many have ended before they had all of it.
+        self.replay: Replay | None = None
+        self.unfinished = 0
         self.begun = -1
         self.mixed = False
         #: The open request, or None: its phase and time; its line while no program has it.
@@ -86,7 +111,9 @@ class Session:
         return self.expected[len(self.id) + 1 :]
 
     def keep(self, name: bytes, row: bytes) -> None:
-        """Keep a report, which is one of `KEPT`."""
+        """Keep a report, which is one of `KEPT`, after the request before it."""
+        if self.asked and self.phase is None:
+            self.keep_request()
         lines = self.lines
         if name in OF_TRANSACTION:
             if self.begun < 0:
@@ -102,8 +129,33 @@ class Session:
         if self.own > MAX_SESSION:
             self._drop_earlier(name)
 
+    def keep_request(self) -> None:
+        """Keep the last request, which has been answered."""
+        row, phase = self.asked, self.asked_at
+        if phase in ASKED_OF_TRANSACTION:
+            if phase == b"mail-from":
+                # The one before it has begun no transaction.
+                self.end_transaction()
+                self.begun = len(self.lines)
+            elif self.begun < 0:
+                self.begun = len(self.lines)
+            if len(self.lines) - self.own < MAX_TRANSACTION or phase == b"data":
+                self.lines.append(row)
+                self.requests = True
+            self.asked = b""
+        elif phase in ASKED_OF_SESSION:
+            if self.begun >= 0:
+                self.mixed = True
+            self.lines.append(row)
+            self.own += 1
+            self.requests, self.asked = True, b""
+            if self.own > MAX_SESSION:
+                self._drop_earlier(phase)
+        else:
+            self.asked = b""
+
     def _drop_earlier(self, name: bytes) -> None:
-        """Drop the first report of this name: a later one has replaced it."""
+        """Drop the first line of this name: a later one has replaced it."""
         at = next(at for at, line in enumerate(self.lines) if report_name(line) == name)
         del self.lines[at]
         self.own -= 1
@@ -111,18 +163,18 @@ class Session:
             self.begun -= 1
 
     def end_transaction(self) -> None:
-        """Forget the reports of the transaction."""
+        """Forget the reports and requests of the transaction."""
         if self.begun < 0:
             return
         if self.mixed:
-            self.lines = [row for row in self.lines if report_name(row) in OF_SESSION]
+            self.lines = [row for row in self.lines if report_name(row) in _KEPT_WITH_SESSION]
         else:
             del self.lines[self.begun :]
         self.begun, self.mixed = -1, False
 
 
 def report_name(row: bytes) -> bytes:
-    """Return the name of a report's line."""
+    """Return the name of a report's line, or the phase of a request's."""
     return row.split(b"|", 5)[4]
 
 

@@ -35,6 +35,8 @@ class Link:
         #: The sessions that the program has; those with an open request, by `Session.expected`.
         self.sessions: dict[bytes, Session] = {}
         self.open: dict[bytes, Session] = {}
+        #: The sessions that it is asked about again, by `Replay.expected`.
+        self.replaying: dict[bytes, Session] = {}
         #: Messages in transit by session.
         self.messages: dict[bytes, Message] = {}
         #: Messages in transit by the start of their lines on the way back.

@@ -150,7 +150,8 @@ class Loop:
                 pause = min(pause, self.engine.beat(self.fleet.ends) or 0.0)
             return max(pause, 0.0) * 1000 + 1
         busy = bool(self.engine.waiting) or any(
-            worker.link.open or worker.link.messages or worker.channel.size for worker in workers
+            worker.link.open or worker.link.replaying or worker.link.messages or worker.channel.size
+            for worker in workers
         )
         due = self.fleet.next_time(self._now)
         beat = self.engine.beat(self.fleet.ends)

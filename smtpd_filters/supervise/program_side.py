@@ -10,6 +10,8 @@ Invariants
 *Expected*: an answer is passed on only to the open request of the program's own session, with its
 token; a line of a message only if the program was given the message, before its final dot.
 *All or a fault*: if memory runs out the program is at fault, since its answers may be lost.
+*Asked again*: what a program answers to a request that smtpd has had an answer to is checked, and
+goes no further.
 *Marked first*: a message counts as returned before something of it is written, whatever fails then.
 """
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from smtpd_filters.protocol.credentials import Refusals
+    from smtpd_filters.protocol.vocabulary import Phase
     from smtpd_filters.runtime.log import Log
 
     from .ledger import Message, Session
@@ -56,6 +59,7 @@ _EMPTY, _DOT = HEAD + len(b"\n"), HEAD + len(b".\n")
 _head = itemgetter(slice(0, HEAD))
 #: The start and the end of an answer that lets a request pass, and what is between two of these.
 _RESULT, _PROCEED = b"filter-result|", b"|proceed\n"
+_REFUSALS = b"reject|", b"disconnect|"
 _BETWEEN = _PROCEED + _RESULT
 #: The length of such an answer, and its session and token.
 _PASSES = len(_RESULT) + PAIR + len(_PROCEED)
@@ -66,7 +70,8 @@ class ProgramSide:
     """Reads what programs write.
 
     Answers are appended to `answers`, lines of messages to the output of `transit`. `registered` is
-    called with a program whose registration is complete; it sets `Link.ready`.
+    called with a program whose registration is complete; it sets `Link.ready`. `replayed` is called
+    with a session about which a program was asked again, and has answered.
     """
 
     def __init__(  # noqa: PLR0913  # what it writes to, and calls
@@ -76,11 +81,12 @@ class ProgramSide:
         answers: list[bytes],
         refusals: Refusals,
         registered: Callable[[Link], None],
+        replayed: Callable[[Session], None],
         observer: Unobserved | None = None,
     ) -> None:
         self._log, self._transit, self._answers = log, transit, answers
         self._refusals = refusals
-        self._on_registration = registered
+        self._on_registration, self._on_replayed = registered, replayed
         self._observer = observer or Unobserved()
         self._observed = type(self._observer) is not Unobserved
 
@@ -360,6 +366,9 @@ class ProgramSide:
         if len(fields) < 4:
             raise _fault("incomplete answer", row)
         id_, token, verb = fields[1:4]
+        if link.replaying and (again := link.replaying.pop(id_ + b"|" + token, None)) is not None:
+            self._answered_again(link, again, row, fields)
+            return
         session = link.sessions.get(id_)
         if session is not None and link.open.get(session.expected) is not session:
             session = None
@@ -369,11 +378,7 @@ class ProgramSide:
                 return
             raise _fault("answer without a request", row)
         phase = session.phase
-        parameter = fields[4] if len(fields) > 4 else None
-        try:
-            wire = check(phase, verb, parameter)  # type: ignore[arg-type]  # it is open
-        except FaultError as error:
-            raise _fault(str(error), row) from None
+        wire = _check(phase, row, fields)
         if row[-len(wire) :] != wire:
             name = phase.name if phase is not None else ""
             self._log.limited(
@@ -387,10 +392,21 @@ class ProgramSide:
         sent = self._refusals.answer(phase, id_, wire) if phase is not None else wire
         self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, sent))
         del link.open[session.expected]
+        if wire.startswith(_REFUSALS):
+            session.asked = b""
         if phase is not None:
             self._observer.answered(session, phase, wire, self._transit.now - session.since)
         session.phase = None
         link.useful = True
+
+    def _answered_again(
+        self, link: Link, session: Session, row: bytes, fields: list[bytes]
+    ) -> None:
+        """Process the answer to a request of a replay (*Asked again*)."""
+        if session.replay is not None:
+            _check(session.replay.phase, row, fields)
+        link.useful = True
+        self._on_replayed(session)
 
     def _register(self, link: Link, rows: list[bytes]) -> None:
         for at, row in enumerate(rows):
@@ -419,6 +435,15 @@ def _shares(messages: list[Message], rows: list[bytes], data: bytes) -> Iterable
     for head, length in zip(map(_head, rows), map(len, rows), strict=True):
         shares[head] += length
     return shares.values()
+
+
+def _check(phase: Phase | None, row: bytes, fields: list[bytes]) -> bytes:
+    """Return the decision to send for an answer in these fields; raise FaultError."""
+    parameter = fields[4] if len(fields) > 4 else None
+    try:
+        return check(phase, fields[3], parameter)  # type: ignore[arg-type]  # it is open
+    except FaultError as error:
+        raise _fault(str(error), row) from None
 
 
 def _fault(what: str, row: bytes) -> FaultError:

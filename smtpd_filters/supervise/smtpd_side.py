@@ -169,11 +169,15 @@ class SmtpdSide:
                         and row[bar] == _BAR
                         and row[0] == _FILTER
                     ):
+                        if session.asked:
+                            session.keep_request()
                         session.expected = expected = row[pair]
                         link.open[expected] = session
                         link.out.append(row)
                         # From here on no memory is needed.
                         session.phase = phase
+                        session.asked = row
+                        session.asked_at = wire
                         session.since = now
                         if phase is COMMIT:
                             session.judged = False  # the program is asked for it

@@ -161,7 +161,7 @@ class Transit:
         session.refusal, session.judged = b"", False
         if link is not None:
             self.give(message, link)
-        elif self.expecting:
+        elif self.expecting or session.replay is not None:
             self._waiting[session] = None
         else:
             self.do_without(message)

@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.testing.server import CODE, LabError, filter_command, script_command
+from smtpd_filters.testing.server import (
+    CODE,
+    LabError,
+    file_path,
+    filter_command,
+    script_command,
+)
 from tests.e2e.sending import ALICE, MESSAGE, SENDER, local
+from tests.e2e.test_chain_file import CHAINS
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Start
@@ -44,6 +51,38 @@ def test_a_filter_that_is_killed(start: Start) -> None:
         assert reply is not None
         assert reply.code == 250
     assert len(server.maildir("alice")) == 1
+
+
+SCORED = """\
+[filter.helo]
+non-fqdn = "junk"
+unknown = "off"
+exempt = ["authenticated"]
+phase = "helo"
+score = 6
+
+[chain.scored]
+filters = ["helo"]
+reject-at = 5
+score-at = "data"
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("nodots", 550), ("client.example", 354)])
+def test_a_chain_that_is_killed_keeps_its_score(start: Start, name: str, code: int) -> None:
+    chain = filter_command("chain", "--config", file_path(CHAINS))
+    server = start(files={CHAINS: SCORED}, filters={"chain": supervised(*shlex.split(chain))})
+    with server.connection() as connection:
+        replies = connection.dialogue([f"HELO {name}", f"MAIL FROM:<{SENDER}>"])
+        assert [reply.code for reply in replies] == [220, 250, 250]
+        for process in server.find("chain"):
+            if "supervise" not in " ".join(process.arguments):
+                os.kill(process.pid, signal.SIGKILL)
+        server.wait_for("supervise ended .*killed by signal 9")
+        for line, expected in ((f"RCPT TO:<{ALICE}>", 250), ("DATA", code)):
+            reply = connection.command(line)
+            assert reply is not None
+            assert reply.code == expected
 
 
 @pytest.mark.parametrize("size", [65485, 65486, 65533])

@@ -57,3 +57,71 @@ def test_refused_recipients_do_not_accumulate() -> None:
     session.keep(*row("tx-rcpt", "m", "ok", "b@example.org"))
     assert len(session.lines) == MAX_TRANSACTION + 1
     assert session.lines[-1].endswith(b"b@example.org")
+
+
+def asked(phase: str, *values: str) -> bytes:
+    fields = (phase, "00000000000000ee", "00000000000000a0", *values)
+    return "|".join(("filter", "0.7", "1.0", "smtp-in", *fields)).encode()
+
+
+def ask(session: Session, phase: str, *values: str) -> None:
+    """Ask a program, as the engine does."""
+    if session.asked:
+        session.keep_request()
+    session.asked, session.asked_at = asked(phase, *values), phase.encode()
+
+
+def test_requests_are_kept_in_order_with_the_reports() -> None:
+    session = Session(b"00000000000000ee")
+    for phase, *reports in (
+        ("connect", "link-greeting"),
+        ("ehlo",),
+        ("starttls", "link-tls"),
+        ("ehlo", "link-identify"),
+        ("auth", "link-auth"),
+        ("mail-from", "tx-begin", "tx-mail"),
+        ("rcpt-to", "tx-rcpt"),
+        ("noop",),
+        ("rcpt-to",),
+        ("data", "tx-data"),
+    ):
+        ask(session, phase, "x")
+        for name in reports:
+            session.keep(*row(name))
+    of_session = ["connect", "link-greeting", "ehlo", "starttls", "link-tls", "ehlo"]
+    of_session += ["link-identify", "link-auth"]
+    assert names(session) == [
+        *of_session,
+        *("mail-from", "tx-begin", "tx-mail", "rcpt-to", "tx-rcpt", "rcpt-to", "data", "tx-data"),
+    ]
+    ask(session, "commit")
+    session.end_transaction()
+    assert names(session) == of_session
+
+
+def test_a_sender_replaces_one_that_has_begun_no_transaction() -> None:
+    session = Session(b"00000000000000ee")
+    for number in range(3):
+        ask(session, "mail-from", str(number))
+        ask(session, "helo", str(number))
+    session.keep(*row("link-identify"))
+    ask(session, "mail-from", "last")
+    session.keep(*row("tx-begin"))
+    assert names(session) == ["helo", "helo", "helo", "link-identify", "mail-from", "tx-begin"]
+    session.end_transaction()
+    assert names(session) == ["helo", "helo", "helo", "link-identify"]
+
+
+def test_requests_of_a_client_that_repeats_its_commands() -> None:
+    session = Session(b"00000000000000ee")
+    session.keep(*row("link-connect"))
+    for number in range(3 * MAX_SESSION):
+        ask(session, "helo", str(number))
+        session.keep(*row("link-identify", str(number)))
+    assert len(session.lines) == session.own == MAX_SESSION
+    assert names(session)[:2] == ["link-connect", "helo"]
+    assert names(session)[-2:] == ["helo", "link-identify"]
+    ask(session, "mail-from")
+    for number in range(2 * MAX_TRANSACTION):
+        ask(session, "rcpt-to", str(number))
+    assert len(session.lines) == MAX_SESSION + MAX_TRANSACTION

@@ -1,0 +1,74 @@
+"""The replay of a session to a program that takes it over: its reports, and its requests again.
+
+Invariants
+----------
+*One at a time*: the program gets what follows a request once it has answered that.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
+
+from .ledger import REQUEST
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from smtpd_filters.protocol.vocabulary import Phase
+
+    from .ledger import Session
+    from .link import Link
+
+
+class Replay:
+    """What a program is still to be given of a session before the session goes on with it."""
+
+    __slots__ = ("expected", "link", "phase", "rows", "since")
+
+    def __init__(self, link: Link, rows: Iterable[bytes]) -> None:
+        self.link = link
+        #: The lines, in order.
+        self.rows = deque(rows)
+        #: The request that the program is to answer: its phase and time, and its key in
+        #: `Link.replaying`.
+        self.phase: Phase | None = None
+        self.since = 0.0
+        self.expected = b""
+
+    def advance(self, session: Session, now: float) -> bool:
+        """Give the program the lines up to the next request; return whether it has all of them."""
+        link, rows = self.link, self.rows
+        try:
+            while rows:
+                row = rows.popleft()
+                if row.startswith(REQUEST):
+                    fields = row[:-1].split(b"|", 7)
+                    self.expected = b"%b|%b" % (fields[5], fields[6])
+                    self.phase, self.since = PHASES_ON_WIRE[fields[4]], now
+                    link.replaying[self.expected] = session
+                    link.out.append(row)
+                    return False
+                link.out.append(row)
+        except MemoryError:
+            link.fault = "no memory for its sessions"  # the line is lost for it
+            raise
+        return True
+
+    def end(self, session: Session) -> None:
+        """End it with the session; the program may still answer."""
+        if self.link.replaying.pop(self.expected, None) is not None:
+            self.link.owe(session.id)
+        self.link.sessions.pop(session.id, None)
+
+    def overdue(self, limit: float) -> str:
+        """Return the phase of the open request if it was asked before `limit`, or ""."""
+        return self.phase.name if self.phase is not None and self.since < limit else ""
+
+
+def wanted(link: Link, row: bytes) -> bool:
+    """Return whether a program has registered for a report, or for the phase of a request."""
+    _, _, _, subsystem, name, _ = row.split(b"|", 5)
+    return name in (link.phases if row.startswith(REQUEST) else link.reports.get(subsystem, ()))
