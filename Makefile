@@ -27,6 +27,8 @@ VENV = .venv
 PYTHON =
 # More than cores, because many tests wait. The tests of a module share a server and so a worker.
 WORKERS = 4
+# Without servers, whose processes take the cores meanwhile, more of them wait at a time.
+UNIT_WORKERS = 6
 PYTEST = $(BIN)/python -m pytest --numprocesses $(WORKERS)
 PYTEST_ARGS =
 TESTS =
@@ -35,7 +37,8 @@ UNIT_REPORT = build/unit.xml
 # The tests without servers, with a part of their examples.
 WITHOUT_SERVERS = not e2e and not packaging and not allocations
 UNIT = tests/fetch-data $(BIN)/python || true; $(BYTECODE); mkdir -p build; \
-	SMTPD_FILTERS_TESTS=quick $(PYTEST) --quiet --dist worksteal --junit-xml=$(UNIT_REPORT)
+	SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --numprocesses $(UNIT_WORKERS) --quiet \
+	--dist worksteal --junit-xml=$(UNIT_REPORT)
 # The tests of servers that read the clock, and its offsets.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
