@@ -37,8 +37,8 @@ UNIT_REPORT = build/unit.xml
 # The tests without servers, with a part of their examples.
 WITHOUT_SERVERS = not e2e and not packaging and not allocations
 UNIT = tests/fetch-data $(BIN)/python || true; $(BYTECODE); mkdir -p build; \
-	SMTPD_FILTERS_TESTS=quick $(BIN)/python -m pytest --numprocesses $(UNIT_WORKERS) --quiet \
-	--dist worksteal --junit-xml=$(UNIT_REPORT)
+	SMTPD_FILTERS_TESTS=quick $(PYTEST) --numprocesses $(UNIT_WORKERS) --quiet --dist worksteal \
+	--junit-xml=$(UNIT_REPORT)
 # The tests of servers that read the clock, and its offsets.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
