@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from binascii import Error, a2b_base64, a2b_qp, a2b_uu
+from io import BytesIO
 
 from .limits import HEAD
 from .names import all_readings, extension
@@ -209,8 +210,9 @@ class Leaf:
         elif not self.part.is_text:
             self._inner(data)
         else:
-            # The order in which the two find parts must not depend on the pieces.
-            for line in data.splitlines(keepends=True):
+            # The order in which the two find parts must not depend on the pieces. To both only LF
+            # ends a line.
+            for line in BytesIO(data):
                 self._inner(line)
                 self._text(line)
 

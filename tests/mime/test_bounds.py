@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -159,6 +160,30 @@ def test_the_order_of_files_and_messages_in_text_does_not_depend_on_the_blocks()
     expected = read(message).parts
     assert len(expected) == 11
     assert all(read(message, size).parts == expected for size in (1, 7, 40, 60, 100))
+
+
+def calls(message: bytes) -> int:
+    """Return the number of Python functions that are called to read a message."""
+    count, before = 0, sys.getprofile()
+
+    def counted(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event == "call"
+
+    sys.setprofile(counted)
+    try:
+        read(message)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+def test_carriage_returns_in_encoded_text_cost_no_more_than_letters() -> None:
+    head = b"Content-Type: text/plain; name=x.eml\nContent-Transfer-Encoding: base64\n\n"
+    letters, returns = (
+        calls(mixed(head + base64.encodebytes(b"\n" + each * 50_000))) for each in (b"x", b"\r")
+    )
+    assert returns < letters * 1.5
 
 
 @settings(max_examples=part_of(200), deadline=None)
