@@ -48,9 +48,9 @@ class Part:
     size: int
     #: Whether a mail program would offer it as a file rather than show it as the text.
     attached: bool
-    #: The name, or without one the kind, of the program, script, link or image of a disk that it
-    #: is, or that is in it as an archive; empty if there is none. These are the attachments that
-    #: filter-content(8) refuses by default.
+    #: Not empty if it is a program, a script, a link or a disk image, or an archive with one in it:
+    #: the name of that file, or its kind if it has no name. filter-content(8) refuses such
+    #: attachments by default.
     dangerous: str
     #: Some of `encrypted`, `macros`, `message` (an attached one) and `unreadable` (an archive with
     #: contents that were not read, even if their names were).
