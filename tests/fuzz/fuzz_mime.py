@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.mime import limits
 from tests.mime.headers import cab, copied, file_4, file_5, rar_4, rar_5, seven_zip, unicode_4
-from tests.mime.reading import EXE, Memory, attached, mixed, read, zipped
-from tests.mime.test_corpus import NAMES, STRUCTURES
+from tests.mime.reading import EXE, Memory, attached, read, zipped
+from tests.mime.test_corpus import MESSAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,10 +32,10 @@ def fuzz(data: bytes) -> None:
 def corpus(folder: Path) -> None:
     """Write the messages of the tests to files."""
     folder.mkdir(parents=True, exist_ok=True)
-    messages = [message for message, _ in STRUCTURES.values()]
-    disposition = b"Content-Disposition: attachment; "
-    messages += [mixed(disposition + field + b"\n\nx\n") for field, _ in NAMES.values()]
-    messages.append(attached(zipped(("a.exe", EXE), ("b.zip", zipped(("c.exe", EXE))))))
+    messages = [
+        *MESSAGES.values(),
+        attached(zipped(("a.exe", EXE), ("b.zip", zipped(("c.exe", EXE))))),
+    ]
     messages += [attached(rar_4(file_4(unicode_4("a.exe", b"b"), flags=0x200)))]
     messages += [attached(rar_5(file_5(b"a.exe"), file_5(b"QO", copied(file_5(b"b")), kind=3)))]
     messages += [attached(cab(b"a.exe")), attached(seven_zip("a.exe", "b", packed=True))]

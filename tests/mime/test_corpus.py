@@ -336,6 +336,14 @@ STRUCTURES = {
     ),
     "yEnc": (b"Subject: x\n\n=ybegin line=128 size=2 name=a.exe\nxx\n=yend size=2\n", ""),
 }  # fmt: skip
+#: The messages of both tables.
+MESSAGES = {
+    **{case: message for case, (message, _) in STRUCTURES.items()},
+    **{
+        case: mixed(b"Content-Disposition: attachment; " + parameter + b"\n\nx\n")
+        for case, (parameter, _) in NAMES.items()
+    },
+}
 
 
 @pytest.mark.parametrize("case", STRUCTURES)

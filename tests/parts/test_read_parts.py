@@ -13,16 +13,7 @@ from smtpd_filters.runtime.pace import TURN, Pace
 from smtpd_filters.testing import Conversation
 from tests.loading import loaded
 from tests.mime.reading import EXE, attached, mixed, zipped
-from tests.mime.test_corpus import NAMES, STRUCTURES
-
-#: The messages of the tests of the reader.
-CORPUS = {
-    **{name: message for name, (message, _) in STRUCTURES.items()},
-    **{
-        name: mixed(b"Content-Disposition: attachment; " + field + b"\n\nx\n")
-        for name, (field, _) in NAMES.items()
-    },
-}
+from tests.mime.test_corpus import MESSAGES
 
 
 class Reader(Filter):
@@ -151,11 +142,11 @@ def test_the_parts_are_those_of_the_edited_message() -> None:
     assert part.size == 4
 
 
-@pytest.mark.parametrize("case", CORPUS)
+@pytest.mark.parametrize("case", MESSAGES)
 def test_filter_content_refuses_what_is_dangerous_or_cut(case: str) -> None:
-    found = parts(CORPUS[case])
+    found = parts(MESSAGES[case])
     bad = found.cut or any(part.dangerous for part in found)
-    assert bool(sent(CORPUS[case], Content)) == bad
+    assert bool(sent(MESSAGES[case], Content)) == bad
 
 
 def test_many_members_are_described_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:

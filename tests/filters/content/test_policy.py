@@ -19,7 +19,7 @@ from tests.filters.content.sending import Sent, written
 from tests.filters.executables import complaint
 from tests.mime.headers import cab, file_4, file_5, rar_4, rar_5, seven_zip
 from tests.mime.reading import EXE, attached, every_name, mixed, read, zipped
-from tests.mime.test_corpus import NAMES, STRUCTURES
+from tests.mime.test_corpus import MESSAGES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -450,19 +450,11 @@ def test_a_large_message_is_read_in_steps() -> None:
 
 # -- hostile messages ----------------------------------------------------------------------
 
-HOSTILE = {
-    **{name: message for name, (message, _) in STRUCTURES.items()},
-    **{
-        name: mixed(b"Content-Disposition: attachment; " + field + b"\n\nx\n")
-        for name, (field, _) in NAMES.items()
-    },
-}
 
-
-@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.parametrize("case", MESSAGES)
 def test_no_reading_has_the_program_once_it_is_removed(tmp_path: Path, case: str) -> None:
     flags = rule(tmp_path, 'filename = "exe"\naction = "remove"\nnote = "removed"')
-    sent = Sent(HOSTILE[case], *flags)
+    sent = Sent(MESSAGES[case], *flags)
     head = b"\n".join(line for field in sent.mail.headers for line in field.lines)
     left = read(head + b"\n\n" + sent.mail.body)
     assert not any("exe" in name.lower() for name in every_name(left))
