@@ -307,7 +307,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l supervised -d 'R
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l rules -rF -d 'A TOML file of rules, see RULES'
-complete -c smtpd-filters -n '__smtpd_filters_in run content' -l dangerous -x -a 'reject junk remove rename log off' -d 'What to do with an attachment whose extension or content is that of a program, a script, a link or an image of a disk, also in archives'
+complete -c smtpd-filters -n '__smtpd_filters_in run content' -l dangerous -x -a 'reject junk remove rename log off' -d 'What to do with an attachment whose extension or content is that of a program, a script, a link or a disk image, also in archives'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l reply -x -d 'The reply to a message that --dangerous refuses'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l header-checks -x -d 'A file of Postfix\'s header_checks: regexp:PATH or pcre:PATH'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l mime-header-checks -x -d 'The same for fields that describe content, Content-* and MIME-Version, of the message, its parts and attached messages'

@@ -75,7 +75,7 @@ class Content(Filter):
             choice(*DANGEROUS, "off"),
             default=REFUSE,
             help="What to do with an attachment whose extension or content is that of a program, a "
-            "script, a link or an image of a disk, also in archives; see DANGEROUS ATTACHMENTS.",
+            "script, a link or a disk image, also in archives; see DANGEROUS ATTACHMENTS.",
         )
         reply = option(
             REPLY,
