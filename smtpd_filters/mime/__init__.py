@@ -1,8 +1,9 @@
 """A tolerant reader of MIME: what the mail programs of recipients would show of a message.
 
-`scanner` finds the parts of a message as it streams by, `archives` what is in archives. Where
-programs read a message differently, the reader takes all readings and says so (`Content.oddities`).
-The public interface for filters is `smtpd_filters.parts`.
+`scanner` finds the parts of a message as it streams by, `description` what their fields say of
+them, `archives` what is in archives. Where programs read a message differently, the reader takes
+all readings and says so (`Content.oddities`). The public interface for filters is
+`smtpd_filters.parts`.
 
 Invariants
 ----------

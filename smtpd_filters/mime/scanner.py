@@ -17,25 +17,12 @@ import re
 from collections import deque
 
 from .archives import inspect
-from .comments import has_too_many
 from .content import Content
-from .leaf import ENCODINGS, Leaf
+from .description import CONTENT, ENCODING, FIELD, PARSED, Description
+from .leaf import Leaf
 from .levels import Level, Levels
-from .limits import BOUNDARIES, DEPTH, HEADER, PARAMETERS, REPEATED, TEXT
-from .names import all_readings, cost, extension
-from .parameters import (
-    boundaries,
-    charset,
-    count_boundaries,
-    first,
-    is_behind_comment,
-    is_container,
-    media_types,
-    names,
-    tokens,
-    unfolded,
-    words,
-)
+from .limits import DEPTH, HEADER, PARAMETERS, TEXT
+from .names import extension
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,17 +37,8 @@ _DASHES_FIRST = re.compile(rb"[ \t]*+--")
 _PART, _LINE = 120, 4
 #: Delimiters in a block above which it is cut, and the bytes of a piece.
 _DENSE, _PIECE = 40, 512
-# RFC 5322 section 2.2; section 4.5 for white space before the colon.
-_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:[ \t]*+")
-_CONTENT = b"content-"
-_PARTIAL = "message/partial"
 #: Files that mail programs open as messages, whatever their types.
 _MESSAGE_FILES = frozenset({"eml", "mht", "mhtml", "nws"})
-_TYPE, _ENCODING, _DISPOSITION = (
-    b"content-type",
-    b"content-transfer-encoding",
-    b"content-disposition",
-)
 
 
 class _Lines:
@@ -122,8 +100,6 @@ class Scan:
         self._inner: _Lines | None = None
         self._in_header = True
         self._fields: list[bytes] = fields or []
-        #: Those of them that describe the content.
-        self._described: list[bytes] = []
         #: Lines at the end of a header block that may be the beginning of the content.
         self._spilled = bytearray()
         self._header_size = 0
@@ -204,12 +180,12 @@ class Scan:
         if line.startswith((b" ", b"\t")) and fields:
             if len(fields[-1]) < PARAMETERS:
                 fields[-1] += b"\n" + line
-            elif fields[-1].lower().startswith((_TYPE, _ENCODING, _DISPOSITION)):
+            elif fields[-1].lower().startswith(PARSED):
                 self.content.cut_off("parameters of a part too long")
-        elif _FIELD.match(line):
+        elif FIELD.match(line):
             # The lines before it are in the header, if anything.
             self._spilled = bytearray()
-            if fields and not self._keeps and fields[-1][:8].lower() != _CONTENT:
+            if fields and not self._keeps and fields[-1][:8].lower() != CONTENT:
                 fields[-1] = line  # a header block may have 16,000 fields
             else:
                 fields.append(line)
@@ -225,24 +201,6 @@ class Scan:
         """Whether the fields of this entity are kept."""
         return self.content.keep_fields and bool(self._levels or self._depth)
 
-    def _values(self, wanted: bytes) -> list[str]:
-        """Return the values of the fields of a name (in lower case), unfolded."""
-        found: list[str] = []
-        room = PARAMETERS
-        for raw in self._described:
-            match = _FIELD.match(raw)
-            if match and match[1].lower() == wanted:
-                value = unfolded(raw[match.end() :])
-                if len(value) > room or len(found) == REPEATED:
-                    self.content.cut_off("parameters of a part too long")
-                    found.append(value[:room])
-                    break
-                if has_too_many(value):
-                    self.content.cut_off("too many comments in a field")
-                found.append(value)
-                room -= len(value)
-        return found
-
     def _begin_entity(self, at: int = 0) -> None:
         """Begin what a header block describes; its content is at this offset."""
         self.content.work += _PART
@@ -251,84 +209,34 @@ class Scan:
         if self._keeps:
             for raw in self._fields:
                 self.content.keep(raw, nested=self._nested)
-        self._described = [each for each in self._fields if each[:8].lower() == _CONTENT]
-        types = self._values(_TYPE)
-        readings = list(map(media_types, types))
-        declared = tuple(dict.fromkeys(each for one in readings for each in one.types))
-        for one in readings:
-            if one.odd:
-                self.content.odd(one.odd)
-        if _PARTIAL in declared:
-            self.content.cut_off("a piece of a message")
-        depth = self._depth
-        if len(declared) > 1:
-            self.content.odd("two types")
-        encoding = self._encoding()
-        if depth >= DEPTH and any(map(is_container, declared)):
+        said = Description(self.content, self._fields)
+        if self._depth >= DEPTH and (said.is_multipart or said.is_message):
             self.content.cut_off("too many levels")
-            declared = ("application/octet-stream",)
-        if any(each.startswith("multipart/") for each in declared):
-            certain = len(declared) == 1 and all(one.certain for one in readings)
-            self._begin_multipart(types, declared, encoding, at, certain=certain)
-        elif any(map(is_container, declared)):
-            self._begin_message(types, declared, encoding, at)
+            said.types = ("application/octet-stream",)
+        if said.is_multipart:
+            self._begin_multipart(said, at)
+        elif said.is_message:
+            self._begin_message(said, at)
         else:
-            self._begin_leaf(types, declared, encoding, at)
+            self._begin_leaf(said, at)
         self._fields, self._spilled = [], bytearray()
 
-    def _encoding(self) -> str:
-        values: list[str] = []
-        odd = False
-        for field in self._values(_ENCODING):
-            found = tokens(field)
-            values += found
-            if len(found) > 1 or (field.strip() and not found[0]):
-                odd = True
-                values += (each for each in words(field) if each in ENCODINGS)
-        known = list(dict.fromkeys(ENCODINGS.get(each, "") for each in values))
-        if odd or len(known) > 1 or any(each not in ENCODINGS for each in values):
-            self.content.odd("unknown or several encodings")
-        if len(set(known) - {""}) > 1:
-            self.content.cut_off("several encodings")
-        return first(known)
-
-    def _begin_multipart(
-        self,
-        types: list[str],
-        declared: tuple[str, ...],
-        encoding: str,
-        at: int,
-        *,
-        certain: bool,
-    ) -> None:
-        """Begin a multipart; `certain` is whether all programs take it for one."""
-        readings = list(map(boundaries, types))
-        every = dict.fromkeys(each for one in readings for each in one.values)
-        found = [each.encode("utf-8", "surrogateescape").rstrip() for each in every]
-        found = [each for each in found if each]
-        if len(found) > BOUNDARIES or not all(one.complete for one in readings):
-            self.content.cut_off("too many boundaries")
-            del found[BOUNDARIES:]
-        if not found:
-            self.content.odd("multipart without a boundary")
-        elif sum(map(count_boundaries, types)) > 1:
-            self.content.odd("two boundaries")
-        if encoding:
+    def _begin_multipart(self, said: Description, at: int) -> None:
+        found = said.boundaries()
+        if said.encoding:
             # The encoded reading: what isn't a part by the raw one is decoded, and read again.
             self.content.odd("encoded multipart")
-            leaf = self._read_decoded(encoding, self._described, at)
+            leaf = self._read_decoded(said.encoding, said.fields, at)
             if leaf is not None:
                 kind = leaf.part.type
-                self._describe(leaf.part, types, declared, encoding, at)
+                self._describe(leaf.part, said, at)
                 leaf.part.type, leaf.part.types = kind, ()
         else:
-            self._begin_undelimited(types, declared, at, certain=certain and len(found) == 1)
+            self._begin_undelimited(said, at, certain=said.certain and len(found) == 1)
         self._levels.push(Level(found, self._depth, nested=self._nested))
         self._depth += 1
 
-    def _begin_undelimited(
-        self, types: list[str], declared: tuple[str, ...], at: int, *, certain: bool
-    ) -> None:
+    def _begin_undelimited(self, said: Description, at: int, *, certain: bool) -> None:
         """Begin what programs show of a multipart in which they find no delimiter: a file or text.
 
         The first delimiter drops it, unless it has a name or is a message, and not all programs are
@@ -338,15 +246,14 @@ class Scan:
         part = self.content.add(self._depth)
         if part is None:
             return
-        self._describe(part, types, declared, "", at)
+        self._describe(part, said, at)
         if self._raw:
             self._messages.append((len(self._levels), part))
-        as_message = any(is_container(each) and each[:10] != "multipart/" for each in declared)
-        if certain or not (part.names or as_message):
+        if certain or not (part.names or said.is_message):
             self._undelimited = part
-        if not (part.names or as_message):
+        if not (part.names or said.is_message):
             part.type, part.types = "", ()
-        self._open_leaf(part, "", as_message=as_message)
+        self._open_leaf(part, "", as_message=said.is_message)
 
     def _read_decoded(self, encoding: str, fields: list[bytes], at: int) -> Leaf | None:
         part = self.content.add(self._depth)
@@ -356,7 +263,7 @@ class Scan:
         part.outer = self._outer
         if self._raw:
             part.start, part.body = self._header_at, at
-        kept = [each for each in fields if not each.lower().startswith(_ENCODING)]
+        kept = [each for each in fields if not each.lower().startswith(ENCODING)]
         scan = self._inner_scan(kept or None, part, nested=self._nested or not fields)
         self._inner = lines = _Lines(scan)
         self._leaf = Leaf(self.content, part, encoding, self._ended, lines.write)
@@ -374,18 +281,16 @@ class Scan:
             outer=part,
         )
 
-    def _begin_message(
-        self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
-    ) -> None:
-        if encoding:
-            leaf = self._read_decoded(encoding, [], at)
+    def _begin_message(self, said: Description, at: int) -> None:
+        if said.encoding:
+            leaf = self._read_decoded(said.encoding, [], at)
             if leaf is not None:
-                self._describe(leaf.part, types, declared, encoding, at)
+                self._describe(leaf.part, said, at)
                 leaf.part.traits.add("message")
             return
         part = self.content.add(self._depth)
         if part is not None:
-            self._describe(part, types, declared, encoding, at)
+            self._describe(part, said, at)
             part.traits.add("message")
             if self._raw:
                 self._messages.append((len(self._levels), part))
@@ -394,15 +299,13 @@ class Scan:
         self._depth += 1
         self._header_at = at
 
-    def _begin_leaf(
-        self, types: list[str], declared: tuple[str, ...], encoding: str, at: int
-    ) -> None:
+    def _begin_leaf(self, said: Description, at: int) -> None:
         part = self.content.add(self._depth)
         if part is None:
             self._leaf = None
             return
-        self._describe(part, types, declared, encoding, at)
-        self._open_leaf(part, encoding)
+        self._describe(part, said, at)
+        self._open_leaf(part, said.encoding)
 
     def _open_leaf(self, part: Part, encoding: str, *, as_message: bool = False) -> None:
         """Begin to read a content, which is a message as well by its name or `as_message`."""
@@ -415,35 +318,10 @@ class Scan:
         if self._spilled:
             self._leaf.write(bytes(self._spilled))
 
-    def _describe(
-        self, part: Part, types: list[str], declared: tuple[str, ...], encoding: str, at: int
-    ) -> None:
-        """Fill in what the fields say of a part."""
-        dispositions = self._values(_DISPOSITION)
-        fields = (*dispositions, *types)
-        readings = list(map(names, fields))
-        raw = [each for one in readings for each in one.values]
-        part.names, more = all_readings(raw)
-        self.content.work += sum(map(cost, raw))
-        if more or not all(one.complete for one in readings):
-            self.content.cut_off("too many names of a part")
-        # The name of a multipart is no matter unless something else is odd.
-        if not any(each.startswith("multipart/") for each in declared) and (
-            len(dispositions) > 1 or len(set(map(extension, part.names))) > 1
-        ):
-            self.content.odd("several names of a part")
-        if any(map(is_behind_comment, fields)):
-            self.content.odd("comment in a parameter")
-        first_words = [tokens(each) for each in dispositions]
-        if any(len(each) > 1 for each in first_words):
-            self.content.odd("comment in a disposition")
+    def _describe(self, part: Part, said: Description, at: int) -> None:
+        """Fill in what the fields say of a part, and where it is."""
+        said.fill_in(part)
         part.outer = part.outer or self._outer
-        part.types = declared
-        part.type = first(declared)
-        part.encoding = encoding
-        every = [each for one in first_words for each in one]
-        part.disposition = "attachment" if "attachment" in every else first(every)
-        part.charset = first(map(charset, types))
         if self._raw:
             part.start, part.body = self._header_at, at
 
