@@ -315,7 +315,7 @@ class Auth(Filter):
         return PROCEED.because(f"removed {_forged(removed)}") if removed else PROCEED
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
-        """Do so for clients that aren't exempt, and for authenticated ones."""
+        """Remove forged fields of clients that aren't exempt, and of authenticated ones."""
         if self._exempt.reason(session) in {"", AUTHENTICATED}:
             self._scrub(session, headers)
 
