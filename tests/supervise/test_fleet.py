@@ -11,6 +11,7 @@ from smtpd_filters.supervise.fleet import CLOSING, GRACE, LONGEST, UNKILLED, Fle
 from tests.supervise.hostile import nowhere
 
 if TYPE_CHECKING:
+    from smtpd_filters.supervise.fleet import Worker
     from smtpd_filters.supervise.process import Process
 
 
@@ -73,6 +74,15 @@ class Stage:
         self.fleet.workers[-1].link.ready = True
         self.tick()
 
+    def close_input(self) -> Worker:
+        """A program gets ready, and closes its input."""
+        self.tick()
+        self.get_ready()
+        [worker] = self.fleet.workers
+        worker.channel.broken = True
+        self.tick()
+        return worker
+
 
 def test_a_second_reload_starts_programs_once_more() -> None:
     stage = Stage()
@@ -104,11 +114,7 @@ def test_a_reload_waits_for_a_program_that_starts() -> None:
 def test_a_program_that_closes_its_input_may_exit() -> None:
     """It is noticed before the exit, which is the better reason in the log."""
     stage = Stage()
-    stage.tick()
-    stage.get_ready()
-    [worker] = stage.fleet.workers
-    worker.channel.broken = True
-    stage.tick()
+    worker = stage.close_input()
     assert stage.fleet.next_time(stage.now) == CLOSING
     stage.started[0].status = 3
     stage.fleet.reap(stage.now)
@@ -117,11 +123,7 @@ def test_a_program_that_closes_its_input_may_exit() -> None:
 
 def test_a_program_that_closes_its_input_and_does_not_exit_is_ended() -> None:
     stage = Stage()
-    stage.tick()
-    stage.get_ready()
-    [worker] = stage.fleet.workers
-    worker.channel.broken = True
-    stage.tick()
+    worker = stage.close_input()
     assert not worker.kill
     stage.tick(2 * CLOSING)
     assert worker.why == "closed its input"
