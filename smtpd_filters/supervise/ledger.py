@@ -29,6 +29,8 @@ OF_SESSION = frozenset(
 )
 OF_TRANSACTION = frozenset({b"tx-begin", b"tx-mail", b"tx-rcpt", b"tx-data"})
 KEPT = OF_SESSION | OF_TRANSACTION
+#: The report of the end of a transaction.
+RESET = b"tx-reset"
 #: The phases of requests that are kept in the same way.
 ASKED_OF_SESSION = frozenset({b"connect", b"helo", b"ehlo", b"starttls"})
 ASKED_OF_TRANSACTION = frozenset({b"mail-from", b"rcpt-to", b"data"})
@@ -111,10 +113,15 @@ class Session:
         return self.expected[len(self.id) + 1 :]
 
     def keep(self, name: bytes, row: bytes) -> None:
-        """Keep a report, which is one of `KEPT`, after the request before it."""
+        """Keep a report, which is one of `KEPT`, after the request before it.
+
+        It may be called again with the same row if memory ran out later.
+        """
         if self.asked and self.phase is None:
             self.keep_request()
         lines = self.lines
+        if lines and lines[-1] is row:
+            return
         if name in OF_TRANSACTION:
             if self.begun < 0:
                 self.begun = len(lines)
@@ -124,8 +131,8 @@ class Session:
             return
         if self.begun >= 0:
             self.mixed = True
-        self.own += 1
         lines.append(row)
+        self.own += 1
         if self.own > MAX_SESSION:
             self._drop_earlier(name)
 
@@ -155,8 +162,10 @@ class Session:
             self.asked = b""
 
     def _drop_earlier(self, name: bytes) -> None:
-        """Drop the first line of this name: a later one has replaced it."""
+        """Drop the first line of this name if the last one, just kept, has replaced it."""
         at = next(at for at, line in enumerate(self.lines) if report_name(line) == name)
+        if at == len(self.lines) - 1:
+            return
         del self.lines[at]
         self.own -= 1
         if at < self.begun:

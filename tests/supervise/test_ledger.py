@@ -49,6 +49,27 @@ def test_a_client_that_greets_again_and_again() -> None:
     assert len(session.lines) == MAX_SESSION
 
 
+def test_what_is_reported_once_stays_after_many_greetings() -> None:
+    session = Session(b"00000000000000ee")
+    session.keep(*row("link-connect"))
+    for number in range(2 * MAX_SESSION):
+        session.keep(*row("link-identify", str(number)))
+    session.keep(*row("link-tls"))
+    session.keep(*row("link-auth"))
+    assert names(session)[0] == "link-connect"
+    assert names(session)[-2:] == ["link-tls", "link-auth"]
+
+
+def test_a_report_that_is_processed_again_is_kept_once() -> None:
+    session = Session(b"00000000000000ee")
+    for name in ("link-connect", "tx-begin", "tx-mail"):
+        again = row(name)
+        session.keep(*again)
+        session.keep(*again)
+    assert names(session) == ["link-connect", "tx-begin", "tx-mail"]
+    assert session.own == 1
+
+
 def test_refused_recipients_do_not_accumulate() -> None:
     session = Session(b"00000000000000ee")
     session.keep(*row("tx-begin"))
