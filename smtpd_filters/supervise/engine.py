@@ -22,11 +22,11 @@ from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
 from smtpd_filters.runtime.log import fold_traceback
 
 from .handshake import Handshake
-from .ledger import ASKED_OF_TRANSACTION, GIVEN, HELD, KEPT, Session
+from .ledger import ASKED_OF_TRANSACTION, GIVEN, HELD, KEPT, RESET, Session
 from .link import Link, Loss
 from .observer import Unobserved
 from .program_side import ProgramSide
-from .replay import Replay, wanted
+from .replay import DISCONNECT, Replay, wanted
 from .smtpd_side import SmtpdSide
 from .transit import COMMIT, NAME, TEMPFAIL, Transit
 
@@ -49,8 +49,6 @@ LOST_MESSAGE, LONG_LINE = "the message was lost with the program", "a line is to
 #: Why a session is served by no program any more.
 GIVEN_UP = "programs end of what was asked in this session before"
 _DATA_LINE = b"data-line"
-_DISCONNECT = b"link-disconnect"
-_RESET = b"tx-reset"
 
 
 class Engine:
@@ -294,7 +292,7 @@ class Engine:
             session = self.sessions.get(id_)
             if session is not None:
                 self._reported(session, row, subsystem, name)
-            elif name not in (_DISCONNECT, _RESET):
+            elif name not in (DISCONNECT, RESET):
                 self._reported(self._new_session(id_), row, subsystem, name)
         except MemoryError:
             raise
@@ -307,10 +305,10 @@ class Engine:
         kept = name in KEPT
         if kept:
             session.keep(name, row)
-        elif name == _RESET:
+        elif name == RESET:
             self._reset(session)
         link, replay = session.link, session.replay
-        if link is None and replay is None and name not in (_DISCONNECT, _RESET):
+        if link is None and replay is None and name not in (DISCONNECT, RESET):
             # What has ended is not passed on; what is kept is replayed, now or later.
             link = self._bind(session)
             if kept:
@@ -319,9 +317,9 @@ class Engine:
         if link is not None:
             if name in link.reports.get(subsystem, ()):
                 link.out.append(row)
-        elif replay is not None and name in replay.link.reports.get(subsystem, ()):
-            (replay.link.out if name == _DISCONNECT else replay.rows).append(row)
-        if name == _DISCONNECT:
+        elif replay is not None:
+            replay.report(subsystem, name, row)
+        if name == DISCONNECT:
             self._close(session)
 
     def _new_session(self, id_: bytes) -> Session:

@@ -3,6 +3,7 @@
 Invariants
 ----------
 *One at a time*: the program gets what follows a request once it has answered that.
+*Bounded*: a client that repeats commands meanwhile does not grow what waits.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections import deque
 
 from smtpd_filters.protocol.vocabulary import PHASES_ON_WIRE
 
-from .ledger import REQUEST
+from .ledger import ASKED_OF_TRANSACTION, OF_TRANSACTION, REQUEST, RESET, report_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 
     from .ledger import Session
     from .link import Link
+
+
+#: Lines that wait beyond which only reports of the transaction are added: smtpd bounds those.
+MAX_ROWS = 1000
+DISCONNECT = b"link-disconnect"
+_ENDS_WITH_TRANSACTION = OF_TRANSACTION | ASKED_OF_TRANSACTION | {RESET}
 
 
 class Replay:
@@ -56,6 +63,27 @@ class Replay:
             link.fault = "no memory for its sessions"  # the line is lost for it
             raise
         return True
+
+    def report(self, subsystem: bytes, name: bytes, row: bytes) -> None:
+        """Give the program a report in its turn, if it has registered for it."""
+        if name == RESET and self._drop_transaction():
+            return
+        if name not in self.link.reports.get(subsystem, ()):
+            return
+        if name == DISCONNECT:
+            self.link.out.append(row)
+        elif len(self.rows) < MAX_ROWS or name in OF_TRANSACTION or name == RESET:
+            self.rows.append(row)
+
+    def _drop_transaction(self) -> bool:
+        """Drop what waits of the transaction; return whether its beginning was among that."""
+        names = [report_name(row) for row in self.rows]
+        self.rows = deque(
+            row
+            for row, name in zip(self.rows, names, strict=True)
+            if name not in _ENDS_WITH_TRANSACTION
+        )
+        return b"tx-begin" in names
 
     def end(self, session: Session) -> None:
         """End it with the session; the program may still answer."""

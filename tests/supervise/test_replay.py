@@ -10,6 +10,7 @@ import pytest
 
 from smtpd_filters.supervise.engine import MAX_UNFINISHED, Engine
 from smtpd_filters.supervise.link import Link
+from smtpd_filters.supervise.replay import MAX_ROWS
 from tests.supervise.hostile import nowhere
 from tests.supervise.supervised import Supervised, chain
 
@@ -27,6 +28,7 @@ EVERYTHING = (
     *("filter|smtp-in|data", "filter|smtp-in|data-line", "filter|smtp-in|commit"),
     *(f"report|smtp-in|{name}" for name in ("link-identify", "link-auth", "tx-rcpt", "timeout")),
 )
+TRANSACTION = tuple(f"report|smtp-in|tx-{name}" for name in ("begin", "mail", "reset"))
 
 
 def report(name: str, *values: str) -> bytes:
@@ -120,6 +122,7 @@ AGAIN = (
     + request("mail-from", "a@example.org"),
     request("rcpt-to", "b@example.org"),
 )
+BEGUN = report("tx-begin", "0000000a") + report("tx-mail", "0000000a", "ok", "a@b")
 LAST = report("tx-rcpt", "0000000a", "ok", "b@example.org")
 
 
@@ -192,6 +195,56 @@ def test_what_has_ended_is_not_asked_again() -> None:
         + report("link-auth", "pass", "user")
         + request("mail-from", "c@example.org")
     )
+
+
+def test_a_transaction_that_ends_during_the_replay_is_not_asked_again() -> None:
+    stage = Stage(*EVERYTHING, *TRANSACTION)
+    stage.transaction()
+    stage.end()
+    stage.start()
+    stage.write(report("timeout"), report("tx-reset", "0000000a"))
+    stage.write(request("mail-from", "c@example.org"))
+    stage.reply()
+    stage.reply()
+    assert stage.given().endswith(
+        report("link-identify", "EHLO", "two")
+        + report("link-auth", "pass", "user")
+        + report("timeout")
+        + request("mail-from", "c@example.org")
+    )
+
+
+def test_a_transaction_that_ends_after_its_beginning_was_given_is_reset() -> None:
+    stage = Stage(*EVERYTHING, *TRANSACTION)
+    stage.transaction()
+    stage.end()
+    stage.start()
+    stage.write(report("timeout"))
+    for rows in AGAIN[:3]:
+        assert stage.given() == rows
+        stage.reply()
+    assert stage.given() == BEGUN + AGAIN[3]
+    stage.write(report("tx-reset", "0000000a"))
+    stage.reply()
+    assert stage.given() == report("timeout") + report("tx-reset", "0000000a")
+
+
+def test_a_client_that_repeats_commands_during_the_replay() -> None:
+    stage = Stage(*EVERYTHING, *TRANSACTION)
+    stage.transaction()
+    stage.end()
+    stage.start()
+    stage.write(report("timeout"))
+    [session] = stage.engine.sessions.values()
+    replay = session.replay
+    assert replay is not None
+    mail = [report("tx-begin", "0000000b"), report("tx-mail", "0000000b", "ok", "c@example.org")]
+    for _ in range(MAX_ROWS):
+        stage.write(report("timeout"), report("link-identify", "EHLO", "three"))
+        stage.write(*mail, report("tx-reset", "0000000b"))
+    assert len(replay.rows) <= MAX_ROWS
+    stage.write(*mail)
+    assert list(replay.rows)[-2:] == mail
 
 
 @pytest.mark.parametrize("on_error", ["tempfail", "proceed"])
