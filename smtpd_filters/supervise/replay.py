@@ -76,14 +76,15 @@ class Replay:
             self.rows.append(row)
 
     def _drop_transaction(self) -> bool:
-        """Drop what waits of the transaction; return whether its beginning was among that."""
+        """Drop what waits of the transaction; return whether the program knows of none."""
         names = [report_name(row) for row in self.rows]
         self.rows = deque(
             row
             for row, name in zip(self.rows, names, strict=True)
             if name not in _ENDS_WITH_TRANSACTION
         )
-        return b"tx-begin" in names
+        # The end of an earlier one, which may have begun, is dropped as well.
+        return b"tx-begin" in names and RESET not in names
 
     def end(self, session: Session) -> None:
         """End it with the session; the program may still answer."""

@@ -225,8 +225,9 @@ def test_a_transaction_that_ends_after_its_beginning_was_given_is_reset() -> Non
         stage.reply()
     assert stage.given() == BEGUN + AGAIN[3]
     stage.write(report("tx-reset", "0000000a"))
+    stage.write(report("tx-begin", "0000000b"), report("tx-reset", "0000000b"))
     stage.reply()
-    assert stage.given() == report("timeout") + report("tx-reset", "0000000a")
+    assert stage.given() == report("timeout") + report("tx-reset", "0000000b")
 
 
 def test_a_client_that_repeats_commands_during_the_replay() -> None:
