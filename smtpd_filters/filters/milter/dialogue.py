@@ -10,8 +10,7 @@ Invariants
 of it, and the milter isn't asked again.
 *Reset between messages*: ABORT is sent before the next message if the milter has seen a part of
 one, so that a milter that needs it forgets the last one.
-*One retry*: if a milter closes a connection that was used before, the stage is repeated once with a
-new one.
+*One retry*: if a milter closes its connection, the stage is repeated once with a new one.
 """
 
 from __future__ import annotations
@@ -152,12 +151,11 @@ class Dialogue:
     async def _retrying(
         self, event: bytes, recipient: str | None, draft: Draft | None
     ) -> Refusal | None:
-        """Bring the milter to a stage, over a new connection if it has closed the earlier one."""
-        used = self.link is not None and not self.link.closed
+        """Bring the milter to a stage, once more over a new connection if it closes the first."""
         try:
             return await self._in_step(event, recipient, draft)
         except FailedError as error:
-            if not (used and error.lost):
+            if not error.lost:
                 raise
         return await self._in_step(event, recipient, draft)
 

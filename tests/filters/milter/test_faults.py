@@ -251,6 +251,19 @@ def test_killed_in_the_middle_of_a_message_and_back_at_once() -> None:
     assert len(stub.connections) == 2
 
 
+def test_killed_in_the_first_event_that_it_answers() -> None:
+    """It answers nothing before the end of the message, so the connection is a new one then."""
+
+    def script(event: Event, seen: Seen) -> bytes | None:
+        if event.command != v.END_OF_BODY:
+            return b""
+        return None if seen is stub.connections[0] else ACCEPT
+
+    with milter(SILENT, script=script) as stub:
+        assert outcome(stub)[0] == ""
+    assert len(stub.connections) == 2
+
+
 def test_down_and_up_again() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
         port = port_of(stub)
