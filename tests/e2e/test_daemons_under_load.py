@@ -19,6 +19,8 @@ import dkim
 import pytest
 
 from smtpd_filters.testing.dns import merge
+from smtpd_filters.testing.rspamd.daemon import Rspamd
+from smtpd_filters.testing.rspamd.daemon import unavailable as no_rspamd
 from smtpd_filters.testing.server import Lab, file_path, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e import clamd_set_up, policy_set_up, spamd_set_up
@@ -39,6 +41,7 @@ from tests.e2e.relay import Relay
 from tests.e2e.sending import ALICE, GOOD, SENDER, ZONE
 from tests.e2e.spamd_set_up import GTUBE, Spamd
 from tests.e2e.test_milter import RECORD, SCRIPT
+from tests.e2e.test_milter_daemons import PROXY, RSPAMD
 from tests.filters.test_dkimsign import pem
 from tests.needed import need
 
@@ -104,6 +107,19 @@ class Program:
             if process.arguments[1:2] == ["-c"] and process.arguments[0] != "sh":
                 with suppress(ProcessLookupError):
                     os.kill(process.pid, number)
+
+
+class RspamdProxy(Rspamd):
+    """Rspamd as a milter."""
+
+    port = RSPAMD
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all its processes, and to nsenter, which stops when its child does."""
+        assert self._process is not None
+        for pid in (*(each.pid for each in self.processes()), self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
 
 @dataclass
@@ -320,6 +336,26 @@ def case_amavisd_milter(lab: Lab) -> Iterator[Subject]:
     need(unavailable("amavisd-milter", "amavisd"))
     mail = traffic(554, bad=partial(message, fields=MIXED, body=BANNED))
     with milter(lab, amavisd_milter(lab), mail) as subject:
+        yield subject
+
+
+@contextmanager
+def case_rspamd_proxy(lab: Lab) -> Iterator[Subject]:
+    need(no_rspamd())
+    mail = traffic(
+        554,
+        bad=partial(message, body=GTUBE.replace(b"\r", b"")),
+        appended=rb"(\nX-Spam-.*(\n\s.*)*)*",
+        scanned=SPAM_STATUS,
+    )
+    started = RspamdProxy(
+        lab,
+        workers=PROXY,
+        override={"greylist.conf": "enabled = false;"},
+        local={"milter_headers.conf": 'use = ["x-spam-status"]; skip_local = false;'},
+        redis=False,
+    )
+    with milter(lab, started, mail, PATIENT) as subject:
         yield subject
 
 
