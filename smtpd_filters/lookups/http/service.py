@@ -98,8 +98,8 @@ class Service:
         `--service-keep`, whose default is `keep` in seconds, and `--service-token-file`. The
         attribute is a service that filters of the process share, with its cache, if they are
         configured alike. A filter with two services gives them different flags: with
-        `setting("reputation")` they are `--reputation`, `--reputation-timeout` and so on. With
-        `required=False` the operator may leave the service out, and the attribute is None.
+        `setting("reputation")` they are `--reputation`, `--reputation-timeout` and so on.
+        `required=False` makes the first flag optional: without it, the attribute is None.
         """
         from .setting import OptionalServiceSetting, ServiceSetting  # used by filters only
 
