@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 #: Macros for which a milter may ask at a stage. Sendmail, which has some 70, allows 50
 #: (MAXFILTERMACROS).
 MAX_MACROS = 200
+#: Lists of macros. libmilter sends one for each stage, of which it knows 7 (MAX_MACROS_ENTRIES).
+MAX_LISTS = 32
 _THREE = Struct(">III")
 _STAGE = Struct(">I")
 #: The events by the number of their stage.
@@ -112,7 +114,11 @@ def _events(version: int, protocol: int) -> tuple[frozenset[bytes], frozenset[by
 def _symbol_lists(data: bytes) -> dict[bytes, tuple[bytes, ...]]:
     """Parse the names of macros for each stage; a stage that doesn't exist is left out."""
     lists: dict[bytes, tuple[bytes, ...]] = {}
+    left = MAX_LISTS
     while data:
+        left -= 1
+        if left < 0:
+            raise MilterError(f"more than {MAX_LISTS} lists of macros")
         if len(data) <= _STAGE.size:
             raise MilterError("a list of macros cut short")
         (stage,) = _STAGE.unpack_from(data)

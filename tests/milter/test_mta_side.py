@@ -22,6 +22,7 @@ from smtpd_filters.milter import (
 )
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.milter.codec import packet
+from smtpd_filters.milter.negotiation import MAX_LISTS
 
 CONTINUE, ACCEPT = Verdict(v.CONTINUE), Verdict(v.ACCEPT)
 
@@ -220,6 +221,27 @@ def test_lists_of_macros() -> None:
     found = mta.answer()
     assert isinstance(found, Agreement)
     assert found.macros == lists
+
+
+def test_a_packet_of_nothing_but_lists_of_macros() -> None:
+    # The rest of the packet would be copied for each of 13,000 lists, while all sessions wait.
+    mta = MtaSide()
+    mta.negotiate()
+    empty = pack(">I", 1) + b"\0"
+    lists = empty * ((v.MAX_PAYLOAD - 12) // len(empty))
+    mta.receive(packet(b"O", pack(">III", 6, 0x100, 0) + lists))
+    with pytest.raises(MilterError, match="more than 32 lists of macros"):
+        mta.answer()
+
+
+def test_lists_for_stages_that_do_not_exist() -> None:
+    mta = MtaSide()
+    mta.negotiate()
+    lists = b"".join(pack(">I", stage) + b"i j\0" for stage in range(MAX_LISTS))
+    mta.receive(packet(b"O", pack(">III", 6, 0x100, 0) + lists))
+    found = mta.answer()
+    assert isinstance(found, Agreement)
+    assert found.macros == dict.fromkeys(v.STAGES, (b"i", b"j"))
 
 
 def test_what_ends_a_message_and_what_a_session() -> None:
