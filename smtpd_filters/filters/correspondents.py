@@ -103,8 +103,11 @@ class CorrespondentsFilter(Filter):
         tx = session.tx
         if session.username or session.local or tx is None or not tx.sender:
             return PROCEED
-        found = await self._known.knows(address, tx.sender)
-        tx.scratch[self] = found and tx.scratch.get(self, True)
+        found = False
+        try:
+            found = await self._known.knows(address, tx.sender)
+        finally:
+            tx.scratch[self] = found and tx.scratch.get(self, True)
         if not found:
             return PROCEED
         return Points(self.settings.points).because(f"{tx.sender} is a correspondent of {address}")

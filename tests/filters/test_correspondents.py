@@ -156,6 +156,29 @@ def test_a_broken_store_refuses_nothing() -> None:
         assert [line for line in smtpd.log if "correspondents store error=" in line]
 
 
+class Breaking(MemoryStore):
+    broken = False
+
+    async def _apply(self, operations: Sequence[Any]) -> Sequence[Any]:
+        if self.broken:
+            raise UnavailableError("sqlite:/x: disk full")
+        return await super()._apply(operations)
+
+
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_a_recipient_whose_look_up_fails_does_not_know_the_sender(*, fails_first: bool) -> None:
+    store = Breaking()
+    with serving("--header", store=store) as smtpd:
+        write(smtpd, ALICE, FRIEND)
+        there = client(smtpd)
+        there.mail_from(FRIEND)
+        for store.broken in (fails_first, not fails_first):
+            assert there.rcpt_to(BOB if store.broken else ALICE).verb == "proceed"
+        assert there.message().headers.get_all(FIELD.name) == []
+        store.broken = False
+        assert message(smtpd, FRIEND, ALICE) == ["known"]
+
+
 def test_what_is_learnt_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("smtpd_filters.filters.correspondents.MAX_LEARNING", 0)
     assert MAX_LEARNING > 0
