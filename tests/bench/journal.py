@@ -20,8 +20,8 @@ from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.journal.wire import encode
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.testing.dns import host
-from smtpd_filters.testing.server import Smtpd
+from smtpd_filters.testing.dns import host, merge
+from smtpd_filters.testing.server import DOMAIN, Smtpd, file_path, filter_command
 from tests.bench import real
 from tests.bench.filters import SOCKET
 from tests.journal.made import parse
@@ -29,7 +29,23 @@ from tests.journal.made import parse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+#: Six filters that do nothing in each of seven phases, and six that an operator may have.
 WITHOUT, WITH = "six in one process", "six with a journal"
+REAL_WITHOUT, REAL_WITH = "six of the suite", "six of the suite with a journal"
+_CHAIN = f"""\
+[chain.all]
+filters = ["fcrdns", "dnsbl", "helo", "sender", "rcpt", "auth"]
+
+[filter.fcrdns]
+verify = true
+
+[filter.dnsbl]
+client = ["bl.example"]
+
+[filter.rcpt]
+domains = "{DOMAIN}"
+"""
+_FILE = "chain.toml"
 #: Verdicts of a message, and the rate at which they come, in one second.
 VERDICTS, RATE = 6, 2000
 DAYS = 30
@@ -88,7 +104,23 @@ def running() -> Iterator[Process]:
             process.end()
 
 
-def measure_chain(pairs: int) -> tuple[list[dict[str, dict[str, float]]], dict[str, float]]:
+def nothing() -> dict[str, dict[str, str]]:
+    """The filters of a server with six that do nothing, and of one with a journal."""
+    return {WITHOUT: {"six": real.our("six")}, WITH: {"six": real.our("six_told")}}
+
+
+def suite() -> dict[str, dict[str, str]]:
+    """The same with six of the suite."""
+    words = ["chain", "--config", file_path(_FILE)]
+    return {
+        REAL_WITHOUT: {"six": filter_command(*words)},
+        REAL_WITH: {"six": filter_command(*words, "--journal", SOCKET)},
+    }
+
+
+def measure_chain(
+    line_up: dict[str, dict[str, str]], pairs: int
+) -> tuple[list[dict[str, dict[str, float]]], dict[str, float]]:
     """Load a server with a chain of six, and one whose chain has a journal, in turns.
 
     Return the figures of each pair of turns, and the p99 of all messages in milliseconds. `CPU` is
@@ -98,16 +130,19 @@ def measure_chain(pairs: int) -> tuple[list[dict[str, dict[str, float]]], dict[s
     it. What else the machine does meets both servers of a pair; rates still depend on it, processor
     times hardly.
     """
-    zone = host("mail.sender.example", real.CLIENT)
+    zone = merge(
+        host("mail.sender.example", real.CLIENT),
+        {"sender.example": {"MX": ["10 mail.sender.example"]}},
+    )
     found = []
     with running() as journal:
-        line_up = {WITHOUT: {"six": real.our("six")}, WITH: {"six": real.our("six_told")}}
         servers: dict[str, Smtpd] = {}
         try:
             for name, filters in line_up.items():
                 servers[name] = Smtpd(
                     filters=filters,
                     zone=zone,
+                    files={_FILE: _CHAIN},
                     declarations=real.MANY,
                     arguments=["-B", "queue=ram"],
                     binds={SOCKET.rpartition("/")[0]: journal.path.parent},
