@@ -86,7 +86,10 @@ class Transit:
         self.limit = long_lines.content_limit(cuts=True)
 
     def learn(self, data: bytes) -> None:
-        """Take the layout of the first line in `data` for that of all, unless another is in use."""
+        """Take the layout of the first line in `data` for that of all, unless another is in use.
+
+        To be called between reads: the lines of a read are grouped by one layout.
+        """
         at = offset(data)
         if at >= 0 and not self.known:
             self.layout = Layout(at, self._quick)
@@ -437,11 +440,8 @@ class Transit:
         """Store the key of the message's lines, so that these are processed in blocks."""
         if len(message.prefix) != HEAD:
             return
-        at = offset(row)
-        if at != self.layout.at:
-            self.learn(row)
         key = self.layout.key(row)
-        if at == self.layout.at and key == DATA_LINE + message.prefix[len(_PREFIX) :]:
+        if key == DATA_LINE + message.prefix[len(_PREFIX) :]:
             self.known[key] = message
             message.key = key
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 TIME = b"1700000000.000001"
-#: Time stamps of another width, with which no line fits the layout of the others.
+#: A time stamp of another width, with which no line fits the layout of the others: of a machine
+#: that started in 1970, as it has no clock of its own, and whose clock is set later.
 EARLY = b"99.000001"
 REGISTRATION = (
     *("report|smtp-in|link-connect", "report|smtp-in|tx-mail", "report|smtp-in|link-disconnect"),
@@ -33,6 +36,8 @@ BODIES = (
     [b"."],
     [b"", b"..", b"a", b"|.", b"filter|0.7|1|smtp-in|data-line|0|0|.", b"."],
     [b"x" * 900] * 20 + [b"."],
+    # With `EARLY` one line is as long as the final dot is with `TIME`.
+    [b"a", b"x" * 7 + b"|.", b"b", b"c", b"."],
     [b"long " * 15000, b"."],
 )
 #: Steps of a session, each of which ends with an answer of the program.
@@ -82,19 +87,19 @@ def test_late_answers_for_many_sessions_that_have_ended() -> None:
     assert "answer without a request" in link.fault
 
 
-def step(number: int, names: Sequence[str], body: Sequence[bytes], time: bytes) -> list[bytes]:
-    """What smtpd writes in a step of a session, as lines."""
+def step(number: int, names: Sequence[str], body: Sequence[bytes], *times: bytes) -> list[bytes]:
+    """What smtpd writes in a step of a session, as lines, which have these times in turn."""
     rows = []
     for name in names:
         kind = b"report" if name in VALUES else b"filter"
-        start = b"%b|0.7|%b|smtp-in|%b|%b" % (kind, time, name.encode(), sid(number))
+        end = b"|smtp-in|%b|%b" % (name.encode(), sid(number))
         if name in VALUES:
-            rows.append(start + VALUES[name] + b"\n")
+            rows.append((kind, end + VALUES[name]))
         elif name == "data-line":
-            rows += [start + b"|%b|%b\n" % (TOKENS[name], line) for line in body]
+            rows += [(kind, end + b"|%b|%b" % (TOKENS[name], line)) for line in body]
         else:
-            rows.append(start + b"|%b|argument\n" % TOKENS[name])
-    return rows
+            rows.append((kind, end + b"|%b|argument" % TOKENS[name]))
+    return [b"%b|0.7|%b%b\n" % (kind, time, end) for (kind, end), time in zip(rows, cycle(times))]
 
 
 def pieces(data: bytes, cuts: Iterable[int]) -> Iterable[bytes]:
@@ -138,7 +143,7 @@ def ready(*registrations: str) -> tuple[Engine, Link]:
 
 
 def converse(
-    sessions: Sequence[tuple[Sequence[bytes], bytes]], cuts: Sequence[int] | None
+    sessions: Sequence[tuple[Sequence[bytes], Sequence[bytes]]], cuts: Sequence[int] | None
 ) -> tuple[dict[bytes, list[bytes]], dict[bytes, list[bytes]]]:
     """Play the sessions in step; return what smtpd and the program got, by session.
 
@@ -151,8 +156,8 @@ def converse(
     for names in STEPS:
         rows = [
             row
-            for number, (body, time) in enumerate(sessions)
-            for row in step(number, names, body, time)
+            for number, (body, times) in enumerate(sessions)
+            for row in step(number, names, body, *times)
         ]
         for read in rows if cuts is None else pieces(b"".join(rows), cuts):
             engine.from_smtpd(read)
@@ -182,16 +187,37 @@ def by_session(rows: Iterable[bytes], field: int) -> dict[bytes, list[bytes]]:
 @settings(max_examples=part(300), deadline=None)
 @given(
     st.lists(
-        st.tuples(st.sampled_from(BODIES), st.sampled_from((TIME, TIME, TIME, EARLY))),
+        st.tuples(
+            st.sampled_from(BODIES),
+            st.one_of(
+                st.just([TIME]), st.lists(st.sampled_from((TIME, EARLY)), min_size=1, max_size=9)
+            ),
+        ),
         min_size=1,
         max_size=5,
     ),
     st.lists(st.integers(1, 2000), max_size=8),
 )
 def test_cuts_make_no_difference(
-    sessions: list[tuple[list[bytes], bytes]], cuts: list[int]
+    sessions: list[tuple[list[bytes], list[bytes]]], cuts: list[int]
 ) -> None:
     assert converse(sessions, cuts) == converse(sessions, None)
+
+
+@pytest.mark.parametrize(("first", "then"), [(EARLY, TIME), (TIME, EARLY)])
+def test_a_clock_that_is_set_within_a_message_changes_nothing(first: bytes, then: bytes) -> None:
+    """The message arrives in one read that begins with a line of another width."""
+    engine, link = ready("filter|smtp-in|data-line")
+    body = BODIES[4]
+    rows = step(0, ("link-connect",), (), then)
+    rows += step(0, ("data-line",), body, first, *[then] * len(body))
+    engine.from_smtpd(b"".join(rows))
+    given = b"".join(link.out).splitlines()
+    assert [row.split(b"|", 7)[7] for row in given] == body
+    engine.from_program(link, answers(b"".join(link.out), {}))
+    assert not link.fault
+    returned = b"".join(engine.lines).splitlines()
+    assert [row.split(b"|", 3)[3] for row in returned] == body
 
 
 def test_each_phase_and_tracked_report_has_a_place_of_its_own() -> None:
