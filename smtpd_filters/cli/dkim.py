@@ -35,6 +35,7 @@ from smtpd_filters.settings import (
     option,
     table,
 )
+from smtpd_filters.settings.files import create_file
 
 from .accounts import UnknownError, filters_user
 from .verb import Verb
@@ -280,7 +281,8 @@ def _replace(path: str, options: Options, old: set[str], new: str) -> None:
                 lines.append(line)
         if pending:
             raise ConfigError(f"{path}: no line with {' or '.join(sorted(old))}")
-        temporary.write_bytes(b"".join(lines))
+        with os.fdopen(create_file(str(temporary), 0o600), "wb") as file:
+            file.writelines(lines)
         os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(status.st_mode & 0o777)
         temporary.replace(real)

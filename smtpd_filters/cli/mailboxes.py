@@ -21,6 +21,8 @@ import os
 import re
 import stat
 
+from smtpd_filters.settings.files import open_file
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +94,7 @@ def messages(names: list[str]) -> Iterator[Mail | OSError]:
                 for path in _entries(name):
                     yield Mail(path, path=path)
             elif is_mbox(name):
-                with open(name, "rb") as file:  # noqa: PTH123
+                with open_file(name) as file:
                     yield from split(name, file)
             else:
                 yield Mail(name, path=name)
@@ -125,7 +127,7 @@ def is_mbox(name: str) -> bool:
     if not stat.S_ISREG(os.stat(name).st_mode):  # noqa: PTH116
         # Opening a pipe may block, and data read from it here would be lost.
         raise OSError(errno.EINVAL, "Not a regular file, nor a directory", name)
-    with open(name, "rb") as file:  # noqa: PTH123
+    with open_file(name) as file:
         return _SEPARATOR.match(file.readline(_CHUNK)) is not None
 
 
@@ -214,7 +216,7 @@ def _entries(name: str) -> Iterator[str]:
 def _opened(path: str) -> BinaryIO:
     """Open a file; in a maildir, even after it was renamed for its flags."""
     try:
-        return open(path, "rb")  # noqa: PTH123  # start-up time
+        return open_file(path)
     except FileNotFoundError:
         pass
     directory, name = os.path.split(path)
@@ -226,7 +228,7 @@ def _opened(path: str) -> BinaryIO:
         with os.scandir(cur) as entries:
             for entry in entries:
                 if entry.name.partition(":")[0] == unique:
-                    return open(entry.path, "rb")  # noqa: PTH123
+                    return open_file(entry.path)
     except FileNotFoundError:
         pass
     raise Gone(path)

@@ -22,6 +22,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.runtime.counters import BUCKETS, FAILURES, KINDS, MAX_LABEL, MAX_SERVERS
+from smtpd_filters.settings.files import create_file, open_file
 
 from .process_state import INTERVAL
 from .reception import OTHER, InvalidError, name, text
@@ -254,7 +255,7 @@ class Collected:
             "journal": found.journal,
         }
         path = os.path.join(directory, FILE)  # noqa: PTH118  # paths as text
-        with open(f"{path}.new", "w", encoding="utf-8") as file:  # noqa: PTH123
+        with os.fdopen(create_file(f"{path}.new"), "w", encoding="utf-8") as file:
             json.dump(content, file)
         os.replace(f"{path}.new", path)  # noqa: PTH105
 
@@ -270,7 +271,7 @@ def remove(directory: str) -> None:
 def read(directory: str) -> States | None:
     """Return the states in the file of a journal; None without one that can be read."""
     try:
-        with open(os.path.join(directory, FILE), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+        with open_file(os.path.join(directory, FILE)) as file:  # noqa: PTH118
             found = json.loads(file.read(MAX_FILE))
         if found["version"] != FORMAT:
             return None

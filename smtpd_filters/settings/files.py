@@ -1,7 +1,11 @@
-"""The reader of small files that settings name: secrets, keys, rules, passwords."""
+"""How to open files, also in directories to which other users may write.
+
+`read_file` reads small files that settings name: secrets, keys, rules, passwords.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -12,6 +16,7 @@ from .kinds import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import BinaryIO
 
 #: Bytes of a file, unless its reader has a limit of its own.
 LARGEST = 1 << 20
@@ -22,23 +27,13 @@ def read_file(
 ) -> bytes:
     """Return the content of a regular file of at most `limit` bytes.
 
-    Raises ConfigError, which names the file; `check` may raise one for its owner or mode. It never
-    waits, as opening a FIFO does for a writer, and reads no device.
+    Raises ConfigError, which names the file; `check` may raise one for its owner or mode.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        try:
-            status = os.fstat(fd)
-            if stat.S_ISDIR(status.st_mode):
-                raise ConfigError(f"{path}: Is a directory")
-            if not stat.S_ISREG(status.st_mode):
-                raise ConfigError(f"{path}: not a regular file")
+        with open_file(path) as file:
             if check is not None:
-                check(status)
-            with os.fdopen(fd, "rb", closefd=False) as file:
-                data = file.read(limit + 1)
-        finally:
-            os.close(fd)
+                check(os.fstat(file.fileno()))
+            data = file.read(limit + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {os_reason(error)}") from None
     except ValueError as error:  # a NUL in the path
@@ -46,3 +41,50 @@ def read_file(
     if len(data) > limit:
         raise ConfigError(f"{path}: larger than {limit} bytes")
     return data
+
+
+def open_file(path: str, flags: int = 0) -> BinaryIO:
+    """Open a regular file for reading. Raises OSError, for other kinds of files as well.
+
+    It never waits, as opening a FIFO does for a writer.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC | flags)
+    try:
+        _require_regular(os.fstat(fd), path)
+    except OSError:
+        os.close(fd)
+        raise
+    return os.fdopen(fd, "rb")
+
+
+def create_file(path: str, mode: int = 0o666) -> int:
+    """Create a file, in place of any file or link at the path; return its descriptor.
+
+    Raises OSError.
+    """
+    try:
+        os.unlink(path)  # noqa: PTH108  # pathlib costs start-up
+    except FileNotFoundError:
+        pass
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+def check_database(path: str) -> None:
+    """Check a database, and the files that SQLite opens beside it; each may be missing.
+
+    Raises OSError if one is not a regular file: SQLite would wait for the writer of a FIFO. They
+    aren't opened here, because closing them would release SQLite's locks.
+    """
+    for end in ("", "-journal", "-wal", "-shm"):
+        try:
+            status = os.stat(path + end)  # noqa: PTH116  # as above
+        except FileNotFoundError:
+            continue
+        _require_regular(status, path, f"its {end} file is " if end else "")
+
+
+def _require_regular(status: os.stat_result, path: str, what: str = "") -> None:
+    if stat.S_ISDIR(status.st_mode) and not what:
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"{what}not a regular file", path)

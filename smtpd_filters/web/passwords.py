@@ -23,7 +23,7 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
-from smtpd_filters.settings.files import read_file
+from smtpd_filters.settings.files import create_file, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -205,7 +205,7 @@ def with_user(path: str, user: str, password: str) -> None:
     temporary = f"{path}.new"
     try:
         owner = os.stat(path) if os.path.lexists(path) else None  # noqa: PTH116  # as the rest
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        fd = create_file(temporary, 0o600)
         with os.fdopen(fd, "w", encoding="utf-8") as file:
             if owner is not None:
                 os.fchown(fd, owner.st_uid, owner.st_gid)

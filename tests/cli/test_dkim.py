@@ -143,6 +143,7 @@ def test_a_rotation_in_any_writing_of_a_table(capsys: Capture, tmp_path: Path, l
     real.write_bytes(before + line.format(old).encode() + b"\n")
     table = tmp_path / "keys"
     table.symlink_to(real)
+    os.mkfifo(f"{real}.new")  # to open it would wait
     record = parse_private_key(new.read_bytes()).record()
     with DNSServer({NAME: {"TXT": record}}) as server:
         given = ("--nameserver", f"{server.address}:{server.port}")

@@ -70,6 +70,17 @@ def test_what_cannot_be_read(call: Learn, tmp_path: Path) -> None:
     assert "/dev/null: Not a regular file, nor a directory" in err
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_file_that_is_another_kind_by_now(tmp_path: Path, *, moved: bool) -> None:
+    box = maildir(tmp_path, one=b"1")
+    (found,) = mailboxes.messages([str(box)])
+    assert isinstance(found, mailboxes.Mail)
+    (box / "new" / "one").unlink()
+    os.mkfifo(box / "cur" / "one:2,S" if moved else box / "new" / "one")
+    with pytest.raises(OSError, match="not a regular file"):
+        found.open()
+
+
 def test_counting(tmp_path: Path) -> None:
     box = str(maildir(tmp_path / "box", one=b"1", two_S=b"2"))
     (tmp_path / "mail").write_bytes(MAIL)

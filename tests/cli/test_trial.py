@@ -154,6 +154,26 @@ def test_a_recording_that_is_deleted_meanwhile_is_passed_over(
     assert (len(found.sessions), found.left_out) == (7, 0)
 
 
+def test_a_recording_that_is_replaced_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = made(tmp_path)
+    replaced = tried.recordings / "b.session"
+    replaced.write_bytes(b"")
+    lstat = os.lstat
+
+    def replaces(path: str) -> os.stat_result:
+        found = lstat(path)
+        if path == str(replaced):
+            replaced.unlink()
+            os.mkfifo(replaced)  # to open it would wait
+        return found
+
+    monkeypatch.setattr(os, "lstat", replaces)
+    found = past.read(str(tried.recordings), str(tried.journal), b"", time.time())
+    assert (len(found.sessions), found.left_out) == (7, 1)
+
+
 def test_pseudonyms_are_refused(tmp_path: Path) -> None:
     tried = made(tmp_path)
     path = tried.recordings / "a.session"

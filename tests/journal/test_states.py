@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -363,6 +364,23 @@ def test_the_file(collected: Collected, clock: Clock, tmp_path: Path) -> None:
 def test_a_file_that_is_not_one(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE).write_bytes(content.encode("utf-8", "surrogateescape"))
     assert read(str(tmp_path)) is None
+
+
+def test_a_fifo_is_not_waited_for(collected: Collected, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    assert read(str(tmp_path)) is None
+    os.mkfifo(tmp_path / f"{FILE}.new")
+    collected.write(str(tmp_path), {}, 0.0)
+    assert read(str(tmp_path)) is not None
+
+
+def test_a_link_beside_the_file_is_not_followed(collected: Collected, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("of somebody else")
+    (tmp_path / f"{FILE}.new").symlink_to(other)
+    collected.write(str(tmp_path), {}, 0.0)
+    assert read(str(tmp_path)) is not None
+    assert other.read_text() == "of somebody else"
 
 
 def test_all_causes_are_there_from_the_start(collected: Collected) -> None:

@@ -66,6 +66,12 @@ def test_a_user_is_added_and_changed(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+def test_what_is_in_the_way_of_the_new_file_is_removed(path: Path) -> None:
+    os.mkfifo(f"{path}.new")  # to open it would wait
+    with_user(str(path), "ann", "wonder")
+    assert check(path, "ann", "wonder")
+
+
 def test_the_password_is_not_in_the_file(path: Path) -> None:
     with_user(str(path), "ann", "wonder")
     assert "wonder" not in path.read_text()

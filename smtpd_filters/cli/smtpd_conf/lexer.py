@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import quote
 
 TYPE_CHECKING = False
@@ -64,11 +64,6 @@ class StatementError(Exception):
         self.place = place
 
 
-def _open(name: str, flags: int) -> int:
-    """Open without waiting, as opening a FIFO would for its writer."""
-    return os.open(name, flags | os.O_NONBLOCK | os.O_NOCTTY)
-
-
 class _File:
     """A file that is being read, with the characters that were put back."""
 
@@ -76,9 +71,7 @@ class _File:
 
     def __init__(self, name: str) -> None:
         try:
-            with open(name, "rb", opener=_open) as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise ConfigError(f"{name}: not a regular file")
+            with open_file(name) as file:
                 data = file.read(LARGEST + 1)
         except OSError as error:
             link = os.path.islink(name) and not os.path.exists(name)  # noqa: PTH110, PTH114  # as named

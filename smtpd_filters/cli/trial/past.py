@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.errors import ConfigError
@@ -21,6 +20,7 @@ from smtpd_filters.journal.stories import address_of
 from smtpd_filters.lookups.dns.records import decode
 from smtpd_filters.recording import Recording
 from smtpd_filters.recording.format import FROM_SMTPD, LOOKUP, REMARK
+from smtpd_filters.settings.files import open_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,7 +121,7 @@ def _files(directory: str, now: float) -> list[tuple[str, int]]:
 
 def _whole_lines(path: str) -> bytes:
     """Return the content of a file that may still be written, without an unfinished line."""
-    with Path(path).open("rb") as file:
+    with open_file(path, os.O_NOFOLLOW) as file:
         data = file.read(MAX_BYTES)
     return data[: data.rfind(b"\n") + 1]
 

@@ -24,6 +24,7 @@ from smtpd_filters.authentication.dkim.private_keys import (
 from smtpd_filters.authentication.dkim.sign import SigningKey
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import Kind
+from smtpd_filters.settings.files import open_file
 from smtpd_filters.tables import Table
 from smtpd_filters.tables.source import REMOTE
 from smtpd_filters.tables.table import Content
@@ -57,10 +58,8 @@ def selector_name(text: str) -> str:
 def read_key(path: str) -> tuple[bytes, PrivateKey]:
     """Read a private key; return it and the content of its file. Raises ValueError."""
     try:
-        with open(path, "rb", opener=_opener) as file:  # no path of ours
+        with open_file(path) as file:
             mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ValueError(f"{path}: not a regular file")
             text = file.read(MAX_FILE + 1)
     except OSError as error:
         raise ValueError(f"{path}: {os_reason(error)}") from None
@@ -70,11 +69,6 @@ def read_key(path: str) -> tuple[bytes, PrivateKey]:
         return text, parse_private_key(text)
     except PrivateKeyError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def _opener(path: str, flags: int) -> int:
-    # A FIFO would block.
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 class _Keys(Content):

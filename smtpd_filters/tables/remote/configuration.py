@@ -11,6 +11,7 @@ import stat
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.secrets import read_secret
 
 TYPE_CHECKING = False
@@ -125,12 +126,8 @@ class Configuration:
 def _read(path: str) -> tuple[str, int]:
     """Return the text and the mode of a file. Raises ConfigError."""
     try:
-        # A FIFO would block.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:  # noqa: PTH123  # a descriptor
-            mode = os.fstat(fd).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{path}: not a regular file")
+        with open_file(path) as file:
+            mode = os.fstat(file.fileno()).st_mode
             text = file.read(_FILE_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {os_reason(error)}") from None
