@@ -18,6 +18,9 @@ import sqlite3
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from smtpd_filters.errors import os_reason
+from smtpd_filters.settings.files import check_database
+
 from .day import Day, NewerError, check_version
 
 if TYPE_CHECKING:
@@ -104,6 +107,7 @@ class Archive:
 
     @staticmethod
     def _require_ours(path: str) -> None:
+        check_database(path)
         connection = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True)
         try:
             check_version(connection, path)
@@ -133,7 +137,7 @@ class Archive:
         except sqlite3.Error as error:
             self._failed(now, self._about(error, now))
         except OSError as error:
-            self._failed(now, error.strerror or str(error))
+            self._failed(now, os_reason(error), error.filename)
         self.unwritten += len(stories)
         return False
 
@@ -191,12 +195,12 @@ class Archive:
             return "the file was damaged"
         return str(error)
 
-    def _failed(self, now: float, why: str) -> None:
+    def _failed(self, now: float, why: str, path: str | None = None) -> None:
         self._next_try = now + PAUSE
         self._close()
         if not self._failing:
             self._failing = True
-            self._note(f"{self.directory}: not written: {why}; mail is not affected")
+            self._note(f"{path or self.directory}: not written: {why}; mail is not affected")
 
     def _has_room(self, now: float) -> bool:
         """Return whether there is free space."""

@@ -10,6 +10,8 @@ import sqlite3
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from smtpd_filters.settings.files import check_database
+
 from .rollups import BUCKETS, MAX_REASONS, OTHER, Sums
 from .stories import address_of, is_rewritten_address, outcome, stored
 
@@ -104,6 +106,7 @@ class Day:
         """
         self.path = path
         self._privacy, self._subjects = privacy, subjects
+        check_database(path)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o640))
         self._connection = sqlite3.connect(
             path,

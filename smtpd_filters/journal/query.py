@@ -17,7 +17,6 @@ import errno
 import os
 import re
 import sqlite3
-import stat
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +25,7 @@ from time import monotonic, time_ns
 from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_filters.errors import os_reason
+from smtpd_filters.settings.files import check_database
 
 from . import day as schema
 from .archive import files, quoted, size_of
@@ -429,13 +429,10 @@ def _as_stored(text: str) -> str:
 
 
 def _fault(path: str) -> str:
-    """Return why a file can't be read, where SQLite says little or waits; "" if it can.
-
-    It isn't opened: to close it would release the locks of other threads that read it.
-    """
+    """Return why a file can't be read, where SQLite says little or waits; "" if it can."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  # paths as text
-            return "not a regular file"
+        os.stat(path)  # noqa: PTH116  # paths as text
+        check_database(path)
         if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:

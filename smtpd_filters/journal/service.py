@@ -107,7 +107,7 @@ class Service:
         except NewerError as error:
             raise ConfigError(str(error)) from None
         except OSError as error:
-            raise ConfigError(f"{directory}: {os_reason(error)}") from None
+            raise ConfigError(f"{error.filename or directory}: {os_reason(error)}") from None
         self._bind()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._ending.set())

@@ -17,6 +17,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import os_reason
+from smtpd_filters.settings.files import check_database
 
 from .clock import Epoch, epoch
 from .sqlite_rows import Rows
@@ -163,6 +164,7 @@ class File:
         return rows
 
     def _open(self) -> Rows:
+        check_database(self.path)
         self._inode = _inode(self.path)
         if self._inode == (0, 0):
             self._create()
@@ -284,7 +286,8 @@ class File:
             raise
 
 
-_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR}
+#: EINVAL is that of `check_database`.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.EINVAL}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _REFUSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 

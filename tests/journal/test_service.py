@@ -262,6 +262,16 @@ def test_flags_that_are_wrong(flags: list[str], error: str, tmp_path: Path) -> N
     assert ended.stderr.count("\n") == 1
 
 
+def test_a_fifo_named_like_a_day_is_refused(tmp_path: Path) -> None:
+    fifo = tmp_path / "days" / "2999-01-01.sqlite"
+    fifo.parent.mkdir()
+    os.mkfifo(fifo)
+    refused = Running(tmp_path)
+    refused.process.communicate(timeout=PATIENCE)
+    assert refused.process.returncode == 2
+    assert refused.first == f"smtpd-filters journal: {fifo}: not a regular file\n"
+
+
 def test_a_file_at_the_sockets_path_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     path.write_text("precious")

@@ -29,7 +29,7 @@ from tests.stores.conftest import PATIENCE, Clock, open_sqlite
 from tests.stores.test_operations import A, patiently, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from smtpd_filters.stores import Store
 
@@ -298,9 +298,40 @@ def test_the_error_says_what_the_user_may_not_do(
         opened(path, notes)
 
 
-def test_a_folder_is_no_file(tmp_path: Path, notes: list[str]) -> None:
-    with pytest.raises(ConfigError, match="cannot be opened"):
-        opened(tmp_path, notes)
+@pytest.mark.parametrize(
+    ("make", "end", "reason"),
+    [
+        (os.mkdir, "", "Is a directory"),
+        (os.mkdir, "-wal", "its -wal file is not a regular file"),
+        (os.mkfifo, "", "not a regular file"),
+        (os.mkfifo, "-journal", "its -journal file is not a regular file"),
+    ],
+)
+def test_other_kinds_of_files_are_refused(
+    tmp_path: Path, notes: list[str], make: Callable[[str], None], end: str, reason: str
+) -> None:
+    path = path_of(tmp_path)
+    make(f"{path}{end}")  # to open a FIFO would wait
+    with pytest.raises(ConfigError, match=f"^sqlite:{path}: {reason}$"):
+        opened(path_of(tmp_path), notes)
+    assert notes == []
+
+
+def test_a_store_that_is_replaced_by_a_fifo_is_unavailable(
+    tmp_path: Path, clock: Clock, notes: list[str]
+) -> None:
+    path = path_of(tmp_path)
+
+    async def main(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=100))
+        empty(tmp_path)
+        os.mkfifo(path)
+        with pytest.raises(UnavailableError, match="not a regular file"):
+            await store.ask(Get(A))
+        path.unlink()
+        assert await store.ask(Get(A)) is None
+
+    run(open_sqlite(tmp_path, clock, notes), main)
 
 
 def test_a_database_of_another_program_is_left_alone(tmp_path: Path, notes: list[str]) -> None:

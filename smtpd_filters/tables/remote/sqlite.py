@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings.files import check_database
 
 from .backend import LIST_MAX, ROWS_MAX, AnswerError, Backend, BackendError, value_of
 from .configuration import TIMES, Configuration
@@ -243,6 +244,7 @@ class _Database:
         inode = found.st_dev, found.st_ino
         if self._connection is None or inode != self._inode:
             self.close()
+            check_database(self._path)
             connection = sqlite3.connect(
                 f"file:{quote(self._path)}?mode=ro",
                 uri=True,

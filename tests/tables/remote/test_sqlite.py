@@ -227,6 +227,7 @@ def test_lists_are_loaded(database: Path) -> None:
         ("{0}?query=DELETE FROM domains WHERE name = ?", "attempt to write a readonly database"),
         ("{0}?quary=SELECT 1", "expected ?query=SQL or ?list=SQL, not 'quary=SELECT 1'"),
         ("{0}.missing?query=SELECT ?", "{0}.missing: No such file or directory"),
+        ("{0}.fifo?query=SELECT ?", "{0}.fifo: not a regular file"),
         ("{0}", "mail.db: not UTF-8"),
         ("{1}", "sqlite.conf:1: unknown key 'dbpaht', did you mean \"dbpath\"?"),
         ("", "sqlite: needs a path"),
@@ -235,6 +236,7 @@ def test_lists_are_loaded(database: Path) -> None:
 def test_mistakes_are_found_at_start(database: Path, spec: str, error: str) -> None:
     file = database.parent / "sqlite.conf"
     file.write_text("dbpaht /x\n")
+    os.mkfifo(f"{database}.fifo")  # to open it would wait
     if spec == "{0}":
         database.write_bytes(b"\xff")
     with pytest.raises(ConfigError) as raised:
