@@ -240,17 +240,15 @@ class Archive:
             total = sum(map(size_of, kept)) + sum(size_of(path) for _, path in aside)
             for day, path in aside:
                 if total > self._size or day < limit.isoformat():
-                    total -= size_of(path)
-                    self._delete(path)
+                    total -= self._delete(path)
             current = self._day.path if self._day is not None else ""
             for path in kept:
                 if total <= self._size:
                     break
                 if path != current:
-                    total -= size_of(path)
-                    self._delete(path)
+                    total -= self._delete(path)
         except OSError as error:
-            self._note(f"{self.directory}: not purged: {error.strerror or error}")
+            self._note(f"{self.directory}: not purged: {os_reason(error)}")
 
     def _is_doubtful(self, days: list[date], limit: date, now: float) -> bool:
         """Return whether the clock may be wrong: all earlier days are before the limit.
@@ -266,13 +264,19 @@ class Archive:
         self._doubted = self._doubted or now
         return now - self._doubted < DOUBT
 
-    @staticmethod
-    def _delete(path: str) -> None:
-        for suffix in ("", "-wal", "-shm"):
-            try:
-                os.unlink(path + suffix)  # noqa: PTH108  # paths as text
-            except FileNotFoundError:
-                pass
+    def _delete(self, path: str) -> int:
+        """Delete a file; return the bytes that are free now."""
+        try:
+            size = size_of(path)
+            for suffix in ("", "-wal", "-shm"):
+                try:
+                    os.unlink(path + suffix)  # noqa: PTH108  # paths as text
+                except FileNotFoundError:
+                    pass
+        except OSError as error:
+            self._note(f"{path}: not deleted: {os_reason(error)}")
+            return 0
+        return size
 
     def _close(self, *, finished: bool = False) -> None:
         day, self._day = self._day, None

@@ -1,4 +1,4 @@
-"""How to open files, also in directories to which other users may write.
+"""The opening of files, also in directories to which other users may write.
 
 `read_file` reads small files that settings name: secrets, keys, rules, passwords.
 """

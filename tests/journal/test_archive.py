@@ -455,6 +455,40 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
     assert why == f"Permission denied for user {user_name()}"
 
 
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [("", "not a regular file"), ("-journal", "its -journal file is not a regular file")],
+)
+def test_a_fifo_in_place_of_todays_file_is_refused(
+    make: Make, tmp_path: Path, notes: list[str], end: str, reason: str
+) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    today = tmp_path / "2026-12-01.sqlite"
+    fifo = today.with_name(f"{today.name}{end}")
+    today.touch()
+    fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo)  # to open it would wait
+    with pytest.raises(OSError, match=reason) as raised:
+        make().open(NOON + DAY)
+    assert raised.value.filename == str(today)
+    assert not archive.write([stored(2)], NOON + DAY)
+    assert notes == [f"{today}: not written: {reason}; mail is not affected"]
+    fifo.unlink()
+    assert archive.write([stored(3)], NOON + DAY + PAUSE)
+
+
+def test_what_cannot_be_deleted_does_not_keep_the_rest(
+    make: Make, tmp_path: Path, notes: list[str]
+) -> None:
+    (tmp_path / "2026-01-01.sqlite").mkdir()
+    make().write([stored(1)], NOON)
+    make().write([stored(2)], NOON + DAY)
+    make(days=1).purge(NOON + 2 * DAY)
+    assert names(tmp_path) == ["2026-01-01.sqlite", "2026-12-01.sqlite"]
+    assert notes[-1].startswith(f"{tmp_path}/2026-01-01.sqlite: not deleted: ")
+
+
 def test_nothing_is_written_below_the_floor(
     make: Make, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
