@@ -391,7 +391,7 @@ def _pair(line: str) -> tuple[str, str]:
     else:
         end = next((i for i, char in enumerate(line) if char in " \t:"), 0)
     value = line[end + 1 :].lstrip(" \t")
-    if not end or not value or value.split(None, 1)[0] == "=":
+    if not end or not value or f"{value} ".startswith(("= ", "=\t")):
         raise ValueError('expected a key and a value, such as "alice 5"')
     return line[:end], value
 

@@ -178,7 +178,9 @@ def test_file_mapping(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("line", ["key", "key:", ": value", "[::1 value", "[::1]"])
+@pytest.mark.parametrize(
+    "line", ["key", "key:", ": value", "[::1 value", "[::1]", "key =", "key =\tvalue"]
+)
 def test_bad_mapping_line(tmp_path: Path, line: str) -> None:
     path = tmp_path / "mapping"
     path.write_text(f"a b\n# c\n{line}\n")
@@ -186,6 +188,14 @@ def test_bad_mapping_line(tmp_path: Path, line: str) -> None:
         MappingTable(f"file:{path}")
     reason = f'expected a key and a value, such as "alice 5", not {line!r}'
     assert str(caught.value) == f"{path}:3: {reason}"
+
+
+@pytest.mark.parametrize("value", ["\u00a0", "\x85", "\u2003 x"])
+def test_only_ascii_blanks_separate_a_key_from_its_value(tmp_path: Path, value: str) -> None:
+    """As with isspace(3) in the C locale; str.split has others."""
+    path = tmp_path / "mapping"
+    path.write_text(f"alice {value}\n")
+    assert pairs(f"file:{path}") == [("alice", value)]
 
 
 def test_the_form_of_an_inline_mapping_is_an_error_elsewhere(tmp_path: Path) -> None:
