@@ -19,6 +19,7 @@ from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.oracle.rules import Kind
+from smtpd_filters.supervise.process import LIBEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
 
     from smtpd_filters.recording.replay import Replay, Step
 
-#: smtpd's directories of commands without a slash: on Debian, OpenBSD, FreeBSD, Alpine.
-LIBEXEC = (
-    "/usr/libexec/opensmtpd",
-    "/usr/local/libexec/smtpd",
-    "/usr/local/libexec/opensmtpd",
-    "/usr/libexec/smtpd",
-    "/usr/lib/opensmtpd",
-)
 #: Bytes read or written at once.
 PIECE = 1 << 18
 #: Bytes of a filter's log that are shown.

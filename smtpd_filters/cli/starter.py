@@ -29,9 +29,9 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import CHECKING, ONLINE
 from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.supervise.process import LIBEXEC
 
 from .accounts import UnknownError, filters_user
-from .player import LIBEXEC
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
