@@ -25,6 +25,7 @@ _LOOPBACK = 127
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"(?:{_LABEL}\.)*(?![0-9]+\Z){_LABEL}", re.ASCII)
 _NAME_MAX = 253
+_MAPPED = "::ffff:"
 
 
 def read_name(text: str) -> str:
@@ -76,3 +77,11 @@ def write_address(address: Address) -> str:
     if width == V6:
         return ":".join(f"{value >> shift & 0xFFFF:x}" for shift in range(112, -1, -16))
     return ".".join(str(value >> shift & 0xFF) for shift in range(24, -1, -8))
+
+
+def unmapped(address: str) -> str:
+    """Return the IPv4 address in an IPv4-mapped IPv6 address; any other address unchanged.
+
+    RFC 4291 section 2.5.5.2, in the form in which the system writes it (RFC 5952 section 5).
+    """
+    return address.removeprefix(_MAPPED) if "." in address else address

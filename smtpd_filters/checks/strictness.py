@@ -18,6 +18,7 @@ command returns the result of `Check.failed`. Exemptions are in `exemptions`.
 from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.lookups.outcome import DNS_FAILURE
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject
 from smtpd_filters.settings import choice, option
 
@@ -35,10 +36,6 @@ if TYPE_CHECKING:
 #: The values of a check's setting, in order of strictness.
 STRICTNESS = ("off", "log", "junk", "reject")
 CHECK = choice(*STRICTNESS)
-# RFC 3463 section 3.5, X.4.3, "Directory server failure": "The inability to connect to an Internet
-# DNS server is one example of the directory server failure error."
-DNS_FAILURE = "4.4.3"
-_MAPPED = "::ffff:"
 _RANK: dict[type, int] = {Proceed: 0, Junk: 1, Reject: 2}
 
 
@@ -173,11 +170,3 @@ def require_entries(settings: Settings, *names: str) -> None:
 def marks(checks: Iterable[Check]) -> bool:
     """Return whether one of these checks may mark as junk, for `Registration.junk`."""
     return any(check.action == "junk" for check in checks)
-
-
-def unmapped(address: str) -> str:
-    """Return the IPv4 address in an IPv4-mapped IPv6 address; any other address unchanged.
-
-    RFC 4291 section 2.5.5.2, in the form in which the system writes it (RFC 5952 section 5).
-    """
-    return address.removeprefix(_MAPPED) if "." in address else address

@@ -31,6 +31,7 @@ from smtpd_filters.checks.hosts import (
     is_loopback,
     read_address,
     read_name,
+    unmapped,
     write_address,
 )
 from smtpd_filters.checks.strictness import (
@@ -39,7 +40,6 @@ from smtpd_filters.checks.strictness import (
     check_option,
     marks,
     require_entries,
-    unmapped,
 )
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration

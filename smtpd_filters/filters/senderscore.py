@@ -32,7 +32,7 @@ from smtpd_filters.checks.exemptions import (
     exempted,
     known_address,
 )
-from smtpd_filters.checks.strictness import unmapped
+from smtpd_filters.checks.hosts import unmapped
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter, Registration, legal_outcomes
 from smtpd_filters.lookups.dns import Resolver
