@@ -73,34 +73,37 @@ class Counts:
         self.times: dict[tuple[str, str], tuple[float, list[int]]] = {}
         self.left_out = 0
         self._seen: dict[str, Totals] | None = None
-        #: Files whose sums were counted, or are from before the start, and aren't remembered.
+        #: Files whose sums aren't remembered: they were counted, or are from before the start.
         self._known: set[str] = set()
 
     def look(self, totals: dict[str, Totals], paths: Collection[str] = ()) -> None:
         """Add what the files have gained since the last look; the first look adds nothing.
 
-        `totals` are of those that were written to, and `paths` are all.
+        `totals` are those of files that were written to; `paths` are all files.
         """
         before = self._seen
         if before is None:
             self._seen, self._known = totals, set(paths) - totals.keys()
             return
+        # The clock was set back; what they have gained is not known.
+        again = self._known & totals.keys()
         # A file that can't be read for a while is not a new one afterwards.
         kept = {path: each for path, each in before.items() if path not in totals}
         seen = list({**kept, **totals}.items())
-        self._known &= set(paths)
-        self._known.update(path for path, _ in seen[:-MOST_FILES])
+        forgotten = {path for path, _ in seen[:-MOST_FILES]}
+        self._known = (self._known - again | forgotten) & set(paths)
         self._seen = dict(seen[-MOST_FILES:])
         for path, found in totals.items():
-            if path in self._known:  # it is written to again: the clock was set back
-                self._known.discard(path)
-                continue
-            old = before.get(path)
-            for name, n in found.outcomes.items():
-                self.outcomes[name] += max(n - (old.outcomes.get(name, 0) if old else 0), 0)
-            known = {_name(each): each for each in old.verdicts} if old else {}
-            for each in found.verdicts:
-                self._add(each, known.get(_name(each)))
+            if path not in again:
+                self._add_gain(found, before.get(path))
+
+    def _add_gain(self, found: Totals, old: Totals | None) -> None:
+        """Add what a file has more than at an earlier look."""
+        for name, n in found.outcomes.items():
+            self.outcomes[name] += max(n - (old.outcomes.get(name, 0) if old else 0), 0)
+        known = {_name(each): each for each in old.verdicts} if old else {}
+        for each in found.verdicts:
+            self._add(each, known.get(_name(each)))
 
     def _add(self, each: Passing, old: Passing | None) -> None:
         gained = each.count - (old.count if old else 0)

@@ -99,6 +99,18 @@ def test_an_old_file_that_is_written_to_again_is_not_a_new_one() -> None:
     assert not counts._known
 
 
+def test_more_files_than_are_remembered_are_counted_once() -> None:
+    counts = Counts()
+    counts.look({}, [])
+    many = {f"{number:02}": totals(1) for number in range(MOST_FILES + 5)}
+    for _ in range(3):
+        counts.look(many, many)
+        assert counts.outcomes["refused"] == len(many)
+    counts.look({"00": totals(3)}, many)
+    counts.look({"00": totals(4)}, many)
+    assert counts.outcomes["refused"] == len(many) + 1
+
+
 def test_a_clock_that_was_ahead_does_not_end_the_counts(tmp_path: Path) -> None:
     metrics = Metrics()
     for days in (0, 3, 5):
@@ -373,15 +385,14 @@ def test_the_alerts_ask_for_metrics_that_exist() -> None:
         assert each["annotations"]["summary"]
 
 
-def test_a_file_that_could_not_be_read_is_read_next_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_could_not_be_read_is_read_next_time(tmp_path: Path) -> None:
     written(tmp_path, [stored(1)], NOON)
     [path] = tmp_path.glob("*.sqlite")
     os.utime(path, (1, 1))
     marks: dict[str, Mark] = {}
     journal = Journal(str(tmp_path))
-    with monkeypatch.context() as patched:
-        patched.setattr(Journal, "_connected", lambda *_: None)
-        assert journal.totals(marks) == {}
+    fifo = path.with_name(f"{path.name}-journal")
+    os.mkfifo(fifo)
+    assert journal.totals(marks) == {}
+    fifo.unlink()
     assert set(journal.totals(marks)) == {str(path)}
