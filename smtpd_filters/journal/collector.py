@@ -30,7 +30,19 @@ from smtpd_filters.session import bare
 from . import process_state
 from .outbox import Outbox
 from .passed import rows_of
-from .wire import VERSION, encode, trimmed
+from .wire import (
+    ARGUMENT,
+    AT,
+    DEFAULTS,
+    FLAGS,
+    PHASE,
+    REASON,
+    SETTING,
+    VERB,
+    VERSION,
+    encode,
+    trimmed,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -255,20 +267,21 @@ class Collector:
         story = session.story
         if story is None:
             story = session.story = Story()
-        if row[2] in _REFUSALS and "d" not in row[11]:
+        acts = "d" not in row[FLAGS]
+        if acts and row[VERB] in _REFUSALS:
             story.refused = True
-            story.confidential = row[1] == CONFIDENTIAL
-        if row[2] == "junk" and row[1] in _OF_SESSIONS and not story.msgid and "d" not in row[11]:
+            story.confidential = row[PHASE] == CONFIDENTIAL
+        if acts and row[VERB] == "junk" and row[PHASE] in _OF_SESSIONS and not story.msgid:
             del story.marks[MAX_MARKS - 1 :]
             story.marks.append(row)
         if len(story.verdicts) >= MAX_VERDICTS:
             story.left_out += 1
             return
-        row[3] = max(0, int((monotonic() - story.start) * 1000))
-        if row[1] == RCPT_TO:
+        row[AT] = max(0, int((monotonic() - story.start) * 1000))
+        if row[PHASE] == RCPT_TO:
             story.unnamed.append(row)
-        elif row[1] == "mail-from":
-            row[9] = story.sender
+        elif row[PHASE] == "mail-from":
+            row[ARGUMENT] = story.sender
         story.verdicts.append(row)
 
     # -- what smtpd reports --------------------------------------------------------------
@@ -340,7 +353,7 @@ class Collector:
     def _recipient(story: Story, values: tuple[bytes, ...]) -> None:
         address = _text(values[2], MAX_ADDRESS)
         for row in story.unnamed:
-            row[9] = address
+            row[ARGUMENT] = address
         story.unnamed.clear()
         if len(story.recipients) < MAX_RECIPIENTS:
             story.recipients.append([address, _RESULTS.get(values[1], 2)])
@@ -503,7 +516,8 @@ def setting_of(settings: object, decision: Decision) -> str:
 def _earlier(story: Story) -> list[Row]:
     """Return rows for the marks of the session that were made before the transaction."""
     made = [each for each in story.marks if not any(each is own for own in story.verdicts)]
-    return [[*row[:3], 0, 0, 1, 0, *row[7:11], f"{row[11]}m", row[12]] for row in made]
+    times = DEFAULTS[AT:REASON]
+    return [[*row[:AT], *times, *row[REASON:FLAGS], f"{row[FLAGS]}m", row[SETTING]] for row in made]
 
 
 def _text(value: bytes, limit: int) -> str:

@@ -14,6 +14,7 @@ from smtpd_filters.settings.files import check_database
 
 from .rollups import BUCKETS, MAX_REASONS, OTHER, Sums
 from .stories import address_of, is_rewritten_address, outcome, stored
+from .wire import ARGUMENT, FLAGS, PHASE, REPLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -298,7 +299,7 @@ def words_of(story: Part) -> Iterable[tuple[int, int, str]]:
 
 
 def _words_of_verdict(row: list[Any]) -> Iterable[tuple[int, int, str]]:
-    if row[9] and row[1] == "rcpt-to":
-        yield RECIPIENT, MAIL, row[9].strip("<>").lower()
-    if is_rewritten_address(row) and "d" not in row[11]:
-        yield REWRITTEN, MAIL, row[8].lower()
+    if row[ARGUMENT] and row[PHASE] == "rcpt-to":
+        yield RECIPIENT, MAIL, row[ARGUMENT].strip("<>").lower()
+    if is_rewritten_address(row) and "d" not in row[FLAGS]:
+        yield REWRITTEN, MAIL, row[REPLY].lower()

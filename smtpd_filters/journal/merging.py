@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .wire import AT, TOOK
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -78,9 +80,9 @@ def join(story: Part, part: Part) -> None:
     shift, later = story["t"] - earlier, part["t"] - earlier
     if shift:
         for row in story["w"]:
-            row[3] += shift
+            row[AT] += shift
     for row in part["w"][: max(0, MAX_ROWS - len(story["w"]))]:
-        story["w"].append([*row[:3], row[3] + later, *row[4:]])
+        story["w"].append([*row[:AT], row[AT] + later, *row[TOOK:]])
     story["t"], story["d"] = earlier, ends - earlier
     for key in ("l", "f", "i", "j"):
         story[key] = story[key] or part[key]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtpd_filters.runtime.log import EXEMPT_FOR
 
-from .wire import PACKED
+from .wire import FILTER, LONGEST, PACKED, TOOK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def _add_exempt(
         ]  # fmt: skip
         rows.append(row)
     else:
-        row[0] += f" {who.filter}"
-        row[4] += took
-        row[6] += longest
+        row[FILTER] += f" {who.filter}"
+        row[TOOK] += took
+        row[LONGEST] += longest

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 from .stories import is_rewritten_address
+from .wire import ARGUMENT, REASON, REPLY
 
 MODES = ("plain", "shortened", "hashed")
 #: Characters of a hash.
@@ -92,4 +93,6 @@ class Privacy:
         story["a"] = [self.words(each) for each in story["a"]]
         for row in story["w"]:
             reply = self.mail if is_rewritten_address(row) else self.words
-            row[7], row[8], row[9] = self.words(row[7]), reply(row[8]), self.mail(row[9])
+            row[REASON] = self.words(row[REASON])
+            row[REPLY] = reply(row[REPLY])
+            row[ARGUMENT] = self.mail(row[ARGUMENT])

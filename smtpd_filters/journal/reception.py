@@ -16,7 +16,25 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.protocol.vocabulary import PHASES
 
-from .wire import DEFAULTS, PACKED, ROW, VERSION
+from .wire import (
+    ARGUMENT,
+    AT,
+    COUNT,
+    DEFAULTS,
+    FILTER,
+    FLAGS,
+    LONGEST,
+    PACKED,
+    PHASE,
+    POINTS,
+    REASON,
+    REPLY,
+    ROW,
+    SETTING,
+    TOOK,
+    VERB,
+    VERSION,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,7 +150,7 @@ def _refuse(_word: str) -> None:
 
 _parse = json.JSONDecoder(parse_constant=_refuse).decode
 #: The fields of a verdict to proceed after its time.
-_PROCEEDED = DEFAULTS[5:]
+_PROCEEDED = DEFAULTS[COUNT:]
 
 
 def _list(value: object, limit: int) -> list[Any]:
@@ -176,16 +194,16 @@ def _row(value: object) -> list[Any]:
     if not isinstance(value, list) or not 3 <= len(value) <= len(ROW):
         raise InvalidError("invalid verdict")
     row = [*value, *DEFAULTS[len(value) :]]
-    if not (isinstance(row[1], str) and isinstance(row[2], str)):
+    if not (isinstance(row[PHASE], str) and isinstance(row[VERB], str)):
         raise InvalidError("invalid verdict")
-    if row[1] not in _PHASES or row[2] not in _VERBS:
+    if row[PHASE] not in _PHASES or row[VERB] not in _VERBS:
         raise InvalidError("unknown phase or verb")
-    row[0] = name(row[0])
-    for at in (3, 4, 5, 6):
+    row[FILTER] = name(row[FILTER])
+    for at in (AT, TOOK, COUNT, LONGEST):
         row[at] = max(0, number(row[at]))
-    for at in (7, 8, 9, 11, 12):
+    for at in (REASON, REPLY, ARGUMENT, FLAGS, SETTING):
         row[at] = text(row[at])
-    number(row[10])
-    if not 1 <= row[5] <= 1_000_000 or not _FLAGS.issuperset(row[11]):
+    number(row[POINTS])
+    if not 1 <= row[COUNT] <= 1_000_000 or not _FLAGS.issuperset(row[FLAGS]):
         raise InvalidError("invalid verdict")
     return row

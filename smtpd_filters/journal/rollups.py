@@ -14,6 +14,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from .stories import DEFERRED, REFUSED, SMTPD, answer_of
+from .wire import COUNT, FILTER, FLAGS, LONGEST, PHASE, REASON, REPLY, TOOK, VERB
 
 if TYPE_CHECKING:
     from .reception import Part
@@ -48,10 +49,10 @@ class Times:
 
         A row of several `filters` counts with the share of one.
         """
-        count, seconds = row[5], row[4] / 1e6 / filters
+        count, seconds = row[COUNT], row[TOOK] / 1e6 / filters
         self.count += count
         self.seconds += seconds
-        self.longest = max(self.longest, seconds if count == 1 else row[6] / 1e6 / filters)
+        self.longest = max(self.longest, seconds if count == 1 else row[LONGEST] / 1e6 / filters)
         self.buckets[bisect_left(BUCKETS, seconds / count)] += count
 
     def merge(self, other: Times) -> None:
@@ -85,10 +86,10 @@ class Sums:
         hour = int(time) // HOUR * HOUR
         self.outcomes[hour, outcome] += 1
         for row in story["w"]:
-            if "m" in row[11]:  # was counted with an earlier message, or the session
+            if "m" in row[FLAGS]:  # was counted with an earlier message, or the session
                 continue
-            name = row[0]
-            key = hour, name, row[1], verb_of(row)
+            name = row[FILTER]
+            key = hour, name, row[PHASE], verb_of(row)
             filters = name.count(" ") + 1
             found = self.verdicts if filters == 1 else self._together
             times = found.get(key)
@@ -97,7 +98,7 @@ class Sums:
             times.add(row, filters)
         reason = reason_of(story, outcome, deciding)
         if reason:
-            name = self._known(deciding[0]) if deciding is not None else SMTPD
+            name = self._known(deciding[FILTER]) if deciding is not None else SMTPD
             self.reasons[hour, name, outcome, reason] += 1
 
     def _times(self, hour: int, name: str, phase: str, verb: str) -> Times:
@@ -129,14 +130,14 @@ class Sums:
 
 def verb_of(row: list[Any]) -> str:
     """Return the verb of a verdict, with "/dry" for a dry run and "/failed" after a failure."""
-    flags = row[11]
-    return f"{row[2]}{'/failed' if 'f' in flags else ''}{'/dry' if 'd' in flags else ''}"
+    flags = row[FLAGS]
+    return f"{row[VERB]}{'/failed' if 'f' in flags else ''}{'/dry' if 'd' in flags else ''}"
 
 
 def reason_of(story: Part, outcome: int, deciding: list[Any] | None) -> str:
     """Return why a message was refused or marked, without addresses and numbers."""
     if deciding is not None:
-        reason = deciding[7] or deciding[8]
+        reason = deciding[REASON] or deciding[REPLY]
     elif outcome in (DEFERRED, REFUSED):
         reason = answer_of(story["a"], outcome, session=story["k"] == "session")
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from . import day as schema
 from .privacy import Privacy
 from .stories import OUTCOMES, loaded
+from .wire import FILTER, VERB
 
 if TYPE_CHECKING:
     import sqlite3
@@ -127,8 +128,8 @@ def _parts(connection: sqlite3.Connection, text: str) -> list[int]:
 def _fits(part: dict[str, Any], wanted: Search) -> bool:
     """Whether a verdict is that of a filter, and of this verb."""
     return any(
-        (not wanted.filter or wanted.filter in row[0].split(" "))
-        and (row[2] == wanted.verb if wanted.verb else row[2] != "proceed")
+        (not wanted.filter or wanted.filter in row[FILTER].split(" "))
+        and (row[VERB] == wanted.verb if wanted.verb else row[VERB] != "proceed")
         for row in part["w"]
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.runtime.log import EXEMPT_FOR
 
-from .wire import alone, packed, unpacked
+from .wire import AT, FLAGS, PHASE, REPLY, VERB, alone, packed, unpacked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,17 +205,17 @@ def outcome(part: dict[str, Any]) -> tuple[int, list[Any] | None]:
     """Return the number of a story's outcome, and the row of the verdict that decided."""
     rows = part["w"]
     if part["e"] == "commit":
-        marks = [row for row in rows if row[2] == "junk" and "d" not in row[11]]
+        marks = [row for row in rows if row[VERB] == "junk" and "d" not in row[FLAGS]]
         return (JUNK, marks[-1]) if marks else (ACCEPTED, None)
     answer = answer_of(part["a"], session=part["k"] == "session")
     results = {result for _, result in part["r"]}
-    refusing = [row for row in rows if row[2] in _REFUSALS and "d" not in row[11]]
+    refusing = [row for row in rows if row[VERB] in _REFUSALS and "d" not in row[FLAGS]]
     if refusing and not (0 in results and _is_later(answer, refusing)):
         row = max(
             reversed(refusing),
-            key=lambda each: (_ORDER.get(each[1], 0), _is_reply(answer, each), each[3]),
+            key=lambda each: (_ORDER.get(each[PHASE], 0), _is_reply(answer, each), each[AT]),
         )
-        code = row[8] or (part["a"] or ("5",))[-1]
+        code = row[REPLY] or (part["a"] or ("5",))[-1]
         return DEFERRED if code[:1] == "4" else REFUSED, row
     if results and 0 not in results:
         return (REFUSED if 2 in results else DEFERRED), None
@@ -245,20 +245,21 @@ def _concerns(answer: str, *, session: bool) -> bool:
 
 def _is_reply(answer: str, row: list[Any]) -> bool:
     """Return whether a reply is that of a verdict: long ones were shortened."""
-    reply: str = row[8]
+    reply: str = row[REPLY]
     return reply != "" and answer[:_COMPARED] == reply[:_COMPARED]
 
 
 def _is_later(answer: str, refusing: list[list[Any]]) -> bool:
     """Return whether smtpd gave a reply after filters had refused recipients, and nothing else."""
     return answer != "" and all(
-        row[1] == "rcpt-to" and row[8] != "" and not _is_reply(answer, row) for row in refusing
+        row[PHASE] == "rcpt-to" and row[REPLY] != "" and not _is_reply(answer, row)
+        for row in refusing
     )
 
 
 def is_rewritten_address(row: list[Any]) -> bool:
     """Return whether the reply in a verdict's row is an address in place of the client's."""
-    return row[2] == "rewrite" and row[1] in ("mail-from", "rcpt-to") and bool(row[8])
+    return row[VERB] == "rewrite" and row[PHASE] in ("mail-from", "rcpt-to") and bool(row[REPLY])
 
 
 def address_of(endpoint: str) -> str:
@@ -273,7 +274,7 @@ def story(id_: str, part: dict[str, Any]) -> Story:
     number, deciding = outcome(part)
     endpoint, rdns, fcrdns, server = part["c"]
     every = [each for row in part["w"] for each in alone(row)]
-    rows = sorted(every, key=lambda row: (row[3], _ORDER.get(row[1], 0)))
+    rows = sorted(every, key=lambda row: (row[AT], _ORDER.get(row[PHASE], 0)))
     return Story(
         id=id_,
         kind=part["k"],

@@ -46,6 +46,11 @@ ROW = (
     "filter", "phase", "verb", "at", "took", "count", "longest", "reason", "reply", "argument",
     "points", "flags", "setting",
 )  # fmt: skip
+#: Their places in a row.
+(
+    FILTER, PHASE, VERB, AT, TOOK, COUNT, LONGEST, REASON, REPLY, ARGUMENT,
+    POINTS, FLAGS, SETTING,
+) = range(len(ROW))  # fmt: skip
 #: Verdicts to proceed, which most are, are packed: a row `[phase, at, filter, took, filter, took,
 #: ...]` has up to so many of one phase. Those of filters that were called together, with their
 #: names in one text, are a row `[phase, at, took, filters]`, and `count, longest` if it is several
@@ -71,14 +76,14 @@ def packed(rows: list[Row]) -> list[Row]:
     last: Row = []
     for row in rows:
         short = trimmed(row)
-        if short[2] != "proceed" or len(short) > 5:
+        if short[VERB] != "proceed" or len(short) > 5:
             found.append(short)
             continue
-        at, took = row[3], row[4]
-        if last[:2] != [row[1], at] or len(last) > 2 * PACKED:
-            last = [row[1], at]
+        at, took = row[AT], row[TOOK]
+        if last[:2] != [row[PHASE], at] or len(last) > 2 * PACKED:
+            last = [row[PHASE], at]
             found.append(last)
-        last += row[0], took
+        last += row[FILTER], took
     return found
 
 
@@ -89,7 +94,7 @@ def unpacked(rows: list[Row]) -> list[Row]:
         if len(row) > 1 and type(row[1]) is int:
             phase, at, *passed = row
             for filter_, took in zip(passed[::2], passed[1::2], strict=True):
-                found.append([filter_, phase, "proceed", at, took, *DEFAULTS[5:]])
+                found.append([filter_, phase, "proceed", at, took, *DEFAULTS[COUNT:]])
         else:
             found.append([*row, *DEFAULTS[len(row) :]])
     return found
@@ -97,11 +102,11 @@ def unpacked(rows: list[Row]) -> list[Row]:
 
 def alone(row: Row) -> list[Row]:
     """Return the rows of filters whose names a row has together: equal shares of its time."""
-    names = row[0].split(" ")
+    names = row[FILTER].split(" ")
     if len(names) == 1:
         return [row]
-    shares = row[4] // len(names), row[5], row[6] // len(names)
-    return [[name, *row[1:4], *shares, *row[7:]] for name in names]
+    shares = row[TOOK] // len(names), row[COUNT], row[LONGEST] // len(names)
+    return [[name, *row[PHASE:TOOK], *shares, *row[REASON:]] for name in names]
 
 
 def encode(head: dict[str, Any], rows: list[Row], limit: int = LIMIT) -> list[bytes]:
