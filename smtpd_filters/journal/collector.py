@@ -4,8 +4,8 @@ Invariants
 ----------
 *Cheap*: a verdict to proceed costs a look-up and a few additions; everything is encoded once, when
 the transaction or the session ends.
-*Bounded*: of a session at most `MAX_VERDICTS`, `MAX_RECIPIENTS` and `MAX_ANSWERS` are kept; further
-ones are only counted, and of further exemptions than `MAX_EXEMPTIONS` not why.
+*Bounded*: of a session at most `MAX_VERDICTS`, `MAX_RECIPIENTS`, `MAX_ANSWERS`, `MAX_MARKS` and the
+reasons of `MAX_EXEMPTIONS` are kept. Further verdicts, recipients and replies are counted.
 *Never raises*: a failure drops the story, and is logged.
 *No credentials*: the argument of `auth` is never kept, nor the rewritten one.
 """
@@ -180,9 +180,7 @@ class Collector:
         If the client is exempt, `source` is the handler and why.
         """
         try:
-            story = session.story
-            if story is None:
-                story = session.story = Story()
+            story = session.story or _story_of(session)
             took = (ended or monotonic()) - started
             sums = story.passed.get(source)
             if sums is None:
@@ -210,8 +208,7 @@ class Collector:
         """
         try:
             if not (failure or edited) and (why := exemption(decision)):
-                story = session.story
-                few = story is None or len(story.passed) < MAX_EXEMPTIONS
+                few = len(_story_of(session).passed) < MAX_EXEMPTIONS
                 exempt = (source, _clip(why)) if few else source
                 self.passed(session, exempt, monotonic() - took)
                 return
@@ -263,10 +260,9 @@ class Collector:
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
-    def _keep(self, session: Keeper, row: Row) -> None:
-        story = session.story
-        if story is None:
-            story = session.story = Story()
+    @staticmethod
+    def _keep(session: Keeper, row: Row) -> None:
+        story = _story_of(session)
         acts = "d" not in row[FLAGS]
         if acts and row[VERB] in _REFUSALS:
             story.refused = True
@@ -291,9 +287,7 @@ class Collector:
     ) -> Callable[[Any, tuple[bytes, ...]], None]:
         def watch(session: Keeper, values: tuple[bytes, ...]) -> None:
             try:
-                story = session.story
-                if story is None:
-                    story = session.story = Story()
+                story = _story_of(session)
                 if handle(story, values):
                     self._send(session, story, "tx")
             except BaseException as error:  # noqa: BLE001  # *Never raises*
@@ -326,16 +320,14 @@ class Collector:
         What was refused before belongs to an earlier attempt, and is sent.
         """
         try:
-            story = session.story
-            if story is None:
-                story = session.story = Story()
-            elif not story.msgid:
-                if story.refused:
-                    self._send(session, story, "session")
-                elif story.sent and not (story.passed or story.verdicts):
-                    story.begin()  # the time since the message before is none of this one's
-            if not story.msgid:
-                story.sender = _text(argument, MAX_ADDRESS)
+            story = _story_of(session)
+            if story.msgid:  # a MAIL within a transaction, which smtpd refuses
+                return
+            if story.refused:
+                self._send(session, story, "session")
+            elif story.sent and not (story.passed or story.verdicts):
+                story.begin()  # the time since the message before is none of this one's
+            story.sender = _text(argument, MAX_ADDRESS)
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
@@ -491,6 +483,14 @@ class Collector:
             self._log.limited("journal bug", "journal", "bug", error=fold_traceback(error))
         except BaseException:  # noqa: BLE001, S110  # *Never raises*
             pass
+
+
+def _story_of(session: Keeper) -> Story:
+    """Return the story of a session; begin it if there is none."""
+    story = session.story
+    if story is None:
+        story = session.story = Story()
+    return story
 
 
 def setting_of(settings: object, decision: Decision) -> str:
