@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 MAX_RANKED = 200
 #: Nanoseconds since its last change after which another one changes the time of a file for sure.
 STILL = 2_000_000_000
+#: A number above every story's id and every hour.
+_END = 1 << 62
 #: A whole address of a mailbox or a client: not looked for as a part of a longer one.
 _WHOLE = re.compile(
     r"<?[^@\s]+@[^@\s]+\.[A-Za-z]{2,}>?|\d+\.\d+\.\d+\.\d+|[0-9a-fA-F]*:[0-9a-fA-F:.]+"
@@ -114,7 +116,7 @@ class Journal:
         found: list[Story] = []
         before = _STORY_ID.fullmatch(wanted.before)
         for name, number, path in self._files(wanted.since, wanted.until, newest_first=True):
-            last = 1 << 62
+            last = _END
             if before:
                 place = name, number
                 limit = before[1], int(before[2] or 0)
@@ -175,7 +177,7 @@ class Journal:
             if mark is None:
                 continue
             # Of one that can't be read nothing is new until another one replaces it.
-            marks[path] = mark._replace(last=1 << 62)
+            marks[path] = mark._replace(last=_END)
             with self._reading(path) as connection:
                 if connection is not None:
                     [(last,)] = connection.execute("SELECT max(id) FROM story")
@@ -233,28 +235,17 @@ class Journal:
                 if connection is None:
                     continue
                 times = start, int(until)
-                where = "WHERE hour >= ? AND hour <= ?"
                 for hour, number, n in connection.execute(
-                    f"SELECT hour, outcome, n FROM outcomes {where}",  # noqa: S608  # constants
-                    times,
+                    "SELECT hour, outcome, n FROM outcomes WHERE hour >= ? AND hour <= ?", times
                 ):
                     series[float(start + (hour - start) // step * step)][OUTCOMES[number]] += n
                     totals[OUTCOMES[number]] += n
-                columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
-                for name, phase, verb, n, seconds, longest, *buckets in connection.execute(
-                    f"SELECT filter, phase, verb, sum(n), sum(seconds), max(longest), {columns}"  # noqa: S608
-                    f" FROM verdicts {where} GROUP BY filter, phase, verb",
-                    times,
-                ):
-                    key = name, phase, verb
-                    passing = verdicts.setdefault(key, Passing(*key))
-                    passing.count += n
-                    passing.seconds += seconds
-                    passing.longest = max(passing.longest, longest)
-                    passing.buckets = [a + b for a, b in zip(passing.buckets, buckets, strict=True)]
+                for each in _passings(connection, *times):
+                    key = each.filter, each.phase, each.verb
+                    verdicts.setdefault(key, Passing(*key)).add(each)
                 for name, number, reason, n in connection.execute(
-                    f"SELECT filter, outcome, reason, sum(n) FROM reasons {where}"  # noqa: S608
-                    " GROUP BY filter, outcome, reason",
+                    "SELECT filter, outcome, reason, sum(n) FROM reasons"
+                    " WHERE hour >= ? AND hour <= ? GROUP BY filter, outcome, reason",
                     times,
                 ):
                     reasons[name, OUTCOMES[number], reason] += n
@@ -296,25 +287,14 @@ class Journal:
         ]
         return sorted(ranked, key=lambda each: (-each.count, each.word))[:limit]
 
-    def _written(self, marks: dict[str, Mark], last: int) -> list[str]:
-        """Return the files that were written to since the marks, and move those; see `totals`."""
-        before = dict(marks)
-        now = ((path, Mark.of(path)) for _, _, path in files(self.directory))
-        marks.clear()
-        marks.update((path, mark) for path, mark in now if mark is not None)
-        if not before:
-            return list(marks)[-last:]
-        return [path for path, mark in marks.items() if not mark.stamp or before.get(path) != mark]
-
     def totals(self, marks: dict[str, Mark] | None = None, last: int = 2) -> dict[str, Totals]:
-        """Return the sums of the files that were written to since the marks, and move those.
+        """Return the sums of the files that were written to since the marks, and move the marks.
 
-        Without marks these are the newest files. Later it can be any: a clock that was ahead leaves
-        files of days to come. Raises OSError.
+        Without marks, return those of the `last` newest files. With marks it can be any file, not
+        only the newest: a clock that was ahead has left files of days to come. Raises OSError.
         """
         marks = {} if marks is None else marks
         found: dict[str, Totals] = {}
-        columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
         self._begin()
         self.unread = {}
         written = self._written(marks, last)
@@ -328,14 +308,7 @@ class Journal:
                         "SELECT outcome, sum(n) FROM outcomes GROUP BY outcome"
                     )
                 }
-                verdicts = [
-                    Passing(name, phase, verb, n, seconds, longest, buckets)
-                    for name, phase, verb, n, seconds, longest, *buckets in connection.execute(
-                        f"SELECT filter, phase, verb, sum(n), sum(seconds), max(longest), {columns}"  # noqa: S608  # constants
-                        " FROM verdicts GROUP BY filter, phase, verb"
-                    )
-                ]
-                found[path] = Totals(outcomes, verdicts)
+                found[path] = Totals(outcomes, list(_passings(connection)))
         for path in written:
             if path not in found:
                 marks[path] = marks[path]._replace(stamp=())  # read it next time
@@ -366,6 +339,16 @@ class Journal:
         last = _day(until + 86400)
         found = [each for each in files(self.directory) if first <= each[0] <= last]
         return found[::-1] if newest_first else found
+
+    def _written(self, marks: dict[str, Mark], last: int) -> list[str]:
+        """Return the files for `totals`, and move the marks."""
+        before = dict(marks)
+        now = ((path, Mark.of(path)) for _, _, path in files(self.directory))
+        marks.clear()
+        marks.update((path, mark) for path, mark in now if mark is not None)
+        if not before:
+            return list(marks)[-last:]
+        return [path for path, mark in marks.items() if not mark.stamp or before.get(path) != mark]
 
     def _begin(self) -> None:
         """Begin the time of a query."""
@@ -420,6 +403,19 @@ class Journal:
                 self.unread[path] = str(error)
             connection.close()
         return None
+
+
+def _passings(
+    connection: sqlite3.Connection, first: int = 0, last: int = _END
+) -> Iterator[Passing]:
+    """Yield the sums of a file's verdicts from the first to the last hour."""
+    columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
+    for name, phase, verb, n, seconds, longest, *buckets in connection.execute(
+        f"SELECT filter, phase, verb, sum(n), sum(seconds), max(longest), {columns}"  # noqa: S608  # constants
+        " FROM verdicts WHERE hour >= ? AND hour <= ? GROUP BY filter, phase, verb",
+        (first, last),
+    ):
+        yield Passing(name, phase, verb, n, seconds, longest, buckets)
 
 
 def _as_stored(text: str) -> str:

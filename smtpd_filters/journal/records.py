@@ -42,6 +42,13 @@ class Passing:
     #: The numbers for each of `BUCKETS`, and above.
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
 
+    def add(self, other: Passing) -> None:
+        """Add those of another time."""
+        self.count += other.count
+        self.seconds += other.seconds
+        self.longest = max(self.longest, other.longest)
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+
 
 @dataclass(frozen=True, slots=True)
 class Overview:
