@@ -231,7 +231,8 @@ def _files(names: Sequence[str]) -> Iterator[str]:
         if not Path(name).is_dir():
             yield name
             continue
-        below = sorted(map(str, Path(name).rglob("*.session")))
+        # A FIFO would be waited for.
+        below = sorted(str(each) for each in Path(name).rglob("*.session") if each.is_file())
         if not below:
             raise ConfigError(f"{name}: no recording (*.session) in it")
         yield from below

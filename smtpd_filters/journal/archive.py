@@ -289,11 +289,14 @@ class Archive:
 
 
 def size_of(path: str) -> int:
-    """Return the bytes of a file and of its log, 0 if it was deleted. Raises OSError."""
+    """Return the bytes of a file and of its log, 0 if it was deleted; a link counts itself.
+
+    Raises OSError.
+    """
     total = 0
     for suffix in ("", "-wal"):
         try:
-            total += os.stat(path + suffix).st_size  # noqa: PTH116  # paths as text
+            total += os.lstat(path + suffix).st_size
         except FileNotFoundError:
             pass
     return total

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -209,6 +210,7 @@ def test_directories_are_searched(capsys: Capture, tmp_path: Path) -> None:
     for name in ("b", "a"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.session").write_bytes(PLAIN.read_bytes())
+    os.mkfifo(tmp_path / "c.session")
     _, result = replayed(capsys, "replay", str(tmp_path), "--", *TRACE)
     assert [Path(each["file"]).parent.name for each in result["recordings"]] == ["a", "b"]
 

@@ -482,6 +482,8 @@ def test_what_cannot_be_deleted_does_not_keep_the_rest(
     make: Make, tmp_path: Path, notes: list[str]
 ) -> None:
     (tmp_path / "2026-01-01.sqlite").mkdir()
+    loop = tmp_path / "2026-01-02.sqlite"
+    loop.symlink_to(loop)
     make().write([stored(1)], NOON)
     make().write([stored(2)], NOON + DAY)
     make(days=1).purge(NOON + 2 * DAY)
