@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlencode
@@ -408,8 +409,6 @@ def _with_session(journal: Journal, id_: str) -> tuple[Story, list[Story]] | Non
 
 def _start(day: str) -> float:
     """Return the beginning of a day in UTC, in seconds since 1970."""
-    from datetime import UTC, datetime
-
     return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
 
 
