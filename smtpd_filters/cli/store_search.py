@@ -84,7 +84,7 @@ def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str] | 
 
 def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
     found = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         spelt, equals, value = word.partition("=")
         if (option := _option(spelt.removeprefix("--"), flag)) and spelt.startswith("--"):
             found[option] = value if equals else following

@@ -233,6 +233,7 @@ def test_a_filter_for_users_where_nobody_authenticates(path: Path, command: str)
     [
         "filter-limit --limit 'client messages 200/1h' --override user",
         "filter-mailfrom --domains example.org",
+        "filter-mailfrom",
         "filter-other --limit 'user messages 200/1h'",
         "filter-limit --limit 'user",
     ],

@@ -176,6 +176,7 @@ def test_another_flag_has_the_address(tmp_path: Path) -> None:
         ('filter limits proc-exec "filter-limit --limit x"\n', ""),
         ('filter x proc-exec "filter-greylist --store redis://redis.example.org"\n', ""),
         ('filter limits proc-exec "filter-limit --store \'x"\n', ""),
+        ('filter limits proc-exec "filter-limit"\n', ""),
         ("", "[filter\n"),
         ("", "filter = 5\n"),
         ("", "[filter.limit]\ntimeout = 5\n"),

@@ -43,7 +43,7 @@ def chain_run_by(words: Sequence[str]) -> tuple[str, str] | None:
     if not any(word.rpartition("/")[2] == _CHAIN for word in words):
         return None
     file = chain = ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         spelt, equals, value = word.partition("=")
         if spelt in {"--config", "-f"}:
             file = value if equals else following
@@ -68,7 +68,7 @@ def name_in_journal(command: str) -> str:
     kinds = [each for each in kinds if each.startswith("filter-") and each != _SUPERVISE]
     if not kinds or kinds[0] == _CHAIN:
         return ""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         if flag == "--filter-name":
             return value if equals else following
@@ -98,7 +98,7 @@ def required_tls(command: str) -> list[str]:
         return []
     return [
         value if equals else following
-        for word, following in zip(words, [*words[1:], ""], strict=True)
+        for word, following in zip(words, [*words, ""][1:], strict=True)
         for flag, equals, value in [word.partition("=")]
         if flag == "--require"
     ]
@@ -106,7 +106,7 @@ def required_tls(command: str) -> list[str]:
 
 def _settings(name: str, words: Sequence[str]) -> list[str]:
     found = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         flag, equals, value = word.partition("=")
         value = value if equals else following
         if name == _MAILFROM and flag == "--senders":
