@@ -235,7 +235,8 @@ class _Check:
             self._asked.update(each.subject for each in result.services)
             self._reported.add(result.error.removeprefix(f"{chain.PROG}: "))
             warnings += smtpd_conf.about_program(program, foreign=result.foreign)
-        for problem in (*warnings, *smtpd_conf.crowded(read, phases)):
+        warnings += [*smtpd_conf.unasked(read, phases), *smtpd_conf.crowded(read, phases)]
+        for problem in warnings:
             report.problem(problem)
         if read.errors:
             report.line(f"{path}: smtpd -n -f {path} checks the rest of the file")

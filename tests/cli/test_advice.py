@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from smtpd_filters.cli.smtpd_conf import about_program, crowded, read
+from smtpd_filters.cli.smtpd_conf import about_program, crowded, read, unasked
 
 LISTEN = "listen on socket filter {}\n"
 
@@ -72,6 +72,72 @@ def test_several_programs_that_read_messages(path: Path) -> None:
     [problem] = crowded(found, registered)
     assert str(problem).startswith(f'{path}:4: warning: listen on socket: "a" and "c" each read')
     assert list(crowded(found, {("filter", "a"): lines})) == []
+
+
+def unable(path: Path, text: str, **phases: str) -> list[str]:
+    """Return the warnings of programs that can't refuse; `phases` are those of each, by name."""
+    path.write_text(text)
+    registered = {("filter", name): frozenset(of.split()) for name, of in phases.items()}
+    return [str(problem) for problem in unasked(read(str(path)), registered)]
+
+
+@pytest.mark.parametrize(
+    ("marks", "refuses", "phase"),
+    [
+        ("filter-fcrdns", "filter-dnsbl --client x.example", "connect"),
+        ("filter-supervise -- /usr/bin/filter-dyndns --action=junk", "filter-limit", "connect"),
+        ("filter-senderscore -junkBelow 70", "filter-fcrdns --action reject", "connect"),
+        ("filter-dnsbl -m x.example", "filter-senderscore -blockBelow 10", "connect"),
+        ("filter-dnsbl --junk-at 1 --reject-at 2 x.example", "filter-chain", "connect"),
+        ("filter-rcpt --traps /t --supervised", "filter-greylist", "rcpt-to"),
+        ("filter-helo --own junk", "filter-greylist", "data"),
+        ("filter-limit --limit 'user messages 9/1d action=junk'", "filter-milter", "data"),
+        ("filter-mailfrom --action junk", "filter-dnsbl --reject-at 2 --junk-at 1", "data"),
+    ],
+)
+def test_a_program_that_marks_ahead_of_one_that_refuses(
+    path: Path, marks: str, refuses: str, phase: str
+) -> None:
+    text = declared(a=marks, b=refuses)
+    asked = {"a": f"{phase} mail-from", "b": f"{phase} mail-from"}
+    [warning] = unable(
+        path, text + LISTEN.format("{ a, b }") + "listen on lo filter { a, b }\n", **asked
+    )
+    assert warning.startswith(
+        f'{path}:3: warning: listen on socket: filter "b", behind "a", is not'
+    )
+    assert f"asked at {phase} about what" in warning
+    assert unable(path, text + LISTEN.format("{ b, a }"), **asked) == []
+    assert unable(path, text + LISTEN.format("{ a, b }"), a=phase, b="mail-from quit") == []
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind"),
+    [
+        ("filter-fcrdns", "filter-dyndns --action junk"),
+        ("filter-fcrdns", "filter-senderscore -junkBelow 70"),
+        ("filter-fcrdns", "filter-dnsbl -m x.example"),
+        ("filter-fcrdns", "filter-trace"),
+        ("filter-fcrdns --action reject", "filter-limit"),
+        ("filter-fcrdns --dry-run", "filter-limit"),
+        ("filter-rcpt --traps /t --trapped reject", "filter-limit"),
+        ("filter-rcpt --on-error junk", "filter-limit"),
+        ("filter-rspamd --on-error junk", "filter-limit"),
+        ("filter-fcrdns 'x", "filter-limit"),
+    ],
+)
+def test_an_order_in_which_nothing_is_missed(path: Path, ahead: str, behind: str) -> None:
+    text = declared(a=ahead, b=behind) + LISTEN.format("{ a, b }")
+    assert unable(path, text, a="connect rcpt-to", b="connect rcpt-to") == []
+
+
+def test_a_filter_of_smtpd_that_marks_ahead_of_a_program(path: Path) -> None:
+    text = "filter a phase connect match !rdns {}\n" + declared(b="filter-limit")
+    used = LISTEN.format("{ a, b }")
+    [warning] = unable(path, text.format("junk") + used, b="connect")
+    assert 'filter "b", behind "a", is not asked at connect' in warning
+    assert unable(path, text.format("junk") + used, b="mail-from") == []
+    assert unable(path, text.format("bypass") + used, b="connect") == []
 
 
 def test_a_program_of_others(path: Path) -> None:

@@ -195,7 +195,7 @@ def test_smtpd_stops_asking_when_one_has_spoken() -> None:
 def test_the_configuration() -> None:
     assert len([line for line in conf().splitlines() if line]) == 18
     assert chains(conf()) == {
-        SMTP: ["rdns", "fcrdns", "dyndns", "senderscore", "mailfrom", "rspamd"],
+        SMTP: ["rdns", "senderscore", "fcrdns", "dyndns", "mailfrom", "rspamd"],
         SUBMISSION: ["mailfrom", "rspamd"],
     }
     assert commands(conf())["dyndns"] == "filter-dyndns --action junk --supervised"

@@ -13,7 +13,7 @@ runs. A statement that smtpd accepts but that is probably a mistake is a warning
 
 from __future__ import annotations
 
-from .advice import about_program, advise, crowded
+from .advice import about_program, advise, crowded, unasked
 from .lexer import Place
 from .model import Configuration, Problem, Program
 from .statements import parse
@@ -32,6 +32,7 @@ __all__ = [
     "chain_run_by",
     "crowded",
     "read",
+    "unasked",
 ]
 
 

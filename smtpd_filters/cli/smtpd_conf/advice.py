@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from smtpd_filters.settings.kinds import quote
 
+from .marks import phases_ended, refuses
 from .model import Problem
 from .users import flags_of, for_users, name_in_journal, programs_named, required_tls
 
@@ -120,6 +121,45 @@ def crowded(
                 f"{_shown(named)} each read the lines of messages, which smtpd sends from one to "
                 "the next; filter-chain runs them in one process",
             )
+
+
+def unasked(
+    read: Configuration, phases: Mapping[tuple[str, str], frozenset[str]]
+) -> Iterator[Problem]:
+    """Yield a warning for each program that can't refuse clients which one ahead of it marks.
+
+    `phases` are as for `crowded`.
+    """
+    told: set[tuple[str, str]] = set()
+    for listener in read.listeners:
+        names = read.members(listener.filters)
+        for at, behind in enumerate(names):
+            program = read.program(behind)
+            if program is None or not refuses(program.command):
+                continue
+            asked = phases.get((program.statement, program.name), frozenset())
+            for name in names[:at]:
+                ended = [each for each in _ended(read, name, phases) if each in asked]
+                if ended and (name, behind) not in told:
+                    told.add((name, behind))
+                    yield _warning(
+                        listener,
+                        f"filter {quote(behind)}, behind {quote(name)}, is not asked at {ended[0]} "
+                        f"about what {quote(name)} marks there, and so can't refuse it; put it "
+                        "ahead, or both into filter-chain",
+                    )
+
+
+def _ended(
+    read: Configuration, name: str, phases: Mapping[tuple[str, str], frozenset[str]]
+) -> Iterable[str]:
+    """Return the phases at which a filter may answer `junk`, at which smtpd ends them."""
+    program = read.program(name)
+    if program is None:
+        declared = read.filters[name]
+        return [declared.phase] if declared.action == "junk" else []
+    registered = phases.get((program.statement, program.name), frozenset())
+    return phases_ended(program.command, registered)
 
 
 def about_program(program: Program, *, foreign: bool) -> Iterator[Problem]:
