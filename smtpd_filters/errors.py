@@ -47,6 +47,16 @@ _LASTING = frozenset(
 )
 
 
+#: The errors of a missing permission.
+_DENIED = frozenset({errno.EACCES, errno.EPERM})
+#: Holds this process if it has entered its sandbox (`sandbox.confinement`).
+sandboxed: set[int] = set()
+_OUT_OF_REACH = (
+    "Permission denied by the sandbox: its directory was replaced or added after the start; "
+    "restart smtpd"
+)
+
+
 def config_error(error: OSError) -> ConfigError:
     """Return the error for one of a file or a server that a filter needs at its start."""
     lasts = error.errno in _LASTING
@@ -85,9 +95,20 @@ def not_started(error: OSError | ImportError) -> ConfigError:
 def os_reason(error: OSError) -> str:
     """Return the reason why a file can't be used; for a missing permission, with the user."""
     text = error.strerror or str(error)
-    if error.errno not in {errno.EACCES, errno.EPERM}:
+    if error.errno not in _DENIED:
         return text
     return f"{text} for user {user_name()}"
+
+
+def unreadable(error: OSError, path: str) -> str:
+    """Return the reason why a file can't be read: that of `os_reason`, or the sandbox.
+
+    The kernel's rules of the sandbox are for directories, not for their names. It keeps the file
+    from being opened, but not from being examined.
+    """
+    if error.errno in _DENIED and sandboxed and os.access(path, os.R_OK):
+        return _OUT_OF_REACH
+    return os_reason(error)
 
 
 def user_name() -> str:

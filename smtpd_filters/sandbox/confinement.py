@@ -7,6 +7,8 @@ import resource
 import sys
 from errno import ENOSYS, EOPNOTSUPP
 
+from smtpd_filters.errors import sandboxed
+
 from . import audit
 from .needs import LINUX, THREAD, readable
 
@@ -44,6 +46,7 @@ def confine(needs: Needs) -> list[str]:
     # A compiled module can't be written any more.
     sys.dont_write_bytecode = True
     audit.install(needs, (*readable(needs), *LINUX))
+    sandboxed.add(os.getpid())
     return missing
 
 

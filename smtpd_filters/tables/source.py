@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import stat
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, unreadable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -315,7 +315,7 @@ class _File(Source):
                     yield piece
                 after = os.fstat(file.fileno())
         except OSError as error:
-            raise ConfigError(f"{self.path}: {os_reason(error)}") from None
+            raise ConfigError(f"{self.path}: {unreadable(error, self.path)}") from None
         except ValueError as error:  # a NUL in the path
             raise ConfigError(f"{shown(self.path)}: {error}") from None
         if (size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or (

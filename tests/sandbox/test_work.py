@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from tests.runtime.process import ROOT, FilterProcess, sid
 from tests.sandbox.kernel import LANDLOCK, SECCOMP, STRICT, without
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from smtpd_filters.protocol.events import Result
 
@@ -109,6 +110,62 @@ def test_a_key_that_a_rotation_adds_is_read(tmp_path: Path) -> None:
         process.until_logged("reload table=keys")
         assert "result=ok" in process.logged
         process.finish()
+
+
+OUT_OF_REACH = (
+    "Permission denied by the sandbox: its directory was replaced or added after the start; "
+    "restart smtpd"
+)
+
+
+@pytest.mark.parametrize("what", ["table", "key"])
+def test_a_directory_that_is_replaced_is_out_of_reach(what: str, tmp_path: Path) -> None:
+    """The log names the sandbox, and not a user who may read the file."""
+    directory, new = tmp_path / "directory", tmp_path / "new"
+    directory.mkdir()
+    file = directory / what
+    if what == "table":
+        file.write_text("a@example.org\n")
+        words = [WORKER, "Tabled", "--names"]
+    else:
+        file.write_bytes(new_private_key(ED25519, 0))
+        words = ["-m", "smtpd_filters.filters.dkimsign", "-d", "example.org", "-s", "a", "-k"]
+    file.chmod(0o600)
+    shutil.copytree(directory, new)
+    with alone([*words, str(file)], tmp_path) as process:
+        process.hand_shake()
+        directory.rename(tmp_path / "old")
+        new.rename(directory)
+        process.kill(signal.SIGHUP)
+        process.until_logged("reload table=")
+        process.finish()
+        assert f'error="{file}: {OUT_OF_REACH}" result=kept' in process.logged
+
+
+def test_a_key_in_a_further_directory_is_out_of_reach(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "key").write_bytes(new_private_key(ED25519, 0))
+        (tmp_path / name / "key").chmod(0o600)
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    keys = tables / "keys"
+    keys.write_text(f"example.org a {tmp_path}/one/key\n")
+    words = ["-m", "smtpd_filters.filters.dkimsign", "--keys", f"file:{keys}"]
+    with alone(words, tmp_path) as process:
+        process.hand_shake()
+        replace(keys, f"example.org b {tmp_path}/two/key\n")
+        process.kill(signal.SIGHUP)
+        process.until_logged("reload table=")
+        process.finish()
+        assert f"{tmp_path}/two/key: {OUT_OF_REACH}" in process.logged
+        assert "result=kept" in process.logged
+
+
+def alone(words: Sequence[str], path: Path) -> FilterProcess:
+    """Start a filter whose temporary files are in a directory of their own, not beside others."""
+    (path / "spool").mkdir()
+    return FilterProcess([*words, "--sandbox", "strict"], env={"TMPDIR": str(path / "spool")})
 
 
 # -- stores ----------------------------------------------------------------------------------

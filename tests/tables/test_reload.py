@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters import errors
+from smtpd_filters.errors import ConfigError, os_reason, unreadable
 from smtpd_filters.tables import (
     AddressTable,
     DomainTable,
@@ -412,6 +413,20 @@ def test_a_permission_error_names_the_user(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
     assert os_reason(denied) == "Permission denied for user 4000000000"
     assert os_reason(OSError("odd")) == "odd"
+
+
+def test_a_permission_error_in_the_sandbox_names_it_if_the_user_may_read_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.touch()
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    assert unreadable(denied, str(file)).startswith("Permission denied for user ")
+    monkeypatch.setattr(errors, "sandboxed", {1})
+    assert unreadable(denied, str(file)).startswith("Permission denied by the sandbox: ")
+    missing = str(file.with_name("missing"))
+    assert unreadable(denied, missing).startswith("Permission denied for user ")
+    gone = FileNotFoundError(errno.ENOENT, "No such file or directory")
+    assert unreadable(gone, str(file)) == "No such file or directory"
 
 
 # -- several -----------------------------------------------------------------------------------

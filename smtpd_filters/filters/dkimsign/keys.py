@@ -22,7 +22,7 @@ from smtpd_filters.authentication.dkim.private_keys import (
     parse_private_key,
 )
 from smtpd_filters.authentication.dkim.sign import SigningKey
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, unreadable
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.files import open_file
 from smtpd_filters.tables import Table
@@ -62,7 +62,7 @@ def read_key(path: str) -> tuple[bytes, PrivateKey]:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ValueError(f"{path}: {os_reason(error)}") from None
+        raise ValueError(f"{path}: {unreadable(error, path)}") from None
     if mode & stat.S_IROTH:
         raise ValueError(f"{path}: others may read this private key (chmod o= {path})")
     try:
