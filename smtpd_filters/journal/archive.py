@@ -5,7 +5,7 @@ Invariants
 *Purge is unlink*: a file is deleted as a whole; no row ever is.
 *Room for others*: nothing is written while the file system has less free space than the floor.
 *Not by mistake*: if the clock jumps ahead so far that all earlier days are too old, they are kept
-for another day.
+for another 24 hours of the monotonic clock.
 *Goes on*: a damaged file is renamed, and a new one begun; a full disk costs stories, and is logged
 once; when there is room again they are written again.
 """
@@ -16,6 +16,7 @@ import os
 import re
 import sqlite3
 from datetime import UTC, date, datetime, timedelta
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import os_reason
@@ -69,7 +70,7 @@ class Archive:
     """The files of a journal.
 
     `days` are kept, and `size` bytes; `floor` are the bytes that stay free for others. `note`
-    takes lines for the log.
+    takes lines for the log. `clock` is monotonic.
     """
 
     def __init__(  # noqa: PLR0913  # keyword-only: the settings
@@ -82,17 +83,18 @@ class Archive:
         floor: int,
         subjects: bool,
         note: Callable[[str], object],
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.directory = directory
         #: Stories that could not be written.
         self.unwritten = 0
-        self._privacy, self._subjects, self._note = privacy, subjects, note
+        self._privacy, self._subjects, self._note, self._clock = privacy, subjects, note, clock
         self._days, self._size, self._floor = days, size, floor
         self._day: Day | None = None
         self._name = ""
         self._next_purge = self._next_look = self._next_try = self._latest = 0.0
-        #: Since when the clock may be wrong.
-        self._doubted = 0.0
+        #: Since when the wall clock may be wrong, by itself and by the monotonic clock.
+        self._doubted = self._doubted_since = 0.0
         self._full = self._failing = False
 
     def open(self, now: float) -> None:
@@ -253,7 +255,7 @@ class Archive:
     def _is_doubtful(self, days: list[date], limit: date, now: float) -> bool:
         """Return whether the clock may be wrong: all earlier days are before the limit.
 
-        After `DOUBT` seconds they are old indeed.
+        After `DOUBT` seconds they are old indeed. A clock that is wrong can't measure these.
         """
         # Days that were written since then prove nothing.
         since = datetime.fromtimestamp(self._doubted or now, UTC).date()
@@ -261,8 +263,9 @@ class Archive:
         if not earlier or max(earlier) >= limit:
             self._doubted = 0.0
             return False
-        self._doubted = self._doubted or now
-        return now - self._doubted < DOUBT
+        if not self._doubted:
+            self._doubted, self._doubted_since = now, self._clock()
+        return self._clock() - self._doubted_since < DOUBT
 
     def _delete(self, path: str) -> int:
         """Delete a file; return the bytes that are free now."""

@@ -157,7 +157,8 @@ def test_what_is_new(make: Make, tmp_path: Path) -> None:
 
 
 def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
-    archive = make(days=30)
+    passed = [1000.0]
+    archive = make(days=30, clock=lambda: passed[0])
     archive.write([stored(1)], NOON)
     archive.write([stored(2)], NOON + DAY)
     aside = tmp_path / "2026-11-30.sqlite.damaged-20261130T120000"
@@ -166,17 +167,29 @@ def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
     archive.write([stored(3)], ahead)
     assert aside.exists()
     archive.write([stored(4)], ahead + DAY / 2)
-    archive.write([stored(5)], NOON + 2 * DAY)
+    archive.write([stored(5)], ahead + 365 * DAY)
+    archive.write([stored(6)], NOON + 2 * DAY)
     days = ["2026-11-30.sqlite", "2026-12-01.sqlite", "2026-12-02.sqlite", "2027-11-30.sqlite"]
     assert [each for each in names(tmp_path) if each in days] == days
     # The clock was right: the server was off for a year.
-    later = NOON + 500 * DAY
-    archive.write([stored(6)], later)
+    later = NOON + 900 * DAY
+    archive.write([stored(7)], later)
     archive.purge(later)
     assert days[0] in names(tmp_path)
+    passed[0] += DAY
     archive.purge(later + DAY)
     assert not set(days[:3]) & set(names(tmp_path))
     assert not aside.exists()
+
+
+def test_a_clock_that_begins_in_1970_and_is_far_ahead_later_deletes_nothing(
+    make: Make, tmp_path: Path
+) -> None:
+    archive = make(days=30)
+    archive.write([stored(1)], 100.0)
+    archive.write([stored(2)], NOON)
+    archive.write([stored(3)], NOON + 365 * DAY)
+    assert "2026-11-30.sqlite" in names(tmp_path)
 
 
 def test_stories_of_a_file_that_cannot_be_read_are_not_new(make: Make, tmp_path: Path) -> None:
