@@ -52,7 +52,7 @@ class ResolverSetting(_Base):
             LIST(ENDPOINT(port=53, host="ADDRESS")),
             default=(),
             help="The address of a recursive name server to use instead of those in "
-            f"resolv.conf(5). {nameserver}",
+            f"resolv.conf(5), which is read at the start only. {nameserver}",
         )
         options: dict[str, Option] = {"nameserver": servers}
         and_takes = f", and {takes}" if takes else ""
