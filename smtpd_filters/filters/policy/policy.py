@@ -99,10 +99,9 @@ class Policy(Filter):
             LIST(SERVER),
             required=True,
             help="A policy server: HOST:PORT or the path of a socket, also as Postfix writes them "
-            "(inet:HOST:PORT, unix:/PATH); or exec:COMMAND, a program that is asked on its stdin, "
-            "one process of which is kept. If given several times, the next server is asked when "
-            "the ones before it fail; a server that failed three times in a row is passed over for "
-            "30 seconds.",
+            "(inet:HOST:PORT, unix:/PATH); or exec:COMMAND, a program that is asked on its stdin. "
+            "If given several times, the next server is asked when the ones before it fail; a "
+            "server that failed three times in a row is passed over for 30 seconds.",
         )
         at = option(
             LIST(choice(*STAGES)),
@@ -120,7 +119,8 @@ class Policy(Filter):
             INTEGER(low=1, high=1000),
             default=16,
             help="How many requests are sent to a server at a time, over a connection each, which "
-            "is kept for further ones; more requests wait. There is one exec:COMMAND.",
+            "is kept for further ones; more requests wait. Of exec:COMMAND there are at most 8 "
+            "processes.",
         )
         prepend = option(
             choice("add", "ignore"),

@@ -5,9 +5,10 @@ given up its rights (`--sandbox`).
 
 Invariants
 ----------
-*One child*: there is one program at a time. A further one is started when the socket of the one
-before was closed: after a program that has ended, that didn't answer in time, or that was out of
-step.
+*As many as asked at a time*: a program answers one request at a time, and a slow one must not hold
+up the others. So another one is started for a request while those before are in use, up to `most`.
+*Closed is ended*: a program whose socket was closed, because it didn't answer in time or was out of
+step, ends by itself or is ended at the next start.
 *No descriptor of smtpd*: the process has its own socket, /dev/null and the log; the program has a
 socket and the log. Both end when their socket is closed, however the filter ends.
 *Replaced*: if the process is killed, another one takes its place (`spawner`).
@@ -43,12 +44,13 @@ _ENDED = "the process that starts it has ended"
 
 
 class Children:
-    """The process that starts a program; for a client it is a server with one connection.
+    """The process that starts a program; for a client it is a server, a connection a process.
 
     `label` is the program's name in the log.
     """
 
-    most = 1  # One child
+    #: The most processes at a time: they take memory, and each some time to start.
+    most = 8
 
     def __init__(self, label: str, command: Sequence[str]) -> None:
         """Start it. Raises ConfigError for a program that can't be run."""
@@ -57,6 +59,8 @@ class Children:
         if not (os.path.isfile(program) and os.access(program, os.X_OK)):  # noqa: PTH113  # a path as text
             raise ConfigError(f"{program}: not a program that this user may run")
         self._number = 0
+        #: The sockets of programs by the number of their request, those closed lately included.
+        self._sockets: dict[int, socket.socket] = {}
         self._lock: asyncio.Lock | None = None
         # A datagram is written as a whole or not at all, and its end is seen.
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -89,7 +93,8 @@ class Children:
         async with self._lock:
             self._process.poll()  # reaps it if it was killed
             self._number += 1
-            request = b"%d " % self._number
+            number = b"%d " % self._number
+            request = number + self._in_use()
             self._send(request)
             while True:
                 await self._readable()
@@ -97,8 +102,17 @@ class Children:
                     if answer.text == spawner.AGAIN:
                         self._send(request)
                     # The answer to an earlier request, whose caller was cancelled, is dropped.
-                    if answer.text.startswith(request):
-                        return answer.socket(answer.text.removeprefix(request))
+                    if answer.text.startswith(number):
+                        started = answer.socket(answer.text.removeprefix(number))
+                        self._sockets[self._number] = started
+                        return started
+
+    def _in_use(self) -> bytes:
+        """Return the numbers of the programs whose sockets are open; the others are to end."""
+        self._sockets = {
+            number: each for number, each in self._sockets.items() if each.fileno() >= 0
+        }
+        return b" ".join(b"%d" % number for number in self._sockets)
 
     def _send(self, request: bytes) -> None:
         try:

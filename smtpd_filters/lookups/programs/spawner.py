@@ -1,9 +1,9 @@
 """The process that starts a program for a filter, and a second one that stands by.
 
 It is run as a file, with the program and its arguments; `children` starts it and has its
-invariants. Each datagram on the socket at descriptor 0 asks for a program; the answer is the same
-datagram with the descriptor of a socket that is the program's stdin and stdout, or with the number
-of an error.
+invariants. Each datagram on the socket at descriptor 0 asks for a program: it has a number, and the
+numbers of the programs that are in use; others are to end. The answer is the same number with the
+descriptor of a socket that is the program's stdin and stdout, or with the number of an error.
 
 The filter can't start this process again from its sandbox. So there are two: one serves, the other
 waits for the end of a link to it. Whichever is killed, the other one replaces it, with a line in
@@ -26,8 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Bytes of a request: its number.
-MAX_REQUEST = 20
+#: Bytes of a request: its number, and those of a few programs.
+MAX_REQUEST = 1000
 #: Seconds for a program to end after its socket was closed, then after SIGTERM.
 GRACE, PATIENCE = 1.0, 3.0
 #: Seconds between two looks at programs that are to end.
@@ -67,7 +67,8 @@ class Spawner:
         self._control = control
         self._command = command
         self._ends = _child_ends()
-        self._current: subprocess.Popen[bytes] | None = None
+        #: The programs by the number of their request.
+        self._running: dict[bytes, subprocess.Popen[bytes]] = {}
         self._ending: list[_Ending] = []
         #: The last request that was answered.
         self._answered = b""
@@ -78,7 +79,7 @@ class Spawner:
         self._next = 0.0
 
     def run(self) -> None:
-        """Start programs, one at a time, until the control socket is closed."""
+        """Start programs until the control socket is closed."""
         while True:
             self._stand_by()
             ready = self._ready()
@@ -86,8 +87,9 @@ class Spawner:
                 self._replace()
             if self._ends[0] in ready:
                 os.read(self._ends[0], 100)
-                if self._current is not None and self._current.poll() is not None:
-                    self._current = None
+                self._running = {
+                    number: each for number, each in self._running.items() if each.poll() is None
+                }
             if self._control in ready and not self._serve():
                 break
         if self._link is not None:
@@ -98,15 +100,17 @@ class Spawner:
 
     def _serve(self) -> bool:
         """Serve a request; return False if there will be no more."""
-        request = self._control.recv(MAX_REQUEST)
-        if request and request == self._answered:
+        number, *in_use = self._control.recv(MAX_REQUEST).split() or [b""]
+        if number and number == self._answered:
             return True  # it was repeated, since this process has taken over
-        if self._current is not None:  # its socket was closed, since another one is wanted
-            self._ending.append(_Ending(self._current))
-        if not request:
+        for each in self._running.keys() - in_use:  # its socket was closed
+            self._ending.append(_Ending(self._running.pop(each)))
+        if not number:
             return False
-        self._current = _start(self._control, request, self._command)
-        self._answered = request
+        process = _start(self._control, number + b" ", self._command)
+        if process is not None:
+            self._running[number] = process
+        self._answered = number
         return True
 
     def _has_ending(self) -> bool:
@@ -152,7 +156,7 @@ class Spawner:
         if select.select([self._control], [], [], 0)[0] and not self._control.recv(1, _PEEK):
             os._exit(0)  # the filter has ended as well
         self._ends = _child_ends()
-        self._current, self._ending, self._answered = None, [], b""
+        self._running, self._ending, self._answered = {}, [], b""
         self._next = 0.0
         self._say()
         with suppress(OSError):  # such as a full queue, which has one already
@@ -194,7 +198,7 @@ def _child_ends() -> tuple[int, int]:
 
 
 def _start(
-    control: socket.socket, request: bytes, command: Sequence[str]
+    control: socket.socket, number: bytes, command: Sequence[str]
 ) -> subprocess.Popen[bytes] | None:
     """Start the program and answer the request."""
     process = None
@@ -206,9 +210,9 @@ def _start(
                     list(command), stdin=theirs.fileno(), stdout=theirs.fileno()
                 )
             except OSError as error:
-                control.send(request + b"%d" % (error.errno or 0))
+                control.send(number + b"%d" % (error.errno or 0))
             else:
-                socket.send_fds(control, [request], [ours.fileno()])
+                socket.send_fds(control, [number], [ours.fileno()])
     return process
 
 

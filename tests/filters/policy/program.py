@@ -2,6 +2,7 @@
 
 It answers with its process id, and how many requests it has had. The first word of FILE, read for
 each request, may be `die`, `silent`, `half` or `linger` (ignore the end of the input and SIGTERM).
+A request with the recipient `slow` makes it linger as well.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from pathlib import Path
 
 def main(behaviour: Path) -> None:
     count = 0
+    slow = False
     for line in sys.stdin:
+        slow = slow or line == "recipient=slow\n"
         if line != "\n":
             continue
         count += 1
-        match behaviour.read_text().split()[:1]:
+        match ["linger"] if slow else behaviour.read_text().split()[:1]:
             case ["die"]:
                 return
             case ["silent"]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 REQUEST = build({"request": "smtpd_access_policy", "protocol_state": "RCPT"})
+#: A request that a program never answers.
+SLOW = build({"request": "smtpd_access_policy", "protocol_state": "RCPT", "recipient": "slow"})
 #: A time-out that passes in a test, and one that doesn't.
 SOON = "200ms"
 FAILED = "451 4.3.5 "
@@ -57,7 +59,9 @@ def closes(_request: dict[str, str]) -> tuple[bytes, bool]:
     return b"", True
 
 
-def with_client(use: Callable[[PolicyClient], Awaitable[T]], *names: str) -> T:
+def with_client(
+    use: Callable[[PolicyClient], Awaitable[T]], *names: str, connections: int = 4
+) -> T:
     """Run a coroutine with a client."""
 
     async def run() -> T:
@@ -65,7 +69,7 @@ def with_client(use: Callable[[PolicyClient], Awaitable[T]], *names: str) -> T:
             [SERVER.parse(name) for name in names],
             timeout=PATIENCE,
             deadline=4 * PATIENCE,
-            connections=4,
+            connections=connections,
         )
         try:
             return await use(client)
@@ -212,17 +216,75 @@ async def gone(pid: int) -> None:
                 await asyncio.sleep(0.01)
 
 
-def test_one_program_is_kept(behaviour: Path) -> None:
+def test_one_program_is_kept_for_one_request_after_another(behaviour: Path) -> None:
     pid = 0
 
     async def use(client: PolicyClient) -> None:
         nonlocal pid
-        said = await asyncio.gather(*[client.ask_policy(REQUEST) for _ in range(20)])
+        said = [await client.ask_policy(REQUEST) for _ in range(20)]
         [pid] = {process(each)[0] for each in said}
-        assert sorted(process(each)[1] for each in said) == list(range(1, 21))
+        assert [process(each)[1] for each in said] == list(range(1, 21))
 
     with_client(use, started(behaviour))
     asyncio.run(gone(pid))
+
+
+@pytest.mark.parametrize(("connections", "most"), [(1, 1), (4, 4), (40, 8)])
+def test_a_few_programs_are_kept_for_requests_at_a_time(
+    behaviour: Path, connections: int, most: int
+) -> None:
+    pids: set[int] = set()
+
+    async def use(client: PolicyClient) -> None:
+        for _ in range(3):
+            said = await asyncio.gather(*[client.ask_policy(REQUEST) for _ in range(40)])
+            pids.update(process(each)[0] for each in said)
+
+    with_client(use, started(behaviour), connections=connections)
+    assert len(pids) == most
+    for pid in pids:
+        asyncio.run(gone(pid))
+
+
+def test_a_slow_request_holds_up_no_other(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        slow = [asyncio.ensure_future(client.ask_policy(SLOW)) for _ in range(3)]
+        pids = {process(await client.ask_policy(REQUEST))[0] for _ in range(5)}
+        assert len(pids) == 1
+        assert not any(each.done() for each in slow)
+        for each in slow:
+            each.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    with_client(use, started(behaviour))
+
+
+async def sent(client: PolicyClient, request: bytes) -> asyncio.Future[str | Unavailable]:
+    """Return a request that a program has got, or will."""
+    task = asyncio.ensure_future(client.ask_policy(request))
+    [host] = client.hosts
+    async with asyncio.timeout(PATIENCE):
+        while not host._used:  # noqa: ASYNC110  # until it has a connection
+            await asyncio.sleep(0)
+    return task
+
+
+def test_only_the_program_of_a_cancelled_request_ends(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        first, _ = process(await client.ask_policy(REQUEST))
+        one = await sent(client, SLOW)
+        second, _ = process(await client.ask_policy(REQUEST))
+        one.cancel()
+        await asyncio.wait([one])
+        another = await sent(client, SLOW)
+        third, count = process(await client.ask_policy(REQUEST))
+        assert (len({first, second, third}), count) == (3, 1)
+        await gone(first)
+        os.kill(second, 0)  # it runs
+        another.cancel()
+        assert process(await client.ask_policy(REQUEST)) == (third, 2)
+
+    with_client(use, started(behaviour))
 
 
 @pytest.mark.parametrize("fault", ["die", "silent", "half", "linger"])
