@@ -28,6 +28,7 @@ from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import CHECKING, ONLINE
+from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.supervise.process import LIBEXEC
 
@@ -268,7 +269,7 @@ def _is_ours(text: str, path: str, root: str) -> bool:
 
 def _uses_us(path: str) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_file(path) as file:
             head = file.read(_HEAD)
     except OSError:
         return False
@@ -411,7 +412,7 @@ def _place(lines: Sequence[str]) -> str:
 def _interpreter(path: str) -> str:
     """Return the interpreter that the first line of a program names, or ""."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open_file(path) as file:
             first = file.readline(_LINE)
     except OSError:
         return ""

@@ -542,6 +542,15 @@ def test_an_interpreter_that_cannot_be_run(
     assert about(checked, str(path)).startswith(closed)
 
 
+def test_a_fifo_among_the_words_of_a_command(
+    tmp_path: Path, checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # to open it would wait
+    expected = f"0 not checked: not a filter of this package; /usr/bin/env can be run (as {ME})"
+    assert about(checked, f"/usr/bin/env filter-own {fifo}") == expected
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
