@@ -44,7 +44,7 @@ from smtpd_filters.protocol.decisions import (
 )
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 from smtpd_filters.runtime.coroutines import begin
-from smtpd_filters.session import text
+from smtpd_filters.session import FIELDS, TOGETHER, text
 
 from .bypass import BypassTables
 from .rules import Bypass, RuleError, Treatment, actions_of
@@ -86,7 +86,16 @@ RCPT_TO = PHASES["rcpt-to"]
 class _State:
     """What the chain knows of a session."""
 
-    __slots__ = ("message", "others", "recipients", "seen", "session", "tally")
+    __slots__ = (
+        "accepted",
+        "asked",
+        "message",
+        "others",
+        "recipients",
+        "seen",
+        "session",
+        "tally",
+    )
 
     def __init__(self) -> None:
         self.tally = Tally()
@@ -96,11 +105,16 @@ class _State:
         self.seen = False
         #: The numbers of the message's recipients that bypass the chain, and of the others.
         self.recipients = self.others = 0
+        #: The number of recipients that smtpd has reported as accepted, and whether the chain let
+        #: pass one that smtpd has not reported yet.
+        self.accepted = 0
+        self.asked = False
 
     def end_message(self) -> None:
         self.tally.end_message()
         self.message = ""
-        self.recipients = self.others = 0
+        self.recipients = self.others = self.accepted = 0
+        self.asked = False
 
     def bypassed(self, order: int) -> str:
         """Return why the chain is bypassed at a phase."""
@@ -249,6 +263,13 @@ class ScoringChain(Chain):
         fields, reports = super()._wanted_reports()
         if self._tables.users is not None and "link-auth" not in reports:
             fields, reports = (*fields, "username"), (*reports, "link-auth")
+        if self._tables.recipients is not None or any(
+            each.bypass for each in self._rules.filters.values()
+        ):
+            fields = tuple(dict.fromkeys((*fields, *FIELDS["tx-begin"])))
+            needed = ("tx-begin", *TOGETHER["tx-begin"])
+            reports = tuple(dict.fromkeys((*reports, *needed)))
+            self.hooks["tx-rcpt"] = self._count_recipient
         if "tx-reset" not in reports:
             reports = (*reports, "tx-reset")
         # Called after the report has been applied, like the events of filters.
@@ -257,6 +278,17 @@ class ScoringChain(Chain):
 
     def _end_message(self, session: Session) -> None:
         self._state(session).end_message()
+
+    def _count_recipient(self, session: Session) -> None:
+        """Count an accepted recipient about which the chain was not asked: it bypasses nothing.
+
+        smtpd does not ask the programs behind one that marks at rcpt-to or replaces the recipient.
+        """
+        state = self._state(session)
+        accepted = 0 if session.tx is None else len(session.tx.recipients)
+        if accepted > state.accepted and not state.asked:
+            state.others += 1
+        state.accepted, state.asked = accepted, False
 
     def _state(self, session: Session) -> _State:
         state: _State | None = session.scratch.get(self)
@@ -299,6 +331,7 @@ class ScoringChain(Chain):
         order = ORDER.get(phase.name, -1)
         if phase is MAIL_FROM:
             state.end_message()
+        state.asked = phase is RCPT_TO
         if self._passes(phase, session, state, arguments):
             return marked(phase, session, PROCEED)
         plan = self._plans[phase.name]
@@ -308,6 +341,7 @@ class ScoringChain(Chain):
         refused = decision.verb in REFUSALS
         if phase is RCPT_TO:
             if refused:
+                state.asked = False
                 state.tally.restore(before)
             elif not isinstance(decision, Bypass):
                 state.others += 1

@@ -245,7 +245,8 @@ class Treatment:
     def apply(self, decision: Decision, *, failed: bool) -> Decision:
         """Return a decision, or what replaces it.
 
-        A failure is no evidence: it bypasses nothing, and its points are temporary.
+        A failure is no evidence: it bypasses nothing, and its points are temporary, and none in
+        favour of the client.
         """
         action = action_of(decision)
         if action in self.bypass and not failed:
@@ -253,7 +254,7 @@ class Treatment:
         if (points := self.points.get(action)) is None:
             return decision
         made = Points(
-            points / 1000,
+            max(points, 0) / 1000 if failed else points / 1000,
             temporary=failed or action == "tempfail",
             instead="marked" if type(decision) is Marked else decision.verb,
         )

@@ -44,6 +44,7 @@ from smtpd_filters.testing import Conversation
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from smtpd_filters.filter import OnError
     from tests.conftest import Logbook
 
 FIELD = chain.FIELD.name
@@ -312,6 +313,16 @@ def test_a_failure_has_the_points_of_its_outcome() -> None:
     assert (
         line(smtpd.log, "one") == 'one ehlo result=proceed would=reject points=3 cause="no answer"'
     )
+
+
+@pytest.mark.parametrize("on_error", ["junk", "tempfail"])
+def test_a_failure_has_no_points_in_favour_of_the_client(on_error: OnError) -> None:
+    one = Acts("one", ehlo=[UnavailableError("no answer"), JUNK])
+    one.on_error = on_error
+    two = Acts("two", ehlo=NO)
+    with converse([one, two], rules({"one": -2, "two": 3}, reject_at=3)) as smtpd:
+        assert smtpd.connect().ehlo().reply == "550 5.7.1 Refused as probable spam"
+        assert smtpd.connect().ehlo().verb == "proceed"
 
 
 def test_a_dry_run_gives_no_points() -> None:
@@ -745,6 +756,39 @@ def test_recipients_bypass_the_chain_for_themselves() -> None:
         one.decisions["rcpt_to"] = PROCEED
         assert message(client, "postmaster@example.org", "b@example.org").reply == NO.text
         assert one.asked == ["rcpt_to", "headers"]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(
+    "of",
+    [rules(bypass_recipients=AddressTable("postmaster@")), rules(bypass={"friend": ("junk",)})],
+)
+def test_a_recipient_about_which_the_chain_was_not_asked_does_not_bypass_it(
+    of: Rules, *, first: bool
+) -> None:
+    friend = Acts("friend", rcpt_to=[JUNK, JUNK])
+    one = Acts("one", rcpt_to=PROCEED, headers=NO)
+    with converse([friend, one], of) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+
+        def not_asked(result: bytes) -> None:
+            """Report a recipient that a filter ahead has marked, say."""
+            smtpd.report("tx-rcpt", client.id.encode(), b"0f6d2b5a", result, b"b@example.org")
+
+        not_asked(b"permfail")
+        if first:
+            not_asked(b"ok")
+        client.rcpt_to("postmaster@example.org")
+        if not first:
+            not_asked(b"ok")
+        assert client.message().reply == NO.text
+        # It goes on with the next message.
+        client.mail_from("a@example.net")
+        not_asked(b"tempfail")
+        client.rcpt_to("postmaster@example.org")
+        assert client.message().verb == "proceed"
 
 
 @pytest.mark.parametrize("handler", ["connect", "mail_from", "rcpt_to", "headers"])
