@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from time import time
 from typing import TYPE_CHECKING
 
@@ -19,7 +22,7 @@ from .journal_use import DAY, SINCE, JournalOptions, in_colour, reading, since
 from .verb import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from smtpd_filters.journal.query import Journal
     from smtpd_filters.journal.records import Overview, Passing
@@ -36,7 +39,7 @@ class Options(JournalOptions):
         choice("filter", "day", "hour", "reason", *RANKED),
         default="filter",
         help="What to list below the chart: filters with their verdicts, days, hours, reasons of "
-        "refusals, or the most active senders, clients or users.",
+        "refusals, or the most active senders, clients or users, of whole days in UTC.",
     )
     number = option(INTEGER(low=1, high=1000), default=20, help="How many lines at most.")
 
@@ -48,8 +51,11 @@ def run(options: Options, _rest: list[str]) -> int:
 
 def _stats(journal: Journal, options: Options) -> int:
     begin, end = since(options.since), time()
-    steps = 1 << 20 if options.by == "hour" else max(1, round(options.since / DAY))
-    found = journal.overview(begin, end, steps=steps)
+    # The days of the chart are local ones, of 23 to 25 hours.
+    by_hour = options.by == "hour" or (options.since >= DAY and not options.json)
+    found = journal.overview(
+        begin, end, steps=1 << 20 if by_hour else max(1, round(options.since / DAY))
+    )
     ranked = (
         journal.rankings(options.by, begin, end, options.number) if options.by in RANKED else []
     )
@@ -90,17 +96,30 @@ def _totals(found: Overview, *, colour: bool) -> Iterator[str]:
 
 
 def _chart(found: Overview, options: Options, *, colour: bool) -> Iterator[str]:
-    """Yield a line for each step: its bar has a part for each outcome, in the same order."""
-    most = max((sum(counts.values()) for _, counts in found.steps), default=0) or 1
-    hourly = found.step < DAY or options.by == "hour"
-    for at, counts in found.steps:
-        moment = datetime.fromtimestamp(at, UTC).astimezone()
-        label = moment.strftime("%Y-%m-%d %H:%M" if hourly else "%Y-%m-%d")
+    """Yield a line for each day or hour: its bar has a part for each outcome, in the same order."""
+    daily = options.since >= DAY and options.by != "hour"
+    steps = found.steps
+    lines = list(days(steps) if daily else _labelled(steps, "%Y-%m-%d %H:%M"))
+    most = max((sum(counts.values()) for _, counts in lines), default=0) or 1
+    for label, counts in lines:
         bar = "".join(
             coloured(_bar(counts.get(name, 0) / most, name), name, colour=colour)
             for name in OUTCOMES
         )
         yield f"{label} {sum(counts.values()):>8} {bar}".rstrip()
+
+
+def days(steps: Iterable[tuple[float, dict[str, int]]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield the sums of steps by day, in local time."""
+    for day, same in groupby(_labelled(steps, "%Y-%m-%d"), key=itemgetter(0)):
+        yield day, sum((Counter(counts) for _, counts in same), Counter())
+
+
+def _labelled(
+    steps: Iterable[tuple[float, dict[str, int]]], form: str
+) -> Iterator[tuple[str, dict[str, int]]]:
+    for at, counts in steps:
+        yield datetime.fromtimestamp(at, UTC).astimezone().strftime(form), counts
 
 
 def _bar(share: float, outcome: str) -> str:

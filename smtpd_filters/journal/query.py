@@ -260,14 +260,17 @@ class Journal:
         )
 
     def rankings(self, kind: str, since: float, until: float, limit: int = 20) -> list[Ranked]:
-        """Return the most active `senders`, `clients` or `users` of whole days, in UTC.
+        """Return the most active `senders`, `clients` or `users` of the days of a time, in UTC.
 
-        Of each day the first `MAX_RANKED` count.
+        The days count as a whole, and of each the first `MAX_RANKED`.
         """
         self._begin()
         role = RANKED[kind]
         found: dict[str, tuple[Counter[str], Counter[str]]] = {}
+        first, last = _day(since), _day(until)
         for name, _, path in self._files(since, until, newest_first=False):
+            if not first <= name <= last:
+                continue
             with self._reading(path) as connection:
                 if connection is None:
                     continue

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.cli import main
+from smtpd_filters.cli import main, stats
 from smtpd_filters.cli import tail as tail_verb
 from smtpd_filters.errors import user_name
 from smtpd_filters.journal.archive import Archive
@@ -195,6 +195,24 @@ def test_stats_count_outcomes_and_verdicts(archive: Archive, run: Run) -> None:
     assert said.endswith("       2 192.0.2.1  1 accepted, 1 refused\n")
     _, said, _ = run("stats", "--json")
     assert json.loads(said)["outcomes"]["accepted"] == 1
+
+
+def test_the_days_of_the_chart_are_those_of_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the one of 23 hours, on which summer time begins."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        noon = 1774695600.0  # on 2026-03-28
+        steps = [(noon + 3600 * hour, {"accepted": 1}) for hour in range(48)]
+        found = list(stats.days(steps))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found == [
+        ("2026-03-28", {"accepted": 12}),
+        ("2026-03-29", {"accepted": 23}),
+        ("2026-03-30", {"accepted": 13}),
+    ]
 
 
 def test_tail_chooses(archive: Archive, run: Run) -> None:

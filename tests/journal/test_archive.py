@@ -256,6 +256,10 @@ def test_rankings(make: Make, tmp_path: Path) -> None:
     assert first.outcomes == {"accepted": 1, "refused": 2}
     assert first.days == {"2026-11-30": 2, "2026-12-01": 1}
     assert (second.word, second.count) == ("carol@example.com", 1)
+    [only] = Journal(str(tmp_path)).rankings("senders", NOON + DAY - 3600, NOON + DAY)
+    assert only.days == {"2026-12-01": 1}
+    [*_, only] = Journal(str(tmp_path)).rankings("senders", NOON - DAY, NOON)
+    assert only.days == {"2026-11-30": 1}
 
 
 @pytest.mark.parametrize("mode", ["shortened", "hashed"])

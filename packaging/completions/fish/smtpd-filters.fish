@@ -190,7 +190,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in stats' -l directory -rF -d 'The
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l color -x -a 'auto always never' -d 'Whether to use colours'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l json -d 'Print JSON'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l since -x -d 'How far back to count'
-complete -c smtpd-filters -n '__smtpd_filters_in stats' -l by -x -a 'filter day hour reason senders clients users' -d 'What to list below the chart: filters with their verdicts, days, hours, reasons of refusals, or the most active senders, clients or users'
+complete -c smtpd-filters -n '__smtpd_filters_in stats' -l by -x -a 'filter day hour reason senders clients users' -d 'What to list below the chart: filters with their verdicts, days, hours, reasons of refusals, or the most active senders, clients or users, of whole days in UTC'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l number -x -d 'How many lines at most'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l version -d 'Print the version and exit'
