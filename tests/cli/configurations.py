@@ -107,6 +107,38 @@ ACCEPTED = [
         used('filter f phase helo match src { 192.0.2.1, 2001:db8::1 } reject "550 no"'),
         {},
     ),
+    *(
+        Case(
+            f"builtin at {phase} of {condition}",
+            used(f"filter f phase {phase} match {condition}"),
+            {},
+        )
+        for phase, condition in (
+            ("connect", 'fcrdns disconnect "550 no"'),
+            ("connect", 'rdns { "a", "b" } junk'),
+            ("connect", "rdns { a b } bypass"),
+            ("connect", 'src "192.0.2.0/24" reject "550 no"'),
+            ("connect", 'src regex { "^192" } report "x"'),
+            ("helo", 'helo "a" rewrite "b"'),
+            ("ehlo", '!helo regex "a" junk'),
+            ("auth", "auth junk"),
+            ("mail-from", 'mail-from "@example.org" rewrite "a@example.org"'),
+            ("rcpt-to", 'rcpt-to regex "x" reject "550 no"'),
+            ("rcpt-to", '!mail-from "a@b" junk'),
+            ("data", '!auth reject "550 no"'),
+            ("commit", 'rdns regex { "x" } reject "550 no"'),
+        )
+    ),
+    Case(
+        "builtin of a named table",
+        'table t { "a", "b" }\n' + used('filter f phase helo match helo <t> reject "550 no"'),
+        {},
+    ),
+    Case(
+        "builtin of a mapping",
+        used('filter f phase connect match src { "a" = "b", "c" = "d" } junk'),
+        {},
+    ),
     Case(
         "socket",
         'filter f proc-exec "x"\nlisten on socket filter f\n',
@@ -194,4 +226,30 @@ REFUSED = [
     Case("keyword first", used("filter f proc-exec x\nchain"), None, '"chain" starts no statement'),
     Case("number first", used("12 = x\nfilter f proc-exec x"), None, '"12" starts no statement'),
     Case("missing include", 'include "/nonexistent/x"\n', None, "include: /nonexistent/x: No such"),
+    *(
+        Case(f"builtin {wrong}", used(f"filter f phase {wrong}"), None, error)
+        for wrong, error in (
+            ("", "the statement ends"),
+            ("connect", "expected match"),
+            ("connect match", "the statement ends"),
+            ("connect match fcrdns", "the statement ends"),
+            ("connect match all junk", "expected a condition of this phase: fcrdns, rdns, src"),
+            ('connect match helo "x" junk', 'unexpected "helo"'),
+            ('data match rcpt-to "x" junk', 'unexpected "rcpt-to"'),
+            ('helo match helo reject "550 x"', "expected a string"),
+            ("connect match !!rdns junk", 'unexpected "!"'),
+            ('connect match rdns !src "192.0.2.1" junk', "after one condition"),
+            ("connect match rdns reject", "the statement ends"),
+            ("connect match rdns junk junk", 'unexpected "junk"'),
+            ("connect match src {} junk", "at least one entry is required"),
+            ('connect match src { "a", "b" = "c" } junk', 'not "="'),
+            ('connect match src { "a" = "b", "c" } junk', "expected ="),
+            ("connect match rdns <t> junk", 'no table "t" is declared above'),
+            ("commit match rdns junk", "expected an action at commit"),
+            *(
+                (f"{phase} match rdns junk", "expected a phase of smtpd's own filters")
+                for phase in ("data-line", "quit", "rset", "noop", "starttls")
+            ),
+        )
+    ),
 ]

@@ -53,6 +53,29 @@ def test_an_order_is_told_once(path: Path) -> None:
     assert len(warnings(path, text + LISTEN.format("c") + "listen on lo filter c\n")) == 1
 
 
+@pytest.mark.parametrize(
+    ("condition", "warned"),
+    [
+        ('src { "0.0.0.0/0", "::/0" }', True),
+        ('rdns regex { "x", ".*" }', True),
+        ('src regex "."', True),
+        ('src "0.0.0.0/0"', False),
+        ('!src { "0.0.0.0/0", "::/0" }', False),
+        ('rdns regex "example"', False),
+        ("rdns", False),
+        ("!fcrdns", False),
+    ],
+)
+def test_a_filter_behind_one_that_refuses_everybody(
+    condition: str, path: Path, *, warned: bool
+) -> None:
+    refuses = f'filter a phase connect match {condition} disconnect "550 no"\n'
+    text = refuses + declared(b="x") + "filter c phase helo match rdns junk\n"
+    text += LISTEN.format("{ a, b, c }")
+    told = '4: warning: listen on socket: filter "b", behind "a", is not asked at connect: "a" '
+    assert warnings(path, text) == ([f"{told}refuses everybody there"] if warned else [])
+
+
 @pytest.mark.parametrize("action", ["junk", "bypass"])
 def test_a_filter_of_smtpd_that_ends_the_phase(path: Path, action: str) -> None:
     text = f"filter a phase connect match !rdns {action}\nfilter b phase {{}} match rdns junk\n"

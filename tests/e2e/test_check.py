@@ -89,7 +89,7 @@ def changed(case: Case, chance: random.Random) -> str:
 
 def test_smtpd_reads_changed_files_the_same(version: str) -> None:
     """What stands in other statements is smtpd's own business."""
-    others = ("include", "phase", "queue", "table", "action", "socket")
+    others = ("include", "queue", "table", "action", "socket")
     cases = [
         case
         for case in (*ACCEPTED, *REFUSED)

@@ -52,6 +52,7 @@ _ORDERS = (
 )
 #: The actions of smtpd's own filters after which no other filter is asked at that phase.
 _LAST = frozenset({"bypass", "junk", "rewrite"})
+_REFUSES = frozenset({"disconnect", "reject"})
 #: Programs of other packages for which this package has one of the same name.
 OURS = frozenset(
     {
@@ -233,6 +234,11 @@ def _of_two(read: Configuration, name: str, behind: str) -> Iterator[str]:
         yield (
             f"filter {quote(behind)} is not asked about what {quote(name)} matches: smtpd ends "
             f"the phase {first.phase} at `{first.action}`"
+        )
+    if first.everybody and first.action in _REFUSES and second.phase in ("", first.phase):
+        yield (
+            f"filter {quote(behind)}, behind {quote(name)}, is not asked at {first.phase}: "
+            f"{quote(name)} refuses everybody there"
         )
     one, two = read.program(name), read.program(behind)
     if one is None or two is None:

@@ -38,7 +38,8 @@ class Filter(NamedTuple):
     """A declared filter.
 
     `kind` is the word behind its name: proc-exec, proc, chain or phase. `members` are the filters
-    of a chain, or the proc that runs it. `phase` and `action` are those of smtpd's own filters.
+    of a chain, or the proc that runs it. `phase` and `action` are those of smtpd's own filters, and
+    `everybody` says that such a filter acts on every client.
     """
 
     place: Place
@@ -46,6 +47,7 @@ class Filter(NamedTuple):
     members: tuple[str, ...] = ()
     phase: str = ""
     action: str = ""
+    everybody: bool = False
 
 
 class Listener(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import pairwise
+from collections import deque
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.declare import suggest
@@ -14,10 +14,36 @@ from .model import Configuration, Filter, Listener, Problem, Program
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-#: The actions of smtpd's own filters.
-_ACTIONS = frozenset({"bypass", "disconnect", "junk", "reject", "report", "rewrite"})
+_OF_CLIENTS = ("fcrdns", "rdns", "src")
+_OF_GREETINGS = (*_OF_CLIENTS, "helo")
+_OF_SENDERS = (*_OF_GREETINGS, "auth", "mail-from")
+#: The conditions of smtpd's own filters by phase (parse.y, filter_phase_*_options).
+_CONDITIONS = {
+    "connect": _OF_CLIENTS,
+    "helo": _OF_GREETINGS,
+    "ehlo": _OF_GREETINGS,
+    "auth": (*_OF_GREETINGS, "auth"),
+    "mail-from": _OF_SENDERS,
+    "rcpt-to": (*_OF_SENDERS, "rcpt-to"),
+    "data": _OF_SENDERS,
+    "commit": _OF_SENDERS,
+}
+#: Their actions, and whether a text follows.
+_ACTIONS = {
+    "bypass": False,
+    "disconnect": True,
+    "junk": False,
+    "reject": True,
+    "report": True,
+    "rewrite": True,
+}
+#: Conditions without a table.
+_PLAIN = frozenset({"auth", "fcrdns", "rdns"})
+#: Networks and expressions that match every client.
+_ALL_NETWORKS = frozenset({"0.0.0.0/0", "::/0"})
+_ALL_TEXTS = frozenset({"", ".", ".*", ".+", "^", "^.*", "^.*$", "^.+$"})
 _CODE = re.compile(r"[45][0-9]{2} .")
 #: The first words of statements; any other first word sets a macro.
 _STATEMENTS = (
@@ -39,6 +65,7 @@ class _Parser:
         self._made = Configuration(self._lexer.place())
         self._filters = self._made.filters
         self._procs = self._made.procs
+        self._tables: set[str] = set()
 
     def parse(self) -> Configuration:
         """Parse the whole file."""
@@ -86,6 +113,7 @@ class _Parser:
             "proc": self._proc,
             "listen": self._listen,
             "action": self._action,
+            "table": self._table,
         }
         if first.kind != WORD or first.text not in _STATEMENTS:
             raise StatementError(
@@ -155,6 +183,7 @@ class _Parser:
             words.end()
             self._check_chain(name, declared.members, words.place)
         elif kind == "phase":
+            self._filters[name] = declared  # as smtpd does, even if the rest is wrong
             declared = self._builtin(name, words, declared)
         else:
             raise words.wrong("expected proc-exec, proc, phase or chain after the filter's name")
@@ -182,33 +211,49 @@ class _Parser:
 
     def _builtin(self, name: str, words: _Words, declared: Filter) -> Filter:
         """Parse one of smtpd's own filters; warn of probable mistakes."""
-        rest = list(words.rest())
-        if not rest:
-            raise words.wrong("expected a phase")
-        if rest[0][:2] == (WORD, "auth"):
-            self._made.problems.append(
-                Problem(
-                    words.place,
-                    f"filter {quote(name)}: smtpd runs `phase auth` when a client connects, before "
-                    "any client can have authenticated; use `phase mail-from`",
-                    warning=True,
-                )
+        phase = words.one_of(_CONDITIONS, "a phase of smtpd's own filters")
+        words.expect(WORD, "match")
+        everybody = self._condition(words, _CONDITIONS[phase])
+        known = [each for each in _ACTIONS if (phase, each) != ("commit", "junk")]
+        action = words.one_of(known, f"an action at {phase}, after one condition")
+        text = words.string() if _ACTIONS[action] else ""
+        words.end()
+        if phase == "auth":
+            self._warn(
+                words,
+                f"filter {quote(name)}: smtpd runs `phase auth` when a client connects, before "
+                "any client can have authenticated; use `phase mail-from`",
             )
-        for one, two in pairwise(rest):
-            refuses = one.kind == WORD and one.text in ("reject", "disconnect")
-            if refuses and two.kind == STRING and not _CODE.match(two.text):
-                self._made.problems.append(
-                    Problem(
-                        words.place,
-                        f"filter {quote(name)}: {one.text} {quote(two.text)}: without a code from "
-                        '400 to 599 and a text clients get "421 Internal server error"',
-                        warning=True,
-                    )
-                )
+        if action in ("reject", "disconnect") and not _CODE.match(text):
+            self._warn(
+                words,
+                f"filter {quote(name)}: {action} {quote(text)}: without a code from "
+                '400 to 599 and a text clients get "421 Internal server error"',
+            )
+        return declared._replace(phase=phase, action=action, everybody=everybody)
 
-        words_of = [token.text for token in rest if token.kind == WORD]
-        action = next((text for text in reversed(words_of) if text in _ACTIONS), "")
-        return declared._replace(phase=rest[0].text, action=action)
+    def _condition(self, words: _Words, known: Sequence[str]) -> bool:
+        """Parse the condition of one of smtpd's own filters; return whether everybody meets it."""
+        negated = words.take(MARK, "!")
+        condition = words.one_of(known, "a condition of this phase")
+        if condition == "fcrdns":
+            return False
+        regex = words.take(WORD, "regex")
+        if condition in _PLAIN and not regex and not words.table_follows():
+            return False
+        entries = set(words.entries(self._tables))
+        if negated or condition == "auth":
+            return False
+        if regex:
+            return bool(entries & _ALL_TEXTS)
+        return condition == "src" and entries >= _ALL_NETWORKS
+
+    def _warn(self, words: _Words, text: str) -> None:
+        self._made.problems.append(Problem(words.place, text, warning=True))
+
+    def _table(self, words: _Words) -> None:
+        """Note its name; `smtpd -n` reports the errors of the statement."""
+        self._tables.update(token.text for token in list(words.rest())[:1] if token.kind == STRING)
 
     def _listen(self, words: _Words) -> None:
         rest = list(words.rest())
@@ -256,7 +301,7 @@ class _Words:
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self._first = tokens[0]
-        self._tokens = iter(tokens[1:])
+        self._tokens = deque(tokens[1:])
         self._last = tokens[0]
 
     @property
@@ -273,16 +318,16 @@ class _Words:
         yield from self._tokens
 
     def _next(self) -> Token | None:
-        token = next(self._tokens, None)
-        if token is not None:
-            self._last = token
-        return token
+        if not self._tokens:
+            return None
+        self._last = self._tokens.popleft()
+        return self._last
 
     def string(self) -> str:
         """Return the next string; raise StatementError for another token."""
         token = self._next()
         if token is None:
-            raise self.wrong(f"the statement ends after {self._shown(self._last)}")
+            raise self._ended()
         if token.kind != STRING:
             hint = "; put it in quotes" if token.kind in (WORD, NUMBER) or token.text == "/" else ""
             raise self.wrong(f"expected a string, not {self._shown(token)}{hint}")
@@ -303,8 +348,47 @@ class _Words:
         if token is None or token[:2] != (kind, text):
             raise self.wrong(f"expected {text}")
 
-    def names(self) -> list[str]:
-        """Return names in braces, with or without commas between them."""
+    def take(self, kind: str, text: str) -> bool:
+        """Consume this token if it is the next one; return whether it was."""
+        if not self._tokens or self._tokens[0][:2] != (kind, text):
+            return False
+        self._next()
+        return True
+
+    def one_of(self, known: Iterable[str], what: str) -> str:
+        """Return the next token, one of these keywords; raise StatementError for another one."""
+        token = self._next()
+        if token is None:
+            raise self._ended()
+        if token.kind != WORD or token.text not in known:
+            raise self.wrong(
+                f"unexpected {self._shown(token)}; expected {what}: {', '.join(known)}"
+            )
+        return token.text
+
+    def table_follows(self) -> bool:
+        """Return whether a table begins here: a text, a list, or the name of one."""
+        return bool(self._tokens) and (
+            self._tokens[0].kind == STRING or self._tokens[0][:2] in ((MARK, "{"), (MARK, "<"))
+        )
+
+    def entries(self, tables: Container[str]) -> list[str]:
+        """Return the entries of a table that stands here, none of one that is named."""
+        if self.take(MARK, "<"):
+            name = self.string()
+            self.expect(MARK, ">")
+            if name not in tables:
+                raise StatementError(self.place, f"no table {quote(name)} is declared above")
+            return []
+        if not self._tokens or self._tokens[0][:2] != (MARK, "{"):
+            return [self.string()]
+        entries = self.names("an entry", mapping=True)
+        if not entries:
+            raise self.wrong("at least one entry is required")
+        return entries
+
+    def names(self, what: str = "a name", *, mapping: bool = False) -> list[str]:
+        """Return names in braces, with or without commas between them; the keys of a mapping."""
         self.expect(MARK, "{")
         names: list[str] = []
         separated = True
@@ -319,9 +403,17 @@ class _Words:
                 continue
             if token.kind != STRING:
                 hint = "; put it in quotes" if token.kind in (WORD, NUMBER) else ""
-                raise self.wrong(f"expected a name, not {self._shown(token)}{hint}")
+                raise self.wrong(f"expected {what}, not {self._shown(token)}{hint}")
+            if not names and mapping:
+                mapping = bool(self._tokens) and self._tokens[0][:2] == (MARK, "=")
+            if mapping:
+                self.expect(MARK, "=")
+                self.string()
             names.append(token.text)
             separated = False
+
+    def _ended(self) -> StatementError:
+        return self.wrong(f"the statement ends after {self._shown(self._last)}")
 
     def end(self) -> None:
         """Raise StatementError unless at the end."""
