@@ -205,12 +205,12 @@ def exempt_option(*default: str, what: str = "Clients that are exempt") -> Exemp
     )
 
 
-def only_option(what: str) -> str:
-    """Declare `--only`; `what` says what is done with mail, such as "scanned"."""
+def only_option() -> str:
+    """Declare `--only` of a scanner."""
     return option(
         choice("all", "untrusted"),
         default="all",
-        help=f"Whose mail is {what}: that of all clients, or not that of local and authenticated "
+        help="Whose mail is scanned: that of all clients, or not that of local and authenticated "
         "ones (untrusted), which is the same as --exempt local --exempt authenticated.",
     )
 

@@ -157,7 +157,7 @@ class MtaSide:
         """Return DATA."""
         return self._event(v.DATA, b"", macros)
 
-    def header(self, name: bytes, value: bytes, macros: Macros = ()) -> bytes:
+    def header(self, name: bytes, value: bytes) -> bytes:
         """Return a field; the value is everything behind the colon, folded with LF.
 
         Without the milter's wish for leading space one space is left out. Raises MilterError if
@@ -165,7 +165,7 @@ class MtaSide:
         """
         if not (self.agreed and self.agreed.leading_space):
             value = value.removeprefix(b" ")
-        return self._event(v.HEADER, joined((name, value)), macros)
+        return self._event(v.HEADER, joined((name, value)))
 
     def headers(self, fields: Iterable[tuple[bytes, bytes]]) -> bytes:
         """Return fields as `header` does, all together, for a milter that answers none of them."""
@@ -184,9 +184,9 @@ class MtaSide:
         """Return the end of the header."""
         return self._event(v.END_OF_HEADER, b"", macros)
 
-    def body(self, piece: bytes, macros: Macros = ()) -> bytes:
+    def body(self, piece: bytes) -> bytes:
         """Return a piece of the body, with CRLF; it may be cut anywhere, and isn't empty."""
-        return self._event(v.BODY, piece, macros)
+        return self._event(v.BODY, piece)
 
     def end_of_body(self, macros: Macros = ()) -> bytes:
         """Return the end of the body, after which edits and the final answer come."""
@@ -222,7 +222,7 @@ class MtaSide:
             raise MilterError(f'"{event.decode()}" out of order')
         self._rank = rank
 
-    def _event(self, event: bytes, payload: bytes, macros: Macros) -> bytes:
+    def _event(self, event: bytes, payload: bytes, macros: Macros = ()) -> bytes:
         if len(payload) > v.MAX_PAYLOAD:
             raise MilterError(f"{len(payload)} bytes in one packet, which milters don't take")
         self._take_turn(event)

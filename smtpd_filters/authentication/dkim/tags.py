@@ -53,8 +53,8 @@ def base64_value(value: bytes) -> bytes:
     return a2b_base64(value.translate(None, _WHITE), strict_mode=True)
 
 
-def emptied(field: bytes, tag: bytes = b"b") -> bytes:
-    """Return a raw field without the value of a tag and the white space around it.
+def emptied(field: bytes) -> bytes:
+    """Return a raw field without the value of its tag `b` and the white space around it.
 
     RFC 6376 section 3.7: everything else, folding included, stays.
     """
@@ -62,6 +62,6 @@ def emptied(field: bytes, tag: bytes = b"b") -> bytes:
     specs = field[colon:].split(b";")
     for at, spec in enumerate(specs):
         name, equals, _ = spec.partition(b"=")
-        if equals and name.strip(_WHITE) == tag:
+        if equals and name.strip(_WHITE) == b"b":
             specs[at] = name + equals
     return field[:colon] + b";".join(specs)

@@ -112,7 +112,7 @@ class Clamav(Filter):
             help="What to do with a suspicious message: the same as --action, or accept it.",
         )
         exempt = exempt_option(what="Clients whose mail is not scanned")
-        only = only_option("scanned")
+        only = only_option()
         timeout = timeout_option(60.0, "clamd's own limit, MaxScanTime, is 2 minutes.")
         connections = connections_option(10)
         max_size = max_size_option(

@@ -151,7 +151,7 @@ class Spamd(Filter):
             f"{MOST:g} points, instead of marking or rejecting the message.",
         )
         exempt = exempt_option(what="Clients whose mail is not scanned")
-        only = only_option("scanned")
+        only = only_option()
         max_size = max_size_option(500 << 10, "The default is that of spamc.")
         larger = larger_option()
         timeout = timeout_option(
