@@ -196,7 +196,7 @@ def test_identities(sender: str, helo: str, result: str, domain: str) -> None:
 def test_the_helo_identity() -> None:
     zone = Zone({"example.com": {"TXT": "v=spf1 exists:%{l}.%{d} -all"},
                  "postmaster.example.com": {"A": V4}})  # fmt: skip
-    assert solve(spf.check_helo(V4, "example.com", now=0), zone).result == "pass"
+    assert solve(spf.check(V4, "example.com", "", now=0), zone).result == "pass"
 
 
 @pytest.mark.parametrize("client", ["", "local", "/var/run/smtpd.sock", "192.0.2.256"])

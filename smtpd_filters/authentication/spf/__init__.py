@@ -61,13 +61,6 @@ def load() -> None:
     from . import memo, query  # noqa: F401  # for the import
 
 
-def check_helo(
-    client: str, helo: str, *, now: float, receiver: str = "unknown", explain: bool = False
-) -> Engine[Verdict]:
-    """Evaluate the HELO identity; see `check`."""
-    return check(client, helo, f"postmaster@{helo}", now=now, receiver=receiver, explain=explain)
-
-
 def check(  # noqa: PLR0913  # options, given by name
     client: str,
     helo: str,
@@ -78,14 +71,13 @@ def check(  # noqa: PLR0913  # options, given by name
     explain: bool = False,
     cached: Known | None = None,
 ) -> Engine[Verdict]:
-    """Evaluate the MAIL FROM identity; that of the null sender is `postmaster@HELO`.
+    """Evaluate the MAIL FROM identity, or without a sender that of HELO: `postmaster@HELO`.
 
     `client` is the client's IP address, `helo` the name in its greeting, `sender` the envelope's
     sender, `receiver` our name for the macro `%{r}`, and `now` the time in seconds of the epoch for
     `%{t}`. With `explain` the verdict has its trace, and the owner's explanation of a `fail`, which
-    is looked up. `cached` returns an
-    outcome that is available at once (`Resolver.known`), which saves a run of the evaluation.
-    Raises ValueError for an invalid address of a client.
+    is looked up. `cached` returns an outcome that is available at once (`Resolver.known`), which
+    saves a run of the evaluation. Raises ValueError for an invalid address of a client.
     """
     # The last `@`: a quoted local part may contain one.
     local, _, domain = (sender or f"postmaster@{helo}").rpartition("@")
