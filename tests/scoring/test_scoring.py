@@ -193,6 +193,16 @@ def test_without_a_later_phase_the_mark_is_made_at_data() -> None:
         assert client.message(MESSAGE).headers.get("X-Spam") == "Yes"
 
 
+def test_a_refusal_at_data_stands_though_the_score_marks_there() -> None:
+    one, two = Acts("one", connect=NO), Acts("two", data=NO)
+    with converse([one, two], rules({"one": 2}, junk_at=2)) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        assert client.data().reply == NO.text
+
+
 def test_a_message_is_refused_at_commit() -> None:
     one, two = Acts("one", connect=NO), Acts("two", headers=NO)
     with converse([one, two], rules({"one": 2, "two": 3}, junk_at=2, reject_at=5)) as smtpd:
