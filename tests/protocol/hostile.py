@@ -153,7 +153,7 @@ class Hostile:
         assert isinstance(argument, bytes)
         assert PHASES[phase.name] is phase
         self.sessions[session] = None
-        self.mischief()
+        self.mischief(asked=session)
         return self.pick(DECISIONS)
 
     def content(self, session: bytes, lines: list[bytes], *, end: bool) -> None:
@@ -173,8 +173,8 @@ class Hostile:
 
     # -- and what else it does -----------------------------------------------------------
 
-    def mischief(self) -> None:
-        """Make a call without a request."""
+    def mischief(self, asked: bytes = b"") -> None:
+        """Make a call without a request; `asked` is the session whose request is being read."""
         # What it says has no consequence within the connection that calls it back, but once is
         # enough in any case.
         if self.depth:
@@ -196,7 +196,7 @@ class Hostile:
                 connection.rescue(session)
             case 7:
                 assert isinstance(connection.busy(session), bool)
-            case 8:
+            case 8 if session != asked:  # which can't have ended
                 self.forgot = True
                 connection.forget(session)
             case _:
