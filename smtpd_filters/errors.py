@@ -101,14 +101,17 @@ def os_reason(error: OSError) -> str:
 
 
 def unreadable(error: OSError, path: str) -> str:
-    """Return the reason why a file can't be read: that of `os_reason`, or the sandbox.
+    """Return the reason why a file can't be read: that of `os_reason`, or the sandbox."""
+    return (error.errno in _DENIED and out_of_reach(path)) or os_reason(error)
 
-    The kernel's rules of the sandbox are for directories, not for their names. It keeps the file
+
+def out_of_reach(path: str) -> str:
+    """Return, of a file or directory that can't be opened, that the sandbox is the reason, or "".
+
+    The kernel's rules of the sandbox are for directories, not for their names. It keeps a file
     from being opened, but not from being examined.
     """
-    if error.errno in _DENIED and sandboxed and os.access(path, os.R_OK):
-        return _OUT_OF_REACH
-    return os_reason(error)
+    return _OUT_OF_REACH if sandboxed and os.access(path, os.R_OK) else ""
 
 
 def user_name() -> str:

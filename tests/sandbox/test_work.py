@@ -8,8 +8,10 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,6 +142,24 @@ def test_a_directory_that_is_replaced_is_out_of_reach(what: str, tmp_path: Path)
         process.until_logged("reload table=")
         process.finish()
         assert f'error="{file}: {OUT_OF_REACH}" result=kept' in process.logged
+
+
+def test_a_database_in_a_directory_that_is_replaced_is_out_of_reach(tmp_path: Path) -> None:
+    """SQLite's own error is that of a database in WAL mode, for whose files there is no right."""
+    directory, new = tmp_path / "directory", tmp_path / "new"
+    directory.mkdir()
+    with closing(sqlite3.connect(directory / "mail.db")) as database:
+        database.execute("CREATE TABLE names (name)")
+    rows = (f"dbpath {directory}/mail.db", "list SELECT * FROM names", "refresh 1", "")
+    (tmp_path / "names").write_text("\n".join(rows))
+    shutil.copytree(directory, new)
+    with start("Tabled", "--names", f"sqlite:{tmp_path}/names") as process:
+        process.hand_shake()
+        directory.rename(tmp_path / "old")
+        new.rename(directory)
+        process.until_logged("unavailable: ")
+        process.finish()
+        assert f"unavailable: {OUT_OF_REACH}" in process.logged
 
 
 def test_a_key_in_a_further_directory_is_out_of_reach(tmp_path: Path) -> None:

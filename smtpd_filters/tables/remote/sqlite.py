@@ -24,7 +24,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, os_reason, out_of_reach
 from smtpd_filters.settings.files import check_database
 
 from .backend import LIST_MAX, ROWS_MAX, AnswerError, Backend, BackendError, value_of
@@ -282,7 +282,7 @@ class _Database:
             raise _LastingError(str(error)) from None
 
     def _require_permission(self) -> None:
-        """Raise BackendError if this user may not read the file: SQLite's code is the same then.
+        """Raise BackendError if the user's rights or the sandbox are the reason for SQLite's code.
 
         To open and close it here would release the locks that this process holds on it.
         """
@@ -290,6 +290,12 @@ class _Database:
         if not os.access(self._path, os.R_OK, effective_ids=effective):
             error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             raise _LastingError(os_reason(error))
+        directory = str(PurePath(self._path).parent)
+        try:
+            os.scandir(directory).close()
+        except PermissionError:
+            if reason := out_of_reach(directory):
+                raise _LastingError(reason) from None
 
 
 def _in_wal_mode(path: str) -> bool:
