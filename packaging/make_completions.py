@@ -99,7 +99,9 @@ def verbs(names: tuple[str, ...]) -> list[Command]:
     found = []
     for verb in map(load, VERBS):
         operands = [each for each in describe(verb.options) if not each.flags]
-        words = tuple(operands[0].metavar.split("|")) if operands and operands[0].literal else ()
+        kinds = [each.kind for each in verb.options.options.values() if not each.flags]
+        # An operand may show another metavar, such as ACTION, in place of its choices.
+        words = tuple(kinds[0].metavar.split("|")) if kinds and kinds[0].literal else ()
         if any(each.metavar == "NAME" for each in operands):
             words = (*VERBS, *names) if verb.name == "help" else names
         found.append(

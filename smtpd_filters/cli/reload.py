@@ -32,7 +32,7 @@ class Options(Settings):
         LIST(TEXT),
         default=(),
         metavar="NAME",
-        help="A filter by the name of its executable, such as filter-rspamd, or of its script, "
+        help="A filter by the name of its executable, with or without filter-, or of its script, "
         "with or without .py, or by the number of its supervisor's process; by default all that "
         "run on this machine.",
     )
@@ -60,8 +60,9 @@ class Supervisor:
 
     @property
     def names(self) -> set[str]:
-        """What an operator may call it: its name, that without `.py`, and its process."""
-        return {self.name, self.name.removesuffix(".py"), str(self.pid)}
+        """What an operator may call it: its name, that without `filter-` and `.py`, its process."""
+        bare = self.name.removesuffix(".py")
+        return {self.name, bare, bare.removeprefix("filter-"), str(self.pid)}
 
 
 def run(options: Options, _rest: list[str]) -> int:
@@ -70,10 +71,12 @@ def run(options: Options, _rest: list[str]) -> int:
     chosen = [each for each in found if not options.name or each.names.intersection(options.name)]
     known = {name for each in found for name in each.names}
     status = 0 if chosen else FAILED
+    running = ", ".join(sorted({each.name for each in found}))
+    there = f" (there is {running})" if running else ""
     for name in options.name:
         if name not in known:
             status = FAILED
-            sys.stderr.write(f"{VERB.prog}: {name}: not a supervised filter that runs\n")
+            sys.stderr.write(f"{VERB.prog}: {name}: not a supervised filter that runs{there}\n")
     if not options.name and not found:
         sys.stderr.write(f"{VERB.prog}: no supervised filter runs\n")
     for each in chosen:

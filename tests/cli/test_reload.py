@@ -70,10 +70,29 @@ def test_names(command: str, name: str) -> None:
     assert reload.Supervisor(7, tuple(command.split())).name == name
 
 
-def test_a_name_that_does_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", ["rspamd", "filter-rspamd", "7"])
+def test_the_names_of_an_executable(name: str) -> None:
+    assert name in reload.Supervisor(7, ("/x/filter-rspamd", "-v")).names
+
+
+@pytest.mark.parametrize(
+    ("running", "there"),
+    [
+        ([], ""),
+        (["filter-tls", "filter-chain", "filter-chain"], " (there is filter-chain, filter-tls)"),
+    ],
+)
+def test_a_name_that_does_not_run(
+    running: list[str],
+    there: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = [reload.Supervisor(7, (name,)) for name in running]
+    monkeypatch.setattr(reload, "supervisors", lambda: found)
     assert main(["reload", "filter-nothing"]) == 1
     assert capsys.readouterr().err == (
-        "smtpd-filters reload: filter-nothing: not a supervised filter that runs\n"
+        f"smtpd-filters reload: filter-nothing: not a supervised filter that runs{there}\n"
     )
 
 

@@ -82,6 +82,8 @@ def test_the_shell_can_read_it(path: Path) -> None:
         (["smtpd-filters", ""], set(VERBS)),
         (["smtpd-filters", "re"], {"record", "reload", "replay"}),
         (["smtpd-filters", "learn", "r"], {"report", "revoke"}),
+        (["smtpd-filters", "greylist", "f"], {"forget"}),
+        (["smtpd-filters", "dkim", ""], {"keygen", "dns", "check", "rotate"}),
         (["smtpd-filters", "check", "--ch"], {"--chain", "--chains"}),
         (["smtpd-filters", "replay", "--protocol", ""], {"0.5", "0.6", "0.7"}),
         (["smtpd-filters", "run", "sender"], {"sender", "senderscore"}),
