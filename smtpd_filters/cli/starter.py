@@ -121,9 +121,11 @@ class _Child:
             return ""
         if not Path(f"{self._root}{interpreter}").exists():
             return f"{path}: its interpreter {interpreter}: No such file or directory"
+        target = os.path.realpath(f"{self._root}{interpreter}")
+        of = "" if target == f"{self._root}{interpreter}" else f" ({target})"
         return (
-            f"{path}: this user can't run its interpreter, {interpreter}; a directory above it may "
-            "be closed to others"
+            f"{path}: this user can't run its interpreter, {interpreter}{of}; a directory above it "
+            "may be closed to others"
         )
 
     def _succeeds(self, *words: str) -> bool:

@@ -540,6 +540,13 @@ def test_an_interpreter_that_cannot_be_run(
     interpreter.touch(mode=0o644)
     closed = f"1 {path}: this user can't run its interpreter, {interpreter}; a directory"
     assert about(checked, str(path)).startswith(closed)
+    # In a virtual environment it is a link, and what is closed is the directory of the other one.
+    other = tmp_path / "other" / "python3.13"
+    other.parent.mkdir()
+    interpreter.rename(other)
+    interpreter.symlink_to(other)
+    closed = f"1 {path}: this user can't run its interpreter, {interpreter} ({other}); a directory"
+    assert about(checked, str(path)).startswith(closed)
 
 
 def test_a_fifo_among_the_words_of_a_command(

@@ -242,6 +242,14 @@ def test_a_filter_for_all_where_nobody_authenticates(path: Path, command: str) -
     assert warnings(path, f'filter l proc-exec "{command}"\n' + LISTENERS.format("")) == []
 
 
+def test_a_macro_in_quotes(path: Path) -> None:
+    macros = 'lan = "192.0.2.0/24"\nscan = "filter-x"\n'
+    declared = 'filter f proc-exec "filter-x --trusted ${lan} --also $lan --home $HOME"\n'
+    [warning] = warnings(path, f"{macros}{declared}{SOCKET}")
+    assert warning.startswith('3: warning: filter "f": $lan is not replaced: ')
+    assert warnings(path, f"{macros}filter f proc-exec $scan\n{SOCKET}") == []
+
+
 @pytest.mark.parametrize(
     ("builtin", "warning"),
     [

@@ -45,6 +45,8 @@ _PLAIN = frozenset({"auth", "fcrdns", "rdns"})
 _ALL_NETWORKS = frozenset({"0.0.0.0/0", "::/0"})
 _ALL_TEXTS = frozenset({"", ".", ".*", ".+", "^", "^.*", "^.*$", "^.+$"})
 _CODE = re.compile(r"[45][0-9]{2} .")
+#: A variable of the shell.
+_VARIABLE = re.compile(r"\$\{?([A-Za-z0-9_]+)")
 #: The first words of statements; any other first word sets a macro.
 _STATEMENTS = (
     *("action", "admd", "bounce", "ca", "filter", "include", "listen", "match", "mda", "mta"),
@@ -165,6 +167,13 @@ class _Parser:
             options[word] = words.string()
         words.end()
         self._made.programs.append(Program(words.place, statement, name, command, **options))
+        for macro in dict.fromkeys(_VARIABLE.findall(command)):
+            if macro in self._lexer.macros:
+                text = (
+                    f"{statement} {quote(name)}: ${macro} is not replaced: smtpd expands no macro "
+                    "in quotes, and the shell does not know it; write its value"
+                )
+                self._made.problems.append(Problem(words.place, text, warning=True))
 
     def _filter(self, words: _Words) -> None:
         name = words.string()
