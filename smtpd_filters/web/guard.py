@@ -154,6 +154,11 @@ class Guard:
         if login is None and not path.startswith(OPEN):
             if request.method not in SAFE or self.access.passwords is None:
                 raise web.HTTPForbidden(text="Not logged in.\n")
+            if path == METRICS:  # a program would take the page of the log-in for metrics
+                raise web.HTTPUnauthorized(
+                    text="Not logged in: the bearer token is that of --metrics-token.\n",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )
             raise web.HTTPSeeOther(
                 f"{self.access.prefix}/login?to={quote(request.path_qs, safe='')}"
             )
