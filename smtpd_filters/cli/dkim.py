@@ -35,7 +35,7 @@ from smtpd_filters.settings import (
     option,
     table,
 )
-from smtpd_filters.settings.files import create_file
+from smtpd_filters.settings.files import create_file, no_directory
 
 from .accounts import UnknownError, filters_user
 from .verb import Verb
@@ -151,9 +151,7 @@ def _make(path: str, options: Options) -> None:
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        folder = Path(path).absolute().parent
-        hint = f" (make the directory {folder} first)" if not folder.is_dir() else ""
-        raise ConfigError(f"{path}: {os_reason(error)}{hint}") from None
+        raise ConfigError(f"{path}: {os_reason(error)}{no_directory(path)}") from None
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(text)

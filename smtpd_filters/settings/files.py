@@ -69,6 +69,12 @@ def create_file(path: str, mode: int = 0o666) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 
+def no_directory(path: str) -> str:
+    """Return what to do if the directory of a file to create is missing, or ""."""
+    folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  # pathlib costs start-up
+    return "" if os.path.isdir(folder) else f" (make the directory {folder} first)"  # noqa: PTH112
+
+
 def check_database(path: str) -> None:
     """Check a database, and the files that SQLite opens beside it; each may be missing.
 

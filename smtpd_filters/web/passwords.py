@@ -23,7 +23,7 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
-from smtpd_filters.settings.files import create_file, read_file
+from smtpd_filters.settings.files import create_file, no_directory, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -215,4 +215,4 @@ def with_user(path: str, user: str, password: str) -> None:
             os.fsync(fd)
         os.replace(temporary, path)  # noqa: PTH105  # as the rest
     except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
+        raise ConfigError(f"{path}: {os_reason(error)}{no_directory(path)}") from None

@@ -85,6 +85,14 @@ def test_names_that_no_user_has(path: Path, user: str) -> None:
     assert not path.exists()
 
 
+def test_a_directory_that_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "mail" / "passwords"
+    with pytest.raises(ConfigError) as raised:
+        with_user(str(path), "ann", "wonder")
+    missing = f"No such file or directory (make the directory {path.parent} first)"
+    assert str(raised.value) == f"{path}: {missing}"
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [
