@@ -35,6 +35,15 @@ def bare(parameter: str) -> str:
     return parameter[1:].partition(">")[0] if parameter.startswith("<") else parameter
 
 
+def parameters(command: str | None) -> list[str]:
+    """Return the parameters of a MAIL or RCPT command.
+
+    They begin behind the first angle bracket, where smtpd ends the path; one of them may have more
+    (`AUTH=<>`).
+    """
+    return (command or "").partition(">")[2].split()
+
+
 #: The fields of `link-connect` for a session whose report was missed.
 _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 #: The beginnings of the addresses of clients on this machine, in smtpd's notation.

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.protocol.vocabulary import REPORTS
-from smtpd_filters.session import FIELDS, TOGETHER, NotReportedError, Session, Transaction
+from smtpd_filters.session import (
+    FIELDS,
+    TOGETHER,
+    NotReportedError,
+    Session,
+    Transaction,
+    parameters,
+)
 
 KEY = b"7641df9771b4ed00"
 EVERYTHING = [field for fields in FIELDS.values() for field in fields]
@@ -120,6 +127,20 @@ def test_the_mail_command_is_the_last_one() -> None:
     assert made.mail_command == "mail from:<a|b@example.net> SIZE=10"
     made.apply("protocol-client", (b"MAIL FROM:<>",))
     assert made.mail_command == "MAIL FROM:<>"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (None, []),
+        ("MAIL FROM:a@b SIZE=1", []),
+        ("MAIL FROM:<a@b>", []),
+        ("MAIL FROM:<SIZE=5@b>  BODY=7BIT ", ["BODY=7BIT"]),
+        ("MAIL FROM:<a@b>SIZE=1 AUTH=<> RET=HDRS", ["SIZE=1", "AUTH=<>", "RET=HDRS"]),
+    ],
+)
+def test_the_parameters_of_a_command(command: str | None, words: list[str]) -> None:
+    assert parameters(command) == words
 
 
 def test_the_mechanism_of_an_authentication_and_nothing_more() -> None:

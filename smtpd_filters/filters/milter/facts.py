@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from smtpd_filters.milter import vocabulary as v
+from smtpd_filters.session import parameters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Facts:
         """Note a MAIL command."""
         self.serial += 1
         self.sender = sender
-        self.parameters = esmtp_parameters(self.session.mail_command)
+        self.parameters = list(map(encoded, parameters(self.session.mail_command)))
         self.tx = None
 
     def update(self) -> None:
@@ -70,7 +71,9 @@ class Facts:
     def recipient_parameters(self, recipient: str) -> list[bytes]:
         """Return the ESMTP parameters with which the client has just named a recipient."""
         command = self.session.rcpt_command
-        return esmtp_parameters(command) if command and recipient in command else []
+        if not command or recipient not in command:
+            return []
+        return list(map(encoded, parameters(command)))
 
     @property
     def recipients(self) -> list[str]:
@@ -192,12 +195,6 @@ def encoded(text: str) -> bytes:
 def bracketed(address: str) -> bytes:
     """Return an address with its angle brackets."""
     return b"<%b>" % encoded(address)
-
-
-def esmtp_parameters(command: str | None) -> list[bytes]:
-    """Return the ESMTP parameters of a MAIL or RCPT command."""
-    _, end, rest = (command or "").rpartition(">")
-    return [encoded(word) for word in rest.split()] if end else []
 
 
 def _domain(address: str) -> str | None:

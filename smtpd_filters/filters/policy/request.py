@@ -15,6 +15,7 @@ which would end it and begin another attribute.
 from __future__ import annotations
 
 from smtpd_filters.addresses import path
+from smtpd_filters.session import parameters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _port(endpoint: str) -> str:
 
 def declared_size(command: str | None) -> int:
     """Return the size that a MAIL command declares (RFC 1870), or 0."""
-    for word in (command or "").rpartition(">")[2].split():
+    for word in parameters(command):
         name, equals, value = word.partition("=")
         if name.upper() == "SIZE" and equals and len(value) <= _MAX_DIGITS:
             return int(value) if value.isascii() and value.isdigit() else 0

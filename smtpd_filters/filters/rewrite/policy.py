@@ -15,7 +15,6 @@ Invariants
 
 from __future__ import annotations
 
-import re
 import sys
 
 from smtpd_filters.addresses import Address, path
@@ -25,6 +24,7 @@ from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import MAX_PARAMETER, PROCEED, Proceed, Rewrite
+from smtpd_filters.session import parameters
 from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
 from smtpd_filters.settings.kinds import quote
 from smtpd_filters.tables import AddressTable, StringTable
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from smtpd_filters.message import Headers
     from smtpd_filters.session import Session
 
-# RFC 5321 section 4.1.1.2: a path, then parameters.
-_COMMAND = re.compile(r'[^<]*<(?:"(?:[^"\\]|\\.)*+"|[^">])*+>(.*)', re.DOTALL)
 SENDERS, RECIPIENTS = frozenset({b"from", b"sender", b"reply-to"}), frozenset({b"to", b"cc"})
 #: Distinct addresses of a header block that are looked up, characters of them, and the work for
 #: regular expressions (`patterns`): each about 20 ms at most.
@@ -347,10 +345,10 @@ class Rewriter(Filter):
             text = checked(written(new.local, new.domain))
         except ValueError as error:
             return PROCEED.because(f"{address} is kept: {error}")
-        parameters = _parameters(command)
-        if len(text) + len(parameters) > MAX_PARAMETER - len("<>"):
-            parameters = ""  # no honest client sends as many
-        return Rewrite(f"<{text}>{parameters}").because(f"{address} -> {text}")
+        more = _parameters(command)
+        if len(text) + len(more) > MAX_PARAMETER - len("<>"):
+            more = ""  # no honest client sends as many
+        return Rewrite(f"<{text}>{more}").because(f"{address} -> {text}")
 
     # -- the header ----------------------------------------------------------------------
 
@@ -410,8 +408,7 @@ class _Limit:
 
 def _parameters(command: str | None) -> str:
     """Return the parameters of a client's MAIL or RCPT command, with a blank before them."""
-    found = _COMMAND.fullmatch(command or "")
-    words = found[1].split() if found else []
+    words = parameters(command)
     legal = all(word.isascii() and word.isprintable() for word in words)
     return " ".join(["", *words]) if words and legal else ""
 

@@ -119,7 +119,7 @@ def test_tls_login_and_the_parameters_of_mail() -> None:
         there.tls("TLSv1.3:TLS_AES_256_GCM_SHA384:256")
         there.ehlo()
         there.auth("joe")
-        there.mail_from("", parameters="BODY=8BITMIME SIZE=10")
+        there.mail_from("", parameters="BODY=8BITMIME SIZE=10 AUTH=<>")
         there.rcpt_to("postmaster")
         there.message()
     macros = {event.command: event.macros for event in stub.seen.events}
@@ -130,7 +130,7 @@ def test_tls_login_and_the_parameters_of_mail() -> None:
         b"{cipher}": b"TLS_AES_256_GCM_SHA384",
         b"{cipher_bits}": b"256",
     }
-    assert stub.seen.fields(v.MAIL) == [(b"<>", b"BODY=8BITMIME", b"SIZE=10")]
+    assert stub.seen.fields(v.MAIL) == [(b"<>", b"BODY=8BITMIME", b"SIZE=10", b"AUTH=<>")]
     assert macros[v.MAIL][b"{auth_type}"] == b"PLAIN"
     assert macros[v.MAIL][b"{auth_authen}"] == b"joe"
     assert macros[v.MAIL][b"{mail_addr}"] == b""

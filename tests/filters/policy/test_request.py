@@ -161,6 +161,7 @@ def test_a_client_on_the_socket_has_an_address() -> None:
         ("MAIL FROM:<a@b>", 0),
         ("MAIL FROM:<a@b> SIZE=1000", 1000),
         ("mail from:<a@b> BODY=8BITMIME size=20 RET=HDRS", 20),
+        ("MAIL FROM:<a@b> SIZE=1000 AUTH=<>", 1000),
         ("MAIL FROM:<SIZE=5@b>", 0),
         ("MAIL FROM:<> SIZE=-1", 0),
         ("MAIL FROM:<> SIZE=", 0),
