@@ -710,10 +710,18 @@ def test_few_connections_for_many_sessions() -> None:
 
 
 def test_a_client_that_goes_away_ends_the_connection() -> None:
-    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+    ended = threading.Event()
+
+    def script(event: Event, _seen: Seen) -> bytes:
+        if event.command == v.QUIT:
+            ended.set()
+        return stub.usual(event)
+
+    with milter(script=script) as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
         there = greeted(smtpd)
         there.mail_from("bob@example.net")
         there.disconnect()
+        assert ended.wait(PATIENCE), "not at the end of the filter only"
     assert stub.seen.commands == b"CHMQ"
 
 
