@@ -860,6 +860,21 @@ def test_what_is_asked_of_smtpd(logbook: Logbook) -> None:
     assert edits.phases == ("data-line", "commit")
 
 
+@pytest.mark.parametrize("dry", [False, True])
+def test_a_failure_of_our_own_code_is_decided_by_the_filters(
+    logbook: Logbook, *, dry: bool
+) -> None:
+    """Mail is not accepted unchecked if a filter would not have it so."""
+    filters = [Plain("one", PROCEED), Plain("two", PROCEED), Edits("three", PROCEED)]
+    lenient = Asker(logbook, *filters).chain
+    assert {*lenient.otherwise.values(), lenient.otherwise_content} == {PROCEED}
+    for each in filters:
+        each.dry_run = dry
+    strict = Asker(logbook, *filters, two="tempfail", three="tempfail").chain
+    every = [*strict.otherwise.values(), strict.otherwise_content]
+    assert {each.verb for each in every} == ({"proceed"} if dry else {"reject"})
+
+
 def test_who_looks_at_messages_is_asked_at_commit(logbook: Logbook) -> None:
     # What can't be kept has to be refused, even by a filter that refuses nothing itself.
     class Looks(Filter):
