@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import given
@@ -18,6 +18,7 @@ from smtpd_filters import (
     Decision,
     Filter,
     Headers,
+    Junk,
     Marked,
     Message,
     OwnField,
@@ -163,6 +164,32 @@ def test_at_connect_the_score_disconnects() -> None:
     with converse([Acts("one", connect=NO)], rules({"one": 4}, reject_at=4)) as smtpd:
         greeting = smtpd.connect().greeting
     assert (greeting.verb, greeting.reply) == ("disconnect", "554 5.7.1 Refused as probable spam")
+
+
+@pytest.mark.parametrize(
+    ("decisions", "settings", "phases"),
+    [
+        ({"connect": NO}, {"junk_at": 2}, {"connect", "data"}),
+        ({"connect": NO, "headers": NO}, {"junk_at": 2}, {"connect", "data-line", "commit"}),
+        ({"connect": NO}, {"junk_at": 2, "score_header": True}, {"connect", "data-line", "commit"}),
+        ({"data": NO}, {"reject_at": 2}, {"connect", "data"}),
+        ({"data": NO}, {"reject_at": 2, "score_at": "helo"}, {"helo", "ehlo", "data"}),
+        (
+            {"data": NO},
+            {"bypass_recipients": AddressTable("postmaster@")},
+            {"rcpt-to", "data"},
+        ),
+    ],
+)
+def test_no_more_phases_are_registered_than_needed(
+    decisions: dict[str, Any], settings: dict[str, Any], phases: set[str], logbook: Logbook
+) -> None:
+    scores = {"one": 2.0} if "bypass_recipients" not in settings else {}
+    of = rules(scores, **settings)
+    one = Acts("one", **decisions)
+    one.registration = one.setup()
+    made = ScoringChain([(one, "proceed", 5.0)], logbook.log, None, of)
+    assert set(made.phases) == phases
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -361,6 +388,25 @@ def test_a_mark_that_became_points_is_undone() -> None:
         headers = client.message(MESSAGE).headers
     assert headers.get("X-Spam") is None
     assert headers.get(FIELD) == "3 marks=3"
+
+
+@pytest.mark.parametrize("decision", [PROCEED, JUNK], ids=["proceed", "junk"])
+def test_edits_other_than_marks_are_kept(decision: Decision) -> None:
+    class Edits(Filter):
+        def headers(self, session: Session, headers: Headers) -> Proceed | Junk:  # noqa: ARG002
+            headers.prepend("X-Seen", "yes")
+            return cast("Proceed", decision)
+
+    with converse([Edits()], rules({"edits": 3}, junk_at=3)) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        headers = client.message(f"{FIELD}: 1\r\n".encode() + MESSAGE).headers
+    assert headers.get("X-Seen") == "yes"
+    assert headers.get("X-Spam") == (None if decision is PROCEED else "Yes")
+    # Without --score-header the field means nothing here.
+    assert headers.get(FIELD) == "1"
 
 
 @pytest.mark.parametrize("fails", [False, True])

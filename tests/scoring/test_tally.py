@@ -57,6 +57,17 @@ def test_of_several_recipients_the_worst_one_counts(values: list[int], former: i
     assert low <= tally.total <= high
 
 
+@pytest.mark.parametrize("former", [-2_000, 0])
+def test_a_recipient_that_passes_has_no_points(former: int) -> None:
+    slot = Slot("f", "rcpt-to", -20_000, 20_000)
+    tally, plan = Tally(), Plan(slot.order, [slot], [slot])
+    if former:
+        Outlook(tally, plan).answer(slot, former)
+    assert tally.total == former
+    Outlook(tally, plan).answer_nothing(slot)
+    assert (tally.total, tally.shown()) == (0, "")
+
+
 def test_points_belong_to_the_session_or_to_the_message() -> None:
     tally = Tally()
     for phase in ORDER:
