@@ -331,8 +331,9 @@ class ScoringChain(Chain):
         order = ORDER.get(phase.name, -1)
         if phase is MAIL_FROM:
             state.end_message()
-        state.asked = phase is RCPT_TO
+        state.asked = False
         if self._passes(phase, session, state, arguments):
+            state.asked = phase is RCPT_TO
             return marked(phase, session, PROCEED)
         plan = self._plans[phase.name]
         state.tally.forget(order, plan.slots)
@@ -340,8 +341,8 @@ class ScoringChain(Chain):
         decision = await self._ask(phase, session, arguments, state, Outlook(state.tally, plan))
         refused = decision.verb in REFUSALS
         if phase is RCPT_TO:
+            state.asked = not refused
             if refused:
-                state.asked = False
                 state.tally.restore(before)
             elif not isinstance(decision, Bypass):
                 state.others += 1

@@ -847,6 +847,26 @@ def test_a_recipient_about_which_the_chain_was_not_asked_does_not_bypass_it(
         assert client.message().verb == "proceed"
 
 
+def test_a_recipient_for_which_memory_lacked_does_not_bypass_the_chain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = Acts("one", rcpt_to=PROCEED, headers=NO)
+    of = rules(bypass_recipients=AddressTable("postmaster@"))
+    with Conversation([one], rules=of, errors=True) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+        with monkeypatch.context() as patched:
+            patched.setattr(chain.ScoringChain, "_ask", raise_memory_error)
+            assert client.rcpt_to("b@example.org").verb == "proceed"
+        client.rcpt_to("postmaster@example.org")
+        assert client.message().reply == NO.text
+
+
+def raise_memory_error(*_: object) -> None:
+    raise MemoryError
+
+
 @pytest.mark.parametrize("handler", ["connect", "mail_from", "rcpt_to", "headers"])
 def test_a_verdict_of_a_filter_ends_the_chain(handler: str) -> None:
     one = Acts("one", **{handler: JUNK.because("listed")})
