@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -59,14 +60,15 @@ def started(command: Sequence[str], *, seconds: float = 60) -> subprocess.Comple
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        bufsize=0,  # what can't be written isn't written again when it is closed
         cwd=ROOT,
     )
     with process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        process.stdin.write(SmtpdConnection().configure())
-        process.stdin.flush()
+        with suppress(BrokenPipeError):  # it has ended already
+            process.stdin.write(SmtpdConnection().configure())
         out = b""
         while not out.endswith(READY) and (line := process.stdout.readline()):
             out += line
