@@ -7,8 +7,8 @@ at once; if entries stopped expiring, a client could stay refused for years.
 
 So the file has an `Epoch`: which boot of the machine it is for, and the difference between the
 store's clock and the monotonic clock during that boot. The first process after a boot sets it from
-the wall clock, but never so that the store's clock goes back. During a boot jumps of the wall clock
-have no effect.
+the wall clock, but never so that the store's clock goes back, or goes on by more than `OFF`: the
+wall clock may be years ahead then. During a boot jumps of the wall clock have no effect.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import NamedTuple
 
 #: Linux has an identifier of the boot; elsewhere one is recognised by the monotonic clock.
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+#: The longest time, in seconds, that passes from one boot to the next; after a longer one entries
+#: live longer. Without an identifier of the boot any time may pass.
+OFF = 7 * 86400.0
 
 
 class Times(NamedTuple):
@@ -54,6 +57,8 @@ def epoch(times: Times, stored: Epoch | None) -> Epoch:
     if same and now >= stored.passed:
         return stored
     start = max(times.wall, stored.passed)
+    if times.boot:
+        start = min(start, stored.passed + OFF)
     return Epoch(times.boot, start - times.monotonic, start)
 
 

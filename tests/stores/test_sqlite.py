@@ -22,16 +22,17 @@ from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.stores import Add, Count, Get, Put, join
-from smtpd_filters.stores.clock import Epoch, Times, epoch
+from smtpd_filters.stores.clock import OFF, Epoch, Times, epoch
 from smtpd_filters.stores.sqlite import BATCH, MAX_QUEUED, SQLiteStore
 from smtpd_filters.stores.sqlite_file import MIGRATIONS
 from tests.stores.conftest import PATIENCE, Clock, open_sqlite
-from tests.stores.test_operations import A, patiently, run
+from tests.stores.test_operations import A, B, patiently, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from smtpd_filters.stores import Store
+    from smtpd_filters.stores.operations import Operation
 
 
 def empty(folder: Path) -> None:
@@ -134,6 +135,19 @@ def test_after_a_restart_of_the_machine_time_has_passed(
     _, age, left = found()
     assert 0 <= age <= 300
     assert 700 <= left <= 1000
+
+
+def test_a_clock_that_is_years_ahead_at_a_start_forgets_nothing(
+    tmp_path: Path, clock: Clock, notes: list[str]
+) -> None:
+    def ask(operation: Operation[Any]) -> Any:
+        return run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(operation))
+
+    ask(Put(A, b"v", ttl=30 * 86400))
+    clock.boot, clock.monotonic = "second", 5.0
+    clock.wall += 30 * 366 * 86400
+    ask(Put(B, b"w", ttl=1000))  # expired entries are deleted
+    assert ask(Get(A)) == (b"v", OFF, 30 * 86400 - OFF)
 
 
 @given(
