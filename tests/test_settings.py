@@ -466,6 +466,7 @@ def test_a_required_flag() -> None:
         (["-junk", "5"], 'unknown flag -junk, did you mean "-junkBelow"?'),
         (["-timeout", "5"], 'unknown flag -timeout, did you mean "--timeout"?'),
         (["-t5"], 'unknown flag -t5, did you mean "-t"?'),
+        (["-tv"], "unknown flag -tv: write -t -v"),
         (["--acton=junk"], 'unknown flag --acton, did you mean "--action"?'),
         (["--zzz\n"], "unknown flag --zzz\\n"),
         # Only the dashes are alike, or a few letters.

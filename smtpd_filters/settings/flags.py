@@ -309,6 +309,9 @@ def _unknown(
         hint = hint or (f" ({stray})" if stray else "")
         return ConfigError(f"unexpected argument {quote(word)}{hint}")
     near = suggest(flag, (*known, *RESERVED))
+    letters = [f"-{letter}" for letter in flag[1:]]
+    if len(letters) > 1 and all(each in known for each in letters):  # grouped, as for getopt(3)
+        near = f": write {' '.join(letters)}"
     return ConfigError(f"unknown flag {printable(flag)}{near}")
 
 
