@@ -27,7 +27,8 @@ class Options(JournalOptions):
         required=True,
         metavar="WHAT",
         help="A mail address, a part of one, a domain as @example.org, the address or network of a "
-        "client, its name, a user, a Message-ID, or smtpd's id of a session or a message.",
+        "client, its name, a user, a Message-ID, smtpd's id of a session or a message, or that of "
+        "a story in the journal.",
     )
     since = option(SINCE, default=2 * DAY, help="How far back to look.")
     number = option(INTEGER(low=1, high=10_000), default=20, help="How many messages at most.")
@@ -40,7 +41,8 @@ def run(options: Options, _rest: list[str]) -> int:
 
 def _why(journal: Journal, options: Options) -> int:
     wanted = Search(text=options.what, since=since(options.since), limit=options.number)
-    found = whole(journal, journal.search(wanted))
+    named = journal.story(options.what)
+    found = [named] if named else whole(journal, journal.search(wanted))
     if options.json:
         json.dump([plain(each) for each in found], sys.stdout, indent=2)
         sys.stdout.write("\n")

@@ -74,6 +74,14 @@ def test_why_tells_who_what_and_which_setting(archive: Archive, run: Run) -> Non
     assert "smtpd     accepted it as 00000001, 1,234 bytes" in oldest
 
 
+def test_why_finds_a_story_by_the_id_that_it_prints(archive: Archive, run: Run) -> None:
+    del archive
+    oldest = run("why", "bob@example.net")[1].split("\n\n")[1]
+    found = oldest.rstrip().rpartition("journal ")[2]
+    assert run("why", found) == (0, oldest, "")
+    assert run("why", f"{found}0")[0] == 1
+
+
 @pytest.mark.parametrize(
     "words", [["why", "j\u00fcrgen"], ["why", "@example.de"], ["tail", "--follow=false"]]
 )
