@@ -125,7 +125,7 @@ class Asked:
         dialogue.failed = self.facts.serial
         decision = JUNK if policy.on_error == "junk" else PROCEED
         phase = "message" if draft is not None else "milter"
-        told = outcome(decision, dry=False)
+        told = outcome(decision, dry=policy.dry_run)
         policy.log.failure(cause, phase, self._session.id, told, cause=cause)
         return decision
 

@@ -95,6 +95,16 @@ def test_hanging_up(event: bytes) -> None:
         assert outcome(stub, "--on-error", "proceed")[0] == ""
 
 
+@pytest.mark.parametrize(
+    ("flags", "result"), [((), " result=junk "), (("--dry-run",), " result=proceed would=junk ")]
+)
+def test_the_log_says_what_becomes_of_a_failure(flags: tuple[str, ...], result: str) -> None:
+    with milter(answers={v.DATA: None}) as stub:
+        said, log = outcome(stub, "--on-error", "junk", *flags)
+    assert said == ""
+    assert result in next(line for line in log.splitlines() if "closed the connection" in line)
+
+
 @EVERY
 def test_silence(event: bytes) -> None:
     flags = ("--command-timeout", "0.05", "--content-timeout", "0.05")
