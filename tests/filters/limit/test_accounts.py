@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.limit import Limit, ledger, notices, notifier
+from smtpd_filters.filters.limit import Limit, ledger, notices, notifier, policy
 from smtpd_filters.filters.limit.ledger import DAY, DAYS
 from smtpd_filters.filters.limit.subjects import BLOCK, key
 from smtpd_filters.stores import Delete
@@ -189,6 +189,21 @@ def test_a_past_needs_some_days_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         assert days.send(30) == 18
         days.next(DAYS + 1)
         assert days.send(40) == 40, "long ago"
+
+
+def test_what_is_remembered_of_subjects_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "REMEMBERED", 3)
+    monkeypatch.setattr(ledger, "REMEMBERED", 3)
+    with serving(*limits("user messages 1/1d", "user messages 2x")) as server:
+        filter_ = server.filter
+        assert isinstance(filter_, Limit)
+        known, past = filter_._noted, filter_._ledger._past
+        for number in range(8):
+            client = server.client(user=f"user{number}")
+            assert [server.send(client)[:3] for _ in range(2)] == ["", "450"]
+            assert 0 < len(known) <= 3
+            assert 0 < len(past) <= 3
+        assert len(server.events) == 8
 
 
 def test_recipients_rise_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
