@@ -58,6 +58,18 @@ class Browser:
         """Set the size of the window; headless Chromium has no frame."""
         self.driver.set_window_size(width, height)
 
+    def darken(self, *, dark: bool) -> None:
+        """Prefer dark colours, or light ones."""
+        scheme = "dark" if dark else "light"
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+    def press(self, *keys: str) -> str:
+        """Type keys at the place of the focus; return the text of the element that has it then."""
+        for key in keys:
+            self.driver.switch_to.active_element.send_keys(key)
+        return str(self.run("return document.activeElement.innerText"))
+
     @property
     def address(self) -> str:
         """The address of the page."""

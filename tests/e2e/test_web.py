@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
 from smtpd_filters.journal.states import MAX_EVENTS, MAX_TIME, Collected
 from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
@@ -115,7 +116,8 @@ def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
     users = tmp_path / "users"
     added = [*TOOL, "web", "password", "ann", "--passwords", str(users)]
     subprocess.run(added, input=f"{PASSWORD}\n", text=True, capture_output=True, check=True)
-    page = Page(played.days, "--passwords", str(users))
+    stores = _remembered(tmp_path)
+    page = Page(played.days, "--passwords", str(users), *stores)
     PICTURES.mkdir(parents=True, exist_ok=True)
     try:
         with Browser(tmp_path / "profile") as browser:
@@ -123,6 +125,7 @@ def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
             _read_overview(browser)
             _search_refused_mail(browser)
             _follow_live(browser, page.address)
+            _walk_by_keys(browser, page.address)
             _look_at_all_sizes(browser, page.address)
             browser.click("Log out")
             browser.wait("Password")
@@ -131,6 +134,20 @@ def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
             assert browser.errors() == []
     finally:
         page.end()
+
+
+def _remembered(tmp_path: Path) -> list[str]:
+    """Let a client in and block a user; return the flags of the stores."""
+    flags = []
+    for name, words in (
+        ("greylist", ("greylist", "allow", "192.0.2.7")),
+        ("limits", ("limit", "block", "user=alice")),
+    ):
+        store = f"sqlite:{tmp_path}/{name}.sqlite"
+        (tmp_path / f"{name}.sqlite").touch()
+        subprocess.run([*TOOL, *words, "--store", store], capture_output=True, check=True)
+        flags += [f"--{name}", store]
+    return flags
 
 
 def _log_in(browser: Browser, address: str) -> None:
@@ -191,15 +208,33 @@ def _follow_live(browser: Browser, address: str) -> None:
     assert ALICE in browser.text("table")
 
 
+def _walk_by_keys(browser: Browser, address: str) -> None:
+    """The first key leads past the navigation; links are followed by Enter."""
+    browser.go(f"{address}/")
+    assert browser.press(Keys.TAB) == "Skip to the content"
+    browser.press(Keys.ENTER)
+    assert browser.address.endswith("#main")
+    browser.go(f"{address}/")
+    links = [browser.press(Keys.TAB) for _ in range(4)]
+    assert links[-1] == "Messages", links
+    browser.press(Keys.ENTER)
+    browser.wait("Messages", "h1")
+
+
 def _look_at_all_sizes(browser: Browser, address: str) -> None:
-    paths = ["/", "/search", "/ranked/senders", "/ranked/clients", "/live"]
+    paths = ["/", "/search", "/live", "/greylist", "/limits"]
+    paths += [f"/ranked/{kind}" for kind in ("senders", "clients", "users")]
     browser.go(f"{address}/search")
     paths.append(browser.run("return document.querySelector('tbody a').pathname"))
     for width, height in ((390, 844), (1400, 900)):
         browser.resize(width, height)
         for path in paths:
-            browser.go(address + path)
-            assert browser.violations() == [], (width, path)
+            for dark in (True, False):
+                browser.darken(dark=dark)
+                browser.go(address + path)
+                back = browser.run("return getComputedStyle(document.body).backgroundColor")
+                assert (back == "rgb(255, 255, 255)") is not dark
+                assert browser.violations() == [], (width, path, dark)
             # Only tables and charts scroll, each in itself.
             assert browser.run("return document.documentElement.scrollWidth") <= width, path
         browser.go(f"{address}/")
