@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 from smtpd_filters.cli import VERBS, chain, load
 from smtpd_filters.cli.listing import discover
-from smtpd_filters.settings import common_options
+from smtpd_filters.settings import ConversationSettings, common_options
 from smtpd_filters.settings.declare import RESERVED
 from smtpd_filters.settings.manual import describe
+from smtpd_filters.supervise import program as supervise
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _sentence(text: str) -> str:
 
 
 def filters() -> list[Command]:
-    """Return every filter and filter-chain, as arguments of `run`."""
+    """Return every filter, filter-chain and filter-supervise, as arguments of `run`."""
     found = [
         Command(
             cls.name,
@@ -91,6 +92,8 @@ def filters() -> list[Command]:
     ]
     summary = "Run several filters in one process"
     found.append(Command("chain", summary, flags([chain.Options, chain.Common])))
+    summary = "Run a filter program, and keep smtpd running whatever happens to it"
+    found.append(Command("supervise", summary, flags([supervise.Options, ConversationSettings])))
     return sorted(found)
 
 
@@ -104,6 +107,8 @@ def verbs(names: tuple[str, ...]) -> list[Command]:
         words = tuple(kinds[0].metavar.split("|")) if kinds and kinds[0].literal else ()
         if any(each.metavar == "NAME" for each in operands):
             words = (*VERBS, *names) if verb.name == "help" else names
+            if verb.name == "reload":  # the programs that it runs have names of their own
+                words = tuple(each for each in names if each != "supervise")
         found.append(
             Command(
                 verb.name,

@@ -14,8 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: The name of filter-chain, which isn't a filter class.
-CHAIN = "chain"
+#: The names of filter-chain and filter-supervise, for which there is no filter class.
+CHAIN, SUPERVISE = "chain", "supervise"
 
 
 class Options(Settings):
@@ -27,7 +27,7 @@ class Options(Settings):
         metavar="NAME",
         help="The filter's name, such as `fcrdns` for filter-fcrdns, or the whole path of a file "
         "with a filter of your own, followed by flags of the filter. "
-        f"`{PROG} list` shows the names; `{CHAIN}` is another one.",
+        f"`{PROG} list` shows the names; `{CHAIN}` and `{SUPERVISE}` are two more.",
     )
 
 
@@ -43,9 +43,13 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
         from .chain import main
 
         return main
+    if name == SUPERVISE:
+        from smtpd_filters.supervise.program import main as supervise
+
+        return supervise
     from .chain_use import find as find_class
 
-    cls = find_class(name, [CHAIN])
+    cls = find_class(name, [CHAIN, SUPERVISE])
     # A package has it beside its policy, as [project.scripts] names it.
     of_module = getattr(sys.modules[cls.__module__.removesuffix(".policy")], "main", None)
     if cls.name == name and callable(of_module):

@@ -71,7 +71,7 @@ def test_the_verbs_are_shown(words: list[str], capsys: Capture) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["fcrdns", "filter-fcrdns", "chain"])
+@pytest.mark.parametrize("name", ["fcrdns", "filter-fcrdns", "chain", "supervise"])
 def test_a_filter_has_help(name: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["help", name])
@@ -94,6 +94,8 @@ def test_a_filter_has_help(name: str, capsys: Capture) -> None:
         (["run"], "run: NAME is required"),
         (["run", "fcrdn"], 'run: no filter "fcrdn", did you mean "fcrdns"?'),
         (["run", "chian"], 'run: no filter "chian", did you mean "chain"?'),
+        (["run", "supervize"], 'run: no filter "supervize", did you mean "supervise"?'),
+        (["run", "supervise"], "filter-supervise: COMMAND is required"),
         (["run", "--verbose"], "run: unknown flag --verbose"),
         (["run", "dyndns", "--actoin"], "filter-dyndns: unknown flag --actoin"),
         (["list", "--jsn"], 'list: unknown flag --jsn, did you mean "--json"?'),
@@ -118,7 +120,7 @@ def test_a_filter_has_help(name: str, capsys: Capture) -> None:
 )
 def test_what_is_wrong_is_one_line(words: list[str], said: str, capsys: Capture) -> None:
     line = fails(capsys, *words)
-    assert line.startswith(("smtpd-filters", "filter-dyndns"))
+    assert line.startswith(("smtpd-filters", "filter-dyndns", "filter-supervise"))
     assert said in line
 
 

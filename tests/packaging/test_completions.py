@@ -16,7 +16,7 @@ from smtpd_filters.cli.listing import discover
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "packaging/completions"
-NAMES = {cls.name for cls in discover()[0]} | {"chain"}
+NAMES = {cls.name for cls in discover()[0]} | {"chain", "supervise"}
 BASH = """
 source "$1"
 shift
@@ -90,6 +90,7 @@ def test_the_shell_can_read_it(path: Path) -> None:
         (["smtpd-filters", "run", "fcrdns", "--veri"], {"--verify"}),
         (["smtpd-filters", "run", "filter-fcrdns", "--on-error", "te"], {"tempfail"}),
         (["smtpd-filters", "run", "chain", "--chec"], {"--check"}),
+        (["smtpd-filters", "run", "supervise", "--register", "a"], {"all", "auto"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
