@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import errno
 import os
+import resource
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -318,6 +319,26 @@ def test_another_system_is_named() -> None:
     fake: Any = FakeLibc()
     missing = confinement.use_kernel(fake, Needs(), "NetBSD")
     assert missing == ["the kernel's parts: none known for NetBSD"]
+
+
+# -- limits -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("system", "runs", "processes"),
+    [("Linux", False, None), ("OpenBSD", False, 1), ("FreeBSD", False, 1), ("FreeBSD", True, None)],
+)
+def test_processes_are_limited_where_threads_do_not_count(
+    system: str, processes: int | None, monkeypatch: pytest.MonkeyPatch, *, runs: bool
+) -> None:
+    limits: dict[int, int] = {}
+    monkeypatch.setattr(confinement, "_lower", limits.__setitem__)
+    needs = Needs()
+    if runs:
+        needs.to_run()
+    assert confinement._limit(needs, system) == []
+    assert limits.pop(resource.RLIMIT_NPROC, None) == processes
+    assert limits.keys() == {resource.RLIMIT_AS, resource.RLIMIT_NOFILE}
 
 
 # -- the boundary itself ------------------------------------------------------------------------
