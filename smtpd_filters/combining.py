@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MAIL_FROM = PHASES["mail-from"]
 #: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
 MARK = ("X-Spam", "Yes")
+#: The mark as smtpd and `prepend` write it. `maildir junk` compares the line: a client's own field,
+#: with another number of blanks or folded, is none.
+MARK_LINES = (b"X-Spam: Yes",)
 
 
 def otherwise(guards: Sequence[Guard]) -> Decision:
@@ -131,6 +134,7 @@ def made_mark(session: Session, headers: Headers) -> Decision:
     """Add the mark that was kept to the header."""
     if session.mark:
         session.mark = ""
-        if headers.get(MARK[0]) != MARK[1]:
+        first = next(headers.each(MARK[0]), None)
+        if first is None or first.lines != MARK_LINES:
             headers.prepend(*MARK)
     return PROCEED

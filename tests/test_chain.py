@@ -720,6 +720,22 @@ def test_what_the_client_says_of_spam_counts_only_where_it_says_so(logbook: Logb
     assert headers.lines() == [b"X-Spam: Yes", b"X-Spam: No"]
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        *(b"X-Spam:Yes", b"X-Spam:  Yes", b"X-Spam:\tYes", b"X-Spam: Yes ", b"X-Spam : Yes"),
+        *(b"X-Spam:\n Yes", b"X-Spam: Yes\n ", b"X-Spam: No\nX-Spam: Yes"),
+    ],
+)
+def test_a_field_that_maildir_does_not_take_for_a_mark_is_none(
+    field: bytes, logbook: Logbook
+) -> None:
+    lines = field.split(b"\n")
+    headers = Headers(lines)
+    Asker(logbook, Edits("one", JUNK)).headers(headers)
+    assert headers.lines() == [b"X-Spam: Yes", *lines]
+
+
 @HEADS
 def test_a_refused_message_ends_it(kind: type[Says], logbook: Logbook) -> None:
     third = kind("three", PROCEED)
