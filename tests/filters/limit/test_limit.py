@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters.limit import Limit
+from smtpd_filters.filters.limit import Limit, ledger
 from smtpd_filters.filters.limit.credentials import user_of
 from smtpd_filters.filters.limit.ledger import LEASE
 from smtpd_filters.stores.memory import MemoryStore
@@ -533,6 +533,43 @@ class Broken(MemoryStore):
     async def _apply(self, operations: Sequence[Any]) -> Sequence[Any]:
         del operations
         raise UnavailableError("sqlite:/x: disk full")
+
+
+class Cluster(MemoryStore):
+    """A store in several places, of which one fails: that of the keys with these bytes."""
+
+    one_place = False
+    broken = b"nothing"
+
+    async def _apply(self, operations: Sequence[Any]) -> Sequence[Any]:
+        if any(self.broken in operation.key for operation in operations):
+            raise UnavailableError("redis: connection refused")
+        return await super()._apply(operations)
+
+
+def test_a_refusal_stands_though_another_part_of_the_store_fails() -> None:
+    clock = Clock()
+    store = Cluster(clock=clock)
+    rules = limits("client messages 1/1h", "user messages 3/1h")
+    with serving(*rules, store=store, clock=clock) as server:
+        alice = server.client(user="alice")
+        assert server.send(alice) == ""
+        store.broken = b"user="
+        assert server.send(alice).startswith("450 4.7.1 Too many messages")
+        store.broken = b"client="
+        assert [server.send(alice) for _ in range(4)] == [""] * 4, "--on-error proceed"
+        server.settle()
+        store.broken = b"nothing"
+        elsewhere = [server.client(f"198.51.100.{n}", "alice") for n in range(3)]
+        assert [server.send(each)[:3] for each in elsewhere] == ["", "", "450"], "put back"
+
+
+def test_requests_for_which_no_command_waits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "MAX_BACKGROUND", 0)
+    with serving(*limits("client messages 1/1h", "user messages 3/1h")) as server:
+        alice = server.client(user="alice")
+        assert [server.send(alice)[:3] for _ in range(2)] == ["", "450"]
+        assert 'error="too many requests are pending"' in server.smtpd.log[-2]
 
 
 EVERYTHING = limits(
