@@ -386,7 +386,11 @@ class Limit(Filter):
                 break
             await sleep(wait)
             waited += wait
-            again = await self._ledger.take([each.claim for each in result.breaches])
+            try:
+                again = await self._ledger.take([each.claim for each in result.breaches])
+            except UnavailableError:
+                self._ledger.put_back(result.counted)
+                raise
             result = again._replace(taken=[*result.taken, *again.taken])
         return result
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters.limit import Limit, ledger
+from smtpd_filters.filters.limit import Limit, ledger, policy
 from smtpd_filters.filters.limit.credentials import user_of
 from smtpd_filters.filters.limit.ledger import LEASE
 from smtpd_filters.stores.memory import MemoryStore
@@ -562,6 +562,26 @@ def test_a_refusal_stands_though_another_part_of_the_store_fails() -> None:
         store.broken = b"nothing"
         elsewhere = [server.client(f"198.51.100.{n}", "alice") for n in range(3)]
         assert [server.send(each)[:3] for each in elsewhere] == ["", "", "450"], "put back"
+
+
+def test_a_store_that_fails_in_a_delay_gets_back_what_was_taken() -> None:
+    clock = Clock()
+    store = Cluster(clock=clock)
+    rules = limits("user messages 2/1h", "client messages 1/10s action=delay")
+    with serving("--max-delay", "20s", *rules, store=store, clock=clock) as server:
+        alice = server.client(user="alice")
+        assert server.send(alice) == ""
+
+        async def fail(_seconds: float) -> None:
+            store.broken = b"client="
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(policy, "sleep", fail)
+            assert server.send(alice) == "", "--on-error proceed"
+        server.settle()
+        elsewhere = [server.client(f"198.51.100.{n}", "alice") for n in range(2)]
+        store.broken = b"nothing"
+        assert [server.send(each)[:3] for each in elsewhere] == ["", "450"]
 
 
 def test_requests_for_which_no_command_waits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
