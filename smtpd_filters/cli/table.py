@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,8 @@ _SERVED = {
 }
 #: Exit statuses: the key is not in the table, a mistake, and the table could not be asked.
 ABSENT, MISTAKEN, UNAVAILABLE = 1, 2, 3
+#: Kinds to try for a table that does not have domains. Regular expressions would nearly always fit.
+_GUESSED = ("addresses", "networks", "mapping")
 #: Kinds without look-ups by key.
 _LOADED = frozenset({"networks", "ips", "regex"})
 
@@ -125,11 +128,25 @@ def opened(spec: str, kind: str | None, service: str, *, by_key: bool) -> Table:
         raise ConfigError(f"--service {service}: expected {', '.join(sorted(_SERVED))}")
     if kinds is not None and kind is not None and kind not in kinds:
         raise ConfigError(f"--kind {kind}: service {service} needs {' or '.join(kinds)}")
+    kind_is_given = bool(kind or kinds)
     kind = kind or (kinds or ("domains",))[0]
     cls = KINDS[kind]
     if service:
         cls = type(cls.__name__, (cls,), {"__slots__": (), "service": service})
-    return cls.load_asking(spec) if by_key and kind not in _LOADED else cls.load(spec)
+    try:
+        return cls.load_asking(spec) if by_key and kind not in _LOADED else cls.load(spec)
+    except ConfigError as error:
+        fitting = "" if kind_is_given else _kind_of(spec)
+        raise ConfigError(f"{error}{fitting and f' (--kind {fitting} fits)'}") from None
+
+
+def _kind_of(spec: str) -> str:
+    """Return the kind as which a table can be loaded, or ""."""
+    for kind in _GUESSED:
+        with suppress(ConfigError, UnavailableError):
+            KINDS[kind].load(spec)
+            return kind
+    return ""
 
 
 async def _get(table: Table, options: Options) -> int:

@@ -109,6 +109,26 @@ def test_mistakes(words: Sequence[str], capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err.startswith("smtpd-filters table: ")
 
 
+@pytest.mark.parametrize(
+    ("content", "flags", "hint"),
+    [
+        ("joe joe@example.org\n", [], "(--kind mapping fits)\n"),
+        ("joe@example.org\n", [], "(--kind addresses fits)\n"),
+        ("192.0.2.0/24\n", [], "(--kind networks fits)\n"),
+        ("joe joe@example.org\n", ["--kind", "hosts"], "'joe joe@example.org'\n"),
+        ("", [], "such as # empty\n"),
+    ],
+)
+def test_a_kind_that_was_not_given(
+    content: str, flags: list[str], hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "table"
+    path.write_text(content)
+    with pytest.raises(SystemExit):
+        main(["table", "get", f"file:{path}", "joe", *flags])
+    assert capsys.readouterr().err.endswith(hint)
+
+
 def served(*words: str, lines: Sequence[str]) -> list[str]:
     """The lines of a program, between its registration and its end."""
     asked = Host.configuration("t").decode() + "".join(f"{line}\n" for line in lines)
