@@ -584,6 +584,27 @@ def test_a_store_that_fails_in_a_delay_gets_back_what_was_taken() -> None:
         assert [server.send(each)[:3] for each in elsewhere] == ["", "450"]
 
 
+def test_a_refused_message_is_no_connection_of_its_user() -> None:
+    with serving(*limits("client messages 1/1h", "user connections 1")) as server:
+        server.send(server.client())
+        alice = server.client(user="alice")
+        assert server.send(alice).startswith("450 4.7.1 Too many messages")
+        server.settle()
+        elsewhere = server.client("198.51.100.7", "alice")
+        assert server.send(elsewhere) == ""
+        assert server.send(server.client("203.0.113.7", "alice"))[:3] == "421"
+
+
+def test_requests_that_have_ended_are_pending_no_longer() -> None:
+    with serving(*limits("client messages 1/1h", "user messages 3/1h")) as server:
+        alice = server.client(user="alice")
+        assert [server.send(alice)[:3] for _ in range(4)] == ["", "450", "450", "450"]
+        server.settle()
+        filter_ = server.filter
+        assert isinstance(filter_, Limit)
+        assert not filter_._ledger._tasks
+
+
 def test_requests_for_which_no_command_waits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "MAX_BACKGROUND", 0)
     with serving(*limits("client messages 1/1h", "user messages 3/1h")) as server:
