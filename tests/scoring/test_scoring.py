@@ -186,9 +186,7 @@ def test_no_more_phases_are_registered_than_needed(
 ) -> None:
     scores = {"one": 2.0} if "bypass_recipients" not in settings else {}
     of = rules(scores, **settings)
-    one = Acts("one", **decisions)
-    one.registration = one.setup()
-    made = ScoringChain([(one, "proceed", 5.0)], logbook.log, None, of)
+    made = made_chain([Acts("one", **decisions)], of, logbook.log)
     assert set(made.phases) == phases
 
 
@@ -518,6 +516,27 @@ def test_the_log_says_who_was_not_asked(logbook: Logbook) -> None:
     client = session()
     assert said(chain, "connect", client) == said(chain, "ehlo", client, b"x") == PROCEED
     assert 'two ehlo result=skipped reason="score is certain"' in logbook.lines[-1]
+
+
+def test_a_mark_for_a_message_that_is_not_begun_is_dropped(logbook: Logbook) -> None:
+    """Another program has refused MAIL: smtpd has no transaction to report the end of."""
+    one = Acts("one", mail_from=[JUNK, PROCEED], data=PROCEED)
+    chain = made_chain([one], rules(bypass_users=StringTable("alice")), logbook.log)
+    client = session()
+    for mark in ("mail-from", ""):
+        said(chain, "mail-from", client, b"a@example.org")
+        assert client.mark == mark
+    assert said(chain, "data", client) == PROCEED
+
+
+def test_a_message_that_is_not_begun_ends_the_chain_for_itself_only(logbook: Logbook) -> None:
+    friend = Acts("friend", mail_from=[JUNK, PROCEED])
+    two = Acts("two", data=NO)
+    chain = made_chain([friend, two], rules(bypass={"friend": ("junk",)}), logbook.log)
+    client = session()
+    for decision in (PROCEED, NO):
+        said(chain, "mail-from", client, b"a@example.org")
+        assert said(chain, "data", client) == decision
 
 
 def session() -> Session:
