@@ -86,16 +86,7 @@ RCPT_TO = PHASES["rcpt-to"]
 class _State:
     """What the chain knows of a session."""
 
-    __slots__ = (
-        "accepted",
-        "asked",
-        "message",
-        "others",
-        "recipients",
-        "seen",
-        "session",
-        "tally",
-    )
+    __slots__ = ("message", "others", "passing", "recipients", "seen", "session", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()
@@ -103,18 +94,16 @@ class _State:
         self.session = self.message = ""
         #: Whether the client has been looked up in the tables.
         self.seen = False
-        #: The numbers of the message's recipients that bypass the chain, and of the others.
+        #: The numbers of the message's recipients that bypass the chain, and of the others, and
+        #: whether the one that smtpd has not reported yet bypasses it.
         self.recipients = self.others = 0
-        #: The number of recipients that smtpd has reported as accepted, and whether the chain let
-        #: pass one that smtpd has not reported yet.
-        self.accepted = 0
-        self.asked = False
+        self.passing = False
 
     def end_message(self) -> None:
         self.tally.end_message()
         self.message = ""
-        self.recipients = self.others = self.accepted = 0
-        self.asked = False
+        self.recipients = self.others = 0
+        self.passing = False
 
     def bypassed(self, order: int) -> str:
         """Return why the chain is bypassed at a phase."""
@@ -280,15 +269,16 @@ class ScoringChain(Chain):
         self._state(session).end_message()
 
     def _count_recipient(self, session: Session) -> None:
-        """Count an accepted recipient about which the chain was not asked: it bypasses nothing.
+        """Count a recipient that smtpd has accepted.
 
-        smtpd does not ask the programs behind one that marks at rcpt-to or replaces the recipient.
+        smtpd does not ask the programs behind one that marks at rcpt-to or replaces the recipient:
+        a recipient about which the chain was not asked does not bypass it.
         """
         state = self._state(session)
-        accepted = 0 if session.tx is None else len(session.tx.recipients)
-        if accepted > state.accepted and not state.asked:
-            state.others += 1
-        state.accepted, state.asked = accepted, False
+        passing, state.passing = state.passing, False
+        if session.tx is not None and len(session.tx.recipients) > state.recipients + state.others:
+            state.recipients += passing
+            state.others += not passing
 
     def _state(self, session: Session) -> _State:
         state: _State | None = session.scratch.get(self)
@@ -331,21 +321,16 @@ class ScoringChain(Chain):
         order = ORDER.get(phase.name, -1)
         if phase is MAIL_FROM:
             state.end_message()
-        state.asked = False
+        state.passing = False
         if self._passes(phase, session, state, arguments):
-            state.asked = phase is RCPT_TO
             return marked(phase, session, PROCEED)
         plan = self._plans[phase.name]
         state.tally.forget(order, plan.slots)
         before = state.tally.snapshot() if phase is RCPT_TO else {}
         decision = await self._ask(phase, session, arguments, state, Outlook(state.tally, plan))
         refused = decision.verb in REFUSALS
-        if phase is RCPT_TO:
-            state.asked = not refused
-            if refused:
-                state.tally.restore(before)
-            elif not isinstance(decision, Bypass):
-                state.others += 1
+        if phase is RCPT_TO and refused:
+            state.tally.restore(before)
         if isinstance(decision, Bypass):
             return marked(phase, session, PROCEED)
         if refused:
@@ -628,7 +613,7 @@ class ScoringChain(Chain):
         if state.bypassed(order):
             return True
         if phase is RCPT_TO and (why := self._tables.of_recipient(*arguments)):
-            state.recipients += 1
+            state.passing = True
             self._log_bypass(phase.name, session, why)
             return True
         return False
@@ -637,7 +622,7 @@ class ScoringChain(Chain):
     def _bypass(phase: str, state: _State, filter_: str) -> None:
         """Note that a verdict of a filter ends the chain."""
         if phase == RCPT_TO.name:
-            state.recipients += 1
+            state.passing = True
             return
         if ORDER[phase] < MESSAGE_ORDER:
             state.session = f"verdict of {filter_}"

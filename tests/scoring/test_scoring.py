@@ -866,6 +866,21 @@ def test_a_recipient_about_which_the_chain_was_not_asked_does_not_bypass_it(
         assert client.message().verb == "proceed"
 
 
+def test_a_recipient_that_smtpd_refuses_is_none_of_the_message() -> None:
+    one = Acts("one", rcpt_to=PROCEED, headers=NO)
+    with converse([one], rules(bypass_recipients=AddressTable("postmaster@"))) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+        client.rcpt_to("unknown@example.org", accepted=False)
+        client.rcpt_to("postmaster@example.org")
+        assert client.message().verb == "proceed"
+        client.mail_from("a@example.net")
+        client.rcpt_to("postmaster@example.com", accepted=False)
+        client.rcpt_to("b@example.org")
+        assert client.message().reply == NO.text
+
+
 def test_a_recipient_for_which_memory_lacked_does_not_bypass_the_chain(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
