@@ -74,3 +74,5 @@ def test_a_file_that_is_none(
     assert "Traceback" not in ended.stderr
     if flags[0] != "check":
         assert len(said) == 1, said
+        # That of a chain has no other flag with a file.
+        assert flags[-2] in said[0] or module == "cli.chain", said

@@ -111,7 +111,7 @@ def run(options: Options, _rest: list[str]) -> int:
         raise ConfigError(f"{options.action} requires -k")
     if options.action == "keygen":
         _make(options.key, options)
-    key = _read(options.key)
+    key = _read(options.key, "-k: ")
     if options.action == "check":
         return _check(options, key)
     sys.stdout.write(zone_record(options.selector, options.domain, key.record()))
@@ -138,11 +138,11 @@ def zone_record(selector: str, domain: str, text: str) -> str:
     return f"{selector}._domainkey.{domain}. IN TXT (\n\t{quoted} )\n"
 
 
-def _read(path: str) -> PrivateKey:
+def _read(path: str, flag: str = "") -> PrivateKey:
     try:
         return read_key(path)[1]
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"{flag}{error}") from None
 
 
 def _make(path: str, options: Options) -> None:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.stores import Store
     from smtpd_filters.web.guard import Access
+    from smtpd_filters.web.passwords import Passwords
     from smtpd_filters.web.trials import Setup
 
 PORT = 8026
@@ -259,7 +260,6 @@ def _trials(options: Options) -> Setup | None:
 def _access(options: Options) -> Access:
     """Return who may read the page. Raises ConfigError."""
     from smtpd_filters.web.guard import LOCAL_NAMES, Access
-    from smtpd_filters.web.passwords import Passwords
 
     if options.user_header and not options.proxy:
         raise ConfigError("--user-header requires --proxy")
@@ -282,7 +282,7 @@ def _access(options: Options) -> Access:
         if parsed.is_loopback:
             hosts |= LOCAL_NAMES
     return Access(
-        passwords=Passwords.read(options.passwords) if options.passwords else None,
+        passwords=_passwords(options.passwords) if options.passwords else None,
         user_header=options.user_header,
         proxies=proxies,
         hosts=frozenset(hosts),
@@ -290,6 +290,15 @@ def _access(options: Options) -> Access:
         secure=options.tls,
         token=read_secret(options.metrics_token, "--metrics-token"),
     )
+
+
+def _passwords(path: str) -> Passwords:
+    from smtpd_filters.web.passwords import Passwords
+
+    try:
+        return Passwords.read(path)
+    except ConfigError as error:
+        raise ConfigError(f"--passwords: {error}") from None
 
 
 def _proxy(text: str) -> str:

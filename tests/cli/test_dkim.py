@@ -166,7 +166,7 @@ def test_a_rotation_in_any_writing_of_a_table(capsys: Capture, tmp_path: Path, l
         (("keygen",), "--domain is required"),
         (("keygen", "-d", "example.org"), "-s is required"),
         (("keygen", *FLAGS), "keygen requires -k"),
-        (("dns", *FLAGS, "-k", "/nonexistent/key"), "/nonexistent/key: No such file"),
+        (("dns", *FLAGS, "-k", "/nonexistent/key"), "-k: /nonexistent/key: No such file"),
         (("keygen", *FLAGS, "-k", "/nonexistent/key"), "/nonexistent/key: No such file"),
         (("rotate", *FLAGS), "rotate requires --keys file:PATH"),
         (("make", *FLAGS), "invalid choice"),

@@ -484,6 +484,7 @@ def test_an_invalid_request_is_an_error(data: bytes) -> None:
         (["--try-chain", "in"], "--try-chain requires --try"),
         (["--try", "{0}/chain.toml"], "--try requires --recordings"),
         (["--try", "{0}/chain.toml", "--recordings", "{0}/none"], "missing, or not readable"),
+        (["--passwords", "{0}/none"], "--passwords: {0}/none: No such file"),
         (["--try", "{0}/none", "--recordings", "{0}/recordings"], "--try: {0}/none: No such file"),
         (
             ["--try", "{0}/chain.toml", "--try-chain", "x", "--recordings", "{0}/recordings"],

@@ -32,7 +32,8 @@ from .rules import LOG, NOTE, ON_PARTS, POINTS, REMOVE, RENAME, SUBJECT, Rules
 from .rules import REJECT as REFUSE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeVar
 
     from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers, Message
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
     from .header_checks import Action
     from .judge import Hit
+
+    T = TypeVar("T")
+    V = TypeVar("V")
 
 #: The values of `--dangerous`, beside "off".
 DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
@@ -141,13 +145,14 @@ class Content(Filter):
         if settings.dangerous != "off":
             self._add_dangerous()
         for path in settings.rules:
-            rules.load(path)
+            _loaded("--rules", rules.load, path)
         rules.finish()
-        own = Checks(settings.header_checks)
+        own = _loaded("--header-checks", Checks, settings.header_checks)
+        mime, nested = settings.mime_header_checks, settings.nested_header_checks
         self._checks = (
             own,
-            Checks(settings.mime_header_checks) if settings.mime_header_checks else own,
-            Checks(settings.nested_header_checks) if settings.nested_header_checks else own,
+            _loaded("--mime-header-checks", Checks, mime) if mime else own,
+            _loaded("--nested-header-checks", Checks, nested) if nested else own,
         )
         given = settings.private_field or settings.private_keep or settings.private_replace
         if given and not settings.private:
@@ -323,6 +328,14 @@ class Content(Filter):
             for part in hit.parts
         ]
         await apply(message, changes)
+
+
+def _loaded(flag: str, load: Callable[[V], T], value: V) -> T:
+    """Load the files of a flag; raise ConfigError that names it."""
+    try:
+        return load(value)
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from None
 
 
 def _why(hit: Hit) -> str:

@@ -394,9 +394,12 @@ def test_behind_a_filter_that_signs(flags: tuple[str, ...], *, edits: bool) -> N
         (("--dangerous=off",), "nothing to do: --dangerous off, without rules, checks and "),
         (("--private-field=X",), "--private-field, --private-keep and --private-replace require "),
         (("--private-replace=X",), '--private-replace: expected a field such as "User-Agent: '),
-        (("--rules=FOLDER/missing",), "FOLDER/missing: No such file or directory"),
+        (("--rules=FOLDER/missing",), "--rules: FOLDER/missing: No such file or directory"),
         (("--header-checks=/x",), '--header-checks: expected regexp:PATH or pcre:PATH, not "/x"'),
-        (("--header-checks=pcre:FOLDER/missing",), "FOLDER/missing: No such file or directory"),
+        *(
+            ((f"{flag}=pcre:FOLDER/missing",), f"{flag}: FOLDER/missing: No such file or directory")
+            for flag in ("--header-checks", "--mime-header-checks", "--nested-header-checks")
+        ),
     ],
 )  # fmt: skip
 def test_wrong_flags(flags: tuple[str, ...], error: str, tmp_path: Path) -> None:
