@@ -32,7 +32,7 @@ from smtpd_filters.settings import (
     parse_flags,
     start_status,
 )
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.kinds import printable, quote
 
 from .chain_file import ChainFile
 
@@ -230,9 +230,10 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
     checked: list[str] = []
     ready: dict[str, Ready | None] = {}
     journals: set[str] = set()
+    warnings: list[str] = []
     log = _CheckLog()
     try:
-        for fault in _faults(own, places, log, checked, ready, journals):
+        for fault in _faults(own, places, log, checked, ready, journals, warnings):
             faults += 1
             sys.stderr.write(f"{PROG}: {printable(str(fault))}\n")
     except ImportError as error:
@@ -244,6 +245,8 @@ def check(own: Options, places: Sequence[str] = PLACES) -> int:
             f"or its modules{why}, so smtpd can't run filter-chain"
         ) from None
     if not faults:
+        for warning in warnings:
+            sys.stderr.write(f"{PROG}: {printable(warning)}\n")
         text = f"configuration OK: {' '.join(checked)}, as {user_name()}"
         sys.stderr.write(f"{printable(text)}\n")
         if own.online:
@@ -274,11 +277,12 @@ def _faults(  # noqa: PLR0913  # what it adds to
     checked: list[str],
     ready: dict[str, Ready | None],
     journals: set[str],
+    warnings: list[str],
 ) -> Iterator[ConfigError]:
     """Yield every error.
 
-    Add the path and the names of the filters to `checked`, the filters to `ready`, and the sockets
-    of journals to `journals`.
+    Add the path and the names of the filters to `checked`, the filters to `ready`, the sockets of
+    journals to `journals`, and probable mistakes to `warnings`.
     """
     try:
         file = ChainFile.read(own.config or _default_path(places))
@@ -306,7 +310,22 @@ def _faults(  # noqa: PLR0913  # what it adds to
                 _made(file, chain, [declared[name] for name in names], of, log)
             except ConfigError as error:
                 yield error
+            warnings += (f"{file.path}: warning: [chain.{chain}]: {text}" for text in _orders(of))
     checked += [file.path, f"({', '.join(ready)}{'' if own.chain else _left_out(file, chains)})"]
+
+
+def _orders(ready: Iterable[Ready]) -> Iterator[str]:
+    """Yield what is wrong with the order of a chain's filters, though it can be run."""
+    from .smtpd_conf.advice import BEHIND_RSPAMD
+
+    scanner = ""
+    for filter_, *_ in ready:
+        kind = type(filter_).name
+        why = BEHIND_RSPAMD.get(f"filter-{kind}", "")
+        # Rewriting of the envelope alone changes no message.
+        if scanner and why and (filter_.edits_signed or kind != "rewrite"):
+            yield f"filter {quote(filter_.name)}, behind {quote(scanner)}, {why}"
+        scanner = filter_.name if kind == "rspamd" else scanner
 
 
 def _left_out(file: ChainFile, chains: Iterable[str]) -> str:

@@ -67,7 +67,8 @@ class TextReport:
     def chains(self, lines: list[str], *, fine: bool) -> None:
         """Write the results about a chain file."""
         for line in lines:
-            self.line(line, "" if fine else _RED)
+            warned = fine and ": warning: " in line
+            self.line(line, _YELLOW if warned else "" if fine else _RED)
 
     def summary(self, path: str, programs: int, wrong: int) -> None:
         """Write the number of filters and of errors."""

@@ -130,6 +130,34 @@ def is_well(path: Path) -> bool:
     return (status, len(lines)) == (0, 1) and lines[0].startswith(f"configuration OK: {path} (")
 
 
+@pytest.mark.parametrize(
+    ("order", "settings", "warned"),
+    [
+        (("scan", "auth"), "", "writes Authentication-Results that Rspamd could use"),
+        (("auth", "scan"), "", ""),
+        (("scan", "rewrite"), 'subject-prefix = "x"', "changes messages that Rspamd may"),
+        (
+            ("scan", "rewrite"),
+            'where = "envelope"\nrecipient-canonical = "{ a@b.example = c@b.example }"',
+            "",
+        ),
+        (("scan", "content"), "", ""),
+    ],
+)
+def test_a_filter_that_should_be_ahead_of_rspamd(
+    order: tuple[str, str], settings: str, warned: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "chain.toml"
+    named = f"[filter.rewrite]\n{settings}\n" if settings else ""
+    path.write_text(f'[chain.x]\nfilters = {list(order)}\n[filter.scan]\nuse = "rspamd"\n{named}')
+    status, lines = check(path)
+    assert status == 0, lines
+    *warnings, fine = lines
+    assert fine.startswith("configuration OK: ")
+    told = f'filter-chain: {path}: warning: [chain.x]: filter "{order[1]}", behind "scan", {warned}'
+    assert [each[: len(told)] for each in warnings] == ([told] if warned else [])
+
+
 # -- chains --------------------------------------------------------------------------------
 
 

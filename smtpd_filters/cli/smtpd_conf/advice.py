@@ -34,21 +34,17 @@ _OF_ADDRESSES = (
 _NOT_ASKED = (
     "is not asked about addresses that are replaced there; put it ahead, or both into filter-chain"
 )
+#: Programs that must not be behind filter-rspamd, and why.
+BEHIND_RSPAMD = {
+    "filter-rewrite": "changes messages that Rspamd may have signed; put it ahead",
+    "filter-auth": "writes Authentication-Results that Rspamd could use if it were ahead",
+}
 _ORDERS = (
     *(_Order("filter-rewrite", each, _NOT_ASKED) for each in _OF_ADDRESSES),
     _Order("filter-dkimsign", "filter-rewrite", _SIGNS),
-    _Order(
-        "filter-rspamd",
-        "filter-rewrite",
-        "changes messages that Rspamd may have signed; put it ahead",
-    ),
     _Order("filter-dkimsign", "filter-content", _SIGNS),
     _Order("filter-dkimsign", "filter-milter", _SIGNS),
-    _Order(
-        "filter-rspamd",
-        "filter-auth",
-        "writes Authentication-Results that Rspamd could use if it were ahead",
-    ),
+    *(_Order("filter-rspamd", each, why) for each, why in BEHIND_RSPAMD.items()),
 )
 #: The actions of smtpd's own filters after which no other filter is asked at that phase.
 _LAST = frozenset({"bypass", "junk", "rewrite"})
