@@ -79,7 +79,7 @@ class Kept:
         until = time.monotonic() + PATIENCE
         while True:
             ended = subprocess.run(
-                [*TOOL, "why", what, "--json", "--directory", str(self.days)],
+                [*TOOL, "why", what, "--json", "--number=100", f"--directory={self.days}"],
                 capture_output=True, text=True, timeout=PATIENCE, check=False,
             )  # fmt: skip
             found: list[dict[str, Any]] = json.loads(ended.stdout or "[]")

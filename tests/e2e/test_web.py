@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import urlopen
 
 import pytest
@@ -20,7 +21,7 @@ from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.cli.trials import made
 from tests.data import ROOT
 from tests.e2e.browser import Browser
-from tests.e2e.sending import ALICE, BOB, GOOD, NAMELESS, ZONE, attempt
+from tests.e2e.sending import ALICE, BOB, DYNAMIC, GOOD, NAMELESS, ZONE, attempt, greeted
 from tests.e2e.test_chain_file import CHAINS, command
 from tests.e2e.test_journal import PATIENCE, SOCKET, TOOL, Kept
 from tests.journal.made import stored
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from smtpd_filters.testing.server import Smtpd
     from tests.e2e.conftest import Start
 
 ACCEPTED, REFUSED = 5, 3
+#: Sessions of the traffic that the page shows, and how often each kind of them comes.
+SESSIONS = 60
+SHARES = {"accepted": 6, "junk": 2, "deferred": 2, "refused": 2, "abandoned": 1}
 #: Files of recordings that take a while.
 LONG = 280
 REJECT = ("--require", "rdns", "--action", "reject")
@@ -95,35 +100,65 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
     made.process.communicate()
 
 
+class Played(NamedTuple):
+    """A journal of traffic, and how many sessions had each outcome."""
+
+    kept: Kept
+    counts: dict[str, int]
+
+
 @pytest.fixture
-def played(start: Start, kept: Kept) -> Kept:
-    """A journal of mail that was accepted, and of clients that were refused."""
+def played(start: Start, kept: Kept) -> Played:
+    """Play seeded traffic through a server, with one message a session."""
     filters = {
         "fcrdns": f"{filter_command('fcrdns', *REJECT)} --journal {SOCKET}",
         "helo": f"{filter_command('helo')} --journal {SOCKET}",
+        "dyndns": f"{filter_command('dyndns', '--action', 'junk')} --journal {SOCKET}",
     }
     server = start(zone=ZONE, filters=filters, binds=kept.binds)
-    for number in range(ACCEPTED):
-        assert attempt(server, GOOD, sender=f"s{number}@good.example").stage == ""
-    for _ in range(REFUSED):
-        assert attempt(server, NAMELESS, recipients=[BOB]).stage
-    kept.why("@good.example", ACCEPTED)
-    kept.why(NAMELESS, REFUSED)
-    return kept
+    chance = random.Random(26)  # noqa: S311  # for nothing secret
+    counts = dict.fromkeys(SHARES, 0)
+    for number in range(SESSIONS):
+        [kind] = chance.choices([*SHARES], [*SHARES.values()])
+        _send(server, kind, number)
+        counts[kind] += 1
+    assert min(counts.values()) > 1, counts
+    kept.why("@good.example", counts["accepted"])
+    kept.why(NAMELESS, counts["deferred"])
+    kept.why("@late.example", counts["abandoned"])
+    return Played(kept, counts)
 
 
-def test_the_page_in_a_browser(played: Kept, tmp_path: Path) -> None:
+def _send(server: Smtpd, kind: str, number: int) -> None:
+    """Be a client whose message has this outcome."""
+    sender = f"s{number}@good.example"
+    if kind == "accepted":
+        assert attempt(server, GOOD, sender=sender).stage == ""
+    elif kind == "junk":
+        assert attempt(server, DYNAMIC, sender="news@dyn.example").stage == ""
+    elif kind == "deferred":
+        assert attempt(server, NAMELESS, recipients=[BOB]).code == 421
+    elif kind == "refused":
+        found = attempt(server, GOOD, sender="x@forged.example", helo="EHLO localhost")
+        assert found.code == 550, found
+    else:
+        with server.connection(GOOD) as connection:
+            greeted(connection).command("MAIL FROM:<x@late.example>")
+            connection.command(f"RCPT TO:<{ALICE}>")
+
+
+def test_the_page_in_a_browser(played: Played, tmp_path: Path) -> None:
     users = tmp_path / "users"
     added = [*TOOL, "web", "password", "ann", "--passwords", str(users)]
     subprocess.run(added, input=f"{PASSWORD}\n", text=True, capture_output=True, check=True)
     stores = _remembered(tmp_path)
-    page = Page(played.days, "--passwords", str(users), *stores)
+    page = Page(played.kept.days, "--passwords", str(users), *stores)
     PICTURES.mkdir(parents=True, exist_ok=True)
     try:
         with Browser(tmp_path / "profile") as browser:
             _log_in(browser, page.address)
-            _read_overview(browser)
-            _search_refused_mail(browser)
+            _read_overview(browser, played.counts)
+            _search_refused_mail(browser, played.counts["deferred"])
             _follow_live(browser, page.address)
             _walk_by_keys(browser, page.address)
             _look_at_all_sizes(browser, page.address)
@@ -166,9 +201,9 @@ def _log_in(browser: Browser, address: str) -> None:
     browser.wait("Overview", "h1")
 
 
-def _read_overview(browser: Browser) -> None:
+def _read_overview(browser: Browser, counts: dict[str, int]) -> None:
     words = browser.text("figcaption")
-    assert f"{ACCEPTED} accepted" in words
+    assert f"{counts['accepted']} accepted" in words
     drawn = browser.run(
         "const sums = {};"
         "for (const each of document.querySelectorAll('rect.bar')) {"
@@ -178,13 +213,12 @@ def _read_overview(browser: Browser) -> None:
         "}"
         "return sums"
     )
-    assert drawn["accepted"] == ACCEPTED
-    assert sum(drawn.values()) == ACCEPTED + REFUSED
+    assert {kind: count for kind, count in drawn.items() if count} == counts
     browser.click("The numbers")
     assert browser.run("return document.querySelector('details').open")
 
 
-def _search_refused_mail(browser: Browser) -> None:
+def _search_refused_mail(browser: Browser, count: int) -> None:
     browser.click("Messages")
     browser.wait("Messages", "h1")
     browser.type("q", NAMELESS)
@@ -196,7 +230,7 @@ def _search_refused_mail(browser: Browser) -> None:
         assert time.monotonic() < until
         time.sleep(0.05)
     rows = browser.run("return document.querySelectorAll('tbody tr').length")
-    assert rows == REFUSED
+    assert rows == count
     browser.run("document.querySelector('tbody a').click()")
     told = browser.wait("fcrdns decided at connect", "main")
     assert NAMELESS in told
@@ -428,11 +462,11 @@ def test_what_happens_now(tmp_path: Path) -> None:
         page.end()
 
 
-def test_promtool_finds_no_fault(played: Kept) -> None:
+def test_promtool_finds_no_fault(played: Played) -> None:
     promtool = shutil.which("promtool")
     need("not installed: promtool, of the package prometheus" if promtool is None else None)
     assert promtool is not None
-    page = Page(played.days)
+    page = Page(played.kept.days)
     try:
         with urlopen(f"{page.address}/metrics", timeout=PATIENCE) as response:  # noqa: S310  # ours
             text = response.read()
