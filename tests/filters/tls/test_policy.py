@@ -168,6 +168,19 @@ def test_exempt_clients() -> None:
     assert "exempt=2" in line
 
 
+@pytest.mark.parametrize("address", ["192.0.2.200", STRANGER])
+def test_exempt_clients_need_no_encryption_for_a_recipient_either(address: str) -> None:
+    rules = "--require=1.3 recipient=board@example.org", "--require=any certificate"
+    with Conversation(Tls, *rules, "--action=junk", "--exempt=192.0.2.128/25") as smtpd:
+        client = come(smtpd, TLS12, address=address)
+        said = [client.mail_from("a@b.example"), client.rcpt_to("board@example.org")]
+        headers = client.message().headers
+        exempt = address != STRANGER
+        assert [each.verb for each in said] == ["proceed", "proceed" if exempt else "junk"]
+        assert headers.get("X-Spam") == (None if exempt else "Yes")
+        assert summary(smtpd).count(" failing=0 exempt=1 ") == exempt
+
+
 def test_exempt_users_are_not_refused_before_they_authenticate() -> None:
     flags = "--require=1.2", "--exempt=authenticated"
     with Conversation(Tls, *flags) as smtpd:
