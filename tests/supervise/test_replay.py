@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters.message.spool import Spool
 from smtpd_filters.supervise.engine import MAX_UNFINISHED, Engine
 from smtpd_filters.supervise.link import Link
 from smtpd_filters.supervise.replay import MAX_ROWS
@@ -48,8 +49,10 @@ def answer(wire: str = "proceed", token: bytes = TOKEN) -> bytes:
 class Stage:
     """An engine, and programs of which one is asked."""
 
-    def __init__(self, *registered: str, on_error: str = "tempfail") -> None:
-        self.engine = Engine(nowhere(), on_error=on_error)
+    def __init__(
+        self, *registered: str, on_error: str = "tempfail", spool: Spool | None = None
+    ) -> None:
+        self.engine = Engine(nowhere(), on_error=on_error, spool=spool or Spool())
         self.engine.from_smtpd(CONFIG)
         self.registered = registered or EVERYTHING
         self.link = self.start()

@@ -1,0 +1,160 @@
+"""Faults of the supervisor itself and of its machine: bugs, a full disk, too many sessions."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import pytest
+
+from smtpd_filters.message.spool import Spool, SpoolError, Store
+from smtpd_filters.supervise import engine
+from smtpd_filters.supervise.link import MAX_LATE, Link
+from smtpd_filters.supervise.program_side import ProgramSide
+from smtpd_filters.supervise.transit import MAX_GIVEN, SMALL, Transit
+from tests.supervise.test_replay import NAME, TOKEN, Stage, answer, request
+
+DOT = b"filter-dataline|%b|%b|.\n" % (NAME, TOKEN)
+#: More than is kept without the spool.
+LARGE = request("data-line", "x" * (SMALL // 2)) * 3
+
+
+def fail(*_: object) -> NoReturn:
+    raise ValueError("a bug")
+
+
+def unreadable(*_: object) -> NoReturn:
+    raise SpoolError("Input/output error")
+
+
+def returned(stage: Stage) -> bytes:
+    """What smtpd got of messages since the last look."""
+    data = b"".join(stage.engine.lines)
+    stage.engine.lines.clear()
+    return data
+
+
+def refused(stage: Stage) -> None:
+    """See that the message is refused at `commit`, and that the next one is not."""
+    stage.write(request("commit"))
+    assert stage.said().startswith(answer("reject|451")[:-1])
+    stage.write(request("commit"))
+    assert not stage.said().startswith(answer("reject")[:-1])
+
+
+def test_a_bug_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    monkeypatch.setattr(engine.Engine, "_bind", fail)
+    stage.write(request("mail-from", "a@b"))
+    assert stage.said().startswith(answer("reject|451")[:-1])
+    monkeypatch.undo()
+    stage.ask("mail-from", "a@b")
+
+
+def test_a_bug_in_a_report_costs_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Engine, "_reported", fail)
+        stage.write(b"report|0.7|1.0|smtp-in|tx-begin|%b|0000000a\n" % NAME)
+    assert stage.said() == b""
+    stage.ask("mail-from", "a@b")
+
+
+def test_a_bug_in_the_answers_of_a_program_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    stage.write(request("mail-from", "a@b"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgramSide, "_receive", fail)
+        stage.reply()
+    assert stage.link.fault == "its answers can't be processed"
+    stage.end()
+    assert stage.said().startswith(answer("reject|451")[:-1])
+
+
+def test_a_bug_in_a_message_costs_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage()
+    with monkeypatch.context() as patch:
+        patch.setattr(Transit, "_forward", fail)
+        stage.write(request("data-line", "Subject: x"))
+    stage.write(request("data-line", "y"), request("data-line", "."))
+    assert returned(stage) == DOT
+    refused(stage)
+
+
+def test_a_message_that_can_not_be_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(spool=Spool(memory=0))
+    stage.write(LARGE, request("data-line", "."))
+    monkeypatch.setattr(Store, "block", unreadable)
+    for _ in range(MAX_GIVEN - 1):
+        stage.end()
+        link = stage.start()
+        stage.engine.transit.feed(link)
+        assert link.fault == "message can't be given again: Input/output error"
+    assert returned(stage) == b""
+    stage.end()
+    assert returned(stage) == DOT
+    stage.start()
+    refused(stage)
+
+
+def test_a_message_that_can_not_be_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage(on_error="proceed", spool=Spool(memory=0))
+    stage.end()
+    stage.engine.expecting = True
+    stage.write(LARGE, request("data-line", "."))
+    monkeypatch.setattr(Store, "block", unreadable)
+    stage.engine.expecting = False
+    stage.engine.settle()
+    assert returned(stage) == DOT
+    refused(stage)
+
+
+def test_a_disk_that_is_full_while_a_message_is_given_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage(spool=Spool(memory=0))
+    stage.write(LARGE)
+    stage.end()
+    link = stage.start()
+    monkeypatch.setattr(Store, "append_block", unreadable)
+    stage.write(request("data-line", "y"))
+    assert link.fault == "message can't be given again: Input/output error"
+    stage.end()
+    stage.write(request("data-line", "."))
+    assert returned(stage) == DOT
+    stage.start()
+    refused(stage)
+
+
+def test_without_memory_messages_are_not_given_again() -> None:
+    stage = Stage()
+    stage.write(request("data-line", "Subject: x"))
+    stage.engine.relieve()
+    stage.write(request("data-line", "y"), request("data-line", "."))
+    stage.end()
+    assert returned(stage) == DOT
+    stage.start()
+    refused(stage)
+
+
+def test_the_oldest_session_without_a_request_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
+    stage = Stage()
+    names = [b"%016x" % number for number in range(3)]
+    for name in names:
+        stage.write(request("mail-from", "a@b").replace(NAME, name))
+        if name != names[0]:
+            stage.engine.from_program(stage.link, answer().replace(NAME, name))
+    assert list(stage.engine.sessions) == [names[0], names[2]]
+    stage.write(request("mail-from", "a@b").replace(NAME, names[1]))
+    stage.engine.from_program(stage.link, answer().replace(NAME, names[1]))
+    assert stage.said().count(answer().replace(NAME, names[1])) == 2
+
+
+def test_late_answers_are_remembered_within_bounds() -> None:
+    link = Link()
+    for number in range(MAX_LATE + 1):
+        link.owe(b"%d" % number)
+    assert len(link.late) == MAX_LATE
+    assert b"0" not in link.late
