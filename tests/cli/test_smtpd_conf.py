@@ -195,6 +195,27 @@ def test_what_an_invalid_statement_may_have_named_is_not_called_unused(path: Pat
         assert [each.warning for each in found] == [False], found
 
 
+@pytest.mark.parametrize(
+    ("comment", "swallows"),
+    [
+        ("# a \\\n", True),
+        ("# a \\\n \\\n", True),
+        ("filter g proc-exec x # a \\\n\t", True),
+        ("# a \\\n#", False),
+        ("# a \\\n\n", False),
+        ("# a \\ \n", False),
+        ("# a \\b\n", False),
+    ],
+)
+def test_a_line_that_a_comment_swallows(comment: str, path: Path, *, swallows: bool) -> None:
+    found = parse(path, f"{comment}filter f proc-exec x\n")
+    assert found.errors == []
+    told = "is part of the comment on the line before, which ends with a backslash"
+    assert [str(each) for each in found.warnings if each.text == told] == (
+        [f"{path}:2: warning: {told}"] if swallows else []
+    )
+
+
 def test_a_socket_without_filters(path: Path) -> None:
     [warning] = warnings(path, used("filter f proc-exec x"))
     assert warning.startswith("1: warning: no `listen on socket filter ...`: mail that programs")

@@ -111,6 +111,8 @@ class Lexer:
         #: The macros of the command line, which the file can't change.
         self.fixed = dict(macros)
         self.macros = dict(macros)
+        #: Lines that are part of the comment on the line before.
+        self.swallowed: list[Place] = []
         self._expanding = False
         self._included = 0
 
@@ -182,11 +184,21 @@ class Lexer:
                 pass
             place = self.place()
             if char == "#":
-                while (char := self._char()) not in ("", "\n"):
-                    pass
+                char = self._comment()
             if char != "$" or self._expanding:
                 return char, place
             self._expand(place)
+
+    def _comment(self) -> str:
+        """Skip a comment; return the character behind it. A backslash at its end continues it."""
+        file, first = self.file, self.file.line
+        swallowed = ""
+        while (char := self._char()) not in ("", "\n"):
+            if not swallowed and file.line > first and not char.isspace():
+                swallowed = char
+        if swallowed not in ("", "#"):
+            self.swallowed.append(Place(file.name, first + 1))
+        return char
 
     def token(self) -> Token | None:
         """Return the next token, with a line end as a MARK; None at the end of all files."""

@@ -80,6 +80,9 @@ class _Parser:
                     self._take(tokens)
             except StatementError as error:
                 self._made.problems.append(Problem(error.place, str(error)))
+        for place in self._lexer.swallowed:
+            text = "is part of the comment on the line before, which ends with a backslash"
+            self._made.problems.append(Problem(place, text, warning=True))
         return self._made
 
     def _statement(self) -> list[Token] | None:
