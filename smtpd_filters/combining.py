@@ -83,7 +83,7 @@ def changes(edited: Headers | Message, before: Any) -> Callable[[], bool]:
     def differs() -> bool:
         try:
             return edited.differs(before)
-        except BaseException:  # noqa: BLE001  # *Always a decision*; `judged` looks again
+        except BaseException:  # noqa: BLE001  # as `guard`; `judged` looks again
             return False
 
     return differs

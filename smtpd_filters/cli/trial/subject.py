@@ -69,7 +69,7 @@ def confine() -> None:
 
 def chain_of(facts: dict[str, Any], log: Log, missing: Callable[[str], object]) -> Chain:
     """Return the chain of the facts, in the sandbox. Raises ConfigError."""
-    # *Trusted*: the page's process has just read this file, and sends what it has.
+    # *Trusted* (`chain_file`): the page has just read this file, and sends what it has.
     file = ChainFile(facts["file"], facts["content"])
     name = facts["chain"]
     if (change := facts["change"]) is not None:
