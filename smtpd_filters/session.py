@@ -11,6 +11,7 @@ a report.
 *Unknown is not empty*: a field whose report is not registered raises `NotReportedError`; a failing
 check is better than one that silently sees nothing. Likewise a client whose address smtpd has not
 reported is not `local`.
+*As taken*: an address of the envelope has no source route, as for smtpd.
 *Rewritten*: a parameter that a filter rewrote has its new value, though smtpd's own reports have
 the old one.
 """
@@ -42,6 +43,20 @@ def parameters(command: str | None) -> list[str]:
     (`AUTH=<>`).
     """
     return (command or "").partition(">")[2].split()
+
+
+def without_route(address: bytes) -> bytes:
+    """Return an address of the envelope as smtpd takes it: without its source route.
+
+    smtpd drops everything before a colon in the local part, quotes included: `x:a@b` and `"x":a@b`
+    are `a@b`, and `x:` is the null sender.
+    """
+    at = address.rfind(b"@")
+    colon = address.find(b":", 0, at if at >= 0 else len(address))
+    if colon < 0:
+        return address
+    rest = address[colon + 1 :]
+    return b"" if rest == b"@" else rest
 
 
 #: The fields of `link-connect` for a session whose report was missed.
@@ -279,13 +294,14 @@ class Session:
         sender = self.rewrites and self.rewrites.pop("mail-from", None)
         if result == b"ok":
             tx = self._transaction(msgid)
-            tx.sender = sender if isinstance(sender, str) else text(address)
+            tx.sender = sender if isinstance(sender, str) else text(without_route(address))
 
     def _tx_rcpt(self, msgid: bytes, result: bytes, address: bytes) -> None:
         recipient = self.rewrites and self.rewrites.pop("rcpt-to", None)
         tx = self._transaction(msgid)
         if result == b"ok":
-            tx.recipients.append(recipient if isinstance(recipient, str) else text(address))
+            known = recipient if isinstance(recipient, str) else text(without_route(address))
+            tx.recipients.append(known)
         else:
             tx.rejected += 1
             if result == b"permfail":

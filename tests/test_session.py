@@ -14,6 +14,7 @@ from smtpd_filters.session import (
     Session,
     Transaction,
     parameters,
+    without_route,
 )
 
 KEY = b"7641df9771b4ed00"
@@ -192,6 +193,24 @@ def test_the_null_sender_is_empty_and_not_missing() -> None:
     made = session(("tx-begin", (b"1",)), ("tx-mail", (b"1", b"ok", b"")))
     assert made.tx is not None
     assert made.tx.sender == ""
+
+
+@pytest.mark.parametrize(
+    ("written", "taken"),
+    [
+        *((b"a@b", b"a@b"), (b"a", b"a"), (b"", b""), (b"a@[IPv6:::1]", b"a@[IPv6:::1]")),
+        *((b"@r:a@b", b"a@b"), (b"@r,@s:a@b", b"a@b"), (b"x:a@b", b"a@b"), (b"c@d:a@b", b"a@b")),
+        *((b'"x":a@b', b"a@b"), (b'"x:a@b', b"a@b"), (b'"c@d":a@[::1]', b"a@[::1]")),
+        *((b"x:a", b"a"), (b"x:", b""), (b":", b""), (b"x:@", b""), (b'"x":', b"")),
+    ],
+)
+def test_an_address_is_the_one_that_smtpd_takes(written: bytes, taken: bytes) -> None:
+    assert without_route(written) == taken
+    made = session(("tx-begin", (b"1",)), ("tx-mail", (b"1", b"ok", written)))
+    made.apply("tx-rcpt", (b"1", b"ok", written))
+    assert made.tx is not None
+    assert made.tx.sender == taken.decode()
+    assert made.tx.recipients == [taken.decode()]
 
 
 @pytest.mark.parametrize("result", [b"permfail", b"tempfail"])

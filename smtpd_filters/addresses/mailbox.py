@@ -27,12 +27,8 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """Parse `user@domain`; a quoted local part may contain an `@`."""
-        if (quoted := _QUOTED.match(text)) and (text + "@")[quoted.end()] == "@":
-            domain = text[quoted.end() + 1 :]
-            if "@" not in domain:
-                return cls(unquoted(quoted[0]), domain)
-        local, at, domain = text.rpartition("@")
-        return cls(unquoted(local), domain) if at else cls(unquoted(text), "")
+        local, domain = _split(text)
+        return cls(unquoted(local), domain)
 
     def completed(self, server_name: str | None) -> Address:
         """Return the address as smtpd uses it: with the server's name if it has no domain."""
@@ -53,7 +49,7 @@ class Address:
 def path(text: str) -> Address:
     """Parse an address of the envelope as smtpd does.
 
-    Removes a source route, unnecessary quotes and final dots.
+    Removes a source route, unnecessary quotes and final dots. The null sender is false.
     """
     text = text.strip(" \t")
     if text.startswith("<") and text.endswith(">"):
@@ -62,12 +58,21 @@ def path(text: str) -> Address:
     # ignore the source route". An address literal may contain colons, but a route has none.
     if text.startswith("@") and ":" in text:
         text = text.partition(":")[2]
-    address = Address.parse(text)
-    if not text.startswith('"'):
-        # smtpd drops everything before a colon, with or without an "@" in it.
-        address.local = address.local.rpartition(":")[2]
-    address.domain = address.domain.rstrip(".")
-    return address
+    local, domain = _split(text)
+    if not _QUOTED.fullmatch(local):
+        # smtpd drops everything before a colon, quotes and an "@" included.
+        local = local.rpartition(":")[2]
+    return Address(unquoted(local), domain.rstrip("."))
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Return the local part, as it is written, and the domain."""
+    if (quoted := _QUOTED.match(text)) and (text + "@")[quoted.end()] == "@":
+        domain = text[quoted.end() + 1 :]
+        if "@" not in domain:
+            return quoted[0], domain
+    local, at, domain = text.rpartition("@")
+    return (local, domain) if at else (text, "")
 
 
 def unquoted(local: str) -> str:

@@ -25,7 +25,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import FilterConnection
 from smtpd_filters.protocol.versions import CUT
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.session import COMMANDS, Session
+from smtpd_filters.session import COMMANDS, Session, without_route
 
 from .coroutines import decide_at_once
 from .log import fold_traceback
@@ -316,6 +316,8 @@ class Engine:
                 session.rewrites.pop(phase.name, None)
             if self._journal is not None and phase is MAIL_FROM:
                 self._journal.mail_from(session, argument)
+            if phase.argument == "address" and b":" in argument:
+                argument = without_route(argument)
             ask = self._asks.get(phase)
             decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:

@@ -33,6 +33,18 @@ from smtpd_filters.addresses import Address, path, unquoted
         ("@[IPv6:::1]:a@b", "a", "b"),
         ("x:a@b", "a", "b"),  # smtpd takes whatever stands before a colon for a route
         ('"x:a"@b', "x:a", "b"),
+        # smtpd sees no quotes before the colon.
+        ('"x":a@b', "a", "b"),
+        ('"x:a@b', "a", "b"),
+        ('"x@y":a@b', "a", "b"),
+        ('"x"@y:a@b', "a", "b"),
+        ('"\\":a@b', "a", "b"),
+        ('"x":"a"@b', "a", "b"),
+        ("x:", "", ""),
+        ("x:@", "", ""),
+        (":", "", ""),
+        ('"x":', "", ""),
+        ('"x:', "", ""),
         ("a@[IPv6:2001:db8::1]", "a", "[IPv6:2001:db8::1]"),
         ("@b", "", "b"),
     ],

@@ -240,6 +240,19 @@ def test_a_bounce_to_several(action: str) -> None:
         assert reasons(smtpd)[0] == "null sender with several recipients"
 
 
+@pytest.mark.parametrize("sender", ["x:", '"x":', "x:@"])
+def test_a_bounce_whose_sender_is_a_route_alone(sender: str) -> None:
+    with Conversation(Rcpt, "--null-sender", "reject", "--traps", ANNA) as smtpd:
+        there = begun(smtpd, sender=sender)
+        assert [there.rcpt_to(each).verb for each in (ANNA, *named(1))] == ["proceed", "reject"]
+
+
+@pytest.mark.parametrize("route", ["x:", '"x":', '"x:', '"x@y.example":'])
+def test_a_trap_behind_a_route(route: str) -> None:
+    with Conversation(Rcpt, "--traps", ANNA, "--trapped", "reject") as smtpd:
+        assert begun(smtpd).rcpt_to(f"{route}{ANNA}").verb == "reject"
+
+
 def test_a_sender_may_have_several_recipients() -> None:
     with Conversation(Rcpt, "--null-sender", "reject") as smtpd:
         there = begun(smtpd)
