@@ -4,7 +4,7 @@ Invariants
 ----------
 *Purge is unlink*: a file is deleted as a whole; no row ever is.
 *Room for others*: nothing is written while the file system has less free space than the floor.
-*Not by mistake*: if the clock jumps ahead so far that all earlier days are too old, they are kept
+*Not by mistake*: if the clock jumps ahead, or all earlier days are too old at once, they are kept
 for another 24 hours of the monotonic clock.
 *Goes on*: a damaged file is renamed, and a new one begun; a full disk costs stories, and is logged
 once; when there is room again they are written again.
@@ -16,6 +16,7 @@ import os
 import re
 import sqlite3
 from datetime import UTC, date, datetime, timedelta
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,8 @@ _ASIDE = re.compile(NAME.pattern + r"\.damaged-[0-9T]{15}")
 SHARE = 8
 #: Seconds between two purges, and between two looks at free space.
 PURGE_INTERVAL, LOOK_INTERVAL = 600.0, 2.0
-#: Seconds for which days are kept that would all go at once.
-DOUBT = 86400.0
+#: Seconds for which days are kept while the clock may be wrong, and by which it jumps ahead then.
+DOUBT, JUMP = 86400.0, 3600.0
 #: Seconds until a file is opened again after a failure.
 PAUSE = 5.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -95,6 +96,8 @@ class Archive:
         self._next_purge = self._next_look = self._next_try = self._latest = 0.0
         #: Since when the wall clock may be wrong, by itself and by the monotonic clock.
         self._doubted = self._doubted_since = 0.0
+        #: How far the wall clock is ahead of the monotonic one, as far as it is believed.
+        self._ahead = inf
         self._full = self._failing = False
 
     def open(self, now: float) -> None:
@@ -253,19 +256,24 @@ class Archive:
             self._note(f"{self.directory}: not purged: {os_reason(error)}")
 
     def _is_doubtful(self, days: list[date], limit: date, now: float) -> bool:
-        """Return whether the clock may be wrong: all earlier days are before the limit.
+        """Return whether the clock may be wrong: it has jumped, or all earlier days are too old.
 
-        After `DOUBT` seconds they are old indeed. A clock that is wrong can't measure these.
+        After `DOUBT` seconds it is believed. A clock that is wrong can't measure these.
         """
+        ahead = now - self._clock()
+        self._ahead = min(self._ahead, ahead)
         # Days that were written since then prove nothing.
         since = datetime.fromtimestamp(self._doubted or now, UTC).date()
         earlier = [day for day in days if day < since]
-        if not earlier or max(earlier) >= limit:
+        if ahead < self._ahead + JUMP and (not earlier or max(earlier) >= limit):
             self._doubted = 0.0
             return False
         if not self._doubted:
             self._doubted, self._doubted_since = now, self._clock()
-        return self._clock() - self._doubted_since < DOUBT
+        if self._clock() - self._doubted_since < DOUBT:
+            return True
+        self._ahead = ahead
+        return False
 
     def _delete(self, path: str) -> int:
         """Delete a file; return the bytes that are free now."""

@@ -182,6 +182,23 @@ def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
     assert not aside.exists()
 
 
+def test_a_clock_that_is_some_days_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
+    passed = [1000.0]
+    archive = make(days=3, clock=lambda: passed[0])
+    for _ in range(3):
+        archive.write([stored(1)], NOON - 1000 + passed[0])
+        passed[0] += DAY
+    before = names(tmp_path)
+    archive.write([stored(2)], NOON + 5 * DAY)
+    archive.write([stored(3)], NOON + 3 * DAY)
+    assert set(before) <= set(names(tmp_path))
+    # The clock was right: the machine was suspended.
+    archive.write([stored(4)], NOON + 7 * DAY)
+    passed[0] += DAY
+    archive.write([stored(5)], NOON + 8 * DAY)
+    assert not set(before) & set(names(tmp_path))
+
+
 def test_a_clock_that_begins_in_1970_and_is_far_ahead_later_deletes_nothing(
     make: Make, tmp_path: Path
 ) -> None:
@@ -292,9 +309,11 @@ def test_subjects_only_on_request(make: Make, tmp_path: Path) -> None:
 
 
 def test_old_days_are_deleted(make: Make, tmp_path: Path) -> None:
-    archive = make(days=2)
+    passed = [1000.0]
+    archive = make(days=2, clock=lambda: passed[0])
     for day in range(5):
         archive.write([stored(day)], NOON + day * DAY)
+        passed[0] += DAY
     assert names(tmp_path) == ["2026-12-02.sqlite", "2026-12-03.sqlite", "2026-12-04.sqlite"]
     assert not [path for path in tmp_path.iterdir() if path.name.startswith("2026-11")]
 
