@@ -15,18 +15,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from itertools import islice
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.message.folding import field_lines
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from smtpd_filters.session import Session
 
 #: Files at most, so that counting them is quick.
 MAX_FILES = 10_000
+#: Files that are counted at a time, and units of work for each (`runtime.pace`).
+_AT_ONCE, _STAT = 100, 8
 #: Seconds between two counts of the directory.
 RECOUNT = 60.0
 #: Recipients that are named in a copy.
@@ -42,12 +45,16 @@ class Quarantine:
         self._path = os.path.abspath(path)  # noqa: PTH100  # pathlib costs start-up
         self._limit = limit
         self._serial = 0
+        #: The sizes of the copies that are being made, and of those made since the last count.
+        self._making: dict[str, int] = {}
+        self._made: dict[str, int] = {}
         try:
             for part in _PARTS:
                 os.makedirs(self._file(part), mode=0o700, exist_ok=True)  # noqa: PTH103
                 if not os.access(self._file(part), os.W_OK | os.X_OK):
                     raise PermissionError(13, "Permission denied")
-            self._count()
+            for _ in self._count():
+                pass
         except OSError as error:
             raise ConfigError(f"{self._path}: {os_reason(error)}") from None
 
@@ -59,35 +66,42 @@ class Quarantine:
     def _file(self, part: str, name: str = "") -> str:
         return os.path.join(self._path, part, name) if name else os.path.join(self._path, part)  # noqa: PTH118
 
-    def _count(self) -> None:
-        """Count files and bytes."""
+    def _count(self) -> Generator[int, None, None]:
+        """Count files and bytes, in steps; yield the work of each (`runtime.pace`).
+
+        Copies of this process are counted with their whole sizes, also if they are made meanwhile.
+        """
         self._counted = time.monotonic()
-        self._files = self._bytes = 0
+        self._made = {}
+        files = size = 0
+        for number, each in enumerate(islice(self._entries(), MAX_FILES + 1)):
+            if not number % _AT_ONCE:
+                yield _AT_ONCE * _STAT
+            if each.name in self._making or each.name in self._made:
+                continue
+            files += 1
+            with contextlib.suppress(FileNotFoundError):
+                size += each.stat(follow_symlinks=False).st_size
+        own = [*self._making.values(), *self._made.values()]
+        self._files, self._bytes = files + len(own), size + sum(own)
+
+    def _entries(self) -> Iterator[os.DirEntry[str]]:
         for part in _PARTS:
             with os.scandir(self._file(part)) as found:
-                for each in found:
-                    self._files += 1
-                    with contextlib.suppress(FileNotFoundError):
-                        self._bytes += each.stat(follow_symlinks=False).st_size
-                    if self._files > MAX_FILES:
-                        return
-
-    def has_room(self, size: int) -> bool:
-        """Return whether a message of so many bytes fits; count the files again if it is time."""
-        if time.monotonic() - self._counted >= RECOUNT:
-            self._count()
-        return self._files < MAX_FILES and self._bytes + size <= self._limit
+                yield from found
 
     async def keep(self, about: Iterable[bytes], size: int, chunks: Iterator[bytes]) -> str:
         """Write a copy of a message below the lines `about`; return its name, "" without room.
 
         Raises OSError, and whatever `chunks` raises; nothing is left then.
         """
-        from smtpd_filters.runtime.pace import pace  # asyncio is already loaded
+        from smtpd_filters.runtime.pace import pace, paced  # asyncio is already loaded
 
         head = b"\n".join([*about, b""])
         size += len(head)
-        if not self.has_room(size):
+        if time.monotonic() - self._counted >= RECOUNT:
+            await paced(self._count())
+        if self._files >= MAX_FILES or self._bytes + size > self._limit:
             return ""
         self._serial += 1
         now = time.time()
@@ -96,6 +110,7 @@ class Quarantine:
         # Before anything is awaited: copies at the same time share the room.
         self._files += 1
         self._bytes += size
+        self._making[name] = size
         try:
             number = os.open(here, _FLAGS, 0o600)
             try:
@@ -112,6 +127,10 @@ class Quarantine:
             with contextlib.suppress(OSError):
                 os.unlink(here)  # noqa: PTH108  # pathlib costs start-up
             raise
+        else:
+            self._made[name] = size
+        finally:
+            del self._making[name]
         return name
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.clamav import Clamav, main
+from smtpd_filters.filters.clamav import Clamav, main, quarantine
 from smtpd_filters.filters.clamav.quarantine import Quarantine
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.lookups.stream import Address
@@ -401,6 +401,49 @@ def test_the_quarantine_has_a_bound(clamd: Clamd, tmp_path: Path) -> None:
     assert delivery.reply == REFUSED
     assert "no copy kept: the quarantine is full" in log()
     assert not list((tmp_path / "new").iterdir())
+
+
+def keep(folder: Quarantine, *pieces: bytes, meanwhile: Callable[[], object] = bool) -> str:
+    """Keep a copy of a message; call a function before its last piece."""
+
+    def chunks() -> Iterator[bytes]:
+        *first, last = pieces
+        yield from first
+        meanwhile()
+        yield last
+
+    return asyncio.run(folder.keep([], sum(map(len, pieces)), chunks()))
+
+
+def test_what_the_operator_deletes_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Quarantine(str(tmp_path), 1000)
+    kept = keep(folder, b"x" * 600)
+    assert kept
+    (tmp_path / "new" / kept).unlink()
+    assert keep(folder, b"x" * 600) == "", "it is counted again later"
+    monkeypatch.setattr(quarantine, "RECOUNT", 0.0)
+    assert keep(folder, b"x" * 600)
+    assert keep(folder, b"x" * 600) == ""
+
+
+def test_files_are_counted_in_steps_while_copies_are_made(tmp_path: Path) -> None:
+    folder = Quarantine(str(tmp_path), 1 << 20)
+    for number in range(250):
+        (tmp_path / "new" / str(number)).write_bytes(b"x")
+    count = folder._count()
+    steps = [next(count)]
+    assert keep(folder, b"y" * 1000)
+    steps += count
+    assert len(steps) == 3
+    assert (folder._files, folder._bytes) == (251, 1250)
+    half = b"z" * 1000
+    assert keep(folder, half, half, meanwhile=lambda: list(folder._count()))
+    assert (folder._files, folder._bytes) == (252, 3250)
+    with pytest.raises(ZeroDivisionError):
+        keep(folder, half, half, meanwhile=lambda: [*folder._count(), 1 / 0])
+    assert (folder._files, folder._bytes) == (252, 3250)
 
 
 def test_a_copy_that_fails_changes_nothing(clamd: Clamd, tmp_path: Path) -> None:
