@@ -834,8 +834,14 @@ def test_a_list_that_is_new_is_off_until_it_has_been_tested(
         smtpd.refresh()  # waits for the test
         assert come(smtpd, GOOD).verb == "proceed"
         assert lists.asked(world, "A") == 1
+        # And it stays off when the file is read again.
+        file.write_text(f"{ZONE}\n{OTHER}*2\n")
+        smtpd.reload()
+        assert come(smtpd, GOOD).verb == "proceed"
+        assert not lists.asked(under(OTHER, GOOD), "A")
         log = "\n".join(smtpd.log)
     assert f'zone={OTHER} about=IPv4 switched=off cause="lists 127.0.0.1' in log
+    assert f"dnsbl reload table=client result=ok file={file} entries=2" in smtpd.log[-1]
 
 
 @pytest.mark.parametrize(
