@@ -2,7 +2,8 @@
 
 Invariants
 ----------
-*No hint*: an unknown user takes as long to refuse as a wrong password.
+*No hint*: an unknown user takes as long to refuse as a wrong password, of the user whose hash takes
+longest.
 *Bounded*: passwords are hashed in a thread, one at a time, since each takes 16 MiB and a fifth of
 a second. Further log-ins than `QUEUE` are refused at once.
 *Private*: a file that others may read or write is refused.
@@ -20,6 +21,7 @@ import stat
 from functools import partial
 from hashlib import scrypt
 from hmac import compare_digest
+from math import prod
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
@@ -27,12 +29,9 @@ from smtpd_filters.settings.files import create_file, no_directory, read_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
-#: The parameters of new hashes. RFC 7914 section 2: N is the cost, r the block size, p the
-#: parallelisation. OWASP's recommendation for 16 MiB of memory.
-COST, BLOCK, PARALLEL = 1 << 14, 8, 5
 #: The limits of a file's hashes: memory is 128 * N * r bytes.
 MAX_COST, MAX_BLOCK, MAX_PARALLEL = 1 << 17, 8, 16
 _SALT, _LENGTH = 16, 32
@@ -44,8 +43,20 @@ _LET = "chgrp to the page's group, and chmod 0640"
 _USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
+class Work(NamedTuple):
+    """The parameters of a hash: N, the cost, r, the block size, and p, the parallelisation."""
+
+    cost: int
+    block: int
+    parallel: int
+
+
+#: That of new hashes: OWASP's recommendation for 16 MiB of memory.
+USUAL = Work(1 << 14, 8, 5)
+
+
 class Hash(NamedTuple):
-    """A hash with its parameters."""
+    """A hash with its parameters (RFC 7914 section 2)."""
 
     cost: int
     block: int
@@ -54,11 +65,16 @@ class Hash(NamedTuple):
     digest: bytes
 
     @classmethod
-    def of(cls, password: str) -> Self:
+    def of(cls, password: str, work: Work = USUAL) -> Self:
         """Return the hash of a password, with a new salt."""
         salt = secrets.token_bytes(_SALT)
-        digest = _hashed(password, COST, BLOCK, PARALLEL, salt, _LENGTH)
-        return cls(COST, BLOCK, PARALLEL, salt, digest)
+        return cls(*work, salt, _hashed(password, *work, salt, _LENGTH))
+
+    @classmethod
+    def of_nobody(cls, users: Iterable[Hash]) -> Self:
+        """Return a hash of no password, which takes as much work as the most of any of these."""
+        most = max((Work(*each[:3]) for each in users), key=prod, default=USUAL)
+        return cls(*most, secrets.token_bytes(_SALT), bytes(_LENGTH))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -107,8 +123,8 @@ class Passwords:
 
     def __init__(self, users: dict[str, Hash], path: str = "") -> None:
         self._users = users
+        self._nobody = Hash.of_nobody(users.values())
         self.path = path
-        self._nobody = Hash(COST, BLOCK, PARALLEL, secrets.token_bytes(_SALT), bytes(_LENGTH))
         self._turn = asyncio.Lock()
         self._waiting = 0
 
@@ -126,6 +142,7 @@ class Passwords:
         Raises ConfigError as `read` does; then the users stay.
         """
         self._users = _entries(self.path)
+        self._nobody = Hash.of_nobody(self._users.values())
         return len(self._users)
 
     def __contains__(self, user: str) -> bool:
@@ -192,7 +209,7 @@ def _entries(path: str) -> dict[str, Hash]:
     return found
 
 
-def with_user(path: str, user: str, password: str) -> None:
+def with_user(path: str, user: str, password: str, work: Work = USUAL) -> None:
     """Add a user to a file, or change the password; the file is made if it is missing.
 
     Raises ConfigError.
@@ -200,7 +217,7 @@ def with_user(path: str, user: str, password: str) -> None:
     if not _USER.fullmatch(user):
         raise ConfigError(f"USER: expected letters, digits and any of ._@-, not {user!r}")
     users = _entries(path) if os.path.lexists(path) else {}
-    users[user] = Hash.of(password)
+    users[user] = Hash.of(password, work)
     text = "".join(f"{name}:{hashed}\n" for name, hashed in users.items())
     temporary = f"{path}.new"
     try:

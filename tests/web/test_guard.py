@@ -10,10 +10,9 @@ import pytest
 from aiohttp import ClientSession, CookieJar, web
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.web import passwords
 from smtpd_filters.web.guard import HEADERS, LOCAL_NAMES, Access, Guard, check_exposure
 from smtpd_filters.web.logins import TRIES
-from smtpd_filters.web.passwords import Hash, Passwords, with_user
+from smtpd_filters.web.passwords import Hash, Passwords, Work, with_user
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +21,7 @@ if TYPE_CHECKING:
     Visit = Callable[["Visitor"], Awaitable[None]]
 
 
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "COST", 2)
-    monkeypatch.setattr(passwords, "PARALLEL", 1)
+LITTLE = Work(2, 8, 1)
 
 
 class Visitor:
@@ -113,7 +109,7 @@ def visit(access: Access, visiting: Visit) -> None:
 
 
 def users(**known: str) -> Passwords:
-    return Passwords({user: Hash.of(password) for user, password in known.items()})
+    return Passwords({user: Hash.of(password, LITTLE) for user, password in known.items()})
 
 
 def test_without_passwords_everybody_here_reads() -> None:
@@ -180,7 +176,7 @@ def test_a_log_in_expires() -> None:
 def test_log_ins_end_if_the_user_is_removed_or_changed(tmp_path: Path) -> None:
     path = str(tmp_path / "users")
     for user in ("ann", "bob"):
-        with_user(path, user, "wonder")
+        with_user(path, user, "wonder", LITTLE)
     passwords = Passwords.read(path)
 
     def remove_all() -> None:
@@ -188,10 +184,10 @@ def test_log_ins_end_if_the_user_is_removed_or_changed(tmp_path: Path) -> None:
 
     async def visiting(visitor: Visitor) -> None:
         await visitor.log_in("ann", "wonder")
-        with_user(path, "bob", "builder")
+        with_user(path, "bob", "builder", LITTLE)
         assert passwords.reload() == 2
         assert (await visitor.get("/"))[:2] == (200, "ann")
-        with_user(path, "ann", "other")
+        with_user(path, "ann", "other", LITTLE)
         assert (await visitor.get("/"))[:2] == (200, "ann")
         passwords.reload()
         assert (await visitor.get("/"))[0] == 303
@@ -208,13 +204,13 @@ def test_log_ins_end_if_the_user_is_removed_or_changed(tmp_path: Path) -> None:
 
 def test_a_password_that_is_changed_during_the_log_in(tmp_path: Path) -> None:
     path = str(tmp_path / "users")
-    with_user(path, "ann", "wonder")
+    with_user(path, "ann", "wonder", LITTLE)
 
     async def log_in() -> bool:
         passwords = Passwords.read(path)
         checking = asyncio.create_task(passwords.check("ann", "wonder"))
         await asyncio.sleep(0)  # it has the hash
-        with_user(path, "ann", "other")
+        with_user(path, "ann", "other", LITTLE)
         passwords.reload()
         return await checking
 

@@ -11,18 +11,12 @@ from hypothesis import strategies as st
 
 from smtpd_filters.cli.web import _reload
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.web import passwords
 from smtpd_filters.web.guard import Access
-from smtpd_filters.web.passwords import BusyError, Hash, Passwords, with_user
+from smtpd_filters.web.passwords import QUEUE, USUAL, BusyError, Hash, Passwords, Work, with_user
 from tests.effort import part
 
+LITTLE = Work(2, 8, 1)
 CHEAP = "scrypt$2$1$1$AAAAAAAAAAAAAAAAAAAAAA==$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
-
-
-@pytest.fixture(autouse=True)
-def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(passwords, "COST", 2)
-    monkeypatch.setattr(passwords, "PARALLEL", 1)
 
 
 @pytest.fixture
@@ -40,7 +34,7 @@ def test_a_file_of_another_user_names_the_remedy() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         path = f"{folder}/users"
-        with_user(path, "ann", "wonder")
+        with_user(path, "ann", "wonder", LITTLE)
         os.seteuid(65534)
         try:
             with pytest.raises(ConfigError, match=r"users: Permission denied .*chmod 0640"):
@@ -52,14 +46,14 @@ def test_a_file_of_another_user_names_the_remedy() -> None:
 
 
 def test_a_user_is_added_and_changed(path: Path) -> None:
-    with_user(str(path), "ann", "wonder")
-    with_user(str(path), "bob", "builder")
+    with_user(str(path), "ann", "wonder", LITTLE)
+    with_user(str(path), "bob", "builder", LITTLE)
     assert path.stat().st_mode & 0o777 == 0o600
     assert check(path, "ann", "wonder")
     assert not check(path, "ann", "builder")
     assert not check(path, "eve", "wonder")
     path.chmod(0o640)
-    with_user(str(path), "ann", "other")
+    with_user(str(path), "ann", "other", LITTLE)
     assert check(path, "ann", "other")
     assert not check(path, "ann", "wonder")
     assert check(path, "bob", "builder")
@@ -68,12 +62,24 @@ def test_a_user_is_added_and_changed(path: Path) -> None:
 
 def test_what_is_in_the_way_of_the_new_file_is_removed(path: Path) -> None:
     os.mkfifo(f"{path}.new")  # to open it would wait
-    with_user(str(path), "ann", "wonder")
+    with_user(str(path), "ann", "wonder", LITTLE)
     assert check(path, "ann", "wonder")
 
 
+def test_an_unknown_user_takes_as_much_work_as_the_most_of_a_known_one(path: Path) -> None:
+    assert Passwords({})._nobody[:3] == USUAL
+    with_user(str(path), "ann", "wonder", LITTLE)
+    known = Passwords.read(str(path))
+    assert known._nobody[:3] == LITTLE
+    more = Work(4, 8, 2)
+    with_user(str(path), "bob", "builder", more)
+    with_user(str(path), "eve", "apple", LITTLE)
+    known.reload()
+    assert known._nobody[:3] == more
+
+
 def test_the_password_is_not_in_the_file(path: Path) -> None:
-    with_user(str(path), "ann", "wonder")
+    with_user(str(path), "ann", "wonder", LITTLE)
     assert "wonder" not in path.read_text()
     assert path.read_text().startswith("ann:scrypt$2$8$1$")
 
@@ -81,14 +87,14 @@ def test_the_password_is_not_in_the_file(path: Path) -> None:
 @pytest.mark.parametrize("user", ["", "a:b", "a\nb", "-x", "ä", "x" * 65])
 def test_names_that_no_user_has(path: Path, user: str) -> None:
     with pytest.raises(ConfigError, match="USER"):
-        with_user(str(path), user, "wonder")
+        with_user(str(path), user, "wonder", LITTLE)
     assert not path.exists()
 
 
 def test_a_directory_that_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "mail" / "passwords"
     with pytest.raises(ConfigError) as raised:
-        with_user(str(path), "ann", "wonder")
+        with_user(str(path), "ann", "wonder", LITTLE)
     missing = f"No such file or directory (make the directory {path.parent} first)"
     assert str(raised.value) == f"{path}: {missing}"
 
@@ -118,7 +124,7 @@ def test_files_with_mistakes(path: Path, text: str, error: str) -> None:
 
 
 def test_a_mistake_keeps_the_users(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with_user(str(path), "ann", "wonder")
+    with_user(str(path), "ann", "wonder", LITTLE)
     access = Access(passwords=Passwords.read(str(path)))
     assert access.passwords is not None
     _reload(access)
@@ -158,18 +164,18 @@ def test_a_hash_is_parsed_or_refused(text: str) -> None:
 @settings(max_examples=part(50), deadline=None)
 @given(st.text(max_size=50))
 def test_any_text_is_a_password(text: str) -> None:
-    assert Hash.of(text).fits(text)
-    assert not Hash.of(text).fits(text + "x")
+    assert Hash.of(text, LITTLE).fits(text)
+    assert not Hash.of(text, LITTLE).fits(text + "x")
 
 
 def test_only_so_many_wait(path: Path) -> None:
-    with_user(str(path), "ann", "wonder")
+    with_user(str(path), "ann", "wonder", LITTLE)
 
     async def run() -> list[object]:
         users = Passwords.read(str(path))
-        tries = [users.check("ann", "x") for _ in range(passwords.QUEUE + 2)]
+        tries = [users.check("ann", "x") for _ in range(QUEUE + 2)]
         return await asyncio.gather(*tries, return_exceptions=True)
 
     results = asyncio.run(run())
     assert [type(each) for each in results].count(BusyError) == 2
-    assert results.count(False) == passwords.QUEUE
+    assert results.count(False) == QUEUE
