@@ -14,6 +14,7 @@ from aiohttp import web
 
 from smtpd_filters.errors import ConfigError, os_reason
 
+from .bounds import DEFAULT
 from .connections import Connections, Failures
 from .guard import Access, Guard, check_exposure
 from .memory import Memory, Stores
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.journal.query import Journal
 
+    from .bounds import Bounds
     from .trials import Setup
 
 #: Bytes of a form.
@@ -52,12 +54,13 @@ def application(
     access: Access,
     stores: Stores = Stores(),  # noqa: B008  # immutable
     trials: Setup | None = None,
+    bounds: Bounds = DEFAULT,
 ) -> web.Application:
     """Return the application; `journal` makes a reader of the journal for each query.
 
     `trials` is how other settings are tried; None if they can't be.
     """
-    guard = Guard(access)
+    guard = Guard(access, bounds=bounds)
     app = web.Application(middlewares=[guard.middleware], client_max_size=MAX_FORM)
     further = [("/greylist", "Greylist")] if stores.greylist else []
     further += [("/limits", "Limits")] if stores.limits else []
@@ -83,12 +86,13 @@ async def _to_page(request: web.Request) -> web.StreamResponse:
     raise web.HTTPMovedPermanently(f"{request.path}/")
 
 
-async def serve(
+async def serve(  # noqa: PLR0913  # what a service has
     app: web.Application,
     addresses: Sequence[Listening],
     access: Access,
     ready: Callable[[str], None],
     reload: Callable[[], object] = lambda: None,
+    bounds: Bounds = DEFAULT,
 ) -> None:
     """Serve until SIGTERM or SIGINT; `ready` is called with each address, `reload` at SIGHUP.
 
@@ -97,7 +101,7 @@ async def serve(
     check_exposure([each.path or each.host for each in addresses], access)
     # Failures of handlers are logged by the guard; the rest is about requests that aren't HTTP.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
-    connections = Connections()
+    connections = Connections(bounds)
     app.middlewares.insert(0, connections.middleware)
     ends: dict[str, Any] = {"shutdown_timeout": SHUTDOWN}
     of_runner = "shutdown_timeout" in signature(web.BaseRunner.__init__).parameters
@@ -111,7 +115,7 @@ async def serve(
     sockets: dict[str, tuple[int, int] | None] = {}
     ending = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(Failures().handle)
+    loop.set_exception_handler(Failures(bounds.idle).handle)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.add_signal_handler(signal.SIGHUP, reload)

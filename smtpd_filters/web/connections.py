@@ -4,8 +4,8 @@ aiohttp waits for the header of a request, and for a client that doesn't read, a
 
 Invariants
 ----------
-*Bounded*: a connection without a request in progress ends after `IDLE` seconds, and those that have
-been without one for longest end earlier if there are more than `MOST`.
+*Bounded*: a connection without a request in progress ends after `idle` seconds (`Bounds`), and
+those that have been without one for longest end earlier if there are more than `connections`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from aiohttp import web
 
 from smtpd_filters.errors import os_reason
 
+from .bounds import DEFAULT
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-#: Seconds without a request in progress, and connections at a time.
-IDLE, MOST = 30.0, 256
-#: Seconds between two looks.
-EVERY = 1.0
+    from .bounds import Bounds
+
 #: Seconds between two lines of the log on connections that can't be accepted.
 REPORTING = 60.0
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -37,7 +37,8 @@ _LOG = logging.getLogger(__name__)
 class Connections:
     """What the connections of a server do."""
 
-    def __init__(self) -> None:
+    def __init__(self, bounds: Bounds = DEFAULT) -> None:
+        self._bounds = bounds
         #: The number of requests in progress.
         self._busy: Counter[Any] = Counter()
         #: Since when each connection has none.
@@ -70,17 +71,17 @@ class Connections:
         waiting = sorted(
             (each for each in self._since if each not in busy), key=self._since.__getitem__
         )
-        surplus = max(len(self._since) - MOST, 0)
+        surplus = max(len(self._since) - self._bounds.connections, 0)
         return [
             each
             for at, each in enumerate(waiting)
-            if at < surplus or now - self._since[each] > IDLE
+            if at < surplus or now - self._since[each] > self._bounds.idle
         ]
 
     async def watch(self, server: web.Server) -> None:
         """End useless connections of a server, until it is cancelled."""
         while True:
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(self._bounds.watch)
             for each in self.useless(server.connections, time.monotonic()):
                 if each.transport is not None:
                     each.transport.abort()
@@ -92,8 +93,10 @@ class Failures:
     Without descriptors there are more than a hundred in a second, with a traceback each.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(
+        self, idle: float = DEFAULT.idle, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._idle, self._clock = idle, clock
         self._next = float("-inf")
 
     def handle(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -106,5 +109,5 @@ class Failures:
             _LOG.warning(
                 "no more connections can be accepted: %s; idle ones are closed after %g seconds",
                 os_reason(error),
-                IDLE,
+                self._idle,
             )

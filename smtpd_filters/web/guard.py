@@ -30,11 +30,13 @@ from aiohttp import web
 
 from smtpd_filters.errors import ConfigError
 
+from .bounds import DEFAULT
 from .logins import Attempts, Login, Logins
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
+    from .bounds import Bounds
     from .passwords import Passwords
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -69,8 +71,6 @@ UNIX = "unix"
 _USER_MAX = 200
 #: An IPv6 address in brackets or an IPv4 address, behind which a port may be.
 _WITHOUT_PORT = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?$")
-#: Seconds that a client may take to send a form.
-PATIENCE = 20.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -117,8 +117,14 @@ def check_exposure(addresses: Sequence[str], access: Access) -> None:
 class Guard:
     """The guard; `middleware` is its entry for aiohttp."""
 
-    def __init__(self, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        access: Access,
+        clock: Callable[[], float] = time.monotonic,
+        bounds: Bounds = DEFAULT,
+    ) -> None:
         self.access = access
+        self.bounds = bounds
         self.logins = Logins()
         self.attempts = Attempts()
         self._clock = clock
@@ -253,7 +259,7 @@ class Guard:
             same = _authority(origin) == _host(request).lower() != ""
         else:
             same = request.headers.get("Sec-Fetch-Site") == "same-origin"
-        form = (await _fields(request)).get("form", "") if same else ""
+        form = (await _fields(request, self.bounds.form)).get("form", "") if same else ""
         expected = self.form(request)
         if not (
             same and isinstance(form, str) and compare_digest(form.encode(), expected.encode())
@@ -326,14 +332,14 @@ def _authority(origin: str) -> str:
         return ""
 
 
-async def _fields(request: web.Request) -> Mapping[str, object]:
-    """Return the fields of a form. Raises HTTPBadRequest if it can't be read.
+async def _fields(request: web.Request, seconds: float) -> Mapping[str, object]:
+    """Return the fields of a form. Raises HTTPBadRequest if it can't be read in so many seconds.
 
     aiohttp reports what is wrong with a form by exceptions of any kind, its own assertions among
     them: a client causes those, so that they are not logged.
     """
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(seconds):
             fields = await request.post()
         for each in fields.values():
             if isinstance(each, str):

@@ -3,10 +3,10 @@
 Invariants
 ----------
 *Read when needed*: the journal is read only while somebody listens, once a second for all of them.
-*Bounded*: there are at most `MOST` listeners; one that reads slower than `QUEUE` events is dropped,
-and its connection ends after `PATIENCE` seconds without reading.
+*Bounded*: there are at most `listeners` (`Bounds`); one that reads slower than `events` is dropped,
+and its connection ends after `unread` seconds without reading.
 *Allowed*: a listener whose log-in has ended gets nothing more.
-*Kept alive*: a comment every `BEAT` seconds shows proxies that the connection lives.
+*Kept alive*: a comment every `beat` seconds shows proxies that the connection lives.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from .bounds import DEFAULT
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from smtpd_filters.journal.stories import Story
 
-#: Listeners, and events that may wait for one.
-MOST, QUEUE = 20, 500
-#: Seconds between two looks at the journal, between two comments, and for which a listener need not
-#: read.
-EVERY, BEAT, PATIENCE = 1.0, 15.0, 30.0
+    from .bounds import Bounds
+
 #: Stories that a look finds at most; there may be more then.
 FULL = 100
 HEADERS = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
@@ -42,9 +41,11 @@ class Live:
         begin: Callable[[], Awaitable[None]],
         new: Callable[[], Awaitable[list[Story]]],
         show: Callable[[Story], str],
+        bounds: Bounds = DEFAULT,
     ) -> None:
         self._begin, self._new = begin, new
         self._show = show
+        self._bounds = bounds
         self._listeners: set[asyncio.Queue[bytes | None]] = set()
         self._open = 0
         self._task: asyncio.Task[None] | None = None
@@ -56,7 +57,7 @@ class Live:
 
         `headers` are added to the response.
         """
-        if self._open >= MOST:
+        if self._open >= self._bounds.listeners:
             raise web.HTTPServiceUnavailable(text="Too many readers of the live feed.\n")
         self._open += 1
         try:
@@ -72,20 +73,20 @@ class Live:
     async def _serve(
         self, request: web.Request, response: web.StreamResponse, may_read: Callable[[], bool]
     ) -> None:
-        queue: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUE)
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(self._bounds.events)
         self._listeners.add(queue)
         if self._task is None:
             self._task = asyncio.create_task(self._follow())
         try:
             while True:
                 try:
-                    async with asyncio.timeout(BEAT):
+                    async with asyncio.timeout(self._bounds.beat):
                         event = await queue.get()
                 except TimeoutError:
                     event = b":\n\n"
                 if event is None or not may_read():
                     break
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._bounds.unread):
                     await response.write(event)
         except TimeoutError:
             if request.transport is not None:
@@ -103,7 +104,7 @@ class Live:
                 if stories:
                     self._send(stories)
                 if len(stories) < FULL:
-                    await asyncio.sleep(EVERY)
+                    await asyncio.sleep(self._bounds.follow)
         except web.HTTPException:
             self._end()
         finally:

@@ -2,7 +2,7 @@
 
 Invariants
 ----------
-*Bounded*: a page shows `SHOWN` entries of at most `SCANNED` that are read for it.
+*Bounded*: a page shows `shown` entries of at most `scanned` that are read for it (`Bounds`).
 *Only by a form*: what changes a store is a POST, which passes the guard (`guard`), and comes from a
 sender that the guard lets change stores.
 *Failures are shown*: a store that can't be reached is status 503; other pages don't need it.
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from .guard import Guard
 
-#: Entries that are shown, and read for it.
-SHOWN, SCANNED = 200, 20_000
 #: Characters of a field of a form.
 _LONGEST = 4096
 #: Seconds for which a client is let in: a year.
@@ -57,6 +55,7 @@ class Memory:
         self._guard = guard
         self._stores = stores
         self._prefix = guard.access.prefix
+        self._shown, self._scanned = guard.bounds.shown, guard.bounds.scanned
         self._greylist: Store | None = None
         self._limits: Store | None = None
 
@@ -112,11 +111,11 @@ class Memory:
         if text:
             found = [each async for each in records(store, client_key(text))]
         if found:
-            return found[:SHOWN], len(found) <= SHOWN
+            return found[: self._shown], len(found) <= self._shown
         scanned = 0
         async for each in records(store):
             scanned += 1
-            if len(found) >= SHOWN or scanned > SCANNED:
+            if len(found) >= self._shown or scanned > self._scanned:
                 return found, False
             words = (each.client, each.address, each.sender or "", each.recipient or "")
             if not text or any(text in word for word in words):
@@ -151,11 +150,11 @@ class Memory:
         try:
             async for use in uses_of(store, key_prefix("")):
                 top.append(use)
-                if len(top) >= SCANNED:
-                    top = nlargest(SHOWN, top, key=_share)
+                if len(top) >= self._scanned:
+                    top = nlargest(self._shown, top, key=_share)
         except UnavailableError as error:
             raise _unavailable(error) from None
-        uses = nlargest(SHOWN, top, key=_share)
+        uses = nlargest(self._shown, top, key=_share)
         return self._render(request, "limits.html", uses=uses, name=shown)
 
     async def change_limits(self, request: web.Request) -> web.StreamResponse:

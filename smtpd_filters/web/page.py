@@ -141,7 +141,7 @@ class Pages:
         self._guard = guard
         self._clock = clock
         self._turns = asyncio.Semaphore(AT_ONCE)
-        self._live = Live(self._begin, self._new, self._row)
+        self._live = Live(self._begin, self._new, self._row, guard.bounds)
         #: How far the live feed has come.
         self._marks: dict[str, Mark] = {}
         self._metrics = _metrics()

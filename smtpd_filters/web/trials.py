@@ -69,9 +69,10 @@ class Trial:
 class Trials:
     """The trials of a service."""
 
-    def __init__(self, setup: Setup, clock: Callable[[], float]) -> None:
-        """Take the setup, and a clock in seconds."""
+    def __init__(self, setup: Setup, clock: Callable[[], float], longest: float = LONGEST) -> None:
+        """Take the setup, a clock in seconds, and the seconds for a trial."""
         self._setup = setup
+        self._longest = longest
         self._clock = clock
         self._trials: dict[str, Trial] = {}
         self._describing = asyncio.Lock()
@@ -139,7 +140,7 @@ class Trials:
     async def _run(self, trial: Trial, chosen: Mapping[str, Any]) -> None:
         try:
             trial.result = await self._ask(
-                {"do": "try", **chosen}, LONGEST, lambda now: setattr(trial, "progress", now)
+                {"do": "try", **chosen}, self._longest, lambda now: setattr(trial, "progress", now)
             )
         except TrialError as error:
             trial.error = str(error)

@@ -14,8 +14,9 @@ from aiohttp import ClientSession, web
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.journal.query import Journal
-from smtpd_filters.web import connections, guard
+from smtpd_filters.web import connections
 from smtpd_filters.web.application import Listening, application, serve
+from smtpd_filters.web.bounds import DEFAULT, Bounds
 from smtpd_filters.web.guard import Access
 
 if TYPE_CHECKING:
@@ -87,19 +88,16 @@ def test_it_answers_until_sigterm(
     ],
     ids=["nothing", "half a header", "half a form", "kept alive"],
 )
-def test_a_connection_that_waits_for_nothing_ends(
-    request_: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connections, "EVERY", 0.01)
-    monkeypatch.setattr(connections, "IDLE", 0.05)
-    monkeypatch.setattr(guard, "PATIENCE", 0.05)
+def test_a_connection_that_waits_for_nothing_ends(request_: bytes, tmp_path: Path) -> None:
+    bounds = Bounds(watch=0.01, idle=0.05, form=0.05)
 
     async def run() -> None:
         ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         access = Access()
-        app = application(lambda: Journal(str(tmp_path)), access)
+        app = application(lambda: Journal(str(tmp_path)), access, bounds=bounds)
         addresses = [Listening("127.0.0.1", 0)]
-        service = asyncio.create_task(serve(app, addresses, access, ready.set_result))
+        serving = serve(app, addresses, access, ready.set_result, bounds=bounds)
+        service = asyncio.create_task(serving)
         host, _, port = (await ready).partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         writer.write(request_)
@@ -120,7 +118,7 @@ def test_connections_without_a_descriptor_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     now = [0.0]
-    failures = connections.Failures(lambda: now[0])
+    failures = connections.Failures(clock=lambda: now[0])
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(failures.handle)
     context = {"message": "m", "exception": OSError(errno.EMFILE, "Too many"), "socket": None}
@@ -143,13 +141,13 @@ def test_those_that_wait_longest_end_if_there_are_too_many() -> None:
     known._busy.update(busy)
     assert known.useless(early, 1.0) == []
     ended = known.useless([*late, *busy, *early], 2.0)
-    assert len(ended) == 1100 - connections.MOST
+    assert len(ended) == 1100 - DEFAULT.connections
     assert set(early) <= set(ended)
     assert not set(busy) & set(ended)
     assert set(known.useless([*late, *busy], 2.5)) < set(late)
     known._busy.clear()
-    assert known.useless(busy, 2.5 + connections.IDLE) == []
-    assert known.useless(busy, 3.0 + connections.IDLE) == list(busy)
+    assert known.useless(busy, 2.5 + DEFAULT.idle) == []
+    assert known.useless(busy, 3.0 + DEFAULT.idle) == list(busy)
     assert known.useless([], 0.0) == []
     assert not known._since
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.web import live
+from smtpd_filters.web.bounds import Bounds
 from smtpd_filters.web.guard import Guard
 from smtpd_filters.web.logins import Login
 from tests.journal.made import refused, stored
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
 
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "EVERY", 0.01)
+AT_ONCE = Bounds(follow=0.01)
+RESTLESS = AT_ONCE._replace(beat=0.01)
 
 
 async def event(response: ClientResponse) -> str:
@@ -53,13 +53,10 @@ def test_new_messages_arrive(tmp_path: Path) -> None:
             assert "<b>\\u202e@example.com" in Document(row).text
             assert "listed in zen.example" in row
 
-    visit(tmp_path, visiting)
+    visit(tmp_path, visiting, bounds=AT_ONCE)
 
 
-def test_only_so_many_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "MOST", 1)
-    monkeypatch.setattr(live, "BEAT", 0.01)
-
+def test_only_so_many_listen(tmp_path: Path) -> None:
     async def visiting(visitor: Visitor) -> None:
         address = f"{visitor.base}/live/events"
         async with visitor.session.get(address) as first:
@@ -72,19 +69,15 @@ def test_only_so_many_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
                 async with visitor.session.get(address) as third:
                     status = third.status
 
-    visit(tmp_path, visiting)
+    visit(tmp_path, visiting, bounds=RESTLESS._replace(listeners=1))
 
 
-def test_a_connection_without_news_is_kept_alive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(live, "BEAT", 0.01)
-
+def test_a_connection_without_news_is_kept_alive(tmp_path: Path) -> None:
     async def visiting(visitor: Visitor) -> None:
         async with visitor.session.get(f"{visitor.base}/live/events") as response:
             assert (await response.content.readline()) == b":\n"
 
-    visit(tmp_path, visiting)
+    visit(tmp_path, visiting, bounds=RESTLESS)
 
 
 def test_the_first_message_of_all_arrives(tmp_path: Path) -> None:
@@ -95,7 +88,7 @@ def test_the_first_message_of_all_arrives(tmp_path: Path) -> None:
             written(tmp_path, [stored(1, t=int(now * 1000))], now)
             assert "alice@example.org" in await event(response)
 
-    visit(tmp_path, visiting)
+    visit(tmp_path, visiting, bounds=AT_ONCE)
 
 
 def test_a_head_of_the_feed_ends(tmp_path: Path) -> None:
@@ -103,7 +96,7 @@ def test_a_head_of_the_feed_ends(tmp_path: Path) -> None:
         async with visitor.session.head(f"{visitor.base}/live/events") as response:
             assert response.status == 405
 
-    visit(tmp_path, visiting)
+    visit(tmp_path, visiting, bounds=AT_ONCE)
 
 
 class Connection:
@@ -120,9 +113,8 @@ class Connection:
         await asyncio.Event().wait()
 
 
-def test_a_listener_that_never_reads_loses_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "BEAT", 0.01)
-    monkeypatch.setattr(live, "PATIENCE", 0.01)
+def test_a_listener_that_never_reads_loses_its_connection() -> None:
+    bounds = RESTLESS._replace(unread=0.01)
 
     async def begin() -> None:
         return
@@ -131,7 +123,7 @@ def test_a_listener_that_never_reads_loses_its_connection(monkeypatch: pytest.Mo
         return []
 
     async def run() -> None:
-        feed = live.Live(begin, none, lambda _story: "x")  # type: ignore[arg-type]
+        feed = live.Live(begin, none, lambda _story: "x", bounds)  # type: ignore[arg-type]
         connection: Any = Connection()
         await feed._serve(connection, connection, lambda: True)
         assert connection.aborted
@@ -142,7 +134,6 @@ def test_a_listener_that_never_reads_loses_its_connection(monkeypatch: pytest.Mo
 
 
 def test_the_feed_ends_with_the_log_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "BEAT", 0.01)
     users = ["ann"]
     monkeypatch.setattr(Guard, "login", lambda *_: Login(users[0], "", 0.0) if users else None)
 
@@ -153,7 +144,7 @@ def test_the_feed_ends_with_the_log_in(tmp_path: Path, monkeypatch: pytest.Monke
             async with asyncio.timeout(20):
                 await response.content.read()
 
-    visit(tmp_path, visiting)
+    visit(tmp_path, visiting, bounds=RESTLESS)
 
 
 def test_a_slow_listener_is_dropped() -> None:

@@ -17,7 +17,7 @@ from smtpd_filters.filters.greylist.triplets import (
 from smtpd_filters.filters.limit.subjects import BLOCK, key
 from smtpd_filters.stores import Add, Get, Put
 from smtpd_filters.stores.memory import MemoryStore
-from smtpd_filters.web import memory
+from smtpd_filters.web.bounds import Bounds
 from smtpd_filters.web.guard import Access
 from smtpd_filters.web.memory import Stores
 
@@ -160,8 +160,7 @@ def test_the_form_of_a_subject_releases_it(tmp_path: Path, name: str) -> None:
     assert store.get(of) is None
 
 
-def test_a_page_shows_a_part_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "SHOWN", 3)
+def test_a_page_shows_a_part_of_many(tmp_path: Path) -> None:
     store = Kept(
         *(Put(triplet_key(f"c{n}.example", "a@b", "c@d"), PASSED, ttl=99) for n in range(9))
     )
@@ -172,7 +171,13 @@ def test_a_page_shows_a_part_of_many(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert "There are more" in page.text
         assert "c7.example" in (await visitor.get("/greylist?q=c7.ex")).text
 
-    visit(tmp_path, visiting, stores=shown(greylist=store), user="ann")
+    visit(
+        tmp_path,
+        visiting,
+        stores=shown(greylist=store),
+        user="ann",
+        bounds=Bounds(shown=3),
+    )
 
 
 def test_forms_of_others_change_nothing(tmp_path: Path) -> None:

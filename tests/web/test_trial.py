@@ -242,10 +242,9 @@ def test_one_trial_a_user_and_two_in_all(tmp_path: Path) -> None:
     ],
     ids=["nothing", "text", "list", "number", "other", "long", "killed", "silent", "missing"],
 )
-def test_processes_that_misbehave(given: Setup, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_misbehave(given: Setup, text: str) -> None:
     async def run() -> None:
-        made = Trials(given, time.monotonic)
-        monkeypatch.setattr(trials, "LONGEST", 0.5 if "longer" in text else PATIENCE)
+        made = Trials(given, time.monotonic, 0.5 if "longer" in text else PATIENCE)
         trial = made.begin("", "", {})
         assert trial.task is not None
         await trial.task

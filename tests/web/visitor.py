@@ -12,6 +12,7 @@ from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.query import Journal
 from smtpd_filters.web.application import application
+from smtpd_filters.web.bounds import DEFAULT
 from smtpd_filters.web.guard import HEADERS, Access
 from smtpd_filters.web.memory import Stores
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from pathlib import Path
 
+    from smtpd_filters.web.bounds import Bounds
     from smtpd_filters.web.trials import Setup
 
 #: Elements and attributes that load or run something, or are blocked by the policy.
@@ -101,6 +103,7 @@ def visit(  # noqa: PLR0913  # what a page may have
     stores: Stores = Stores(),  # noqa: B008  # immutable
     trials: Setup | None = None,
     *,
+    bounds: Bounds = DEFAULT,
     user: str = "",
     socket: Path | None = None,
 ) -> None:
@@ -114,7 +117,8 @@ def visit(  # noqa: PLR0913  # what a page may have
         headers["X-Remote-User"] = user
 
     async def run() -> None:
-        runner = web.AppRunner(application(lambda: Journal(str(directory)), access, stores, trials))
+        app = application(lambda: Journal(str(directory)), access, stores, trials, bounds)
+        runner = web.AppRunner(app)
         await runner.setup()
         try:
             connector = None
