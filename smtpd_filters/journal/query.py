@@ -224,9 +224,9 @@ class Journal:
         hours = max(1, int(until - since) // HOUR)
         step = HOUR * max(1, -(-hours // max(1, steps)))
         start = int(since) // HOUR * HOUR
-        series: dict[float, Counter[str]] = {
-            float(at): Counter() for at in range(start, int(until) + 1, step)
-        }
+        starts = [float(at) for at in range(start, int(until) + 1, step)]
+        series: dict[float, Counter[str]] = {at: Counter() for at in starts}
+        acts: dict[float, Counter[str]] = {at: Counter() for at in starts}
         totals: Counter[str] = Counter()
         verdicts: dict[tuple[str, str, str], Passing] = {}
         reasons: Counter[tuple[str, str, str]] = Counter()
@@ -240,6 +240,12 @@ class Journal:
                 ):
                     series[float(start + (hour - start) // step * step)][OUTCOMES[number]] += n
                     totals[OUTCOMES[number]] += n
+                for hour, verb, n in connection.execute(
+                    "SELECT hour, verb, sum(n) FROM verdicts"
+                    " WHERE hour >= ? AND hour <= ? AND verb <> 'proceed' GROUP BY hour, verb",
+                    times,
+                ):
+                    acts[float(start + (hour - start) // step * step)][verb] += n
                 for each in _passings(connection, *times):
                     key = each.filter, each.phase, each.verb
                     verdicts.setdefault(key, Passing(*key)).add(each)
@@ -255,6 +261,7 @@ class Journal:
             step,
             tuple((at, dict(counts)) for at, counts in series.items()),
             {name: totals[name] for name in OUTCOMES},
+            tuple((at, dict(counts)) for at, counts in acts.items()),
             tuple(sorted(verdicts.values(), key=lambda each: (-each.count, each.filter))),
             tuple((*key, n) for key, n in reasons.most_common()),
         )

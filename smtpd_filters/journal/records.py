@@ -60,6 +60,8 @@ class Overview:
     step: int
     steps: tuple[tuple[float, dict[str, int]], ...]
     outcomes: dict[str, int]
+    #: For each step its start and the numbers of verdicts by verb, without those to proceed.
+    verdict_steps: tuple[tuple[float, dict[str, int]], ...]
     #: The most frequent first.
     verdicts: tuple[Passing, ...]
     #: Filters, outcomes, reasons and numbers, the most frequent first.

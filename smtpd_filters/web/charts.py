@@ -1,13 +1,13 @@
 """Charts as SVG, drawn by the server: they need no JavaScript, and their numbers are in a table.
 
-Colours and patterns are classes of the style sheet, since a strict Content-Security-Policy blocks
+Colours are classes of the style sheet, since a strict Content-Security-Policy blocks
 `style` attributes. A chart has a title and a description for screen readers; its text is hidden
 from them, as the table beside it has the numbers.
 
 Invariants
 ----------
 *Escaped*: text in a chart is a part of `Markup`, which escapes it.
-*Never colour alone*: each series has a class, which also has a pattern, and its place in the stack.
+*Never colour alone*: each series has its place in the stack, and each bar a title with its name.
 """
 
 from __future__ import annotations

@@ -25,9 +25,10 @@ from smtpd_filters.journal.stories import OUTCOMES
 from smtpd_filters.journal.telling import OUTCOMES as WORDS
 
 from . import texts
-from .charts import Series, Stack, number, sparkline
+from .charts import number, sparkline
 from .guard import HEADERS
 from .live import Live
+from .overview import STACKED, decisions, filters, messages
 from .passwords import BusyError
 
 if TYPE_CHECKING:
@@ -59,8 +60,6 @@ SPANS = {
     "30d": ("last 30 days", 30 * 86400.0),
     "all": ("everything", 3660 * 86400.0),
 }
-#: Outcomes in the order of a stack, from the bottom; those of sessions without a message last.
-STACKED = ("accepted", "junk", "deferred", "refused", "abandoned")
 #: Names in messages' lists, at most.
 SHOWN_RECIPIENTS = 3
 STEPS = 48
@@ -234,7 +233,7 @@ class Pages:
     # -- handlers --------------------------------------------------------------------------
 
     async def overview(self, request: web.Request) -> web.Response:
-        """Show messages over time, the most frequent reasons, and the filters."""
+        """Show messages and decisions over time, the most frequent reasons, and the filters."""
         asked = Asked.of(request.query, "1d")
         now = self._clock()
         length = SPANS[asked.span][1]
@@ -254,10 +253,11 @@ class Pages:
             "overview.html",
             asked=asked,
             found=found,
-            chart=_chart(found),
+            messages=messages(found),
+            decisions=decisions(found),
             extent=extent,
             unread=unread,
-            filters=_filters(found),
+            filters=filters(found),
             states=states if states is not None and states.is_current(now) else None,
         )
 
@@ -410,59 +410,6 @@ def _with_session(journal: Journal, id_: str) -> tuple[Story, list[Story]] | Non
 def _start(day: str) -> float:
     """Return the beginning of a day in UTC, in seconds since 1970."""
     return datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp()
-
-
-def _chart(found: Overview) -> Stack:
-    """Return the chart of messages over time."""
-    layout = "%d %b" if found.step >= 86400 else "%a %H:%M"
-    labels = [time.strftime(layout, time.localtime(at)) for at, _ in found.steps]
-    series = [
-        Series(WORDS[name], name, [counts.get(name, 0) for _, counts in found.steps])
-        for name in STACKED
-    ]
-    total = sum(found.outcomes[name] for name in STACKED)
-    shares = ", ".join(
-        f"{found.outcomes[name]} {WORDS[name]}" for name in STACKED if found.outcomes[name]
-    )
-    unit = "hour" if found.step == 3600 else f"{found.step // 3600} hours"
-    return Stack(
-        "messages",
-        f"Messages by {unit}",
-        f"{total} messages: {shares}" if total else "No messages.",
-        labels,
-        series,
-    )
-
-
-class FilterSums(NamedTuple):
-    """What a filter did over a time."""
-
-    name: str
-    decisions: int
-    acted: int
-    failed: int
-    mean: float
-    longest: float
-
-
-def _filters(found: Overview) -> list[FilterSums]:
-    """Return the sums of each filter, those that acted most first."""
-    sums: dict[str, FilterSums] = {}
-    total: dict[str, float] = {}
-    for each in found.verdicts:
-        verb, *flags = each.verb.split("/")
-        old = sums.get(each.filter, FilterSums(each.filter, 0, 0, 0, 0.0, 0.0))
-        acts = verb not in {"proceed", "points"} and "dry" not in flags
-        total[each.filter] = total.get(each.filter, 0.0) + each.seconds
-        decisions = old.decisions + each.count
-        sums[each.filter] = old._replace(
-            decisions=decisions,
-            acted=old.acted + (each.count if acts else 0),
-            failed=old.failed + (each.count if "failed" in flags else 0),
-            mean=total[each.filter] / max(decisions, 1),
-            longest=max(old.longest, each.longest),
-        )
-    return sorted(sums.values(), key=lambda each: (-each.acted, -each.decisions, each.name))
 
 
 def _spark(each: Ranked, days: list[str]) -> Any:

@@ -204,18 +204,28 @@ def _log_in(browser: Browser, address: str) -> None:
 def _read_overview(browser: Browser, counts: dict[str, int]) -> None:
     words = browser.text("figcaption")
     assert f"{counts['accepted']} accepted" in words
-    drawn = browser.run(
+    assert {kind: count for kind, count in _drawn(browser, "messages").items() if count} == counts
+    # Of each session that was refused or marked, one decision; the others let it pass.
+    acted = {"junk": counts["junk"], "refused": counts["deferred"] + counts["refused"]}
+    assert _drawn(browser, "decisions") == acted
+    browser.click("The numbers")
+    assert browser.run("return document.querySelector('details').open")
+
+
+def _drawn(browser: Browser, chart: str) -> dict[str, int]:
+    """The sums of the bars of a chart by their class."""
+    drawn: dict[str, int] = browser.run(
         "const sums = {};"
-        "for (const each of document.querySelectorAll('rect.bar')) {"
+        "const bars = document.querySelectorAll(`[aria-labelledby^=${arguments[0]}-] rect.bar`);"
+        "for (const each of bars) {"
         "  const kind = each.classList[1];"
         "  const [count] = each.querySelector('title').textContent.match(/: (\\d+) /).slice(1);"
         "  sums[kind] = (sums[kind] || 0) + Number(count);"
         "}"
-        "return sums"
+        "return sums",
+        chart,
     )
-    assert {kind: count for kind, count in drawn.items() if count} == counts
-    browser.click("The numbers")
-    assert browser.run("return document.querySelector('details').open")
+    return drawn
 
 
 def _search_refused_mail(browser: Browser, count: int) -> None:

@@ -253,6 +253,7 @@ def test_the_overview_counts_what_was_written(make: Make, tmp_path: Path) -> Non
     assert found.outcomes["accepted"] == 5
     assert found.outcomes["refused"] == 11
     assert [sum(counts.values()) for _, counts in found.steps] == [15, 0, 1, 0]
+    assert [counts for _, counts in found.verdict_steps] == [{"reject": 10}, {}, {"reject": 1}, {}]
     verdicts = {(each.filter, each.verb): each for each in found.verdicts}
     assert verdicts["dnsbl", "reject"].count == 11
     assert verdicts["dnsbl", "reject"].seconds == pytest.approx(11 * 0.0015)

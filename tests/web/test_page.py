@@ -65,8 +65,14 @@ def test_the_overview_counts_what_happened(tmp_path: Path, now: float) -> None:
         assert "11 messages: 7 accepted, 1 refused temporarily, 3 refused" in page.text
         assert "listed in zen.example" in page.text
         assert "1.5 ms" in page.text
-        rows = [attrs for tag, attrs in page.tags if tag == "rect"]
-        assert {each["class"] for each in rows} == {"bar accepted", "bar deferred", "bar refused"}
+        rows = [attrs["class"] for tag, attrs in page.tags if tag == "rect"]
+        # Messages, and below them decisions.
+        assert rows == [
+            *("bar accepted", "bar deferred", "bar refused"),
+            *("bar refused", "bar failed"),
+        ]
+        text = "11 of 15 decisions let mail pass as it was; 3 refused, 1 left to --on-error"
+        assert page.text.count(text) == 2
         assert (await visitor.get("/?span=1h")).text.count("11 messages") == 2
 
     visit(tmp_path, visiting)
