@@ -10,6 +10,8 @@ Invariants
 (`Link.open`), waiting for one (`waiting`), or nowhere, since it is answered at once.
 *Caught up*: a program gets nothing new of a session before it has answered again what was asked
 about it before (`Session.replay`), since a later answer may depend on these.
+*Answered last*: that a request is answered is logged before: what fails for lack of memory is done
+again, and an answer must not be.
 """
 
 from __future__ import annotations
@@ -222,8 +224,8 @@ class Engine:
             message = session.message
             asked = session.row and session.since < limit
             if asked or (message is not None and message.ended and message.since < limit):
-                del self.waiting[session]
                 self._unserved(session, "no program is ready")
+                self.waiting.pop(session, None)
 
     def beat(self, ends: int) -> float | None:
         """Send the journal stories and the state that are due; programs have ended `ends` times.
@@ -475,13 +477,13 @@ class Engine:
 
     def _refuse(self, session: Session, token: bytes) -> None:
         """Refuse a message at `commit` in the place of the program."""
-        wire, session.refusal = session.refusal, b""
-        session.judged = False
-        self._answer(session.id, token, wire)
-        why, setting = LOST_MESSAGE, ""
+        wire, why, setting = session.refusal, LOST_MESSAGE, ""
         if wire == TOO_LONG.wire:
             why, setting = LONG_LINE, "--long-lines"
         self._observer.refused(session, COMMIT, wire, why, setting)
+        self._answer(session.id, token, wire)
+        # From here on no memory is needed.
+        session.refusal, session.judged = b"", False
 
     def _answer(self, session: bytes, token: bytes, wire: bytes) -> None:
         self.answers.append(b"filter-result|%b|%b|%b\n" % (session, token, wire))
@@ -489,14 +491,15 @@ class Engine:
     def _answer_for(self, session: Session, phase: Phase, token: bytes, why: str) -> None:
         """Answer a request in the place of a program."""
         decision = self._fallback(phase)
-        self._answer(session.id, token, self._refusals.answer(phase, session.id, decision.wire))
         self._observer.answered_for(session, phase, decision, why)
-        session.phase, session.row, session.asked = None, b"", b""
-        if phase is COMMIT:
-            session.judged = False
         shown = session.id.decode("latin-1")
         brief = {"result": decision.verb}
         self.log.failure(why, NAME, phase.name, shown, brief, cause=why, reply=decision.text)
+        self._answer(session.id, token, self._refusals.answer(phase, session.id, decision.wire))
+        # From here on no memory is needed.
+        session.phase, session.row, session.asked = None, b"", b""
+        if phase is COMMIT:
+            session.judged = False
 
     def _fallback(self, phase: Phase) -> Decision:
         """Return the decision of `on_error`: at commit a message can't be marked any more."""
@@ -510,6 +513,8 @@ class Engine:
         message = session.message
         if message is not None and message.state == HELD:
             self.transit.give(message, link)
+        elif message is not None and message.link is None:
+            self.transit.do_without(message)
         if session.row:
             row, session.row = session.row, b""
             since, phase, session.phase = session.since, session.phase, None
@@ -523,7 +528,7 @@ class Engine:
     def _unserved(self, session: Session, why: str) -> None:
         """Do without a program what the session waits with."""
         message = session.message
-        if message is not None and message.state == HELD:
+        if message is not None and message.link is None:
             self.transit.do_without(message)
         if session.row and session.phase is not None:
             self._answer_for(session, session.phase, session.token, why)

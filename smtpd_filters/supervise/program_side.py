@@ -389,13 +389,13 @@ class ProgramSide:
                 phase=name,
                 answer=verb.decode("latin-1"),
             )
+        if phase is not None:
+            self._observer.answered(session, phase, wire, self._transit.now - session.since)
         sent = self._refusals.answer(phase, id_, wire) if phase is not None else wire
         self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, sent))
         del link.open[session.expected]
         if wire.startswith(_REFUSALS):
             session.asked = b""
-        if phase is not None:
-            self._observer.answered(session, phase, wire, self._transit.now - session.since)
         session.phase = None
         link.useful = True
 

@@ -180,17 +180,21 @@ class Transit:
             else:
                 self._pass_on(message)
             return
-        message.state, message.link = GIVEN, link
-        message.given += 1
         link.messages[message.session.id] = message
         if len(message.prefix) == HEAD:
             link.returning[message.prefix] = message
         if message.kept:
             link.feeding[message] = None
+        # From here on no memory is needed.
+        message.state, message.link = GIVEN, link
+        message.given += 1
 
     def do_without(self, message: Message) -> None:
-        """Decide on a message that no program can be given."""
-        if self._on_error == "proceed" and not message.given:
+        """Decide on a message that no program can be given, or end one on which it was decided."""
+        if message.state != HELD:
+            if message.ended:  # there was no memory for the dot
+                self.finish(message)
+        elif self._on_error == "proceed" and not message.given:
             self._pass_on(message)
         else:
             self.lose(message)
@@ -207,7 +211,7 @@ class Transit:
                 self._return(message, block)
             if message.blocks:
                 self._return(message, b"".join(message.blocks))
-        except SpoolError:
+        except (SpoolError, MemoryError):  # it was returned in part
             self.lose(message)
             return
         message.release()
@@ -265,14 +269,17 @@ class Transit:
 
     def take_back(self, message: Message, link: Link, deadline: float) -> bool:
         """Keep a message for the next program, or give it up; return whether it is kept."""
+        session = message.session
+        self._waiting[session] = None  # first: there may be no memory for the dot
         link.remove(message)
         message.link = None
         overdue = message.ended and self.now - message.since > deadline
         if message.returned or message.given >= MAX_GIVEN or overdue:
             self.lose(message)
+            if not session.row:
+                self._waiting.pop(session, None)
             return False
         message.state, message.fed = HELD, 0
-        self._waiting[message.session] = None
         return True
 
     # -- lines ----------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 `no_memory.py KIND WIDTH`: each allocation in each step of two sessions is made to fail once, and
 the `WIDTH` - 1 after it as well, in turn while smtpd's bytes and while the program's are processed.
-The program returns lines at once (`Lines`), keeps whole messages (`Whole`), or is not there when
-they come (`Late`). Whatever fails, smtpd must not exit, every request must be answered, and an
+The program returns lines at once (`Lines`), keeps whole messages (`Whole`), is not there when they
+come (`Late`), ends within them (`Lost`), or ends at the start and has no successor (`Gone`).
+Whatever fails, smtpd must not exit, every request must be answered, and an
 accepted message must be whole. Prints what went wrong, and at the end how often something was
 tried.
 """
@@ -28,7 +29,7 @@ from tests.runtime.process import TOKENS, sid
 from tests.supervise.hostile import Program, nowhere
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 SMTPD = SmtpdConnection()
 ONE, TWO = sid(1), sid(2)
@@ -36,8 +37,6 @@ MAIL = [b"Subject: x", b"From: y@z", b"", b"body", b"", b"..more", *(b"x%d" % n 
 REGISTERED = (("mail-from", "data-line", "commit"), tuple(REPORTS))
 #: More than most steps make before their effect is complete.
 ALLOCATIONS = 60
-#: Steps during which a late program is not there.
-ABSENT = (3, 4)
 
 
 def asked(phase: str, session: bytes, argument: bytes = b"") -> bytes:
@@ -58,6 +57,8 @@ STEPS = [
     sent(TWO, MAIL[10:], end=True),
     asked("commit", ONE) + asked("commit", TWO),
 ]
+#: Steps during which there is no program.
+ABSENT: dict[str, Collection[int]] = {"Late": (3, 4), "Lost": (4,), "Gone": range(len(STEPS))}
 
 
 class Stage:
@@ -65,7 +66,7 @@ class Stage:
 
     def __init__(self, kind: str, failing: Callable[[Callable[[], None]], None]) -> None:
         self.engine = Engine(nowhere(), spool=Spool(memory=1 << 16))
-        self.echoes, self.failing = kind == "Lines", failing
+        self.kind, self.echoes, self.failing = kind, kind in ("Lines", "Lost"), failing
         self.oracle, self.peer = Oracle(), SmtpdConnection()
         self.said: list[Any] = []
         self.program = self.start()
@@ -86,6 +87,9 @@ class Stage:
         if absent:
             if self.program.link in engine.links:
                 engine.lost(self.program.link, "killed")
+            if self.kind == "Gone":
+                engine.expecting = False
+                engine.settle()
         else:
             self.work()
         output = b"".join([*engine.answers, *engine.lines])
@@ -156,10 +160,11 @@ def play(kind: str, step: int, start: int, stop: int) -> list[str]:
     for number, data in enumerate(STEPS):
         if number != step // 2:
             held, left = left, 0
-        stage.step(data, absent=kind == "Late" and number in ABSENT)
+        stage.step(data, absent=number in ABSENT.get(kind, ()))
         if number != step // 2:
             left = held
-    stage.work()
+    if kind != "Gone":
+        stage.work()
     return stage.wrong()
 
 

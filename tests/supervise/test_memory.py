@@ -16,14 +16,51 @@ from smtpd_filters.supervise.transit import SMALL
 from tests.effort import part
 from tests.runtime.process import ROOT, TOKENS, sid
 from tests.supervise.hostile import nowhere
+from tests.supervise.test_own_faults import DOT, LARGE, refused, returned
+from tests.supervise.test_replay import Stage, answer, request
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+
+class Full(list[bytes]):
+    """Output for which there is no memory once."""
+
+    failed = False
+
+    def append(self, row: bytes) -> None:
+        if not self.failed:
+            self.failed = True
+            raise MemoryError
+        super().append(row)
+
+
+def once(function: Callable[..., object]) -> Callable[..., object]:
+    """The function, which runs out of memory at the first call."""
+    calls: list[None] = []
+
+    def call(*arguments: object, **named: object) -> object:
+        calls.append(None)
+        if len(calls) == 1:
+            raise MemoryError
+        return function(*arguments, **named)
+
+    return call
+
+
+def alone(on_error: str = "tempfail") -> Stage:
+    """An engine whose program has ended, and that expects no other."""
+    stage = Stage(on_error=on_error)
+    stage.end()
+    stage.engine.expecting = False
+    return stage
 
 
 @pytest.mark.allocations
 @pytest.mark.parametrize(
-    ("kind", "width"), [("Lines", "1"), ("Whole", "1"), ("Late", "1"), ("Lines", "20")]
+    ("kind", "width"),
+    [("Lines", "1"), ("Whole", "1"), ("Late", "1"), ("Lost", "1"), ("Gone", "1"), ("Lines", "20")],
 )
 def test_any_allocation_may_fail(kind: str, width: str) -> None:
     if importlib.util.find_spec("_testcapi") is None:
@@ -54,3 +91,119 @@ def test_a_message_whose_end_does_not_fit_into_the_spool_gets_one_dot(tmp_path: 
     assert engine.lines == [b"filter-dataline|%b|%b|.\n" % (session, token)]
     engine.from_smtpd(smtpd.request("commit", session, TOKENS["commit"]))
     assert engine.answers[0].split(b"|")[3:4] == [b"reject"]
+
+
+def test_a_lost_message_is_refused_at_the_second_try() -> None:
+    stage = Stage()
+    stage.write(request("data-line", "Subject: x"))
+    stage.engine.from_program(stage.link, DOT[:-2] + b"Subject: x\n")
+    stage.end()
+    stage.start()
+    stage.write(request("data-line", "."))
+    stage.engine.answers = Full()
+    stage.write(request("commit"))
+    assert stage.engine.smtpd.stalled
+    stage.engine.smtpd.resume()
+    assert stage.said().startswith(answer("reject|451")[:-1])
+    assert stage.given() == b""
+
+
+@pytest.mark.parametrize("what", ["_observer.answered_for", "log.failure", "answers.append"])
+def test_a_request_is_answered_once(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Smtpd exits on a second answer."""
+    stage = alone()
+    engine = stage.engine
+    if what == "answers.append":
+        engine.answers = Full()
+    else:
+        place, name = what.split(".")
+        owner = getattr(engine, place)
+        monkeypatch.setattr(owner, name, once(getattr(owner, name)))
+    stage.write(request("mail-from", "a@b"))
+    assert engine.smtpd.stalled
+    engine.smtpd.resume()
+    assert stage.said().count(b"filter-result|") == 1
+
+
+def test_an_answer_that_can_not_be_noted_is_answered_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    observer = stage.engine._observer
+    monkeypatch.setattr(observer, "answered", once(observer.answered))
+    stage.write(request("mail-from", "a@b"))
+    stage.reply("reject|550 5.7.1 no")
+    assert stage.link.fault == "no memory for its answers"
+    stage.end()
+    assert stage.said().count(b"filter-result|") == 1
+
+
+def test_a_request_that_expires_is_answered_at_the_second_try() -> None:
+    stage = alone()
+    engine = stage.engine
+    engine.expecting = True
+    stage.write(request("mail-from", "a@b"))
+    engine.now += 2 * engine.deadline
+    engine.answers = Full()
+    with pytest.raises(MemoryError):
+        engine.expire()
+    engine.expire()
+    assert stage.said().startswith(answer("reject|451")[:-1])
+    assert not engine.waiting
+
+
+def test_a_request_that_waits_is_asked_at_the_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is of a session in which smtpd has not waited for the answer."""
+    stage = alone()
+    engine = stage.engine
+    engine.expecting = True
+    stage.write(request("mail-from", "a@b"), request("data-line", "Subject: x"))
+    monkeypatch.setattr(engine, "_request", once(engine._request))
+    with pytest.raises(MemoryError):
+        stage.start()
+    stage.engine.relieve()
+    stage.end()  # the message is lost, and the request waits on
+    monkeypatch.undo()
+    link = stage.start()
+    assert list(link.open) == [answer().split(b"|", 1)[1].rsplit(b"|", 1)[0]]
+    assert returned(stage) == DOT
+    assert not engine.waiting
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_message_returned_in_part_is_refused(tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = alone(on_error="proceed")
+    engine = stage.engine
+    engine.expecting = True
+    stage.write(LARGE, request("data-line", "."))
+    engine.expecting = False
+    back = engine.transit._return
+    monkeypatch.setattr(engine.transit, "_return", once(back))
+    if tries == 2:
+        engine.transit.lines = Full()
+        with pytest.raises(MemoryError):
+            engine.settle()
+        assert engine.waiting
+    engine.settle()
+    assert b"".join(engine.transit.lines) == DOT
+    assert not engine.waiting
+    refused(stage)
+
+
+@pytest.mark.parametrize("next_one", [True, False])
+def test_the_end_of_a_lost_message_is_written_at_the_second_try(next_one: bool) -> None:  # noqa: FBT001
+    stage = Stage()
+    engine = stage.engine
+    stage.write(request("data-line", "Subject: x"))
+    engine.relieve()
+    stage.write(request("data-line", "."))
+    engine.transit.lines = Full()
+    with pytest.raises(MemoryError):
+        stage.end()
+    if next_one:
+        stage.start()
+    else:
+        engine.expecting = False
+        engine.settle()
+    assert b"".join(engine.transit.lines) == DOT
+    assert not engine.waiting
