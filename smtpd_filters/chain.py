@@ -466,9 +466,11 @@ class Chain:
                 watchdog.running = 0.0
             except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 watchdog.running = 0.0
+                if isinstance(error, UnavailableError):
+                    filter_.log.failure(event, event, session.id, {}, cause=str(error))
+                    continue
                 text = fold_traceback(error)
-                if not isinstance(error, UnavailableError):
-                    filter_.log.defect(event, session, text)
+                filter_.log.defect(event, session, text)
                 filter_.log.failure(event, event, session.id, {}, error=text)
 
     async def refresh(self, filter_: Filter | Refresher) -> None:

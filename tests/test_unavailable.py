@@ -7,7 +7,7 @@ import pytest
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.message import Headers
-from smtpd_filters.protocol.decisions import Proceed, Reject
+from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 
@@ -74,3 +74,21 @@ def test_what_was_done_to_the_header_is_undone(on_error: str) -> None:
         assert "X-Half" not in done.headers
         assert done.refused is (on_error == "tempfail")
         assert done.headers.get("X-Spam") == ("Yes" if on_error == "junk" else None)
+
+
+class Ahead(Filter):
+    """Can't find out ahead of need."""
+
+    def link_identify(self, _session: Session) -> None:
+        raise UnavailableError("no answer")
+
+    def mail_from(self, _session: Session, _address: str) -> Proceed:
+        return PROCEED
+
+
+def test_of_an_event_the_cause_is_logged() -> None:
+    with Conversation(Ahead) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        assert client.mail_from("bob@example.net").verb == "proceed"
+        assert smtpd.log == [f'{client.id} {Ahead.name} link_identify cause="no answer"']

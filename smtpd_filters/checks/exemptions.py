@@ -4,7 +4,8 @@ Invariants
 ----------
 *Unknown is not local*: a client is local only if smtpd's `link-connect` reported it on smtpd's
 socket or at a loopback address (`Session.local`). A client without a report is a stranger.
-*One meaning*: every filter with exemptions uses `Exempt.reason`.
+*One meaning*: every filter with exemptions uses `Exempt.reason`, and `Exempt.known_reason` where
+`--on-error` has decided already.
 *No guess*: a check that needs the client's address takes it from `client_address`, which raises
 UnavailableError if smtpd has not reported one, so that `--on-error` decides.
 """
@@ -118,7 +119,10 @@ class Exempt(Tables):
         return self.without_users()
 
     def reason(self, session: Session) -> str:
-        """Return why a client is exempt: a word, or the entry of a table; "" if it is not."""
+        """Return why a client is exempt: a word, or the entry of a table; "" if it is not.
+
+        Raises UnavailableError if this depends on a table that can't be read.
+        """
         if session.local:
             if self._local:
                 return LOCAL
@@ -130,10 +134,23 @@ class Exempt(Tables):
             return AUTHENTICATED
         return self._entry(session.address) if self.tables else ""
 
+    def known_reason(self, session: Session) -> str:
+        """Do as `reason`, but while a table can't be read, exempt nobody because of it."""
+        try:
+            return self.reason(session)
+        except UnavailableError:
+            return ""
+
     def _entry(self, key: str | None) -> str:
+        unavailable: UnavailableError | None = None
         for each in self.tables if key else ():
-            if entry := each.match(key or ""):
-                return entry
+            try:
+                if entry := each.match(key or ""):
+                    return entry
+            except UnavailableError as error:
+                unavailable = error
+        if unavailable is not None:
+            raise unavailable
         return ""
 
 

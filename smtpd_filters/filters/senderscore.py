@@ -318,7 +318,11 @@ class Senderscore(Filter):
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Do so for clients that aren't local."""
         # Mail of a local client may have passed here before, on its way through a scanner.
-        if not (session.local and self._exempt_from_field(session)):
+        try:
+            exempt = session.local and self._exempt_from_field(session)
+        except UnavailableError:
+            exempt = ""
+        if not exempt:
             FIELD.remove(headers)
 
     def _exempt_from_field(self, session: Session) -> str:

@@ -230,6 +230,18 @@ def test_its_tables_are_read_again(tmp_path: Path) -> None:
     assert not given().is_file
 
 
+def test_a_table_that_cannot_be_read_exempts_nobody_and_hides_no_other() -> None:
+    down, friends = NetworkTable.of(["192.0.2.1"]), NetworkTable.of(["203.0.113.7"])
+    down.unload("connection refused")
+    exempt = Exempt((), (down, friends), ("local",))
+    assert exempt.reason(session("203.0.113.7:25")) == "203.0.113.7"
+    assert exempt.reason(session("127.0.0.1:25")) == "local"
+    with pytest.raises(UnavailableError, match="connection refused"):
+        exempt.reason(session("192.0.2.1:25"))
+    assert exempt.known_reason(session("192.0.2.1:25")) == ""
+    assert exempt.known_reason(session("203.0.113.7:25")) == "203.0.113.7"
+
+
 def test_addresses_that_are_not_known() -> None:
     assert client_address(session(SOCKET)) is None
     assert client_address(session("192.0.2.1:25")) == "192.0.2.1"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import smtpd_filters
+from smtpd_filters.checks.exemptions import Exempt
 from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.auth import Auth
@@ -261,6 +262,26 @@ def test_copies_are_removed_by_a_filter_that_fails(  # noqa: PLR0913
             assert (delivery.headers.get("X-Spam") == "Yes") is (on_error == "junk")
             assert delivery.headers.get("To") == "c@d.example"
         smtpd.errors.clear()
+
+
+def _cannot_be_read(_exempt: Exempt, _session: Session) -> str:
+    raise UnavailableError("redis:/etc/mail/friends.conf: connection refused", "4.4.3")
+
+
+@pytest.mark.parametrize(("cls", "name", "serve"), FAILING, ids=[case[1] for case in FAILING])
+def test_copies_are_removed_while_a_table_of_exempt_clients_cannot_be_read(
+    cls: type[Filter], name: str, serve: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exempt, "reason", _cannot_be_read)
+    monkeypatch.setattr(cls, "on_error", "proceed")
+    with serving(serve) as smtpd:
+        there = smtpd.connect(address=ADDRESS, rdns="mail.example.net")
+        there.ehlo()
+        there.mail_from(SENDER)
+        there.rcpt_to("anna+list@example.org")
+        delivery = there.message(f"{name}: mx.example.org; forged\r\n\r\nhi\r\n".encode())
+        assert not delivery.refused
+        assert b"forged" not in delivery.bytes
 
 
 CLIENTS: dict[str, dict[str, Any]] = {

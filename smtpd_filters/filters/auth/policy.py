@@ -316,7 +316,7 @@ class Auth(Filter):
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Remove forged fields of clients that aren't exempt, and of authenticated ones."""
-        if self._exempt.reason(session) in {"", AUTHENTICATED}:
+        if self._exempt.known_reason(session) in {"", AUTHENTICATED}:
             self._scrub(session, headers)
 
     async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject | Points:

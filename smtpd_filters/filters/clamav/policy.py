@@ -218,7 +218,7 @@ class Clamav(Filter):
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Do so for clients that aren't exempt."""
-        if not self._intake.exempt.reason(session):
+        if not self._intake.exempt.known_reason(session):
             FIELDS.remove_foreign(headers)
 
     async def _remove_forged(self, message: Message) -> Edits:

@@ -396,7 +396,7 @@ class Dnsbl(Filter):
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Do so for clients that aren't exempt."""
-        if not self._exempt.reason(session):
+        if not self._exempt.known_reason(session):
             FIELD.remove(headers)
 
     async def headers(self, session: Session, headers: Headers) -> Proceed:

@@ -297,7 +297,7 @@ class Milter(Filter):
         """Do so for clients that aren't exempt."""
         from .content import QUARANTINE  # loaded by `setup`
 
-        if not self.settings.exempt.reason(session):
+        if not self.settings.exempt.known_reason(session):
             QUARANTINE.remove(headers)
 
     def _exempted(self, session: Session) -> Proceed | None:

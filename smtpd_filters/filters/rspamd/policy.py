@@ -250,7 +250,7 @@ class Rspamd(Filter):
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Remove results that a client sent, unless it is exempt."""
-        if not self._messages.exempt.reason(session):
+        if not self._messages.exempt.known_reason(session):
             for name in FIELDS:
                 name.remove_foreign(headers)
 

@@ -231,7 +231,7 @@ class Spamd(Filter):
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Do so for clients that aren't exempt."""
-        if not self._messages.exempt.reason(session):
+        if not self._messages.exempt.known_reason(session):
             FIELDS.remove_foreign(headers)
 
     async def _remove_forged(self, message: Message) -> None:
