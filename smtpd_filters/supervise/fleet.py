@@ -266,21 +266,24 @@ class Fleet:
                 self._gone(worker, now)
 
     def _gone(self, worker: Worker, now: float) -> None:
-        """Release what is left of a program that has exited, and plan its successor."""
-        self.workers.remove(worker)
+        """Release what is left of a program that has exited, and plan its successor.
+
+        It is one of `workers` until then, so that this is done again if memory runs out.
+        """
         self._unwatch(worker)
         if not worker.kill:
-            worker.process.hang_up()
             worker.why = worker.link.fault or worker.process.ended()
             status = worker.process.status or 0
             if status in REFUSALS and self._engine.handshake.registered is None:
                 self.refused = status
                 why = f"{worker.why}: its flags or its configuration are wrong"
                 self._log.event(NAME, "smtpd is not started", reason=why)
-                return
-            if worker not in self.next:
+            elif worker not in self.next:
                 self._report(worker, now)
-        self._vacate(worker, now)
+            worker.process.hang_up()
+        if not self.refused:
+            self._vacate(worker, now)
+        self.workers.remove(worker)
 
     def _leave(self, worker: Worker, now: float) -> None:
         """Stop waiting for a program that can't be killed; it is reaped if it ends after all."""

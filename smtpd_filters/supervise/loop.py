@@ -98,6 +98,7 @@ class Loop:
             try:
                 if short:
                     short = False
+                    self._soon = True  # the tick is repeated
                     self.nap.poll(PAUSE)
                     self.engine.relieve()
                 self._round()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import pytest
 
 from smtpd_filters.supervise.engine import Engine
 from smtpd_filters.supervise.fleet import CLOSING, GRACE, LONGEST, UNKILLED, Fleet
@@ -43,6 +45,10 @@ class Played:
 
     def end_input(self) -> None:
         pass
+
+
+def without_memory(*_: object) -> NoReturn:
+    raise MemoryError
 
 
 class Stage:
@@ -170,3 +176,26 @@ def test_programs_that_cannot_be_killed_are_few() -> None:
         stage.fleet.end(worker, "hangs", stage.now)
         stage.tick(2 * GRACE)
     assert len(stage.started) == UNKILLED + 1
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_program_whose_end_is_not_noted_for_lack_of_memory_has_a_successor(
+    ready: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    stage.tick()
+    if ready:
+        stage.get_ready()
+    engine = stage.fleet._engine
+    engine.from_smtpd(b"config|ready\n")
+    engine.handshake.register_all()
+    stage.started[0].status = 75
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "lost", without_memory)
+        with pytest.raises(MemoryError):
+            stage.fleet.reap(stage.now)
+    stage.fleet.reap(stage.now)
+    assert stage.fleet.workers == []
+    stage.tick(LONGEST)
+    assert len(stage.started) == 2
