@@ -59,6 +59,10 @@ _ADDRESSES = re.compile(r'(?:"(?:[^"\\]|\\.)*+"|[^\s,"]|")++', re.DOTALL)
 _WORK = 4
 # The number of bytes copied in a unit of work.
 _COPIED = 16
+# Labels of an own domain above a name, at most. A remote table is asked for each such domain, and a
+# client chooses how many labels the 256 names in a From have: without a limit, it could take longer
+# than the deadline to judge them.
+_LABELS_MAX = 16
 
 
 class _Senders(Pairs):
@@ -342,9 +346,11 @@ class Mailfrom(Filter):
         # A longer name is not a domain, but its parents may be.
         domain = domain[-NAME_MAX:]
         entry = await domains.look_up(domain)
-        while entry is None and self.settings.subdomains and "." in domain:
-            domain = domain.partition(".")[2]
-            entry = await domains.look_up(domain)
+        if entry is None and self.settings.subdomains:
+            labels = domain.split(".")[1:][-_LABELS_MAX:]
+            while entry is None and labels:
+                entry = await domains.look_up(".".join(labels))
+                del labels[0]
         return entry
 
 

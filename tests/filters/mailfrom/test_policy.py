@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.mailfrom.policy import Mailfrom, SendersTable
 from smtpd_filters.main import set_up
 from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.runtime.counters import COUNTERS
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
@@ -197,6 +201,11 @@ def test_the_reply_is_the_operators() -> None:
         (("--patterns", r"@.*\.xn--bcher-kva\.example$"),
          ["a@x.BÜCHER.example", "a@x.xn--bcher-kva.example"], ["a@bücher.example"]),
         ((*OWN, "--subdomains"), ["a@" + "ü" * 1200 + ".example.org"], []),
+        ((*OWN, "--subdomains"), ["a@" + "b." * 115 + "example.org"], []),
+        (("--domains", "{ " + "b." * 14 + "example.org, " + "c." * 15 + "example.org }",
+          "--subdomains"),
+         ["a@x." + "b." * 14 + "example.org", "a@" + "c." * 15 + "example.org"],
+         ["a@x." + "c." * 15 + "example.org"]),
     ],
 )  # fmt: skip
 def test_own_addresses(flags: tuple[str, ...], own: list[str], foreign: list[str]) -> None:
@@ -583,3 +592,15 @@ def test_something_must_be_guarded_in_code_as_well() -> None:
     policy = Mailfrom(Mailfrom.Options())
     with pytest.raises(ConfigError, match="nothing to guard"):
         set_up(policy, Log())
+
+
+def test_labels_of_a_name_cost_a_remote_table_few_queries(tmp_path: Path) -> None:
+    database = tmp_path / "mail.db"
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE domains (name TEXT)")
+    look_ups = COUNTERS.of("table")
+    query = f"sqlite:{database}?query=SELECT name FROM domains WHERE name = ?"  # noqa: S608  # our own path
+    with Conversation(Mailfrom, "--domains", query, "--subdomains") as smtpd:
+        before = sum(look_ups.buckets)
+        assert not greeted(smtpd).mail_from("a@" + "b." * 115 + "example.net").refused
+        assert sum(look_ups.buckets) - before == 17
