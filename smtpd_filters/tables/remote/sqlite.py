@@ -282,7 +282,7 @@ class _Database:
             raise _LastingError(str(error)) from None
 
     def _require_permission(self) -> None:
-        """Raise BackendError if the user's rights or the sandbox are the reason for SQLite's code.
+        """Raise BackendError if SQLite's code is due to the user's rights, or to the sandbox.
 
         To open and close it here would release the locks that this process holds on it.
         """
@@ -296,6 +296,8 @@ class _Database:
         except PermissionError:
             if reason := out_of_reach(directory):
                 raise _LastingError(reason) from None
+        except OSError as error:  # no descriptor is left, for SQLite neither
+            raise BackendError(os_reason(error)) from None
 
 
 def _in_wal_mode(path: str) -> bool:

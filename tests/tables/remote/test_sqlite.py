@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
+import shutil
 import sqlite3
 import tempfile
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import active_count
 from time import monotonic
@@ -30,7 +32,7 @@ from tests.effort import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from typing import Any
 
     from smtpd_filters.tables import Table
@@ -335,6 +337,37 @@ def test_a_database_that_the_user_may_not_read_is_an_error_at_start(mode: str) -
             os.seteuid(0)
 
 
+@contextmanager
+def no_descriptor() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_database_for_which_no_descriptor_is_left_is_unavailable(database: Path) -> None:
+    """SQLite's own error is that of a database in WAL mode, for whose files there is no right."""
+    domains(database)  # imports modules, which takes descriptors
+    with no_descriptor():
+        table = domains(database)
+    away = database.with_name("away")
+
+    async def main() -> None:
+        shutil.move(database, away)  # so that there is a thread, but no open file
+        with pytest.raises(UnavailableError, match="No such file"):
+            await table.look_up("example.org")
+        shutil.move(away, database)
+        with no_descriptor(), pytest.raises(UnavailableError, match="Too many open files"):
+            await table.look_up("example.org")
+        assert await table.look_up("example.org") == "example.org"
+
+    run(main(), table)
+
+
 def test_a_list_that_never_ends_does_not_hold_up_the_start(
     database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,7 +562,7 @@ def test_the_same_list_is_loaded_after_a_long_failure(database: Path) -> None:
         database.rename(away)
 
     def restore() -> None:
-        away.rename(database)
+        shutil.move(away, database)
 
     async def main() -> None:
         await refresher.refresh()
