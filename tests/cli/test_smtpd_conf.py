@@ -196,24 +196,26 @@ def test_what_an_invalid_statement_may_have_named_is_not_called_unused(path: Pat
 
 
 @pytest.mark.parametrize(
-    ("comment", "swallows"),
+    ("comment", "swallowed"),
     [
-        ("# a \\\n", True),
-        ("# a \\\n \\\n", True),
-        ("filter g proc-exec x # a \\\n\t", True),
-        ("# a \\\n#", False),
-        ("# a \\\n\n", False),
-        ("# a \\ \n", False),
-        ("# a \\b\n", False),
+        ("# a \\\n", [2]),
+        ("# a \\\n \\\n", [3]),
+        ("# a \\\n# b \\\n", [3]),
+        ("# a \\\nb \\\n", [2, 3]),
+        ("filter g proc-exec x # a \\\n\t", [2]),
+        ("# a \\\n#", []),
+        ("# a \\\n\n", []),
+        ("# a \\ \n", []),
+        ("# a \\b\n", []),
     ],
 )
-def test_a_line_that_a_comment_swallows(comment: str, path: Path, *, swallows: bool) -> None:
+def test_a_line_that_a_comment_swallows(comment: str, swallowed: list[int], path: Path) -> None:
     found = parse(path, f"{comment}filter f proc-exec x\n")
     assert found.errors == []
     told = "is part of the comment on the line before, which ends with a backslash"
-    assert [str(each) for each in found.warnings if each.text == told] == (
-        [f"{path}:2: warning: {told}"] if swallows else []
-    )
+    assert [str(each) for each in found.warnings if each.text == told] == [
+        f"{path}:{line}: warning: {told}" for line in swallowed
+    ]
 
 
 def test_a_socket_without_filters(path: Path) -> None:

@@ -191,13 +191,13 @@ class Lexer:
 
     def _comment(self) -> str:
         """Skip a comment; return the character behind it. A backslash at its end continues it."""
-        file, first = self.file, self.file.line
-        swallowed = ""
+        begun = self.file.line
         while (char := self._char()) not in ("", "\n"):
-            if not swallowed and file.line > first and not char.isspace():
-                swallowed = char
-        if swallowed not in ("", "#"):
-            self.swallowed.append(Place(file.name, first + 1))
+            if self.file.line == begun or char.isspace():
+                continue
+            begun = self.file.line
+            if char != "#":
+                self.swallowed.append(self.place())
         return char
 
     def token(self) -> Token | None:
