@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
 """make_completions [--check]: write packaging/completions/ from the declarations.
 
-The files complete the arguments of smtpd-filters in bash, zsh and fish: verbs, their flags and
-operands, and after `run NAME` the flags of the filter. With --check nothing is written, and the
-exit status is 1 if a file is out of date.
+The files complete the arguments of all executables in bash, zsh and fish: verbs, their flags and
+operands, the flags of filters, and the command of another program. With --check nothing is
+written, and the exit status is 1 if a file is out of date.
+
+Each shell has one file with everything, in which filter-NAME has the arguments of
+`smtpd-filters run NAME`. bash and fish look for a file with the name of the command: those of the
+filters only refer to the whole one.
 """
 
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,12 +28,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from smtpd_filters.cli.verb import Verb
     from smtpd_filters.settings import Settings
+    from smtpd_filters.settings.manual import OptionHelp
 
 HERE = Path(__file__).resolve().parent / "completions"
 TOOL = "smtpd-filters"
-#: The metavars of files.
-_FILES = {"PATH", "FILE", "DIR"}
+#: The metavars of files, and of what may be in one.
+_FILES = {"PATH", "FILE", "DIR", "TABLE", "STORE"}
+#: What follows the flags of filter-supervise, or the "--" of a verb.
+COMMAND = "command"
 _RESERVED_HELP = ("Print the help and exit", "Print the version and exit")
 
 
@@ -51,26 +60,22 @@ class Command(NamedTuple):
     flags: list[Flag]
     words: tuple[str, ...] = ()  # the choices of the first operand
     files: bool = False  # whether operands may be files
-    command: bool = False  # whether a command may follow "--"
+    behind: str = ""  # what follows "--": COMMAND, or the flags of this filter
+    leads: bool = False  # whether COMMAND begins with the first operand, also without "--"
 
 
 def flags(classes: Iterable[type[Settings]]) -> list[Flag]:
     """Return the flags of some settings, and those of all programs."""
-    found = [
-        Flag(
-            each.flags,
-            each.metavar,
-            tuple(each.metavar.split("|")) if each.literal else (),
-            each.metavar in _FILES,
-            _sentence(each.help),
-            each.repeats,
-        )
-        for cls in classes
-        for each in describe(cls)
-        if each.flags
-    ]
+    found = [_flag(each) for cls in classes for each in describe(cls) if each.flags]
     plain = zip(RESERVED, _RESERVED_HELP, strict=True)
     return [*found, *(Flag((flag,), "", (), False, said) for flag, said in plain)]  # noqa: FBT003
+
+
+def _flag(each: OptionHelp) -> Flag:
+    values = each.metavar.split("|")
+    words = tuple(value for value in values if value not in _FILES) if each.literal else ()
+    files = not _FILES.isdisjoint(values)
+    return Flag(each.flags, each.metavar, words, files, _sentence(each.help), each.repeats)
 
 
 def _sentence(text: str) -> str:
@@ -93,7 +98,8 @@ def filters() -> list[Command]:
     summary = "Run several filters in one process"
     found.append(Command("chain", summary, flags([chain.Options, chain.Common])))
     summary = "Run a filter program, and keep smtpd running whatever happens to it"
-    found.append(Command("supervise", summary, flags([supervise.Options, ConversationSettings])))
+    own = flags([supervise.Options, ConversationSettings])
+    found.append(Command("supervise", summary, own, behind=COMMAND, leads=True))
     return sorted(found)
 
 
@@ -116,63 +122,94 @@ def verbs(names: tuple[str, ...]) -> list[Command]:
                 flags([verb.options]),
                 words,
                 any(each.metavar in _FILES for each in operands),
-                verb.behind.startswith("COMMAND"),
+                _behind(verb),
             )
         )
     return found
+
+
+def _behind(verb: Verb) -> str:
+    """Return what follows the "--" of a verb."""
+    if verb.others is not None:
+        options = verb.others()
+        [name] = [cls.name for cls in discover()[0] if cls.Options is options]
+        return name
+    return COMMAND if verb.behind.startswith("COMMAND") else ""
+
+
+def executables(known: Iterable[Command]) -> list[str]:
+    """Return the names of the executables of filters."""
+    return [f"filter-{each.name}" for each in known]
 
 
 def made() -> dict[str, str]:
     """Return the text of each file, by its path below `HERE`."""
     known = filters()
     every = verbs(tuple(each.name for each in known))
-    return {
+    found = {
         f"bash/{TOOL}": bash(every, known),
         f"zsh/_{TOOL}": zsh(every, known),
         f"fish/{TOOL}.fish": fish(every, known),
     }
+    for name in executables(known):
+        found[f"bash/{name}"] = BASH_FILTER.format(tool=TOOL, name=name)
+        short = name.removeprefix("filter-")
+        found[f"fish/{name}.fish"] = FISH_FILTER.format(tool=TOOL, name=name, short=short)
+    return found
 
 
 # -- bash --------------------------------------------------------------------------------------
 
 BASH = """\
-# bash completion for {tool}; made by packaging/make_completions.py
+# bash completion for {tool} and the filters; made by packaging/make_completions.py
 
 _smtpd_filters() {{
-    local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD - 1]}} word
-    local context=${{COMP_WORDS[1]}} flags="" words="" kind=""
+    local -a line=("${{COMP_WORDS[@]}}")
+    local cword=$COMP_CWORD offset=0 at=2 context flags="" words="" kind=""
+    # filter-NAME has the arguments of "{tool} run NAME".
+    if [[ ${{line[0]##*/}} == filter-* ]]; then
+        line=({tool} run "${{line[0]##*/}}" "${{line[@]:1}}")
+        cword=$((cword + 2)) offset=2
+    fi
+    local cur=${{line[cword]}} prev=${{line[cword - 1]}}
     COMPREPLY=()
     # "=" is a word of its own.
     [[ $cur == "=" ]] && cur=""
-    [[ $prev == "=" ]] && prev=${{COMP_WORDS[COMP_CWORD - 2]}}
-    if ((COMP_CWORD == 1)); then
+    [[ $prev == "=" ]] && prev=${{line[cword - 2]}}
+    if ((cword == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "{verbs} --help --version" -- "$cur")
         return
     fi
-    for word in "${{COMP_WORDS[@]:2:COMP_CWORD-2}}"; do
-        [[ $word == "--" ]] && kind=command
-    done
-    if [[ $context == run ]] && ((COMP_CWORD > 2)); then
-        context="run ${{COMP_WORDS[2]#filter-}}"
+    context=${{line[1]}}
+    if [[ $context == run ]] && ((cword > 2)); then
+        context="run ${{line[2]#filter-}}"
+        at=3
     fi
-    if [[ $kind != command ]]; then
-        case "$context $prev" in
-{values}
-        esac
-        if [[ $kind == value ]]; then
-            mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
-            return
+    # The command of another program begins at $at.
+    case "$context" in
+{behind}
+    esac
+    if [[ $kind == command ]]; then
+        if ((at == cword)); then
+            mapfile -t COMPREPLY < <(compgen -W "{filters}" -c -d -- "$cur")
+            compopt -o filenames 2>/dev/null
+        elif declare -F _comp_command_offset >/dev/null; then
+            _comp_command_offset $((at - offset))
+        elif declare -F _command_offset >/dev/null; then
+            _command_offset $((at - offset))
         fi
+        return
     fi
+    case "$context $prev" in
+{values}
+    esac
     if [[ -z $kind ]]; then
         case "$context" in
 {contexts}
         esac
     fi
-    if [[ $kind != command && $cur == -* ]]; then
+    if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$flags" -- "$cur")
-    elif [[ $kind == command ]]; then
-        mapfile -t COMPREPLY < <(compgen -c -- "$cur")
     else
         mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
         if [[ $kind == files ]]; then
@@ -184,8 +221,61 @@ _smtpd_filters() {{
     fi
 }}
 
-complete -F _smtpd_filters {tool}
+complete -F _smtpd_filters {tool} \\
+    {executables}
 """
+
+#: Behind "--" is a command.
+BASH_COMMAND = """\
+    "{name}")
+        for ((; at < cword; at++)); do
+            [[ ${{line[at]}} == "--" ]] && ((at++)) && kind=command && break
+        done
+        ;;"""
+
+#: Behind "--" are the flags of a filter.
+BASH_FLAGS = """\
+    "{name}")
+        for ((; at < cword; at++)); do
+            [[ ${{line[at]}} == "--" ]] && context="run {behind}" && break
+        done
+        ;;"""
+
+#: The first word that is neither a flag nor the value of one begins the command.
+BASH_LEADS = """\
+    "{name}")
+        while ((at < cword)); do
+            case "${{line[at]}}" in
+            --) ((at++)) && kind=command && break ;;
+            {valued})
+                ((at += 2))
+                [[ ${{line[at - 1]}} == "=" ]] && ((at++))
+                ;;
+            -?*)
+                ((at++))
+                [[ ${{line[at]}} == "=" ]] && ((at += 2))
+                ;;
+            *) kind=command && break ;;
+            esac
+        done
+        ((at == cword)) && [[ $cur != -* ]] && kind=command
+        ;;"""
+
+BASH_FILTER = """\
+# bash completion for {name}; made by packaging/make_completions.py
+. "${{BASH_SOURCE[0]%/*}}/{tool}"
+"""
+
+
+def _valued(each: Command) -> list[str]:
+    return [spelling for flag in each.flags if flag.value for spelling in flag.spellings]
+
+
+def _bash_behind(name: str, each: Command) -> str:
+    if each.leads:
+        return BASH_LEADS.format(name=name, valued=" | ".join(_valued(each)))
+    form = BASH_COMMAND if each.behind == COMMAND else BASH_FLAGS
+    return form.format(name=name, behind=each.behind)
 
 
 def bash(every: list[Command], known: list[Command]) -> str:
@@ -197,16 +287,21 @@ def bash(every: list[Command], known: list[Command]) -> str:
         for flag in each.flags:
             if flag.value:
                 pattern = " | ".join(f'"{name} {spelling}"' for spelling in flag.spellings)
-                kind = "kind=files" if flag.files else f'kind=value words="{" ".join(flag.words)}"'
-                values.append(f"            {pattern}) {kind} ;;")
+                kind = f"kind={'files' if flag.files else 'value'}"
+                shown = f' words="{" ".join(flag.words)}"' if flag.words else ""
+                values.append(f"    {pattern}) {kind}{shown} ;;")
         shown = " ".join(spelling for flag in each.flags for spelling in flag.spellings)
-        line = f'            "{name}") flags="{shown}"'
+        line = f'        "{name}") flags="{shown}"'
         if each.words:
             line += f' words="{" ".join(each.words)}"'
         words.append(f"{line}{' kind=files' if each.files else ''} ;;")
+    names = executables(known)
     return BASH.format(
         tool=TOOL,
         verbs=" ".join(each.name for each in every),
+        filters=" ".join(names),
+        executables=" \\\n    ".join(names),
+        behind="\n".join(_bash_behind(name, each) for name, each in contexts if each.behind),
         values="\n".join(values),
         contexts="\n".join(words),
     )
@@ -215,10 +310,14 @@ def bash(every: list[Command], known: list[Command]) -> str:
 # -- zsh ---------------------------------------------------------------------------------------
 
 ZSH = """\
-#compdef {tool}
-# zsh completion for {tool}; made by packaging/make_completions.py
+#compdef {tool} {executables}
+# zsh completion for {tool} and the filters; made by packaging/make_completions.py
 
 _{tool}() {{
+    if [[ ${{words[1]:t}} == filter-* ]]; then
+        _{tool}-filter
+        return
+    fi
     local curcontext=$curcontext state line
     local -a verbs=(
 {verbs}
@@ -251,14 +350,52 @@ _{tool}-run() {{
         _describe -t filters filter filters
         ;;
     flag)
-        case ${{words[1]#filter-}} in
-{flags}
-        esac
+        _{tool}-filter
         ;;
     esac
 }}
 
+# The flags of a filter; its name is the first word.
+_{tool}-filter() {{
+    case ${{${{words[1]:t}}#filter-}} in
+{flags}
+    esac
+}}
+
+# One of some words, or a file.
+_{tool}-or-file() {{
+    _alternative "words:word:($*)" 'files:file:_files'
+}}
+
+# The command of another program.
+_{tool}-command() {{
+    if ((CURRENT == 1)); then
+        _alternative 'filters:filter:({executables})' \\
+            'commands:command:_command_names -e'
+    else
+        _normal
+    fi
+}}
+
 _{tool} "$@"
+"""
+
+#: Behind "--" is a command.
+ZSH_COMMAND = """\
+if compset -N --; then
+    _{tool}-command
+    return
+fi
+"""
+
+#: Behind "--" are the flags of a filter.
+ZSH_FLAGS = """\
+if compset -N --; then
+    words=({behind} "$words[@]")
+    ((CURRENT++))
+    _{tool}-filter
+    return
+fi
 """
 
 
@@ -276,8 +413,10 @@ def _zsh_flag(flag: Flag) -> str:
     help_ = _zsh_help(flag.help)
     action = ""
     if flag.value:
-        what = f"({' '.join(flag.words)})" if flag.words else "_files" if flag.files else " "
-        action = f":{_zsh_help(flag.value.lower())}:{what}"
+        words = f"({' '.join(flag.words)})" if flag.words else ""
+        if words and flag.files:
+            words = f" _{TOOL}-or-file {' '.join(flag.words)}"
+        action = f":{_zsh_help(flag.value.lower())}:{words or ('_files' if flag.files else ' ')}"
     # A long flag also takes its value after "=".
     names = [f"{s}=" if flag.value and s.startswith("--") else s for s in flag.spellings]
     if len(names) == 1:
@@ -293,48 +432,102 @@ def _zsh_described(commands: list[Command]) -> str:
 
 
 def _zsh_case(each: Command) -> str:
+    start = "_arguments"
     lines = [_zsh_flag(flag) for flag in each.flags]
     if each.words:
         lines.append(_zsh_quoted(f"1:word:({' '.join(each.words)})"))
     if each.files:
         lines.append(_zsh_quoted("*:file:_files"))
-    joined = " \\\n                ".join(
-        ["_arguments -S" if each.command else "_arguments", *lines]
-    )
-    return f"        {each.name})\n            {joined}\n            ;;"
+    before = ""
+    if each.leads:
+        start = "_arguments -S -A '-*'"
+        lines.append(_zsh_quoted(f"*:::command:_{TOOL}-command"))
+    elif each.behind:
+        form = ZSH_COMMAND if each.behind == COMMAND else ZSH_FLAGS
+        before = form.format(tool=TOOL, behind=each.behind)
+    return _zsh_branch(each.name, before + " \\\n    ".join([start, *lines]))
+
+
+def _zsh_branch(name: str, text: str) -> str:
+    return f"{name})\n{textwrap.indent(text, '    ')}\n    ;;"
+
+
+def _zsh_indented(branches: Iterable[str], width: int) -> str:
+    return textwrap.indent("\n".join(branches), " " * width)
 
 
 def zsh(every: list[Command], known: list[Command]) -> str:
     """Return the file for zsh."""
     arguments = [
-        f"        run)\n            _{TOOL}-run\n            ;;"
-        if each.name == "run"
-        else _zsh_case(each)
+        _zsh_branch(each.name, f"_{TOOL}-run") if each.name == "run" else _zsh_case(each)
         for each in every
     ]
     return ZSH.format(
         tool=TOOL,
+        executables=" ".join(executables(known)),
         verbs=_zsh_described(every),
         filters=_zsh_described(known),
-        arguments="\n".join(arguments),
-        flags="\n".join(map(_zsh_case, known)),
+        arguments=_zsh_indented(arguments, 8),
+        flags=_zsh_indented(map(_zsh_case, known), 4),
     )
 
 
 # -- fish --------------------------------------------------------------------------------------
 
 FISH = """\
-# fish completion for {tool}; made by packaging/make_completions.py
+# fish completion for {tool} and the filters; made by packaging/make_completions.py
 
-function __smtpd_filters_context
-    # The verb, or "run NAME"; nothing before it.
+function __smtpd_filters_words
+    # Print the verb, or "run NAME", and the words after it.
     set -l words (commandline -opc)
     set -e words[1]
-    if test (count $words) -ge 2; and test $words[1] = run
-        echo run (string replace -r '^filter-' '' -- $words[2])
-    else if test (count $words) -ge 1
-        echo $words[1]
+    if set -q words[2]; and test $words[1] = run
+        set words[2] "run "(string replace -r '^filter-' '' -- $words[2])
+        set -e words[1]
     end
+    set -q words[1]; and printf '%s\\n' $words
+end
+
+function __smtpd_filters_command
+    # Whether the cursor is in the command of another program; print its words.
+    set -l words (__smtpd_filters_words)
+    set -l context $words[1]
+    set -e words[1]
+    switch "$context"
+{commands}
+        case '*'
+            return 1
+    end
+    set -q words[1]; and printf '%s\\n' $words
+    return 0
+end
+
+function __smtpd_filters_complete
+    # Complete the command of another program.
+    set -l words (__smtpd_filters_command)
+    set -l token (commandline -ct)
+    set -l filters {executables}
+    if set -q words[1]
+        set -l name (string replace -r '.*/' '' -- $words[1])
+        # fish loads no completions of a program that is not in the PATH, as filters needn't be.
+        contains -- $name $filters; and set words {tool} run $name $words[2..-1]
+    else if string match -q -- '-*' "$token"
+        return
+    else
+        string match -- "$token*" $filters
+    end
+    set words (string escape -- $words) "$token"
+    complete -C "$words"
+end
+
+function __smtpd_filters_context
+    # The verb, or "run NAME", or "command" in that of another program; nothing before the verb.
+    if __smtpd_filters_command >/dev/null
+        echo command
+        return
+    end
+    set -l words (__smtpd_filters_words)
+    echo $words[1]
 end
 
 function __smtpd_filters_in
@@ -345,6 +538,43 @@ end
 complete -c {tool} -f
 complete -c {tool} -n 'test -z (__smtpd_filters_context)' -l help -d 'Print the help and exit'
 complete -c {tool} -n 'test -z (__smtpd_filters_context)' -l version -d 'Print the version and exit'
+complete -c {tool} -n '__smtpd_filters_in command' -a '(__smtpd_filters_complete)'
+"""
+
+#: Behind "--" is a command.
+FISH_COMMAND = """\
+        case '{name}'
+            set -l at (contains -i -- -- $words)
+            or return
+            set -e words[1..$at]"""
+
+#: Behind "--" are the flags of a filter.
+FISH_FLAGS = """\
+        case '{name}'
+            set -l at (contains -i -- -- $words)
+            or return
+            set -e words[1..$at]
+            set -p words filter-{behind}"""
+
+#: The first word that is neither a flag nor the value of one begins the command.
+FISH_LEADS = """\
+        case '{name}'
+            set -l flag
+            while string match -q -- '-?*' "$words[1]"
+                set flag $words[1]
+                set -e words[1]
+                switch $flag
+                    case --
+                        break
+                    case {valued}
+                        set -e words[1]
+                end
+            end
+            set -q words[1]; or test "$flag" = --; or return"""
+
+FISH_FILTER = """\
+# fish completion for {name}; made by packaging/make_completions.py
+complete -c {name} -w '{tool} run {short}'
 """
 
 
@@ -359,16 +589,31 @@ def _fish_flag(flag: Flag) -> str:
             words += ["-l", spelling[2:]]
         else:
             words += ["-s" if len(spelling) == 2 else "-o", spelling[1:]]
-    if flag.files:
-        words.append("-rF")
-    elif flag.value:
-        words += ["-x", "-a", _fish_quoted(" ".join(flag.words))] if flag.words else ["-x"]
+    if flag.value:
+        words.append("-rF" if flag.files else "-x")
+    if flag.words:
+        words += ["-a", _fish_quoted(" ".join(flag.words))]
     return " ".join([*words, "-d", _fish_quoted(flag.help)])
+
+
+def _fish_behind(name: str, each: Command) -> str:
+    if each.leads:
+        return FISH_LEADS.format(name=name, valued=" ".join(_valued(each)))
+    form = FISH_COMMAND if each.behind == COMMAND else FISH_FLAGS
+    return form.format(name=name, behind=each.behind)
 
 
 def fish(every: list[Command], known: list[Command]) -> str:
     """Return the file for fish."""
-    lines = [FISH.format(tool=TOOL)]
+    contexts = [(each.name, each) for each in every]
+    contexts += [(f"run {each.name}", each) for each in known]
+    lines = [
+        FISH.format(
+            tool=TOOL,
+            executables=" ".join(executables(known)),
+            commands="\n".join(_fish_behind(name, each) for name, each in contexts if each.behind),
+        )
+    ]
     start = f"complete -c {TOOL} -n"
     first = f"{start} 'test -z (__smtpd_filters_context)' -a"
     lines += [f"{first} {each.name} -d {_fish_quoted(each.summary)}" for each in every]
@@ -376,14 +621,14 @@ def fish(every: list[Command], known: list[Command]) -> str:
         f"{start} '__smtpd_filters_in run' -a {each.name} -d {_fish_quoted(each.summary)}"
         for each in known
     ]
-    contexts = [(each.name, each) for each in every]
-    contexts += [(f"run {each.name}", each) for each in known]
     for name, each in contexts:
         condition = f"{start} '__smtpd_filters_in {name}'"
         if each.words and name != "run":
             lines.append(f"{condition} -a {_fish_quoted(' '.join(each.words))}")
         if each.files:
             lines.append(f"{condition} -F")
+        if each.leads:
+            lines.append(f"{condition} -a '(__smtpd_filters_complete)'")
         lines += [f"{condition} {_fish_flag(flag)}" for flag in each.flags]
     return "\n".join(lines) + "\n"
 
@@ -392,7 +637,15 @@ def main() -> int:
     """Write the files, or with --check only compare them."""
     check = "--check" in sys.argv[1:]
     stale = 0
-    for name, text in made().items():
+    texts = made()
+    for path in HERE.glob("*/*"):
+        name = str(path.relative_to(HERE))
+        if name not in texts:
+            stale = 1
+            print(f"{name}: {'no longer made' if check else 'removed'}")
+            if not check:
+                path.unlink()
+    for name, text in texts.items():
         path = HERE / name
         if path.exists() and path.read_text("utf-8") == text:
             continue

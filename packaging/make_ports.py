@@ -82,11 +82,11 @@ def _examples(source: Path) -> list[str]:
 
 
 def _completions(source: Path, shell: str) -> list[str]:
-    """Return the completion file of a shell, and its directories."""
-    [file] = (source / "packaging/completions" / shell).iterdir()
-    path = PurePosixPath(COMPLETIONS[shell]) / file.name
-    above = [f"{each}/" for each in path.parents if len(each.parts) > 1]
-    return [*reversed(above), str(path)]
+    """Return the completion files of a shell, and their directories."""
+    directory = PurePosixPath(COMPLETIONS[shell])
+    above = [f"{each}/" for each in (directory, *directory.parents) if len(each.parts) > 1]
+    files = sorted((source / "packaging/completions" / shell).iterdir())
+    return [*reversed(above), *(str(directory / file.name) for file in files)]
 
 
 def packing_list(wheel: Path, source: Path) -> str:

@@ -1,4 +1,4 @@
-"""The shell completions for smtpd-filters, which are made from the declarations."""
+"""The shell completions of all executables, which are made from the declarations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,56 @@ from smtpd_filters.cli.listing import discover
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "packaging/completions"
 NAMES = {cls.name for cls in discover()[0]} | {"chain", "supervise"}
+EXECUTABLES = {f"filter-{name}" for name in NAMES}
+#: Of bash-completion, which loads the file of a command and completes the command of another one.
+BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
+#: $1: the directory of our files; then the words, the last of them to complete.
 BASH = """
-source "$1"
+if [[ -r $BASH_COMPLETION ]]; then source "$BASH_COMPLETION"; fi
+compopt() { :; }  # refuses to work without a terminal
+source "$1/${2##*/}"
 shift
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
+COMP_LINE=$*
+COMP_POINT=${#COMP_LINE}
 _smtpd_filters
 printf '%s\\n' "${COMPREPLY[@]}"
 """
+#: $1: the directory of our files; $2: the line. Prints what is completed behind "+", then "END".
+ZSH = """
+zmodload zsh/zpty
+export FUNCTIONS=$1 LINE=$2
+cat > $HOME/start <<'EOF'
+PROMPT=
+fpath=($FUNCTIONS $fpath)
+autoload -Uz compinit
+compinit -u -D
+compadd() {
+    local -a hits
+    if [[ ${@[1,(i)(-|--)]} != *-(O|A|D)\\ * ]]; then
+        builtin compadd -A hits "$@"
+        print -rl -- "" +${^hits}
+    fi
+    builtin compadd "$@"
+}
+zle -C capture complete-word _main_complete
+zle-line-init() { BUFFER=$LINE CURSOR=$#LINE; zle capture; print -l "" END; exit }
+zle -N zle-line-init
+EOF
+zpty shell zsh -f -i
+zpty -w shell 'source $HOME/start'
+while zpty -r shell text; do
+    print -rn -- $text
+    [[ $text == *END$'\\r'* ]] && break
+done
+zpty -d shell
+"""
 
 
-def lines(*command: str) -> set[str]:
+def lines(*command: str, **variables: str) -> set[str]:
     with tempfile.TemporaryDirectory() as home:  # fish makes directories there
-        environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": home}
+        environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": home, **variables}
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, env=environment, cwd=FILES
         )
@@ -38,13 +76,20 @@ def lines(*command: str) -> set[str]:
 
 
 def bash(*words: str) -> set[str]:
-    return lines("bash", "-c", BASH, "bash", str(FILES / "bash/smtpd-filters"), *words)
+    directory = str(FILES / "bash")
+    variables = {"BASH_COMPLETION": str(BASH_COMPLETION), "BASH_COMPLETION_USER_DIR": directory}
+    return lines("bash", "-c", BASH, "bash", directory, *words, **variables)
 
 
-def fish(*words: str) -> set[str]:
-    line = " ".join(words)
-    source = str(FILES / "fish/smtpd-filters.fish")
-    return lines("fish", "--no-config", "-c", f"source {source}; complete -C '{line}'")
+def zsh(*words: str) -> set[str]:
+    found = lines("zsh", "-f", "-c", ZSH, "zsh", str(FILES / "zsh"), " ".join(words))
+    return {line.removeprefix("+") for line in found if line.startswith("+")}
+
+
+def fish(*words: str, path: Path = Path(sys.executable).parent) -> set[str]:
+    """Complete in fish, which loads the files of programs that are in its PATH."""
+    code = f"set -g fish_complete_path {FILES}/fish; complete -C '{' '.join(words)}'"
+    return lines("fish", "--no-config", "-c", code, PATH=f"{path}:{os.environ['PATH']}")
 
 
 SHELLS = [
@@ -55,7 +100,7 @@ SHELLS = [
         ),
         id=shell.__name__,
     )
-    for shell in (bash, fish)
+    for shell in (bash, zsh, fish)
 ]
 
 
@@ -91,6 +136,15 @@ def test_the_shell_can_read_it(path: Path) -> None:
         (["smtpd-filters", "run", "filter-fcrdns", "--on-error", "te"], {"tempfail"}),
         (["smtpd-filters", "run", "chain", "--chec"], {"--check"}),
         (["smtpd-filters", "run", "supervise", "--register", "a"], {"all", "auto"}),
+        (["smtpd-filters", "auth", "--ser"], {"--server"}),
+        (["smtpd-filters", "auth", "--", "--rep"], {"--report-to"}),
+        (["smtpd-filters", "auth", "x", "--", "--on-error", "te"], {"tempfail"}),
+        (["filter-fcrdns", "--re"], {"--reply", "--require"}),
+        (["filter-fcrdns", "--on-error", "te"], {"tempfail"}),
+        (["filter-senderscore", "-block"], {"-blockBelow", "-blockPhase"}),
+        (["filter-chain", "--chec"], {"--check"}),
+        (["filter-supervise", "--reg"], {"--register"}),
+        (["filter-supervise", "--register", "a"], {"all", "auto"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -120,6 +174,78 @@ def test_files(shell: object) -> None:
     assert callable(shell)
     for words in (["check", "--config", "ba"], ["replay", "ba"], ["learn", "ham", "ba"]):
         assert {each.rstrip("/") for each in shell("smtpd-filters", *words)} == {"bash"}
+
+
+def test_every_executable_is_completed() -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert {*EXECUTABLES, "smtpd-filters"} == set(scripts)
+    assert {path.name for path in (FILES / "bash").iterdir()} == set(scripts)
+    assert {path.stem for path in (FILES / "fish").iterdir()} == set(scripts)
+    first = (FILES / "zsh/_smtpd-filters").read_text().splitlines()[0]
+    assert set(first.split()) == {"#compdef", *scripts}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_executables_have_the_flags_that_run_has(shell: object) -> None:
+    assert callable(shell)
+    for name in ("tls", "supervise"):
+        assert shell(f"filter-{name}", "--") == shell("smtpd-filters", "run", name, "--")
+        assert "--version" in shell(f"filter-{name}", "--")
+
+
+@pytest.mark.parametrize("shell", SHELLS[:2])
+def test_an_executable_by_its_path(shell: object) -> None:
+    assert callable(shell)
+    assert shell("/no/such/filter-fcrdns", "--veri") == {"--verify"}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "before",
+    [
+        "filter-supervise",
+        "filter-supervise --",
+        "filter-supervise -v --deadline 5 --verbose",
+        "filter-supervise --on-error junk -- filter-supervise",
+        "smtpd-filters run supervise --deadline 5",
+        "smtpd-filters replay x --",
+    ],
+)
+def test_the_command_of_another_program(shell: object, before: str) -> None:
+    assert callable(shell)
+    if shell is bash and not BASH_COMPLETION.exists():
+        pytest.skip("no bash-completion")
+    words = before.split()
+    assert shell(*words, "filter-") >= EXECUTABLES
+    assert shell(*words, "filter-tls", "--act") == {"--action"}
+    assert shell(*words, "/no/such/filter-tls", "--action", "t") == {"tempfail"}
+    assert shell(*words, "filter-tls", "--reg") == set()
+    assert "sh" in shell(*words, "s")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_table_may_be_a_file(shell: object) -> None:
+    assert callable(shell)
+    words = {"local", "socket", "authenticated"}
+    found = {each.rstrip("/") for each in shell("filter-tls", "--exempt", "")}
+    assert found == words | {path.name for path in FILES.iterdir()}
+    assert {each.rstrip("/") for each in shell("filter-rcpt", "--domains", "ba")} == {"bash"}
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_fish_completes_a_command_outside_the_path(tmp_path: Path) -> None:
+    for name in ("smtpd-filters", "filter-supervise"):
+        (tmp_path / name).touch(mode=0o755)
+    assert shutil.which("filter-tls") is None
+    assert fish("filter-supervise", "filter-tls", "--act", path=tmp_path) == {"--action"}
+
+
+def test_the_command_of_another_program_behind_equals_signs() -> None:
+    words = ("filter-supervise", "--deadline", "=", "5", "--verbose", "=", "false")
+    assert bash(*words, "filter-") >= EXECUTABLES
+    assert bash(*words, "--reg") == {"--register"}
+    assert bash(*words, "--register", "=") == {"all", "auto"}
+    assert bash(*words, "--register", "=", "au") == {"auto"}
 
 
 def test_a_value_behind_an_equals_sign() -> None:

@@ -139,6 +139,19 @@ def test_it_depends_on_debians_packages_of_what_the_metadata_names(built: Built)
     assert names == {"opensmtpd", "python3", *(f"python3-{module}" for module in modules)}
 
 
+def test_it_completes_all_executables(built: Built) -> None:
+    scripts = tomllib.loads((built.source / "pyproject.toml").read_text())["project"]["scripts"]
+    done = subprocess.run(
+        [DPKG_DEB, "--contents", built.deb], capture_output=True, text=True, check=True
+    )
+    files = {line.rpartition(" ./")[2] for line in done.stdout.splitlines()}
+    assert {
+        *(f"usr/share/bash-completion/completions/{name}" for name in scripts),
+        *(f"usr/share/fish/vendor_completions.d/{name}.fish" for name in scripts),
+        "usr/share/zsh/vendor-completions/_smtpd-filters",
+    } <= files
+
+
 def test_mail_passes_and_nothing_is_left(built: Built, machine: Machine) -> None:
     before = machine.files()
     machine.apt("install", machine.put(built.deb))

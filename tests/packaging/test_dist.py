@@ -257,8 +257,14 @@ def test_it_holds_the_executables_the_manuals_and_the_modules(pkg: Path, dist: D
         assert f"{PREFIX}/share/doc/smtpd-filters/{page.name}" in names
     shells = tuple(f"{PREFIX}/share/{shell}/" for shell in ("bash-completion", "fish", "zsh"))
     assert {name for name in names if name.startswith(shells)} == {
-        f"{PREFIX}/share/bash-completion/completions/smtpd-filters",
-        f"{PREFIX}/share/fish/vendor_completions.d/smtpd-filters.fish",
+        *(
+            f"{PREFIX}/share/bash-completion/completions/{name}"
+            for name in project(dist)["scripts"]
+        ),
+        *(
+            f"{PREFIX}/share/fish/vendor_completions.d/{name}.fish"
+            for name in project(dist)["scripts"]
+        ),
         f"{PREFIX}/share/zsh/site-functions/_smtpd-filters",
     }
     with zipfile.ZipFile(dist.wheel) as archive:

@@ -1,14 +1,77 @@
-# fish completion for smtpd-filters; made by packaging/make_completions.py
+# fish completion for smtpd-filters and the filters; made by packaging/make_completions.py
 
-function __smtpd_filters_context
-    # The verb, or "run NAME"; nothing before it.
+function __smtpd_filters_words
+    # Print the verb, or "run NAME", and the words after it.
     set -l words (commandline -opc)
     set -e words[1]
-    if test (count $words) -ge 2; and test $words[1] = run
-        echo run (string replace -r '^filter-' '' -- $words[2])
-    else if test (count $words) -ge 1
-        echo $words[1]
+    if set -q words[2]; and test $words[1] = run
+        set words[2] "run "(string replace -r '^filter-' '' -- $words[2])
+        set -e words[1]
     end
+    set -q words[1]; and printf '%s\n' $words
+end
+
+function __smtpd_filters_command
+    # Whether the cursor is in the command of another program; print its words.
+    set -l words (__smtpd_filters_words)
+    set -l context $words[1]
+    set -e words[1]
+    switch "$context"
+        case 'auth'
+            set -l at (contains -i -- -- $words)
+            or return
+            set -e words[1..$at]
+            set -p words filter-auth
+        case 'replay'
+            set -l at (contains -i -- -- $words)
+            or return
+            set -e words[1..$at]
+        case 'run supervise'
+            set -l flag
+            while string match -q -- '-?*' "$words[1]"
+                set flag $words[1]
+                set -e words[1]
+                switch $flag
+                    case --
+                        break
+                    case --on-error --deadline --workers --memory-limit --drain-timeout --filter-name --register --long-lines --journal
+                        set -e words[1]
+                end
+            end
+            set -q words[1]; or test "$flag" = --; or return
+        case '*'
+            return 1
+    end
+    set -q words[1]; and printf '%s\n' $words
+    return 0
+end
+
+function __smtpd_filters_complete
+    # Complete the command of another program.
+    set -l words (__smtpd_filters_command)
+    set -l token (commandline -ct)
+    set -l filters filter-auth filter-chain filter-clamav filter-content filter-correspondents filter-dkimsign filter-dnsbl filter-dyndns filter-fcrdns filter-greylist filter-helo filter-limit filter-mailfrom filter-milter filter-policy filter-rcpt filter-rewrite filter-rspamd filter-sender filter-senderscore filter-spamd filter-supervise filter-tls filter-trace
+    if set -q words[1]
+        set -l name (string replace -r '.*/' '' -- $words[1])
+        # fish loads no completions of a program that is not in the PATH, as filters needn't be.
+        contains -- $name $filters; and set words smtpd-filters run $name $words[2..-1]
+    else if string match -q -- '-*' "$token"
+        return
+    else
+        string match -- "$token*" $filters
+    end
+    set words (string escape -- $words) "$token"
+    complete -C "$words"
+end
+
+function __smtpd_filters_context
+    # The verb, or "run NAME", or "command" in that of another program; nothing before the verb.
+    if __smtpd_filters_command >/dev/null
+        echo command
+        return
+    end
+    set -l words (__smtpd_filters_words)
+    echo $words[1]
 end
 
 function __smtpd_filters_in
@@ -19,6 +82,7 @@ end
 complete -c smtpd-filters -f
 complete -c smtpd-filters -n 'test -z (__smtpd_filters_context)' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n 'test -z (__smtpd_filters_context)' -l version -d 'Print the version and exit'
+complete -c smtpd-filters -n '__smtpd_filters_in command' -a '(__smtpd_filters_complete)'
 
 complete -c smtpd-filters -n 'test -z (__smtpd_filters_context)' -a auth -d 'Explain the verdict of filter-auth on a message, step by step'
 complete -c smtpd-filters -n 'test -z (__smtpd_filters_context)' -a check -d 'Check the filters of smtpd.conf(5) and smtpd-filters.toml(5)'
@@ -89,12 +153,12 @@ complete -c smtpd-filters -n '__smtpd_filters_in dkim' -s s -l selector -x -d 'T
 complete -c smtpd-filters -n '__smtpd_filters_in dkim' -s k -l key -rF -d 'The file of the private key'
 complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l type -x -a 'rsa ed25519' -d 'The type of a new key'
 complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l bits -x -d 'The size of a new RSA key'
-complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l keys -x -d 'For rotate: the table of filter-dkimsign, as file:PATH'
+complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l keys -rF -d 'For rotate: the table of filter-dkimsign, as file:PATH'
 complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5)'
 complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in dkim' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -a 'report'
-complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l store -x -d 'The store of the filter, as in its own flag'
+complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l store -rF -d 'The store of the filter, as in its own flag'
 complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -111,7 +175,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l nameserver -x -d 'The
 complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in dmarc' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in greylist' -a 'list show allow forget stats export import'
-complete -c smtpd-filters -n '__smtpd_filters_in greylist' -l store -x -d 'The store of the filter, as in its own flag'
+complete -c smtpd-filters -n '__smtpd_filters_in greylist' -l store -rF -d 'The store of the filter, as in its own flag'
 complete -c smtpd-filters -n '__smtpd_filters_in greylist' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in greylist' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in greylist' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -144,14 +208,14 @@ complete -c smtpd-filters -n '__smtpd_filters_in learn' -F
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -o url -l url -x -d 'The controller: http://HOST:PORT, https or the path of a socket'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l password-file -rF -d 'A file whose first line is the controller\'s password'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l user -x -d 'The owner of the mail, if each user has a classifier of their own'
-complete -c smtpd-filters -n '__smtpd_filters_in learn' -l spamd -x -d 'Teach SpamAssassin\'s spamd, in place of Rspamd: its host and port, or the path of its socket'
+complete -c smtpd-filters -n '__smtpd_filters_in learn' -l spamd -rF -d 'Teach SpamAssassin\'s spamd, in place of Rspamd: its host and port, or the path of its socket'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l timeout -x -d 'How long to wait for the daemon'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l jobs -x -d 'How many messages to send at a time'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l mbox -d 'The standard input is an mbox, not a message'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in learn' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in limit' -a 'top show reset block release'
-complete -c smtpd-filters -n '__smtpd_filters_in limit' -l store -x -d 'The store of the filter, as in its own flag'
+complete -c smtpd-filters -n '__smtpd_filters_in limit' -l store -rF -d 'The store of the filter, as in its own flag'
 complete -c smtpd-filters -n '__smtpd_filters_in limit' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in limit' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in limit' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -201,6 +265,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in stats' -l number -x -d 'How man
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -a 'get list check serve'
+complete -c smtpd-filters -n '__smtpd_filters_in table' -F
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l kind -x -a 'domains hosts addresses networks ips regex strings mapping' -d 'The kind of the table, which decides how keys are compared with it'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l service -x -d 'The service of table(5), such as alias or credentials, by which a database or a directory chooses the query'
 complete -c smtpd-filters -n '__smtpd_filters_in table' -l json -d 'Print JSON'
@@ -219,15 +284,15 @@ complete -c smtpd-filters -n '__smtpd_filters_in tail' -l help -d 'Print the hel
 complete -c smtpd-filters -n '__smtpd_filters_in tail' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -a 'serve password'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l directory -rF -d 'The directory of the journal\'s files'
-complete -c smtpd-filters -n '__smtpd_filters_in web' -l listen -x -d 'Where to listen'
+complete -c smtpd-filters -n '__smtpd_filters_in web' -l listen -rF -d 'Where to listen'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l passwords -rF -d 'The file of users and hashed passwords who may read the page'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l user-header -x -d 'The header field in which a proxy names the user that it has authenticated, such as X-Remote-User'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l proxy -x -d 'The address of a proxy, or unix for connections to a unix socket'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l host -x -d 'A name by which browsers reach the page, without a port'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l prefix -x -d 'The path below which a proxy serves the page, such as /filters'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l metrics-token -rF -d 'A file with the bearer token by which Prometheus may read /metrics without a log-in: its credentials_file'
-complete -c smtpd-filters -n '__smtpd_filters_in web' -l greylist -x -d 'The store of filter-greylist, to show it'
-complete -c smtpd-filters -n '__smtpd_filters_in web' -l limits -x -d 'The store of filter-limit, to show it'
+complete -c smtpd-filters -n '__smtpd_filters_in web' -l greylist -rF -d 'The store of filter-greylist, to show it'
+complete -c smtpd-filters -n '__smtpd_filters_in web' -l limits -rF -d 'The store of filter-limit, to show it'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in web' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -258,12 +323,12 @@ complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc -x -a 'recor
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc-quarantine -x -d 'What to do with a message that fails DMARC under the policy quarantine'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc-reject -x -d 'What to do with a message that fails DMARC under the policy reject'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l bad-from -x -d 'What to do with a message without an author that DMARC could judge: with no From field, several, one without an address, with an invalid domain or with many domains or addresses, or in a header of more than 1 MiB'
-complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l except-domains -x -d 'Domains of authors, senders and signatures whose failures are only logged'
-complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l trusted-sealers -x -d 'Domains of servers whose ARC seals are trusted: if one of them states that DMARC passed before it forwarded the message, a failure is only logged'
-complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail is not checked: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l except-domains -rF -d 'Domains of authors, senders and signatures whose failures are only logged'
+complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l trusted-sealers -rF -d 'Domains of servers whose ARC seals are trusted: if one of them states that DMARC passed before it forwarded the message, a failure is only logged'
+complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l exempt -rF -a 'local socket authenticated' -d 'Clients whose mail is not checked: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5), which is read at the start only'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l timeout -x -d 'How long to wait for a name server before trying the next'
-complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l report-to -x -d 'Record the results of DMARC in a store, for domains that ask for reports, so that `smtpd-filters dmarc report` can make aggregate reports of them: sqlite:PATH, a file'
+complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l report-to -rF -d 'Record the results of DMARC in a store, for domains that ask for reports, so that `smtpd-filters dmarc report` can make aggregate reports of them: sqlite:PATH, a file'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -290,11 +355,11 @@ complete -c smtpd-filters -n '__smtpd_filters_in run chain' -l journal -rF -d 'S
 complete -c smtpd-filters -n '__smtpd_filters_in run chain' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run chain' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run chain' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l clamd -x -d 'The address of clamd: HOST:PORT, or the path of its socket'
+complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l clamd -rF -d 'The address of clamd: HOST:PORT, or the path of its socket'
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l action -x -a 'reject junk header' -d 'What to do with a message in which a signature matches: refuse it, mark it as junk, or only name the signature in a header field'
-complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l suspicious -x -d 'Regular expressions for the names of signatures that only make a message suspicious, in place of the built-in ones: those of heuristics and of potentially unwanted applications, Heuristics.* and PUA.*'
+complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l suspicious -rF -d 'Regular expressions for the names of signatures that only make a message suspicious, in place of the built-in ones: those of heuristics and of potentially unwanted applications, Heuristics.* and PUA.*'
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l suspicious-action -x -a 'accept header junk reject' -d 'What to do with a suspicious message: the same as --action, or accept it'
-complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l exempt -rF -a 'local socket authenticated' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l only -x -a 'all untrusted' -d 'Whose mail is scanned: that of all clients, or not that of local and authenticated ones (untrusted), which is the same as --exempt local --exempt authenticated'
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l timeout -x -d 'How long to wait for a daemon\'s reply before the next one is asked'
 complete -c smtpd-filters -n '__smtpd_filters_in run clamav' -l connections -x -d 'How many messages are sent to a daemon at a time'
@@ -325,7 +390,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run content' -l private-field -
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l private-keep -x -d 'A field that --private leaves as it is'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l private-replace -x -d 'A field that --private replaces, if there is one of its name'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l log-only -d 'Log which rules and checks apply, and do nothing else about them'
-complete -c smtpd-filters -n '__smtpd_filters_in run content' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail no rule or check applies to: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run content' -l exempt -rF -a 'local socket authenticated' -d 'Clients whose mail no rule or check applies to: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -s v -l verbose -d 'Log every decision, including those to proceed'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l long-lines -x -a 'split refuse' -d 'What to do with a line of a message that is too long for smtpd: split it (a header field is folded, no text is lost) or refuse the message'
 complete -c smtpd-filters -n '__smtpd_filters_in run content' -l journal -rF -d 'Send what is decided to the journal with this socket (see smtpd-filters journal), without ever waiting for it'
@@ -342,7 +407,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l scope -x
 complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l lifetime -x -d 'How long a correspondent is remembered after the last message to it'
 complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l max-recipients -x -d 'Messages of users to more recipients teach nothing'
 complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l header -d 'Add a field "X-Correspondent: known" to messages from correspondents of all their recipients, and remove such fields from incoming messages'
-complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l store -x -d 'Where the filter keeps what it has to remember: sqlite:PATH, a file'
+complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l store -rF -d 'Where the filter keeps what it has to remember: sqlite:PATH, a file'
 complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -361,14 +426,14 @@ complete -c smtpd-filters -n '__smtpd_filters_in run correspondents' -l version 
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s a -l algorithm -x -a 'rsa-sha256 ed25519-sha256' -d 'The algorithm of the key in -k'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s c -l canonicalization -x -d 'The canonicalization of the header and of the body, each simple or relaxed: with relaxed, changes of white space in transit are tolerated'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s d -l domain -x -d 'A domain to sign for with the key in -k'
-complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s D -l domains -x -d 'More such domains, in a file with one on each line'
+complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s D -l domains -rF -d 'More such domains, in a file with one on each line'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s h -l headers -x -d 'The header fields to sign where they are present'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s k -l key -rF -d 'The private key: PEM, as openssl, opendkim-genkey and smtpd-filters dkim keygen write it, or a file of rspamadm'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s s -l selector -x -d 'The selector of the key in -k: its record is at SELECTOR._domainkey.DOMAIN'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s t -l time -d 'Add the time of the signature (t=)'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s x -l expire -x -d 'Add the time when the signature expires (x=), this many seconds from now'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -s z -l copies -d 'Add copies of the signed header fields (z=), for the analysis of failures'
-complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l keys -x -d 'Domains with their own keys, as lines of DOMAIN SELECTOR KEYFILE'
+complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l keys -rF -d 'Domains with their own keys, as lines of DOMAIN SELECTOR KEYFILE'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l oversign -x -d 'Fields of which none can be added without breaking the signature'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l only -x -d 'Sign only mail of these clients: authenticated, local (on this machine), or both, separated by a comma'
 complete -c smtpd-filters -n '__smtpd_filters_in run dkimsign' -l arc-seal -x -d 'Seal messages with ARC in place of signing them with DKIM, for a server that forwards mail: with the first domain, its first RSA key, and the results in Authentication-Results fields with this id, which a filter before this one has added'
@@ -394,8 +459,8 @@ complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l disconnect-at -x 
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -s m -l mark -d 'Mark as junk, and refuse no client: the same as --junk-at 1 --header'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l points -d 'Add the score, as points, to that of the chain (see smtpd-filters.toml(5)), instead of acting on it'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l phase -x -a 'connect helo mail-from rcpt-to' -d 'The phase at which to decide'
-complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are not looked up: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are not looked up: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l reply -x -d 'The SMTP reply of a refusal, with its codes and placeholders: %{subject} is the listed address or name, %{client} the client\'s address, %{zone} the list, %{text} the list\'s own text, %{score} the score'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l header -d 'Add a field X-Spam-DNSBL to messages for each list with an entry, and remove such fields from incoming messages'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l untested -x -d 'The zone of a list without test entries (RFC 5782 section 5), which is queried without a test'
@@ -413,12 +478,12 @@ complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l filter-name -x -d
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run dnsbl' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l patterns -x -d 'Regular expressions for reverse names, in place of the built-in ones'
-complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l extra-patterns -x -d 'Regular expressions in addition to the built-in ones'
+complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l patterns -rF -d 'Regular expressions for reverse names, in place of the built-in ones'
+complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l extra-patterns -rF -d 'Regular expressions in addition to the built-in ones'
 complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l no-embedded -d 'Don\'t look for the client\'s address in its reverse name'
-complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l allow-names -x -d 'Reverse names that are never refused, such as mail.example.org or *.example.org'
+complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l allow-names -rF -d 'Reverse names that are never refused, such as mail.example.org or *.example.org'
 complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l action -x -a 'junk reject disconnect' -d 'What to do with a client whose name looks dynamic'
 complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l phase -x -a 'connect helo mail-from rcpt-to' -d 'The phase at which to do it'
 complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l reply -x -d 'The SMTP reply of a refusal, with its codes'
@@ -435,8 +500,8 @@ complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l help -d 'Print t
 complete -c smtpd-filters -n '__smtpd_filters_in run dyndns' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l require -x -a 'rdns fcrdns' -d 'What a client must have: a reverse name (rdns), or one that resolves to its address (fcrdns)'
 complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l verify -d 'Look up all names of a client that smtpd hasn\'t confirmed, instead of relying on smtpd, which looks one name up, once, and can\'t tell a failing DNS from a failing client'
-complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l action -x -a 'junk reject disconnect' -d 'What to do with a client that fails'
 complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l phase -x -a 'connect helo mail-from rcpt-to' -d 'The phase at which to do it'
 complete -c smtpd-filters -n '__smtpd_filters_in run fcrdns' -l reply -x -d 'The SMTP reply of a refusal, with its codes'
@@ -465,22 +530,22 @@ complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l dnsbl -x -d 'T
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l dnswl -x -d 'The zone of a DNS list of clients that never wait, such as list.dnswl.org'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l phase -x -a 'rcpt-to data' -d 'When to refuse: each recipient, or the whole message at data'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l null-sender -x -a 'data rcpt-to exempt' -d 'When to refuse messages without a sender (bounces)'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow-names -x -d 'Reverse names of clients that never wait, if they resolve to the client'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow-senders -x -d 'Senders that never wait: user@example.org, @example.org'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow-recipients -x -d 'Recipients whose mail never waits'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow-names -rF -d 'Reverse names of clients that never wait, if they resolve to the client'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow-senders -rF -d 'Senders that never wait: user@example.org, @example.org'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l allow-recipients -rF -d 'Recipients whose mail never waits'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l exempt-roles -d 'Mail to postmaster and abuse, at any domain, never waits'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l reply -x -d 'The SMTP reply of a refusal, with its codes'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l header -d 'Add a field X-Greylist to messages that says how long they have waited or why they have not, and remove such fields from incoming messages'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5), which is read at the start only'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l timeout -x -d 'How long to wait for a name server before trying the next'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l store -x -d 'Where the filter keeps what it has to remember: sqlite:PATH, a file'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l store -rF -d 'Where the filter keeps what it has to remember: sqlite:PATH, a file'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l store-timeout -x -d 'How long to wait for the store'
-complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l correspondents -x -d 'The store of filter-correspondents, as --store there: mail from those to whom the recipient has written is exempt'
+complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l correspondents -rF -d 'The store of filter-correspondents, as --store there: mail from those to whom the recipient has written is exempt'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l correspondents-of -x -a 'user server' -d 'Whose correspondents count: those of the recipient (user), or of any user (server)'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -s v -l verbose -d 'Log every decision, including those to proceed'
 complete -c smtpd-filters -n '__smtpd_filters_in run greylist' -l long-lines -x -a 'split refuse' -d 'What to do with a line of a message that is too long for smtpd: split it (a header field is folded, no text is lost) or refuse the message'
@@ -499,11 +564,11 @@ complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l foreign-literal -x
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l own -x -a 'off log junk reject' -d 'What to do with a stranger that greets with the name of this server (as smtpd has it), one in --own-names, localhost, a loopback address, the address that it has connected to, or one in --own-addresses'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l unknown -x -a 'off log junk reject' -d 'What to do with a name for which the DNS has neither an address nor an MX'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l elsewhere -x -a 'off log junk reject' -d 'What to do with a name that doesn\'t resolve to the client\'s address'
-complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l own-names -x -d 'Further own names'
-complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l own-addresses -x -d 'Further own addresses and networks'
-complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l allow-names -x -d 'Greetings that are never refused'
+complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l own-names -rF -d 'Further own names'
+complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l own-addresses -rF -d 'Further own addresses and networks'
+complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l allow-names -rF -d 'Greetings that are never refused'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l phase -x -a 'helo mail-from rcpt-to' -d 'The phase at which to act'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5), which is read at the start only'
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l timeout -x -d 'How long to wait for a name server before trying the next'
@@ -520,7 +585,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l help -d 'Print the
 complete -c smtpd-filters -n '__smtpd_filters_in run helo' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l limit -x -d 'A limit, as SUBJECT COUNTED AMOUNT: see Limits in filter-limit(8)'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l action -x -a 'delay tempfail reject junk log block' -d 'What to do beyond a limit that has no action of its own: delay the reply until there is room, but at most --max-delay, and then refuse temporarily'
-complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l override -x -d 'Users, addresses, domains (@example.org) and networks with limits of their own: lines of KEY unlimited, or KEY COUNTED AMOUNT, COUNTED AMOUNT and so on'
+complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l override -rF -d 'Users, addresses, domains (@example.org) and networks with limits of their own: lines of KEY unlimited, or KEY COUNTED AMOUNT, COUNTED AMOUNT and so on'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l max-delay -x -d 'The longest delay of a reply'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l client-prefix6 -x -d 'The prefix length of the IPv6 networks that count as one client'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l network-prefix4 -x -d 'The prefix length of an IPv4 network'
@@ -529,8 +594,8 @@ complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l blocked-reply -x 
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l notify-command -rF -d 'A program to run when a subject is blocked, with the arguments SUBJECT, LIMIT, ADDRESS of the client, and SESSION'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l notify-mail -x -d 'An address that gets a mail when a subject is blocked'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l sendmail -rF -d 'The program that submits this mail, as sendmail does'
-complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients without limits: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l store -x -d 'Where the filter keeps what it has to remember: sqlite:PATH, a file'
+complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l exempt -rF -a 'local socket authenticated' -d 'Clients without limits: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l store -rF -d 'Where the filter keeps what it has to remember: sqlite:PATH, a file'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
@@ -546,13 +611,13 @@ complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l filter-name -x -d
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run limit' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l domains -x -d 'Own domains'
+complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l domains -rF -d 'Own domains'
 complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l subdomains -d 'Treat everything below an own domain as own as well'
-complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l addresses -x -d 'Own addresses in domains that are not in --domains: user@example.org, @example.org'
-complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l patterns -x -d 'Regular expressions'
-complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that may use own addresses: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l trusted -x -d 'Addresses and networks whose clients may use own addresses without authentication: the same as --exempt TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l senders -x -d 'Users and the addresses that each may use, as for smtpd\'s senders: a user name, then addresses separated by commas'
+complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l addresses -rF -d 'Own addresses in domains that are not in --domains: user@example.org, @example.org'
+complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l patterns -rF -d 'Regular expressions'
+complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l exempt -rF -a 'local socket authenticated' -d 'Clients that may use own addresses: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l trusted -rF -d 'Addresses and networks whose clients may use own addresses without authentication: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l senders -rF -d 'Users and the addresses that each may use, as for smtpd\'s senders: a user name, then addresses separated by commas'
 complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l check-header -d 'Check the From field as well'
 complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l check-display -d 'Check the display names and comments of the From field for own addresses as well, as in "boss@example.org" <x@example.net>'
 complete -c smtpd-filters -n '__smtpd_filters_in run mailfrom' -l action -x -a 'junk reject disconnect' -d 'What to do with a spoofed envelope sender'
@@ -573,7 +638,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l milter -x -d 'A 
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l connect-timeout -x -d 'How long to wait for a connection to a milter and its first answer'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l command-timeout -x -d 'How long to wait for a milter\'s answer to a command: connection, greeting, sender, recipient, DATA'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l content-timeout -x -d 'How long to wait for a milter\'s answer to a part of a message'
-complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients about which milters aren\'t asked: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l exempt -rF -a 'local socket authenticated' -d 'Clients about which milters aren\'t asked: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l first-phase -x -a 'connect helo mail-from' -d 'The first phase at which milters are asked'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l recipients -x -a 'asked accepted' -d 'Which recipients milters are asked about: each one that the client names, before smtpd itself may refuse it'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l discard -x -a 'reject accept' -d 'What to do with a message that a milter discards, which smtpd can\'t: refuse it, or accept it'
@@ -594,14 +659,14 @@ complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l filter-name -x -
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run milter' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l server -x -d 'A policy server: HOST:PORT or the path of a socket, also as Postfix writes them (inet:HOST:PORT, unix:/PATH)'
+complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l server -rF -d 'A policy server: HOST:PORT or the path of a socket, also as Postfix writes them (inet:HOST:PORT, unix:/PATH)'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l at -x -a 'connect helo mail-from rcpt-to data end-of-message' -d 'When to ask: at connect, at helo (HELO or EHLO), at mail-from, at rcpt-to (each recipient), at data, and at end-of-message, when the size is known'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l timeout -x -d 'How long to wait for a server\'s reply before the next one is asked'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l connections -x -d 'How many requests are sent to a server at a time, over a connection each, which is kept for further ones'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l prepend -x -a 'add ignore' -d 'Whether the action PREPEND adds its field to the header'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l action -x -d 'What to do for an action that smtpd doesn\'t have (hold, discard, redirect, filter, bcc): proceed, junk, tempfail, reject, rewrite the recipient (redirect at rcpt-to), or fail, as --on-error says'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l context -x -d 'The attribute policy_context of requests, for servers with several policies'
-complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients about which no server is asked: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l exempt -rF -a 'local socket authenticated' -d 'Clients about which no server is asked: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -s v -l verbose -d 'Log every decision, including those to proceed'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l long-lines -x -a 'split refuse' -d 'What to do with a line of a message that is too long for smtpd: split it (a header field is folded, no text is lost) or refuse the message'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l journal -rF -d 'Send what is decided to the journal with this socket (see smtpd-filters journal), without ever waiting for it'
@@ -613,10 +678,10 @@ complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l filter-name -x -
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run policy' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l domains -x -d 'Own domains, for which mail is not relayed'
+complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l domains -rF -d 'Own domains, for which mail is not relayed'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l non-fqdn -x -a 'off log junk reject' -d 'What to do with a recipient without a domain, or with one that isn\'t own and has no dot, or brackets without an address in them'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l unknown-domain -x -a 'off log junk reject' -d 'What to do with a recipient whose domain isn\'t own and can\'t receive mail: it doesn\'t exist, has neither MX nor address records, or declares that it accepts none (null MX)'
-complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l traps -x -d 'Spam traps: addresses that were never in use and never published'
+complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l traps -rF -d 'Spam traps: addresses that were never in use and never published'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l trapped -x -a 'off log junk reject' -d 'What to do with a client that has written to a spam trap, from then on: with that message, and with all that follow on the connection'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l max-recipients -x -d 'The maximum of recipients of a message'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l many-recipients -x -a 'off log junk reject' -d 'What to do with the recipients beyond --max-recipients'
@@ -626,8 +691,8 @@ complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l unknown-recipients
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l delay -x -d 'The delay of the reply to a recipient once the client has tried half of --max-unknown in vain'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l max-delay -x -d 'The maximum of the delay'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l check-users -d 'Check authenticated clients as well: --exempt without authenticated'
-complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5), which is read at the start only'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l timeout -x -d 'How long to wait for a name server before trying the next'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -s v -l verbose -d 'Log every decision, including those to proceed'
@@ -641,19 +706,19 @@ complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l filter-name -x -d 
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run rcpt' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l canonical -x -d 'Canonical addresses of senders and recipients: a mapping in any form of a table, or regexp:PATH or pcre:PATH, see Tables in filter-rewrite(8)'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l sender-canonical -x -d 'Such tables for senders only, looked up before --canonical'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l recipient-canonical -x -d 'Such tables for recipients only, looked up before --canonical'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l canonical -rF -d 'Canonical addresses of senders and recipients: a mapping in any form of a table, or regexp:PATH or pcre:PATH, see Tables in filter-rewrite(8)'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l sender-canonical -rF -d 'Such tables for senders only, looked up before --canonical'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l recipient-canonical -rF -d 'Such tables for recipients only, looked up before --canonical'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l where -x -a 'envelope header both' -d 'Where canonical addresses are put: into the envelope, the header or both'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l masquerade -x -d 'A domain whose subdomains are removed from senders, and from all addresses of the header'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l masquerade-except -x -d 'Users whose addresses are not masqueraded'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l masquerade-except -rF -d 'Users whose addresses are not masqueraded'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l tags -x -a 'keep strip plus' -d 'What to do with a tag in an envelope recipient: keep it, strip it, or write it with a plus, which smtpd understands'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l tag-delimiters -x -d 'The characters between a user and a tag'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l mailboxes -x -d 'The addresses that have a mailbox: only they have tags, and an address that is one of them has none'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l mailboxes -rF -d 'The addresses that have a mailbox: only they have tags, and an address that is one of them has none'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l tag-field -x -d 'A header field to write the tag of the recipient into, if the message has only one, and to remove from all messages, such as X-Folder'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l subject-prefix -x -d 'A text to put before the subject, unless it is there'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l for -x -a 'all inbound outbound local authenticated TABLE' -d 'The clients whose mail is changed: all, those on this machine and authenticated ones (outbound, or local and authenticated), all others (inbound), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l users -x -d 'Authenticated users whose mail is changed, and no other mail'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l for -rF -a 'all inbound outbound local authenticated' -d 'The clients whose mail is changed: all, those on this machine and authenticated ones (outbound, or local and authenticated), all others (inbound), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l users -rF -d 'Authenticated users whose mail is changed, and no other mail'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -s v -l verbose -d 'Log every decision, including those to proceed'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l long-lines -x -a 'split refuse' -d 'What to do with a line of a message that is too long for smtpd: split it (a header field is folded, no text is lost) or refuse the message'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l journal -rF -d 'Send what is decided to the journal with this socket (see smtpd-filters journal), without ever waiting for it'
@@ -665,12 +730,12 @@ complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l filter-name -x 
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run rewrite' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -o url -l url -x -d 'A daemon\'s normal, proxy or controller worker: http://HOST:PORT, or the path of a unix socket'
+complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -o url -l url -rF -d 'A daemon\'s normal, proxy or controller worker: http://HOST:PORT, or the path of a unix socket'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -o settings-id -l settings-id -x -d 'The id of the section of the daemon\'s settings module to apply'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l timeout -x -d 'How long to wait for a daemon\'s reply before the next one is asked'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l connections -x -d 'How many messages are sent to a daemon at a time'
-complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l skip -x -a 'local socket authenticated TABLE' -d 'The same as --exempt'
+complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l exempt -rF -a 'local socket authenticated' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l skip -rF -a 'local socket authenticated' -d 'The same as --exempt'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l max-size -x -d 'The size up to which messages are scanned'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l larger -x -a 'skip tempfail reject' -d 'What to do with a larger message: accept it without a scan, or refuse it with a temporary or a permanent code'
 complete -c smtpd-filters -n '__smtpd_filters_in run rspamd' -l headers -x -a 'minimal extended' -d 'The header fields of a message that the daemon marks: X-Spam alone, or X-Spam-Score and X-Spam-Status as well'
@@ -698,11 +763,11 @@ complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l unknown -x -a 'o
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l null-mx -x -a 'off log junk reject' -d 'What to do with a sender whose domain declares that it accepts no mail, with a Null MX (RFC 7505)'
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l bad-mx -x -a 'off log junk reject' -d 'What to do with a sender whose domain\'s mail exchangers have no address, or only loopback, private or other addresses that are not on the public Internet'
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l any-bad-mx -d 'For --bad-mx, one such exchanger suffices, whatever the others are'
-complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l bad-networks -x -d 'Addresses and networks in which no exchanger may be, in place of the built-in ones'
+complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l bad-networks -rF -d 'Addresses and networks in which no exchanger may be, in place of the built-in ones'
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l check-users -d 'Check authenticated clients as well: --exempt without authenticated'
-complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l allow -x -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
-complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l allow-senders -x -d 'Senders that are never refused: user@example.org, @example.org'
+complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l allow -rF -d 'Addresses and networks that are never refused: the same as --exempt TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l allow-senders -rF -d 'Senders that are never refused: user@example.org, @example.org'
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5), which is read at the start only'
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -l timeout -x -d 'How long to wait for a name server before trying the next'
 complete -c smtpd-filters -n '__smtpd_filters_in run sender' -s v -l verbose -d 'Log every decision, including those to proceed'
@@ -721,8 +786,8 @@ complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o blockPhase 
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o junkBelow -l junk-below -x -d 'Mark all mail of clients with a score below this with "X-Spam: Yes"'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o slowFactor -l slow-factor -x -d 'Delay each reply to a client by this number of milliseconds times (100 - score) / 100'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o scoreHeader -l score-header -d 'Add a field X-SenderScore with the score, if there is one, at the top of each message'
-complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o allowlist -l allowlist -x -d 'A file with addresses and networks, one per line, whose score is 100 without a look-up'
-complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose score is not looked up: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o allowlist -l allowlist -rF -d 'A file with addresses and networks, one per line, whose score is 100 without a look-up'
+complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l exempt -rF -a 'local socket authenticated' -d 'Clients whose score is not looked up: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -o testMode -l test-mode -d 'For tests: the score is the last number of the client\'s address (255: no score, 127 at most), nothing is looked up, every phase is registered, and sessions are answered one after the other'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l zone -x -d 'The zone to query: a mirror, or another one with the same answers'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l nameserver -x -d 'The address of a recursive name server to use instead of those in resolv.conf(5), which is read at the start only'
@@ -738,7 +803,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l filter-name
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run senderscore' -l version -d 'Print the version and exit'
-complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l spamd -x -d 'A daemon: its host and port, or the path of its socket'
+complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l spamd -rF -d 'A daemon: its host and port, or the path of its socket'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l user -x -d 'The user whose preferences and classifier spamd uses'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l user-by-recipient -x -a 'no address local' -d 'Use the recipient as the user, if there is only one: its whole address, or the part before the @'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l junk-at -x -d 'The score from which a message is marked as junk'
@@ -749,7 +814,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l headers -x -a 'sp
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l rewrite-subject -d 'Take over the subject if spamd rewrites it (its rewrite_header)'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l new-message -d 'Replace spam with the message that spamd makes of it, which has a report, and the original as an attachment (its report_safe)'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l points -d 'Add spamd\'s score to that of the chain, as at least -10 and at most 100 points, instead of marking or rejecting the message'
-complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l exempt -rF -a 'local socket authenticated' -d 'Clients whose mail is not scanned: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l only -x -a 'all untrusted' -d 'Whose mail is scanned: that of all clients, or not that of local and authenticated ones (untrusted), which is the same as --exempt local --exempt authenticated'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l max-size -x -d 'The size up to which messages are scanned'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l larger -x -a 'skip tempfail reject' -d 'What to do with a larger message: accept it without a scan, or refuse it with a temporary or a permanent code'
@@ -767,6 +832,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l filter-name -x -d
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l supervised -d 'Run under filter-supervise, so that smtpd goes on if this process fails, and a reload starts it again'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l help -d 'Print the help and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in run spamd' -l version -d 'Print the version and exit'
+complete -c smtpd-filters -n '__smtpd_filters_in run supervise' -a '(__smtpd_filters_complete)'
 complete -c smtpd-filters -n '__smtpd_filters_in run supervise' -l on-error -x -a 'proceed junk tempfail' -d 'What to answer in the place of a program that fails, or while none runs'
 complete -c smtpd-filters -n '__smtpd_filters_in run supervise' -l deadline -x -d 'How long the program may take to answer, to return a message after its end, and to read what is sent to it'
 complete -c smtpd-filters -n '__smtpd_filters_in run supervise' -l workers -x -d 'How many processes of the program to run'
@@ -783,7 +849,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l require -x -d 'A ve
 complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l action -x -a 'reject tempfail junk log' -d 'What to do with mail that doesn\'t meet a requirement without an action of its own: refuse it permanently (reject) or temporarily (tempfail), mark it as junk, or only log it'
 complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l info -x -d 'A text at the end of each refusal, such as the address of a page with help'
 complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l summary -x -d 'How often to log how many messages came with which version of TLS'
-complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l exempt -x -a 'local socket authenticated TABLE' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
+complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l exempt -rF -a 'local socket authenticated' -d 'Clients that are exempt: those on this machine (local), those on smtpd\'s socket alone (socket), authenticated ones (authenticated), and those whose address is in TABLE'
 complete -c smtpd-filters -n '__smtpd_filters_in run tls' -s v -l verbose -d 'Log every decision, including those to proceed'
 complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l long-lines -x -a 'split refuse' -d 'What to do with a line of a message that is too long for smtpd: split it (a header field is folded, no text is lost) or refuse the message'
 complete -c smtpd-filters -n '__smtpd_filters_in run tls' -l journal -rF -d 'Send what is decided to the journal with this socket (see smtpd-filters journal), without ever waiting for it'
