@@ -26,13 +26,15 @@ OTHERS = {
     *("lost processor", "exited abnormally", "exec", "not found"),
     *("permission denied", "cannot allocate memory", "too many open files", "PermissionError"),
 }
-#: Lines that are all theirs: tests/e2e/test_troubleshooting.py holds them to real servers.
+#: Lines that are all theirs: test_troubleshooting.py and test_check.py of tests/e2e hold them to
+#: real servers.
 THEIRS = {
     "x.py: 2: from: not found",
     'Syntax error: "(" unexpected',
     "ModuleNotFoundError: No module named 'smtpd_filters'",
     "exec: .../x.py: Permission denied",
     "... Permission denied for user opensmtpd",
+    "execl: /usr/libexec/.../table-x: Permission denied",
     "smtpd: getpwnam: Success",
     "io-error: error:0A080006:SSL routines::EVP lib",
     "error:0A0C0103:SSL routines::internal error",

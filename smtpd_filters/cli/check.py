@@ -24,12 +24,13 @@ from . import chain, smtpd_conf
 from .accounts import UnknownError, filters_user
 from .chain_file import ChainFile
 from .check_report import JsonReport, TextReport
-from .starter import Conditions, try_program
+from .smtpd_conf import Problem
+from .starter import Conditions, try_program, try_table
 from .verb import Verb
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
 
     from .smtpd_conf import Program
@@ -213,15 +214,16 @@ class _Check:
         self._asked: set[str] = set()
 
     def configuration(self, read: smtpd_conf.Configuration) -> int:
-        """Try the programs of a smtpd.conf; return the exit status.
+        """Try a smtpd.conf's programs, look at those of its tables; return the exit status.
 
         Warnings are reported last, so that they don't hide errors.
         """
         report, options, path = self.report, self._options, read.start.file
-        for problem in read.errors:
+        errors = [*read.errors, *self._tables(read)]
+        for problem in errors:
             report.problem(problem)
         warnings = read.warnings
-        wrong = len(read.errors)
+        wrong = len(errors)
         phases: dict[tuple[str, str], frozenset[str]] = {}
         results = self._pool.map(
             lambda program: try_program(program, options.user, self._conditions), read.programs
@@ -246,6 +248,12 @@ class _Check:
             )
         report.summary(path, len(read.programs), wrong)
         return FAULTY if wrong else FINE
+
+    def _tables(self, read: smtpd_conf.Configuration) -> Iterator[Problem]:
+        """Yield the errors of tables whose programs can't be run."""
+        for table in read.tables:
+            if error := try_table(table, self._options.user, self._conditions):
+                yield Problem(table.place, f"table {quote(table.name)}: {error}")
 
     def try_chain_file(
         self, path: str, *, online: bool = False

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO
 
     from .accounts import Account
-    from .smtpd_conf import Program
+    from .smtpd_conf import Program, Table
 
 SHELL = "/bin/sh"
 #: The environment of a server.
@@ -185,6 +185,28 @@ def try_program(program: Program, user: str, conditions: Conditions) -> Result:
     except OSError as failure:  # the command is too long, say
         result = Result(f"the command can't be run: {os_reason(failure)}")
     return result._replace(user=account.name if account else user_name())
+
+
+def try_table(table: Table, user: str, conditions: Conditions) -> str:
+    """Return why smtpd would end at the start of a table's program, or ""; don't start it.
+
+    That it is missing is known to `smtpd -n` as well, so it can be in any directory of `libexec`.
+    """
+    known = [f"{each}/table-{table.program}" for each in conditions.libexec if Path(each).is_dir()]
+    if not known:
+        return ""
+    path = next(filter(os.path.exists, known), known[0])
+    try:
+        if "/" in table.program and not os.path.exists(path):  # noqa: PTH110  # of any length
+            hint = 'smtpd takes what follows "proc:" for a name: write NAME:/CONFIGURATION'
+            return f"{path}: No such file or directory; {hint}"
+        account = filters_user(user) if os.geteuid() == 0 else None
+        error = _Child(account, "").unusable(path)
+    except UnknownError as unknown:
+        return f"{unknown}: smtpd will not start"
+    except OSError as failure:  # the name is too long, say
+        return f"{path}: {os_reason(failure)}"
+    return f"{error} (as {account.name if account else user_name()})" if error else ""
 
 
 def _try(text: str, path: str, child: _Child, root: str, conditions: Conditions) -> Result:

@@ -620,6 +620,53 @@ def test_what_is_wrong_with_the_file(checked: Callable[..., tuple[int, list[str]
     assert lines[-1] == " no filters, 2 errors"
 
 
+def test_programs_of_tables(
+    tmp_path: Path, program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    program("", "table-fine")
+    closed = program("", "table-closed", 0o644)
+    Path(program("", "table-stray")).write_text("#!/no/such/sh\n")
+    stray = f"{tmp_path}/table-stray: its interpreter /no/such/sh"
+    taken = 'smtpd takes what follows "proc:" for a name: write NAME:/CONFIGURATION'
+    lines = [
+        ("fine:/x", ""),
+        ("fine", ""),
+        ("proc:/x", f"{tmp_path}/table-/x: No such file or directory; {taken}"),
+        ('"proc:/x:/y"', f"{tmp_path}/table-/x: No such file or directory; {taken}"),
+        ('"proc"', f"{tmp_path}/table-: No such file or directory"),
+        ("closed:/x", f"{closed}: not a file that can be executed"),
+        ("stray:/x", f"{stray}: No such file or directory"),
+        ("none:/x", f"{tmp_path}/table-none: No such file or directory"),
+        # smtpd's own, and what `smtpd -n` reports.
+        *(("file:/x", ""), ("db:/x", ""), ("getpwnam", ""), ("/x", ""), ('{ "a:/b" }', "")),
+        *(("none:x", ""), ("none:/x none:/y", ""), ("", "")),
+    ]
+    text = "".join(f"table t{at} {source}\n" for at, (source, _) in enumerate(lines))
+    status, found = checked(f"{text}table\n", libexec=(str(tmp_path),))
+    assert status == 1
+    assert [line.removesuffix(f" (as {ME})") for line in found if "table" in line] == [
+        f'{at + 1}: table "t{at}": {error}' for at, (_, error) in enumerate(lines) if error
+    ]
+    assert found[-1] == " no filters, 6 errors"
+    long = f"table-{'n' * 300}"
+    status, found = checked(f"table t {long[6:]}:/x\n", libexec=(str(tmp_path),))
+    assert status == 1
+    assert found[0].startswith(f'1: table "t": {tmp_path}/{long}: ')
+    # Of an unknown system, and of one with several such directories.
+    assert checked("table t none:/x\n", libexec=("/no/such",))[0] == 0
+    assert checked("table t fine:/x\n", libexec=("/usr", str(tmp_path)))[0] == 0
+
+
+def test_a_table_without_a_user(
+    checked: Callable[..., tuple[int, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr("tests.cli.test_check.AS_ME", ())
+    monkeypatch.setattr("smtpd_filters.cli.accounts.USERS", ("none", "nonesuch"))
+    _, lines = checked("table t fine:/x\n", libexec=("/usr",))
+    assert lines[0] == '1: table "t": no user none or nonesuch: smtpd will not start'
+
+
 def test_a_warning_is_no_error(checked: Callable[..., tuple[int, list[str]]]) -> None:
     status, lines = checked('filter f proc-exec "/bin/sh"\n')
     assert status == 0

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
+from typing import TYPE_CHECKING
 
 import pytest
 
 from smtpd_filters.cli.smtpd_conf import read
 from smtpd_filters.testing.server import BIN, LabError, Smtpd, file_path, filter_command
 from smtpd_filters.testing.server.layout import CONF
+from smtpd_filters.testing.server.releases import root_of
 from tests.cli.configurations import ACCEPTED, REFUSED, RULES, Case
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LIBEXEC = "/usr/libexec/opensmtpd"
 CHECK = (f"{BIN}/smtpd-filters", "check", "--config", CONF)
 # Logs its arguments and is ready.
 SHOW = f"""\
@@ -23,6 +30,16 @@ class Show(Filter):
     "Do nothing."
 run(Show, [])
 """
+
+
+@pytest.fixture
+def libexec(version: str, tmp_path: Path) -> Path:
+    """A copy of the libexec directory of a release."""
+    copy = tmp_path / "libexec"
+    shutil.copytree(f"{root_of(version)}{LIBEXEC}", copy, symlinks=True)
+    for path in (tmp_path, copy):
+        path.chmod(0o755)
+    return copy
 
 
 class Prepared(Smtpd):
@@ -189,6 +206,53 @@ def test_a_server_ends_where_a_check_has_an_error(version: str) -> None:
         status, lines = checked(server)
         assert status == 1
         assert any(line.startswith(f'{CONF}:1: filter "dyndns": {said} (as ') for line in lines)
+
+
+TABLES = (
+    ("x:/etc/passwd", 0o644, "#!/bin/sh\n", "not a file that can be executed"),
+    ("x:/etc/passwd", 0o700, "#!/bin/sh\n", "not a file that can be executed"),
+    ("x:/etc/passwd", 0o755, "#!/no/such\n", "its interpreter /no/such: No such file or directory"),
+    ("proc:/bin/sh", 0o755, "", "No such file or directory; smtpd takes"),
+)
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_server_ends_at_a_program_of_a_table(
+    case: tuple[str, int, str, str], version: str, libexec: Path
+) -> None:
+    """`smtpd -n` accepts it, and no rule uses the table."""
+    source, mode, text, error = case
+    (libexec / "table-x").write_text(text)
+    (libexec / "table-x").chmod(mode)
+    declared = f"table t {source}\n"
+    with (
+        pytest.raises(LabError, match="execl: /usr/libexec/opensmtpd/table-"),
+        Smtpd(version, declarations=declared, binds={LIBEXEC: libexec}),
+    ):
+        pass
+    with Smtpd(version, binds={LIBEXEC: libexec}) as server:
+        path = server.path(CONF)
+        path.write_text(declared + path.read_text())
+        server.lab.run("/usr/sbin/smtpd", "-n", "-f", CONF)
+        status, lines = checked(server)
+        assert status == 1
+        assert lines[0].startswith(f'{CONF}:1: table "t": {LIBEXEC}/table-')
+        assert error in lines[0]
+
+
+def test_a_program_of_a_table_that_can_be_run(version: str, libexec: Path) -> None:
+    """It isn't started. If it is missing, `smtpd -n` finds the same error."""
+    program = libexec / "table-x"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    with Smtpd(version, binds={LIBEXEC: libexec}) as server:
+        path = server.path(CONF)
+        path.write_text("table t x:/etc/passwd\n" + path.read_text())
+        assert checked(server)[0] == 0
+        program.unlink()
+        done = server.lab.run("/usr/sbin/smtpd", "-n", "-f", CONF, check=False)
+        assert done.returncode == 1
+        assert checked(server)[0] == 1
 
 
 def test_a_check_leaves_the_server_alone(version: str) -> None:

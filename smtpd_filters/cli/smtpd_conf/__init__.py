@@ -2,8 +2,8 @@
 
 Words, strings, macros, includes and line ends are parsed as in smtpd's own parser (usr.sbin/smtpd/
 parse.y, in this respect unchanged from 6.8 to 7.8), and so are the statements `filter` and `proc`.
-Of `listen` and `action` only the filters are parsed; other statements are skipped, since `smtpd -n`
-checks them.
+Of `listen` and `action` only the filters are parsed, and of `table` the program; other statements
+are skipped, since `smtpd -n` checks them.
 
 Invariants
 ----------
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from .advice import about_program, advise, crowded, unasked
 from .lexer import Place
-from .model import Configuration, Problem, Program
+from .model import Configuration, Problem, Program, Table
 from .statements import parse
 from .users import chain_run_by
 
@@ -28,6 +28,7 @@ __all__ = [
     "Place",
     "Problem",
     "Program",
+    "Table",
     "about_program",
     "chain_run_by",
     "crowded",

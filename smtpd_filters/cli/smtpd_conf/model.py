@@ -34,6 +34,14 @@ class Program(NamedTuple):
     chroot: str = ""
 
 
+class Table(NamedTuple):
+    """A `table` whose entries a program has: smtpd starts `table-PROGRAM` of its libexec."""
+
+    place: Place
+    name: str
+    program: str
+
+
 class Filter(NamedTuple):
     """A declared filter.
 
@@ -65,12 +73,13 @@ class Listener(NamedTuple):
 
 
 class Configuration:
-    """The programs, filters, listeners and problems of a file."""
+    """The programs, tables of programs, filters, listeners and problems of a file."""
 
     def __init__(self, start: Place) -> None:
         #: The first line of the file.
         self.start = start
         self.programs: list[Program] = []
+        self.tables: list[Table] = []
         self.problems: list[Problem] = []
         self.filters: dict[str, Filter] = {}
         self.procs: dict[str, Place] = {}

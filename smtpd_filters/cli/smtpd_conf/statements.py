@@ -10,7 +10,7 @@ from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.kinds import quote
 
 from .lexer import MARK, NUMBER, STRING, WORD, Lexer, Place, StatementError, Token
-from .model import Configuration, Filter, Listener, Problem, Program
+from .model import Configuration, Filter, Listener, Problem, Program, Table
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ _PLAIN = frozenset({"auth", "fcrdns", "rdns"})
 _ALL_NETWORKS = frozenset({"0.0.0.0/0", "::/0"})
 _ALL_TEXTS = frozenset({"", ".", ".*", ".+", "^", "^.*", "^.*$", "^.+$"})
 _CODE = re.compile(r"[45][0-9]{2} .")
+#: The kinds of tables that need no program (table.c, backends[]).
+_OWN_TABLES = frozenset({"db", "file", "getpwnam", "static"})
 #: A variable of the shell.
 _VARIABLE = re.compile(r"\$\{?([A-Za-z0-9_]+)")
 #: The first words of statements; any other first word sets a macro.
@@ -264,8 +266,16 @@ class _Parser:
         self._made.problems.append(Problem(words.place, text, warning=True))
 
     def _table(self, words: _Words) -> None:
-        """Note its name; `smtpd -n` reports the errors of the statement."""
-        self._tables.update(token.text for token in list(words.rest())[:1] if token.kind == STRING)
+        """Note its name and its program; `smtpd -n` reports the errors of the statement."""
+        tokens = list(words.rest())
+        if not tokens or tokens[0].kind != STRING:
+            return
+        name = tokens[0].text
+        self._tables.add(name)
+        if [token.kind for token in tokens[1:]] == [STRING]:
+            program = _table_program(tokens[1].text)
+            if program is not None:
+                self._made.tables.append(Table(words.place, name, program))
 
     def _listen(self, words: _Words) -> None:
         rest = list(words.rest())
@@ -306,6 +316,18 @@ class _Parser:
                 self._known(names[0], self._filters, "filter", token.place)
             self._made.used.update(names)
         return names
+
+
+def _table_program(source: str) -> str | None:
+    """Return the name of a table's program, as table_create() and fork_proc_backend() of smtpd do.
+
+    None if it needs none, or if `smtpd -n` reports an error of it.
+    """
+    kind, colon, config = source.partition(":")
+    if source.startswith("/") or kind in _OWN_TABLES or (colon and not config.startswith("/")):
+        return None
+    # smtpd's own name for all programs; what follows is the name of one, as if it were a file's.
+    return config.partition(":")[0] if kind == "proc" else kind
 
 
 class _Words:
