@@ -6,7 +6,6 @@ missing or can't be read has no store; `smtpd-filters check` says what is wrong 
 
 from __future__ import annotations
 
-import shlex
 import tomllib
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from .chain import PLACES as CHAIN_PLACES
 from .chain_file import USE
 from .check import PLACES
 from .smtpd_conf import chain_run_by, read
+from .smtpd_conf.commands import flags_in, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -64,10 +64,7 @@ def _commands(places: Iterable[str]) -> Iterator[list[str]]:
         except ConfigError:
             continue
         for program in programs:
-            try:
-                yield shlex.split(program.command)
-            except ValueError:
-                continue
+            yield words_of(program.command)
         return
 
 
@@ -84,10 +81,9 @@ def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str] | 
 
 def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
     found = {}
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        spelt, equals, value = word.partition("=")
+    for spelt, value in flags_in(words):
         if (option := _option(spelt.removeprefix("--"), flag)) and spelt.startswith("--"):
-            found[option] = value if equals else following
+            found[option] = value
     return found
 
 

@@ -7,7 +7,7 @@ without it. Settings in a chain file are not considered.
 
 from __future__ import annotations
 
-import shlex
+from .commands import flags_in, words_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,20 +19,12 @@ _SUPERVISE = "filter-supervise"
 
 def programs_named(command: str) -> frozenset[str]:
     """Return the names of files in a command: those of programs, also behind a supervisor."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return frozenset()
-    return frozenset(word.rpartition("/")[2] for word in words)
+    return frozenset(word.rpartition("/")[2] for word in words_of(command))
 
 
 def flags_of(command: str) -> frozenset[str]:
     """Return the flags in a command, also those behind a supervisor."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return frozenset()
-    return frozenset(word.partition("=")[0] for word in words if word.startswith("-"))
+    return frozenset(flag for flag, _ in flags_in(words_of(command)))
 
 
 def chain_run_by(words: Sequence[str]) -> tuple[str, str] | None:
@@ -43,12 +35,11 @@ def chain_run_by(words: Sequence[str]) -> tuple[str, str] | None:
     if not any(word.rpartition("/")[2] == _CHAIN for word in words):
         return None
     file = chain = ""
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        spelt, equals, value = word.partition("=")
-        if spelt in {"--config", "-f"}:
-            file = value if equals else following
-        elif spelt == "--chain":
-            chain = value if equals else following
+    for flag, value in flags_in(words):
+        if flag in {"--config", "-f"}:
+            file = value
+        elif flag == "--chain":
+            chain = value
     return file, chain
 
 
@@ -58,29 +49,21 @@ def name_in_journal(command: str) -> str:
     The filters of a filter-chain have their names in its file, and a program that isn't of this
     package has that of its own file.
     """
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return ""
-    if not any(word.partition("=")[0] == "--journal" for word in words):
+    words = words_of(command)
+    flags = list(flags_in(words))
+    if not any(flag == "--journal" for flag, _ in flags):
         return ""
     kinds = [word.rpartition("/")[2] for word in words]
     kinds = [each for each in kinds if each.startswith("filter-") and each != _SUPERVISE]
     if not kinds or kinds[0] == _CHAIN:
         return ""
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        flag, equals, value = word.partition("=")
-        if flag == "--filter-name":
-            return value if equals else following
-    return kinds[0].removeprefix("filter-")
+    given = (value for flag, value in flags if flag == "--filter-name")
+    return next(given, kinds[0].removeprefix("filter-"))
 
 
 def for_users(command: str) -> str:
     """Return a setting of the command that has an effect on authenticated users only, or ""."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        return ""
+    words = words_of(command)
     for at, word in enumerate(words):
         name = word.rpartition("/")[2]
         if name in (_LIMIT, _MAILFROM):
@@ -90,25 +73,14 @@ def for_users(command: str) -> str:
 
 def required_tls(command: str) -> list[str]:
     """Return what a filter-tls in the command requires, each as it is written."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
+    if _TLS not in programs_named(command):
         return []
-    if not any(word.rpartition("/")[2] == _TLS for word in words):
-        return []
-    return [
-        value if equals else following
-        for word, following in zip(words, [*words, ""][1:], strict=True)
-        for flag, equals, value in [word.partition("=")]
-        if flag == "--require"
-    ]
+    return [value for flag, value in flags_in(words_of(command)) if flag == "--require"]
 
 
 def _settings(name: str, words: Sequence[str]) -> list[str]:
     found = []
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        flag, equals, value = word.partition("=")
-        value = value if equals else following
+    for flag, value in flags_in(words):
         if name == _MAILFROM and flag == "--senders":
             found.append(flag)
         if name == _LIMIT and flag == "--limit" and "user" in value.partition(" ")[0].split("+"):
