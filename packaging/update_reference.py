@@ -173,12 +173,12 @@ class Reference:
         described: set[str] = set()
         last = ""
         for module, name, thing in self._public():
-            if module != last:
-                yield f"## {module}"
-                last = module
             if thing.path in described:
                 continue
             described.add(thing.path)
+            if module != last:
+                yield f"## {module}"
+                last = module
             yield from self._part(f"### `{signature(thing, name)}`", f"{module}.{name}", thing)
             if isinstance(thing, griffe.Class):
                 for inner, member in members(thing, self._known):

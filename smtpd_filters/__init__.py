@@ -4,9 +4,8 @@ What every author needs is here: subclass `Filter`, declare its settings with `o
 decisions from its handlers, and make `run(YourFilter)` the program. What only some filters need is
 imported when it is first used.
 
-Further public names are in `settings` (the kinds of options), `tables`, `addresses`, `stores`,
-`lookups.http` (`Service`), `checks.exemptions` (`--exempt`), `parts` (`Member`) and `testing` (the
-test kit).
+Further public names are in `settings` (the kinds of options), `tables`, `addresses`,
+`checks.exemptions` (`--exempt`), `parts` (`Member`) and `testing` (the test kit).
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .filter import Filter, Registration
     from .lookups.dns import Resolver
+    from .lookups.http import Service
     from .lookups.outcome import MX, Found, NotFound, Outcome, Unavailable
     from .main import run
     from .message import Headers, Message
@@ -44,6 +44,22 @@ if TYPE_CHECKING:
     from .parts import Part, Parts, read_parts
     from .sandbox import Needs
     from .session import Session, Transaction
+    from .stores import (
+        Add,
+        Count,
+        Delete,
+        Entry,
+        Get,
+        Join,
+        Joined,
+        Leave,
+        Put,
+        Replace,
+        Store,
+        Take,
+        join,
+        split,
+    )
 
 #: Names that only some processes use, and where they are: filter-supervise is no filter itself.
 _LAZY = {
@@ -54,7 +70,15 @@ _LAZY = {
     **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
     **dict.fromkeys(("Part", "Parts", "read_parts"), "parts"),
+    "Service": "lookups.http",
     **dict.fromkeys(("Session", "Transaction"), "session"),
+    **dict.fromkeys(
+        (
+            *("Add", "Count", "Delete", "Entry", "Get", "Join", "Joined", "Leave", "Put"),
+            *("Replace", "Store", "Take", "join", "split"),
+        ),
+        "stores",
+    ),
     "run": "main",
 }
 
@@ -77,16 +101,24 @@ __all__ = [
     "MARKED",
     "MX",
     "PROCEED",
+    "Add",
     "Answer",
     "ConfigError",
     "ContentAnswer",
+    "Count",
     "Decision",
+    "Delete",
     "Disconnect",
+    "Entry",
     "Filter",
     "FinalAnswer",
     "Found",
+    "Get",
     "Headers",
+    "Join",
+    "Joined",
     "Junk",
+    "Leave",
     "Marked",
     "Message",
     "Needs",
@@ -98,17 +130,24 @@ __all__ = [
     "Parts",
     "Points",
     "Proceed",
+    "Put",
     "Registration",
     "Reject",
+    "Replace",
     "Resolver",
     "Rewrite",
+    "Service",
     "Session",
     "Settings",
+    "Store",
+    "Take",
     "Transaction",
     "Unavailable",
     "UnavailableError",
+    "join",
     "option",
     "read_parts",
     "reply",
     "run",
+    "split",
 ]
