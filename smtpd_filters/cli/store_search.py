@@ -10,11 +10,14 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import quote
 from smtpd_filters.stores.setting import StoreSetting, default_address
+from smtpd_filters.tables.source import MARK
 
 from .chain import PLACES as CHAIN_PLACES
 from .chain_file import USE
+from .chain_use import LARGEST
 from .check import PLACES
 from .smtpd_conf import chain_run_by, read
 from .smtpd_conf.commands import flags_in, words_of
@@ -90,9 +93,9 @@ def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
 def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
     """Yield the texts of the options of the filters of a kind in a chain file."""
     try:
-        with open(path, "rb") as file:  # noqa: PTH123  # a path as text
-            content: Mapping[str, Any] = tomllib.load(file)
-    except (OSError, ValueError):
+        text = read_file(path, LARGEST).removeprefix(MARK).decode()
+        content: Mapping[str, Any] = tomllib.loads(text)
+    except (ConfigError, ValueError):
         return
     filters = content.get("filter")
     for instance, keys in filters.items() if isinstance(filters, dict) else ():

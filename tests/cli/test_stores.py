@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,14 @@ def test_the_store_in_a_chain_file(tmp_path: Path, chains: str) -> None:
     other.write_text(chains)
     conf = f'filter x proc-exec "filter-chain --config {other} --supervised"\n'
     assert search(tmp_path, conf) == {"store": REDIS}
+
+
+def test_a_chain_file_is_read_as_filter_chain_reads_it(tmp_path: Path) -> None:
+    chains = '\ufeff[filter.limit]\nstore = "redis://redis.example.org"\n'
+    assert search(tmp_path, chains=chains) == {"store": REDIS}
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)  # to open it would wait
+    assert search(tmp_path, f'filter x proc-exec "filter-chain -f {fifo}"\n') == {}
 
 
 def test_the_default_store_in_a_chain_has_the_name_of_the_filter_there(tmp_path: Path) -> None:
