@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import LIST, TEXT, Settings, operand
+from smtpd_filters.settings.kinds import printable
 from smtpd_filters.supervise.loop import MARK
 from smtpd_filters.supervise.program import split_command
 
@@ -47,7 +48,7 @@ class Supervisor:
 
     @property
     def name(self) -> str:
-        """The name of the program.
+        """The name of the program, as it can be shown: any user can start one with any name.
 
         It is the first word with a filter's name, the script that Python runs, or the first word.
         """
@@ -56,7 +57,7 @@ class Supervisor:
         if not found and names[0].startswith("python"):
             words = zip(self.command[1:], names[1:], strict=True)
             found = next((name for word, name in words if not word.startswith("-")), "")
-        return found or names[0]
+        return printable(found or names[0])
 
     @property
     def names(self) -> set[str]:

@@ -80,6 +80,7 @@ def test_the_names_of_an_executable(name: str) -> None:
     [
         ([], ""),
         (["filter-tls", "filter-chain", "filter-chain"], " (there is filter-chain, filter-tls)"),
+        (["filter-\x1b[2J"], r" (there is filter-\x1b[2J)"),
     ],
 )
 def test_a_name_that_does_not_run(
