@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+#: Other tests may run programs on this machine at the same time.
+OWN = f"of-test-{os.getpid()}"
+
+
 def test_a_supervised_program(capsys: pytest.CaptureFixture[str]) -> None:
     with Supervised() as smtpd:
         pid = str(smtpd.process.pid)
@@ -24,22 +29,22 @@ def test_a_supervised_program(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_name_of_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    program = tmp_path / "filter-of-this-test"
+    program = tmp_path / f"filter-{OWN}"
     program.write_text(f"#!/bin/sh\nexec {' '.join(PROGRAM)}\n", "utf-8")
     program.chmod(0o755)
     with Supervised(command=(str(program), "--flag")) as one, Supervised() as other:
-        assert main(["reload", "filter-of-this-test"]) == 0
+        assert main(["reload", f"filter-{OWN}"]) == 0
         out = capsys.readouterr().out
-        assert out == f"filter-of-this-test: {one.process.pid} reloads\n"
+        assert out == f"filter-{OWN}: {one.process.pid} reloads\n"
         one.logged("supervise reload", "result=ok")
         assert not any("supervise reload" in line for line in other.log)
 
 
-@pytest.mark.parametrize("name", ["known", "known.py"])
+@pytest.mark.parametrize("suffix", ["", ".py"])
 def test_the_script_of_a_filter_of_ones_own(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    script = tmp_path / "known.py"
+    script = tmp_path / f"{OWN}.py"
     script.write_text(
         "from smtpd_filters import PROCEED, Answer, Filter, Session, run\n\n\n"
         "class Known(Filter):\n"
@@ -51,8 +56,8 @@ def test_the_script_of_a_filter_of_ones_own(
     )
     with Started([sys.executable, "-B", str(script), "--supervised"]) as smtpd:
         smtpd.logged("supervise ready")
-        assert main(["reload", name]) == 0
-        assert capsys.readouterr().out == f"known.py: {smtpd.process.pid} reloads\n"
+        assert main(["reload", f"{OWN}{suffix}"]) == 0
+        assert capsys.readouterr().out == f"{OWN}.py: {smtpd.process.pid} reloads\n"
         smtpd.logged("supervise reload", "result=ok")
 
 
