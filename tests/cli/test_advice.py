@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from smtpd_filters.cli.listing import discover
 from smtpd_filters.cli.smtpd_conf import about_program, crowded, read, unasked
+from smtpd_filters.cli.smtpd_conf.marks import phases_ended
 
 LISTEN = "listen on socket filter {}\n"
 
@@ -152,6 +154,17 @@ def test_a_program_that_marks_ahead_of_one_that_refuses(
 def test_an_order_in_which_nothing_is_missed(path: Path, ahead: str, behind: str) -> None:
     text = declared(a=ahead, b=behind) + LISTEN.format("{ a, b }")
     assert unable(path, text, a="connect rcpt-to", b="connect rcpt-to") == []
+
+
+def test_programs_that_mark_without_a_flag_are_those_with_this_default() -> None:
+    found, _ = discover()
+    named = {
+        cls.name: "action" in cls.Options.options and cls.Options.options["action"].default
+        for cls in found
+    }
+    assert {name for name in named if phases_ended(f"filter-{name}", {"connect"})} == {
+        name for name, default in named.items() if default == "junk"
+    }
 
 
 def test_a_filter_of_smtpd_that_marks_ahead_of_a_program(path: Path) -> None:
