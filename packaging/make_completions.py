@@ -165,23 +165,25 @@ BASH = """\
 
 _smtpd_filters() {{
     local -a line=("${{COMP_WORDS[@]}}")
-    local cword=$COMP_CWORD offset=0 at=2 context flags="" words="" kind=""
+    local index=$COMP_CWORD offset=0 at=2 context flags="" choices="" kind=""
+    # Unset: if they are set, _comp_command_offset takes an index of words, not of COMP_WORDS.
+    local words cword
     # filter-NAME has the arguments of "{tool} run NAME".
     if [[ ${{line[0]##*/}} == filter-* ]]; then
         line=({tool} run "${{line[0]##*/}}" "${{line[@]:1}}")
-        cword=$((cword + 2)) offset=2
+        index=$((index + 2)) offset=2
     fi
-    local cur=${{line[cword]}} prev=${{line[cword - 1]}}
+    local cur=${{line[index]}} prev=${{line[index - 1]}}
     COMPREPLY=()
     # "=" is a word of its own.
     [[ $cur == "=" ]] && cur=""
-    [[ $prev == "=" ]] && prev=${{line[cword - 2]}}
-    if ((cword == 1)); then
+    [[ $prev == "=" ]] && prev=${{line[index - 2]}}
+    if ((index == 1)); then
         mapfile -t COMPREPLY < <(compgen -W "{verbs} --help --version" -- "$cur")
         return
     fi
     context=${{line[1]}}
-    if [[ $context == run ]] && ((cword > 2)); then
+    if [[ $context == run ]] && ((index > 2)); then
         context="run ${{line[2]#filter-}}"
         at=3
     fi
@@ -190,7 +192,7 @@ _smtpd_filters() {{
 {behind}
     esac
     if [[ $kind == command ]]; then
-        if ((at == cword)); then
+        if ((at == index)); then
             mapfile -t COMPREPLY < <(compgen -W "{filters}" -c -d -- "$cur")
             compopt -o filenames 2>/dev/null
         elif declare -F _comp_command_offset >/dev/null; then
@@ -211,7 +213,7 @@ _smtpd_filters() {{
     if [[ $cur == -* ]]; then
         mapfile -t COMPREPLY < <(compgen -W "$flags" -- "$cur")
     else
-        mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+        mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$cur")
         if [[ $kind == files ]]; then
             local -a found
             mapfile -t found < <(compgen -f -- "$cur")
@@ -228,7 +230,7 @@ complete -F _smtpd_filters {tool} \\
 #: Behind "--" is a command.
 BASH_COMMAND = """\
     "{name}")
-        for ((; at < cword; at++)); do
+        for ((; at < index; at++)); do
             [[ ${{line[at]}} == "--" ]] && ((at++)) && kind=command && break
         done
         ;;"""
@@ -236,7 +238,7 @@ BASH_COMMAND = """\
 #: Behind "--" are the flags of a filter.
 BASH_FLAGS = """\
     "{name}")
-        for ((; at < cword; at++)); do
+        for ((; at < index; at++)); do
             [[ ${{line[at]}} == "--" ]] && context="run {behind}" && break
         done
         ;;"""
@@ -244,7 +246,7 @@ BASH_FLAGS = """\
 #: The first word that is neither a flag nor the value of one begins the command.
 BASH_LEADS = """\
     "{name}")
-        while ((at < cword)); do
+        while ((at < index)); do
             case "${{line[at]}}" in
             --) ((at++)) && kind=command && break ;;
             {valued})
@@ -258,7 +260,7 @@ BASH_LEADS = """\
             *) kind=command && break ;;
             esac
         done
-        ((at == cword)) && [[ $cur != -* ]] && kind=command
+        ((at == index)) && [[ $cur != -* ]] && kind=command
         ;;"""
 
 BASH_FILTER = """\
@@ -282,19 +284,19 @@ def bash(every: list[Command], known: list[Command]) -> str:
     """Return the file for bash."""
     contexts = [(each.name, each) for each in every]
     contexts += [(f"run {each.name}", each) for each in known]
-    values, words = [], []
+    values, lines = [], []
     for name, each in contexts:
         for flag in each.flags:
             if flag.value:
                 pattern = " | ".join(f'"{name} {spelling}"' for spelling in flag.spellings)
                 kind = f"kind={'files' if flag.files else 'value'}"
-                shown = f' words="{" ".join(flag.words)}"' if flag.words else ""
+                shown = f' choices="{" ".join(flag.words)}"' if flag.words else ""
                 values.append(f"    {pattern}) {kind}{shown} ;;")
         shown = " ".join(spelling for flag in each.flags for spelling in flag.spellings)
         line = f'        "{name}") flags="{shown}"'
         if each.words:
-            line += f' words="{" ".join(each.words)}"'
-        words.append(f"{line}{' kind=files' if each.files else ''} ;;")
+            line += f' choices="{" ".join(each.words)}"'
+        lines.append(f"{line}{' kind=files' if each.files else ''} ;;")
     names = executables(known)
     return BASH.format(
         tool=TOOL,
@@ -303,7 +305,7 @@ def bash(every: list[Command], known: list[Command]) -> str:
         executables=" \\\n    ".join(names),
         behind="\n".join(_bash_behind(name, each) for name, each in contexts if each.behind),
         values="\n".join(values),
-        contexts="\n".join(words),
+        contexts="\n".join(lines),
     )
 
 
@@ -560,7 +562,7 @@ FISH_FLAGS = """\
 FISH_LEADS = """\
         case '{name}'
             set -l flag
-            while string match -q -- '-?*' "$words[1]"
+            while string match -qr -- '^-.' "$words[1]"
                 set flag $words[1]
                 set -e words[1]
                 switch $flag

@@ -14,55 +14,12 @@ import pytest
 
 from smtpd_filters.cli import VERBS
 from smtpd_filters.cli.listing import discover
+from tests.packaging.shells import BASH_COMPLETION, completing
 
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "packaging/completions"
 NAMES = {cls.name for cls in discover()[0]} | {"chain", "supervise"}
 EXECUTABLES = {f"filter-{name}" for name in NAMES}
-#: Of bash-completion, which loads the file of a command and completes the command of another one.
-BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
-#: $1: the directory of our files; then the words, the last of them to complete.
-BASH = """
-if [[ -r $BASH_COMPLETION ]]; then source "$BASH_COMPLETION"; fi
-compopt() { :; }  # refuses to work without a terminal
-source "$1/${2##*/}"
-shift
-COMP_WORDS=("$@")
-COMP_CWORD=$(($# - 1))
-COMP_LINE=$*
-COMP_POINT=${#COMP_LINE}
-_smtpd_filters
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-#: $1: the directory of our files; $2: the line. Prints what is completed behind "+", then "END".
-ZSH = """
-zmodload zsh/zpty
-export FUNCTIONS=$1 LINE=$2
-cat > $HOME/start <<'EOF'
-PROMPT=
-fpath=($FUNCTIONS $fpath)
-autoload -Uz compinit
-compinit -u -D
-compadd() {
-    local -a hits
-    if [[ ${@[1,(i)(-|--)]} != *-(O|A|D)\\ * ]]; then
-        builtin compadd -A hits "$@"
-        print -rl -- "" +${^hits}
-    fi
-    builtin compadd "$@"
-}
-zle -C capture complete-word _main_complete
-zle-line-init() { BUFFER=$LINE CURSOR=$#LINE; zle capture; print -l "" END; exit }
-zle -N zle-line-init
-EOF
-zpty shell zsh -f -i
-zpty -w shell 'source $HOME/start'
-while zpty -r shell text; do
-    print -rn -- $text
-    [[ $text == *END$'\\r'* ]] && break
-done
-zpty -d shell
-"""
 
 
 def lines(*command: str, **variables: str) -> set[str]:
@@ -76,20 +33,18 @@ def lines(*command: str, **variables: str) -> set[str]:
 
 
 def bash(*words: str) -> set[str]:
-    directory = str(FILES / "bash")
-    variables = {"BASH_COMPLETION": str(BASH_COMPLETION), "BASH_COMPLETION_USER_DIR": directory}
-    return lines("bash", "-c", BASH, "bash", directory, *words, **variables)
+    return lines(*completing("bash", FILES / "bash", words))
 
 
 def zsh(*words: str) -> set[str]:
-    found = lines("zsh", "-f", "-c", ZSH, "zsh", str(FILES / "zsh"), " ".join(words))
+    found = lines(*completing("zsh", FILES / "zsh", words))
     return {line.removeprefix("+") for line in found if line.startswith("+")}
 
 
 def fish(*words: str, path: Path = Path(sys.executable).parent) -> set[str]:
     """Complete in fish, which loads the files of programs that are in its PATH."""
-    code = f"set -g fish_complete_path {FILES}/fish; complete -C '{' '.join(words)}'"
-    return lines("fish", "--no-config", "-c", code, PATH=f"{path}:{os.environ['PATH']}")
+    variables = {"PATH": f"{path}:{os.environ['PATH']}"}
+    return lines(*completing("fish", FILES / "fish", words), **variables)
 
 
 SHELLS = [

@@ -15,6 +15,7 @@ import pytest
 from tests.packaging.booted import booted
 from tests.packaging.conftest import another_day, copy_of
 from tests.packaging.roots import SUITES, Machine, need, run_in
+from tests.packaging.shells import completing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -150,6 +151,36 @@ def test_it_completes_all_executables(built: Built) -> None:
         *(f"usr/share/fish/vendor_completions.d/{name}.fish" for name in scripts),
         "usr/share/zsh/vendor-completions/_smtpd-filters",
     } <= files
+
+
+def test_the_shells_complete(built: Built, machine: Machine) -> None:
+    machine.apt("install", "bash-completion", "fish", "zsh", machine.put(built.deb))
+    environment = (
+        "env",
+        "LC_ALL=C.UTF-8",
+        "HOME=/tmp",
+        "PATH=/usr/libexec/opensmtpd:/usr/bin:/bin",
+    )
+    for shell, directory in (
+        ("bash", "bash-completion/completions"),
+        ("fish", "fish/vendor_completions.d"),
+        ("zsh", "zsh/vendor-completions"),
+    ):
+        files = Path("/usr/share", directory)
+        for line, expected in (
+            ("smtpd-filters rel", "reload"),
+            ("smtpd-filters auth -- --rep", "--report-to"),
+            ("filter-tls --act", "--action"),
+            ("filter-chain --chec", "--check"),
+            ("filter-supervise --regi", "--register"),
+            ("filter-supervise -v --deadline 5 -- filter-tls --action te", "tempfail"),
+            ("filter-supervise --verbose /no/such/filter-tls --act", "--action"),
+            ("filter-supervise filter-dnsb", "filter-dnsbl"),
+            ("smtpd-filters replay x -- filter-supervise --regi", "--register"),
+        ):
+            said = machine.run(*environment, *completing(shell, files, line.split()))
+            found = {each.partition("\t")[0].strip().lstrip("+") for each in said.splitlines()}
+            assert expected in found, (shell, line, said)
 
 
 def test_mail_passes_and_nothing_is_left(built: Built, machine: Machine) -> None:

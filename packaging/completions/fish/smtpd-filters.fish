@@ -28,7 +28,7 @@ function __smtpd_filters_command
             set -e words[1..$at]
         case 'run supervise'
             set -l flag
-            while string match -q -- '-?*' "$words[1]"
+            while string match -qr -- '^-.' "$words[1]"
                 set flag $words[1]
                 set -e words[1]
                 switch $flag
