@@ -67,6 +67,19 @@ def test_the_files_are_up_to_date() -> None:
     assert (done.returncode, done.stdout) == (0, ""), "run packaging/make_completions.py"
 
 
+def test_the_files_of_a_former_filter_are_removed(tmp_path: Path) -> None:
+    program = shutil.copy(ROOT / "packaging/make_completions.py", tmp_path)
+    shutil.copytree(FILES, tmp_path / "completions")
+    former = tmp_path / "completions/bash/filter-former"
+    former.touch()
+    for option, said in (("--check", "no longer made"), ("", "removed"), ("--check", "")):
+        command = [sys.executable, program, *option.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.stdout == (f"bash/filter-former: {said}\n" if said else "")
+        assert done.returncode == (said == "no longer made")
+    assert not former.exists()
+
+
 @pytest.mark.parametrize("path", sorted(FILES.glob("*/*")), ids=lambda path: path.parent.name)
 def test_the_shell_can_read_it(path: Path) -> None:
     shell = path.parent.name
