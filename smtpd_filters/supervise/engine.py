@@ -413,7 +413,7 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------
 
-    def _request(self, row: bytes, fields: list[bytes]) -> bytes:  # noqa: C901  # one branch each
+    def _request(self, row: bytes, fields: list[bytes]) -> bytes:  # noqa: C901, PLR0912  # one each
         """Process a request; return the key of a message that begins with it."""
         if len(fields) < 7:
             self._unexpected("request")
@@ -445,7 +445,11 @@ class Engine:
         elif phase.wire in link.phases:
             expected = id_ + b"|" + token
             link.open[expected] = session
-            link.out.append(row)
+            try:
+                link.out.append(row)
+            except MemoryError:  # the program has not got it
+                del link.open[expected]
+                raise
             # From here on no memory is needed.
             session.expected = expected
             session.phase, session.since = phase, self.transit.now

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from .ledger import Message, Session
     from .link import Link
+    from .replay import Replay
     from .transit import Transit
 
     #: Lines of a message, maybe among those of others; their bytes; whether the last one is its
@@ -153,8 +154,8 @@ class ProgramSide:
         if self._observed:
             now = self._transit.now
             for session in sessions:
-                if session.phase is not None:
-                    self._observer.passed(session, session.phase, now - session.since)
+                phase: Phase = session.phase  # type: ignore[assignment]  # it is open
+                self._observer.passed(session, phase, now - session.since)
         closed = iter(sessions)
         self._answers.append(data)
         for session in closed:  # needs no memory: they are answered
@@ -353,8 +354,6 @@ class ProgramSide:
     def _forget(self, link: Link, messages: Iterable[Message]) -> None:
         """Release what is kept of messages that were returned."""
         for message in messages:
-            if message.key:
-                self._transit.forget_key(message)
             if message.store is not None:
                 message.release()
             link.remove(message)
@@ -377,21 +376,19 @@ class ProgramSide:
                 link.settle(id_)
                 return
             raise _fault("answer without a request", row)
-        phase = session.phase
+        phase: Phase = session.phase  # type: ignore[assignment]  # it is open
         wire = _check(phase, row, fields)
         if row[-len(wire) :] != wire:
-            name = phase.name if phase is not None else ""
             self._log.limited(
-                f"unsafe {name}",
+                f"unsafe {phase.name}",
                 NAME,
                 "unsafe answer",
                 id_.decode("latin-1"),
-                phase=name,
+                phase=phase.name,
                 answer=verb.decode("latin-1"),
             )
-        if phase is not None:
-            self._observer.answered(session, phase, wire, self._transit.now - session.since)
-        sent = self._refusals.answer(phase, id_, wire) if phase is not None else wire
+        self._observer.answered(session, phase, wire, self._transit.now - session.since)
+        sent = self._refusals.answer(phase, id_, wire)
         self._answers.append(b"filter-result|%b|%b|%b\n" % (id_, token, sent))
         del link.open[session.expected]
         if wire.startswith(_REFUSALS):
@@ -403,8 +400,8 @@ class ProgramSide:
         self, link: Link, session: Session, row: bytes, fields: list[bytes]
     ) -> None:
         """Process the answer to a request of a replay (*Asked again*)."""
-        if session.replay is not None:
-            _check(session.replay.phase, row, fields)
+        replay: Replay = session.replay  # type: ignore[assignment]  # it is asked again
+        _check(replay.phase, row, fields)  # type: ignore[arg-type]  # it is open
         link.useful = True
         self._on_replayed(session)
 
@@ -437,11 +434,11 @@ def _shares(messages: list[Message], rows: list[bytes], data: bytes) -> Iterable
     return shares.values()
 
 
-def _check(phase: Phase | None, row: bytes, fields: list[bytes]) -> bytes:
+def _check(phase: Phase, row: bytes, fields: list[bytes]) -> bytes:
     """Return the decision to send for an answer in these fields; raise FaultError."""
     parameter = fields[4] if len(fields) > 4 else None
     try:
-        return check(phase, fields[3], parameter)  # type: ignore[arg-type]  # it is open
+        return check(phase, fields[3], parameter)
     except FaultError as error:
         raise _fault(str(error), row) from None
 

@@ -173,7 +173,11 @@ class SmtpdSide:
                             session.keep_request()
                         session.expected = expected = row[pair]
                         link.open[expected] = session
-                        link.out.append(row)
+                        try:
+                            link.out.append(row)
+                        except MemoryError:  # the program has not got it
+                            del link.open[expected]
+                            raise
                         # From here on no memory is needed.
                         session.phase = phase
                         session.asked = row
@@ -189,10 +193,6 @@ class SmtpdSide:
                         self._report(row, _SMTP_IN, report, id_)
                         continue
                 if gathered:
-                    same = gathered.get(transit.layout.key(row))
-                    if same is not None:
-                        same.append(row)
-                        continue
                     transit.blocks(gathered)
                 if begun := self._handle(row):
                     gathered[begun] = [row]

@@ -325,8 +325,9 @@ class Transit:
         have ended without its final dot.
         """
         blocks = [
-            (key, self.known[key], self._find_dot(rows), b"".join(rows))
+            (key, message, self._find_dot(rows), b"".join(rows))
             for key, rows in gathered.items()
+            if (message := self.known.get(key)) is not None
         ]
         for key, message, end, block in blocks:
             if not message.ended:
@@ -334,6 +335,7 @@ class Transit:
             if end:
                 self._ended(message)
             del gathered[key]
+        gathered.clear()  # those of messages that were ended otherwise
 
     def _find_dot(self, rows: list[bytes]) -> bool:
         """Return whether the last line is a final dot; drop lines after it."""

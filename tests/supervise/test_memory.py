@@ -17,7 +17,7 @@ from tests.effort import part
 from tests.runtime.process import ROOT, TOKENS, sid
 from tests.supervise.hostile import nowhere
 from tests.supervise.test_own_faults import DOT, LARGE, refused, returned
-from tests.supervise.test_replay import Stage, answer, request
+from tests.supervise.test_replay import TOKEN, Stage, answer, report, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 
 
 class Full(list[bytes]):
-    """Output for which there is no memory once."""
+    """Output for which there is no memory at first."""
 
-    failed = False
+    def __init__(self, failures: int = 1) -> None:
+        self.failures = failures
 
     def append(self, row: bytes) -> None:
-        if not self.failed:
-            self.failed = True
+        if self.failures:
+            self.failures -= 1
             raise MemoryError
         super().append(row)
 
@@ -161,6 +162,7 @@ def test_a_request_that_waits_is_asked_at_the_second_try(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine, "_request", once(engine._request))
     with pytest.raises(MemoryError):
         stage.start()
+    stage.engine.transit.feed(stage.link)
     stage.engine.relieve()
     stage.end()  # the message is lost, and the request waits on
     monkeypatch.undo()
@@ -207,3 +209,124 @@ def test_the_end_of_a_lost_message_is_written_at_the_second_try(next_one: bool) 
         engine.settle()
     assert b"".join(engine.transit.lines) == DOT
     assert not engine.waiting
+
+
+def resume(stage: Stage, tries: int) -> None:
+    """Have the engine try again what it had no memory for."""
+    for _ in range(tries):
+        assert stage.engine.smtpd.stalled
+        stage.engine.smtpd.resume()
+    assert not stage.engine.smtpd.stalled
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+@pytest.mark.parametrize("phase", ["rcpt-to", "auth"])
+def test_a_program_gets_a_request_once(phase: str, tries: int) -> None:
+    """What it answers before is not passed on, lest there be two answers."""
+    stage = Stage()
+    stage.ask("mail-from", "a@b")
+    stage.link.out = Full(tries)
+    stage.write(request(phase, "x"))
+    assert not stage.link.open
+    resume(stage, tries)
+    assert stage.given() == request(phase, "x")
+    stage.reply()
+    assert stage.said() == answer()
+
+
+@pytest.mark.parametrize("wire", ["proceed", "reject|550 5.7.1 no"])
+def test_an_answer_to_a_request_that_the_program_has_not_got(wire: str) -> None:
+    stage = Stage()
+    stage.ask("mail-from", "a@b")
+    stage.link.out = Full(2)
+    stage.write(request("rcpt-to", "x"))
+    stage.reply(wire)
+    assert "answer without a request" in stage.link.fault
+    assert stage.said() == b""
+
+
+@pytest.mark.parametrize("name", ["tx-rcpt", "timeout"])
+def test_a_program_gets_a_report_once(name: str) -> None:
+    stage = Stage()
+    stage.ask("mail-from", "a@b")
+    row = report(name, "0000000a", "ok", "b@c")
+    [session] = stage.engine.sessions.values()
+    before = len(session.lines)
+    stage.link.out = Full()
+    stage.write(row)
+    resume(stage, 1)
+    assert stage.given() == row
+    assert session.lines.count(row) == (name == "tx-rcpt")
+    assert len(session.lines) <= before + 2  # the request is kept as well
+
+
+@pytest.mark.parametrize("token", [TOKEN, b"short"])
+def test_a_message_of_which_a_line_is_lost_is_refused(token: bytes) -> None:
+    stage = Stage()
+    stage.link.out = Full()
+    rows = [request("data-line", each, token) for each in ("Subject: x", "", ".")]
+    stage.write(rows[0])
+    stage.engine.transit.lines = Full()
+    stage.write(rows[1] + rows[2])
+    resume(stage, 1)
+    assert b"".join(stage.engine.transit.lines) == DOT.replace(TOKEN, token)
+    assert not stage.link.messages
+    assert not stage.engine.transit.known
+    refused(stage)
+
+
+def test_a_lost_message_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = alone()
+    engine = stage.engine
+    engine.expecting = True
+    stage.write(request("data-line", "Subject: x"))
+    engine.expecting = False
+    monkeypatch.setattr(engine.log, "limited", once(engine.log.limited))
+    with pytest.raises(MemoryError):
+        engine.settle()
+    engine.settle()
+    assert not engine.waiting
+    assert returned(stage) == b""
+    stage.write(request("data-line", "."))
+    assert returned(stage) == DOT
+    stage.start()
+    refused(stage)
+
+
+def test_the_end_of_a_lost_message_is_written_while_smtpd_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There is no memory for the dot when it arrives; what follows it is processed later."""
+    stage = alone()
+    engine = stage.engine
+    engine.expecting = True
+    stage.write(request("data-line", "Subject: x"))
+    engine.expecting = False
+    monkeypatch.setattr(engine.log, "limited", once(engine.log.limited))
+    with pytest.raises(MemoryError):
+        engine.settle()
+    engine.transit.lines = Full()
+    stage.write(request("data-line", "x") + request("data-line", ".") + request("commit"))
+    assert engine.smtpd.stalled
+    engine.settle()
+    assert b"".join(engine.transit.lines) == DOT
+    resume(stage, 1)
+    assert b"".join(engine.transit.lines) == DOT
+    assert stage.said().startswith(answer("reject|451")[:-1])
+
+
+def test_a_program_that_can_not_be_given_a_session_is_at_fault() -> None:
+    stage = Stage()
+    stage.transaction()
+    stage.end()
+    link = stage.start()
+    link.out = Full()
+    stage.write(request("data"))
+    assert link.fault == "no memory for its sessions"
+    stage.end()
+    stage.start()
+    resume(stage, 1)
+    for _ in range(4):
+        stage.given()
+        stage.reply()
+    assert stage.given().endswith(request("data"))
