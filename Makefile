@@ -57,12 +57,14 @@ TRUE_CLOCK = unset LD_PRELOAD
 BYTECODE = unset PYTHONDONTWRITEBYTECODE
 # The modules with complete branch coverage, and the tests that cover them: measuring doubles the time
 # of a test.
-CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*
-# The clients of databases and servers are tested with real ones.
-BEYOND_CORE = smtpd_filters/tables/remote/*
-CORE_TESTS = tests/addresses tests/protocol tests/tables tests/scoring tests/checks/author tests/test_ask_and_decide.py \
-	tests/test_chain.py tests/test_completion.py tests/test_filter.py tests/test_guard.py tests/test_life.py \
-	tests/test_message.py tests/test_moving.py tests/test_session.py tests/test_settings.py
+CORE = smtpd_filters/addresses/*,smtpd_filters/protocol/*,smtpd_filters/session.py,smtpd_filters/session/*,smtpd_filters/message.py,smtpd_filters/message/*,smtpd_filters/tables/*,smtpd_filters/supervise/*
+# The clients of databases and servers are tested with real ones, and so is what starts programs under
+# filter-supervise and waits for them.
+BEYOND_CORE = smtpd_filters/tables/remote/*,smtpd_filters/supervise/fleet.py,smtpd_filters/supervise/loop.py,smtpd_filters/supervise/process.py,smtpd_filters/supervise/program.py,smtpd_filters/supervise/short_form.py
+CORE_TESTS = tests/addresses tests/protocol tests/tables tests/scoring tests/checks/author tests/supervise \
+	tests/test_ask_and_decide.py tests/test_chain.py tests/test_completion.py tests/test_filter.py \
+	tests/test_guard.py tests/test_life.py tests/test_message.py tests/test_moving.py tests/test_session.py \
+	tests/test_settings.py
 CORE_REPORT = build/core.xml
 
 all: demo

@@ -125,6 +125,44 @@ def test_a_disk_that_is_full_while_a_message_is_given_again(
     refused(stage)
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_a_disk_that_is_full_while_a_program_reads_a_message(
+    ends: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It gets all of it, but no other program does."""
+    stage = Stage(spool=Spool(memory=0))
+    monkeypatch.setattr(Store, "append_block", unreadable)
+    rows = [LARGE, request("data-line", "y"), request("data-line", ".")]
+    stage.write(*rows)
+    given = stage.given()
+    assert given == b"".join(rows)
+    assert not stage.link.fault
+    if ends:
+        stage.end()
+        assert returned(stage) == DOT
+        stage.start()
+        refused(stage)
+        return
+    back = [DOT[:-2] + row.split(b"|", 7)[7] for row in given.splitlines(keepends=True)]
+    stage.engine.from_program(stage.link, b"".join(back))
+    assert returned(stage) == b"".join(back)
+    stage.ask("commit")
+
+
+def test_without_a_program_a_whole_message_is_passed_on() -> None:
+    stage = Stage(on_error="proceed")
+    stage.end()
+    lines = ("Subject: x", "", "..", ".")
+    stage.write(*[request("data-line", each) for each in lines])
+    assert returned(stage) == b""
+    stage.engine.expecting = False
+    stage.engine.settle()
+    assert returned(stage) == b"".join(DOT[:-2] + each.encode() + b"\n" for each in lines)
+    stage.write(request("commit"))
+    assert stage.said() == answer()
+
+
 def test_without_memory_messages_are_not_given_again() -> None:
     stage = Stage()
     stage.write(request("data-line", "Subject: x"))

@@ -355,3 +355,103 @@ def test_a_report_of_a_session_with_a_short_id_is_not_one_of_another_session() -
     engine.from_smtpd(b"report|0.7|%b|smtp-in|tx-mail%b" % (TIME, rest))
     assert list(engine.sessions) == [*before, b"abcd"]
     assert not link.fault
+
+
+BACK = tuple(b"filter-dataline|%b|%b|" % (sid(n), TOKENS["data-line"]) for n in (0, 1))
+
+
+def with_messages(*registrations: str) -> tuple[Engine, Link]:
+    """An engine with two messages, of sessions 0 and 1; the first is complete."""
+    engine, link = ready("filter|smtp-in|data-line", "filter|smtp-in|ehlo", *registrations)
+    for number in (0, 1, 2):
+        engine.from_smtpd(b"".join(step(number, ("link-connect",), (), TIME)))
+    for number, body in enumerate(([b"a", b"."], [b"b"])):
+        engine.from_smtpd(b"".join(step(number, ("data-line",), body, TIME)))
+    engine.from_smtpd(b"".join(step(2, ("ehlo",), (), TIME)))
+    return engine, link
+
+
+def written(engine: Engine) -> bytes:
+    """What smtpd gets: answers first, since they may overtake lines."""
+    return b"".join([*engine.answers, *engine.lines])
+
+
+ANSWER = b"filter-result|%b|%b|" % (sid(2), TOKENS["ehlo"])
+ONE, TWO = BACK
+
+
+@pytest.mark.parametrize("wire", [b"proceed\n", b"reject|550 5.7.1 no\n", b"junk\n"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [ONE + b"a\n", ANSWER, TWO + b"b\n"],
+        [ONE + b"a\n", TWO + b"b\n", ONE + b".\n", ANSWER],
+        [ONE + b"a\n", ANSWER, TWO + b"b\n", ONE + b".\n", TWO + b"b\n"],
+        [ANSWER, ONE + b"a\n", TWO + b"b\n", ONE + b".\n"],
+        [TWO + b"b\n", ONE + b"a\n", TWO + b"x\n", ONE + b".\n", ANSWER],
+    ],
+)
+def test_lines_of_messages_and_an_answer_in_one_read(rows: list[bytes], wire: bytes) -> None:
+    rows = [row + wire if row is ANSWER else row for row in rows]
+    engine, link = with_messages()
+    engine.from_program(link, b"".join(rows))
+    assert not link.fault
+    out = written(engine).splitlines(keepends=True)
+    assert out[0] == ANSWER + wire
+    assert by_session(out, 1) == by_session(rows, 1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [TWO + b".\n"],
+        [TWO + b"b\n", TWO + b".\n"],
+        [ONE + b"a\n", TWO + b".\n", ONE + b".\n"],
+    ],
+)
+def test_the_end_of_a_message_before_smtpd_has_ended_it(rows: list[bytes]) -> None:
+    engine, link = with_messages()
+    engine.from_program(link, b"".join(rows))
+    assert link.fault.startswith("end of a message before its end: filter-dataline|")
+    assert TWO + b".\n" not in written(engine)
+
+
+@pytest.mark.parametrize("size", [1000, 5000])
+def test_a_line_without_an_end(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_filters.supervise.program_side.MAX_LINE", 4000)
+    engine, link = with_messages()
+    for _ in range(4):
+        engine.from_program(link, b"x" * (size // 4))
+    assert link.fault == ("line without an end: " + "x" * 60 if size > 4000 else "")
+
+
+@pytest.mark.parametrize("line", [b"y" * 500, b"y" * 500 + b"\0"])
+def test_a_flood(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smtpd_filters.supervise.program_side.GROWTH", 1000)
+    engine, link = with_messages()
+    for _ in range(10):
+        engine.from_program(link, ONE + line + b"\n")
+    assert link.fault.startswith("flood of lines: filter-dataline|")
+    assert len(written(engine)) < 10 * len(ONE + line)
+
+
+def test_a_registration_that_smtpd_would_exit_on() -> None:
+    engine, link = Engine(nowhere()), Link()
+    engine.attach(link)
+    engine.from_smtpd(CONFIG)
+    engine.from_program(link, b"register|filter|smtp-in|lunch\nregister|ready\n")
+    assert link.fault == "registration of an unknown event: register|filter|smtp-in|lunch"
+    assert not link.ready
+    assert engine.answers == []
+
+
+def test_a_line_as_long_as_the_final_dot() -> None:
+    """The first lines of a message, which arrive in one read."""
+    engine, link = ready("filter|smtp-in|data-line")
+    engine.from_smtpd(b"".join(step(0, ("link-connect",), (), TIME)))
+    for body in ([b"a", b"b"], [b"c", b"."]):
+        engine.from_smtpd(b"".join(step(0, ("data-line",), body, TIME)))
+    given = b"".join(link.out)
+    assert [row.rsplit(b"|", 1)[1] for row in given.splitlines()] == [b"a", b"b", b"c", b"."]
+    engine.from_program(link, answers(given, {}))
+    assert engine.lines[-1].endswith(b"|.\n")

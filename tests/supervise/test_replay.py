@@ -18,6 +18,7 @@ from tests.supervise.supervised import Supervised, chain
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from smtpd_filters.supervise.observer import Observer
     from tests.supervise.supervised import Client
 
 NAME, TOKEN = b"00000000000000ee", b"00000000000000a0"
@@ -50,9 +51,20 @@ class Stage:
     """An engine, and programs of which one is asked."""
 
     def __init__(
-        self, *registered: str, on_error: str = "tempfail", spool: Spool | None = None
+        self,
+        *registered: str,
+        on_error: str = "tempfail",
+        spool: Spool | None = None,
+        observer: Observer | None = None,
+        refuse_long_lines: bool = False,
     ) -> None:
-        self.engine = Engine(nowhere(), on_error=on_error, spool=spool or Spool())
+        self.engine = Engine(
+            nowhere(),
+            on_error=on_error,
+            spool=spool or Spool(),
+            observer=observer,
+            refuse_long_lines=refuse_long_lines,
+        )
         self.engine.from_smtpd(CONFIG)
         self.registered = registered or EVERYTHING
         self.link = self.start()
@@ -304,6 +316,20 @@ def test_an_answer_again_that_is_a_fault() -> None:
     stage.write(request("data"))
     stage.reply("perhaps")
     assert "unknown decision" in link.fault
+
+
+def test_a_session_that_ends_after_such_a_fault() -> None:
+    """The program has answered, so nothing of it comes late."""
+    stage = Stage()
+    stage.transaction()
+    stage.end()
+    link = stage.start()
+    stage.write(request("data"))
+    stage.reply("perhaps")
+    stage.write(report("link-disconnect"))
+    left = link.late, link.sessions, stage.engine.sessions, stage.engine.waiting
+    assert not any(left)
+    assert stage.said() == b""
 
 
 def test_a_session_that_ends_each_program_is_given_to_no_other() -> None:
