@@ -29,7 +29,7 @@ from tests.e2e.sending import (
 from tests.e2e.test_chain_file import CHAINS, command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.e2e.conftest import Start
@@ -51,10 +51,14 @@ action = "reject"
 
 
 class Kept:
-    """A journal on this side, whose socket the server sees."""
+    """A journal on this side, whose socket the server sees.
 
-    def __init__(self, folder: Path) -> None:
+    `environment` is that of the journal and of those who ask it, by default this process's.
+    """
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.environment = environment
         self.days = folder / "days"
         self.binds = {"/mnt": folder}
         folder.chmod(0o755)
@@ -63,16 +67,21 @@ class Kept:
     def open(self) -> None:
         flags = ("--directory", self.days, "--socket", self.folder / "socket", "--free", "1M")
         self.process = subprocess.Popen(
-            [*TOOL, "journal", *map(str, flags)], stderr=subprocess.PIPE, text=True
+            [*TOOL, "journal", *map(str, flags)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
         )
         assert self.process.stderr is not None
         assert "ready" in self.process.stderr.readline()
         # The user of the server's root may have another number.
         (self.folder / "socket").chmod(0o666)
 
-    def end(self, number: int = signal.SIGTERM) -> None:
+    def end(self, number: int = signal.SIGTERM) -> str:
+        """End the journal; return what it logged since it was ready."""
         self.process.send_signal(number)
-        self.process.communicate(timeout=PATIENCE)
+        _, logged = self.process.communicate(timeout=PATIENCE)
+        return logged
 
     def why(self, what: str, count: int = 1) -> list[dict[str, Any]]:
         """Ask for stories until there are so many."""
@@ -81,6 +90,7 @@ class Kept:
             ended = subprocess.run(
                 [*TOOL, "why", what, "--json", "--number=100", f"--directory={self.days}"],
                 capture_output=True, text=True, timeout=PATIENCE, check=False,
+                env=self.environment,
             )  # fmt: skip
             found: list[dict[str, Any]] = json.loads(ended.stdout or "[]")
             if len(found) >= count:

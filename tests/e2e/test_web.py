@@ -1,4 +1,11 @@
-"""The page in a browser, on a journal of a real server's traffic."""
+"""The page in a browser, on a journal of a real server's traffic.
+
+The journal files a story under the hour in which it gets it, by its own clock, and a filter dates
+the story by its clock; nobody uses the time stamps of smtpd's events. So a day of traffic is played
+with the clocks of the filters, the journal and the page moved from hour to hour, past midnight,
+while all of them run; a process's deadlines and smtpd have the true clock. An hour is over when the
+journal has written its stories.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +15,15 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.request import urlopen
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from smtpd_filters.journal.query import Journal
 from smtpd_filters.journal.states import MAX_EVENTS, MAX_TIME, Collected
 from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
 from smtpd_filters.runtime.counters import FAILURES, KINDS
@@ -21,6 +31,7 @@ from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.cli.trials import made
 from tests.data import ROOT
 from tests.e2e.browser import Browser
+from tests.e2e.moved_clock import MovedClock
 from tests.e2e.sending import ALICE, BOB, DYNAMIC, GOOD, NAMELESS, ZONE, attempt, greeted
 from tests.e2e.test_chain_file import CHAINS, command
 from tests.e2e.test_journal import PATIENCE, SOCKET, TOOL, Kept
@@ -31,7 +42,7 @@ from tests.web.test_page import HOSTILE
 from tests.web.visitor import written
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from smtpd_filters.testing.server import Smtpd
@@ -40,6 +51,9 @@ if TYPE_CHECKING:
 ACCEPTED, REFUSED = 5, 3
 #: Sessions of the traffic that the page shows, and how often each kind of them comes.
 SESSIONS = 60
+#: The day of the traffic, and its hours; when in an hour the clock stands still.
+BEGINNING, HOURS = datetime(2024, 2, 28, 12, tzinfo=UTC), 24
+MINUTES = timedelta(minutes=30)
 SHARES = {"accepted": 6, "junk": 2, "deferred": 2, "refused": 2, "abandoned": 1}
 #: Files of recordings that take a while.
 LONG = 280
@@ -68,7 +82,9 @@ PICTURES = ROOT / "build" / "screenshots"
 class Page:
     """`smtpd-filters web` on a journal."""
 
-    def __init__(self, days: Path, *flags: str) -> None:
+    def __init__(
+        self, days: Path, *flags: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         words = [
             *TOOL,
             "web",
@@ -78,7 +94,7 @@ class Page:
             f"127.0.0.1:{free_port()}",
             *flags,
         ]
-        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment)
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
         found = re.search(r"ready on (\S+)", line)
@@ -101,32 +117,73 @@ def kept(tmp_path: Path) -> Iterator[Kept]:
 
 
 class Played(NamedTuple):
-    """A journal of traffic, and how many sessions had each outcome."""
+    """A journal of a day's traffic, and how many sessions of each hour had each outcome."""
 
     kept: Kept
-    counts: dict[str, int]
+    hours: list[Counter[str]]
+
+    @property
+    def counts(self) -> Counter[str]:
+        """The sessions of the day with each outcome."""
+        return sum(self.hours, Counter())
 
 
 @pytest.fixture
-def played(start: Start, kept: Kept) -> Played:
-    """Play seeded traffic through a server, with one message a session."""
-    filters = {
-        "fcrdns": f"{filter_command('fcrdns', *REJECT)} --journal {SOCKET}",
-        "helo": f"{filter_command('helo')} --journal {SOCKET}",
-        "dyndns": f"{filter_command('dyndns', '--action', 'junk')} --journal {SOCKET}",
-    }
-    server = start(zone=ZONE, filters=filters, binds=kept.binds)
+def played(start: Start, tmp_path: Path) -> Iterator[Played]:
+    """Play a day of seeded traffic through a server, with one message a session."""
     chance = random.Random(26)  # noqa: S311  # for nothing secret
-    counts = dict.fromkeys(SHARES, 0)
-    for number in range(SESSIONS):
-        [kind] = chance.choices([*SHARES], [*SHARES.values()])
-        _send(server, kind, number)
-        counts[kind] += 1
-    assert min(counts.values()) > 1, counts
-    kept.why("@good.example", counts["accepted"])
-    kept.why(NAMELESS, counts["deferred"])
-    kept.why("@late.example", counts["abandoned"])
-    return Played(kept, counts)
+    hours: list[list[str]] = [[] for _ in range(HOURS)]
+    for _ in range(SESSIONS):
+        hours[chance.randrange(HOURS)] += chance.choices([*SHARES], [*SHARES.values()])
+    (tmp_path / "journal").mkdir()
+    with MovedClock(BEGINNING.timestamp()) as clock:
+        kept = Kept(tmp_path / "journal", clock.environment)
+        try:
+            server = _serve(start, kept, clock)
+            numbers = iter(range(SESSIONS))
+            for at, kinds in enumerate(hours):
+                clock.move((BEGINNING + timedelta(hours=at) + MINUTES).timestamp())
+                for kind in kinds:
+                    _send(server, kind, next(numbers))
+                _wait_for_stories(kept, sum(map(len, hours[: at + 1])))
+            days = sorted(each.name for each in kept.days.glob("*.sqlite"))
+            assert days == ["2024-02-28.sqlite", "2024-02-29.sqlite"]
+            found = Played(kept, [Counter(kinds) for kinds in hours])
+            assert found.counts.keys() == SHARES.keys()
+            assert min(found.counts.values()) > 1
+            yield found
+        finally:
+            logged = kept.end()
+        assert logged == ""
+
+
+def _serve(start: Start, kept: Kept, clock: MovedClock | None = None) -> Smtpd:
+    """Start a server whose filters write to a journal."""
+    commands = {
+        "fcrdns": filter_command("fcrdns", *REJECT),
+        "helo": filter_command("helo"),
+        "dyndns": filter_command("dyndns", "--action", "junk"),
+    }
+    ahead = clock.ahead if clock is not None else ""
+    return start(
+        zone=ZONE,
+        filters={name: f"{ahead}{each} --journal {SOCKET}" for name, each in commands.items()},
+        binds={**kept.binds, **(clock.binds if clock is not None else {})},
+    )
+
+
+def _wait_for_stories(kept: Kept, count: int) -> None:
+    """Wait until the journal has written so many stories."""
+    last = (BEGINNING + timedelta(hours=HOURS)).timestamp()
+    until = time.monotonic() + PATIENCE
+    while True:
+        written = Journal(str(kept.days)).overview(BEGINNING.timestamp(), last)
+        found = sum(written.outcomes.values())
+        if found == count:
+            return
+        assert found < count, written.outcomes
+        assert time.monotonic() < until, written.outcomes
+        time.sleep(0.05)
 
 
 def _send(server: Smtpd, kind: str, number: int) -> None:
@@ -152,13 +209,14 @@ def test_the_page_in_a_browser(played: Played, tmp_path: Path) -> None:
     added = [*TOOL, "web", "password", "ann", "--passwords", str(users)]
     subprocess.run(added, input=f"{PASSWORD}\n", text=True, capture_output=True, check=True)
     stores = _remembered(tmp_path)
-    page = Page(played.kept.days, "--passwords", str(users), *stores)
+    environment = played.kept.environment
+    page = Page(played.kept.days, "--passwords", str(users), *stores, environment=environment)
     PICTURES.mkdir(parents=True, exist_ok=True)
     try:
         with Browser(tmp_path / "profile") as browser:
             _log_in(browser, page.address)
-            _read_overview(browser, played.counts)
-            _search_refused_mail(browser, played.counts["deferred"])
+            _read_overview(browser, played)
+            _search_refused_mail(browser, played.hours)
             _follow_live(browser, page.address)
             _walk_by_keys(browser, page.address)
             _look_at_all_sizes(browser, page.address)
@@ -201,34 +259,61 @@ def _log_in(browser: Browser, address: str) -> None:
     browser.wait("Overview", "h1")
 
 
-def _read_overview(browser: Browser, counts: dict[str, int]) -> None:
+def _read_overview(browser: Browser, played: Played) -> None:
     words = browser.text("figcaption")
-    assert f"{counts['accepted']} accepted" in words
-    assert {kind: count for kind, count in _drawn(browser, "messages").items() if count} == counts
+    assert f"{played.counts['accepted']} accepted" in words
+    _compare_chart(browser, "messages", played.hours)
     # Of each session that was refused or marked, one decision; the others let it pass.
-    acted = {"junk": counts["junk"], "refused": counts["deferred"] + counts["refused"]}
-    assert _drawn(browser, "decisions") == acted
+    acted = [
+        +Counter(junk=each["junk"], refused=each["deferred"] + each["refused"])
+        for each in played.hours
+    ]
+    _compare_chart(browser, "decisions", acted)
     browser.click("The numbers")
     assert browser.run("return document.querySelector('details').open")
 
 
-def _drawn(browser: Browser, chart: str) -> dict[str, int]:
-    """The sums of the bars of a chart by their class."""
-    drawn: dict[str, int] = browser.run(
-        "const sums = {};"
+def _compare_chart(browser: Browser, chart: str, hours: list[Counter[str]]) -> None:
+    """Compare a chart and its table with the numbers of each hour by their class."""
+    bars = browser.run(
         "const bars = document.querySelectorAll(`[aria-labelledby^=${arguments[0]}-] rect.bar`);"
-        "for (const each of bars) {"
-        "  const kind = each.classList[1];"
-        "  const [count] = each.querySelector('title').textContent.match(/: (\\d+) /).slice(1);"
-        "  sums[kind] = (sums[kind] || 0) + Number(count);"
-        "}"
-        "return sums",
+        "return [...bars].map(each => ["
+        "...each.querySelector('title').textContent.match(/^(.*): (\\d+) /).slice(1),"
+        "each.classList[1], Number(each.getAttribute('x')), Number(each.getAttribute('height'))])",
         chart,
     )
-    return drawn
+    sent = {_label(at): dict(counts) for at, counts in enumerate(hours) if counts}
+    drawn: dict[str, dict[str, int]] = {}
+    for label, count, kind, _, _ in bars:
+        drawn.setdefault(label, {})[kind] = int(count)
+    assert drawn == sent
+    # What is seen: hours from left to right, and equal heights for equal numbers.
+    places = {label: x for label, _, _, x, _ in bars}
+    assert [places[label] for label in sent] == sorted({x for *_, x, _ in bars})
+    heights = [height / int(count) for _, count, _, _, height in bars]
+    assert max(heights) - min(heights) < 0.2, heights
+    kinds, rows = browser.run(
+        "const svg = document.querySelector(`[aria-labelledby^=${arguments[0]}-]`);"
+        "const legend = svg.closest('figure').nextElementSibling;"
+        "const rows = legend.nextElementSibling.querySelectorAll('tbody tr');"
+        "return [[...legend.querySelectorAll('.key')].map(each => each.classList[1]),"
+        "[...rows].map(row => [...row.cells].map(cell => cell.textContent))]",
+        chart,
+    )
+    # The last 24 hours begin within an hour.
+    assert rows == [
+        [_label(at), *(str(hours[at][kind]) if at >= 0 else "0" for kind in kinds)]
+        for at in range(-1, HOURS)
+    ]
+    assert sum(hours, Counter()).keys() <= set(kinds)
 
 
-def _search_refused_mail(browser: Browser, count: int) -> None:
+def _label(at: int) -> str:
+    """Return what the chart calls an hour of the traffic."""
+    return f"{BEGINNING + timedelta(hours=at):%a %H:%M}"
+
+
+def _search_refused_mail(browser: Browser, hours: list[Counter[str]]) -> None:
     browser.click("Messages")
     browser.wait("Messages", "h1")
     browser.type("q", NAMELESS)
@@ -239,8 +324,14 @@ def _search_refused_mail(browser: Browser, count: int) -> None:
     while "q=" not in browser.run("return location.search"):
         assert time.monotonic() < until
         time.sleep(0.05)
-    rows = browser.run("return document.querySelectorAll('tbody tr').length")
-    assert rows == count
+    times = browser.run(
+        "return [...document.querySelectorAll('tbody time')].map(each => each.dateTime)"
+    )
+    assert times[::-1] == [
+        (BEGINNING + timedelta(hours=at) + MINUTES).isoformat()
+        for at, counts in enumerate(hours)
+        for _ in range(counts["deferred"])
+    ]
     browser.run("document.querySelector('tbody a').click()")
     told = browser.wait("fcrdns decided at connect", "main")
     assert NAMELESS in told
@@ -472,11 +563,15 @@ def test_what_happens_now(tmp_path: Path) -> None:
         page.end()
 
 
-def test_promtool_finds_no_fault(played: Played) -> None:
+def test_promtool_finds_no_fault(start: Start, kept: Kept) -> None:
     promtool = shutil.which("promtool")
     need("not installed: promtool, of the package prometheus" if promtool is None else None)
     assert promtool is not None
-    page = Page(played.kept.days)
+    server = _serve(start, kept)
+    for number, kind in enumerate(SHARES):
+        _send(server, kind, number)
+    kept.why("@late.example")
+    page = Page(kept.days)
     try:
         with urlopen(f"{page.address}/metrics", timeout=PATIENCE) as response:  # noqa: S310  # ours
             text = response.read()
