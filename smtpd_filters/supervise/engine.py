@@ -345,8 +345,9 @@ class Engine:
             self._reset(session)
         link = session.link
         if link is not None:
-            if session.phase is not None and link.open.pop(session.expected, None) is not None:
+            if session.phase is not None and session.expected in link.open:
                 link.owe(session.id)
+                del link.open[session.expected]
             link.sessions.pop(session.id, None)
         if session.replay is not None:
             session.replay.end(session)
@@ -365,12 +366,13 @@ class Engine:
         message = session.message
         if message is None:
             return
+        if message.link is not None:
+            message.link.owe(session.id)
+            # From here on no memory is needed.
+            message.link.remove(message)
         self.transit.forget_key(message)
         message.release()
         session.message = None
-        if message.link is not None:
-            message.link.remove(message)
-            message.link.owe(session.id)
         if not session.row:
             self.waiting.pop(session, None)
 

@@ -88,8 +88,9 @@ class Replay:
 
     def end(self, session: Session) -> None:
         """End it with the session; the program may still answer."""
-        if self.link.replaying.pop(self.expected, None) is not None:
+        if self.expected in self.link.replaying:
             self.link.owe(session.id)
+            del self.link.replaying[self.expected]
         self.link.sessions.pop(session.id, None)
 
     def overdue(self, limit: float) -> str:
