@@ -324,11 +324,11 @@ class Transit:
         MemoryError means that those that are left were not processed, except that a message may
         have ended without its final dot.
         """
-        blocks = [
-            (key, message, self._find_dot(rows), b"".join(rows))
-            for key, rows in gathered.items()
-            if (message := self.known.get(key)) is not None
-        ]
+        blocks = []
+        for key, rows in gathered.items():
+            message = self.known.get(key)
+            if message is not None:
+                blocks.append((key, message, self._find_dot(rows), b"".join(rows)))
         for key, message, end, block in blocks:
             if not message.ended:
                 self._arrive(message, block, end=end)
@@ -367,10 +367,17 @@ class Transit:
         try:
             self._forward(message, block)
         except MemoryError:
-            self._spoil(message)
+            self._break_off(message, "no memory for its messages")
         except Exception as error:  # noqa: BLE001  # Alive
-            self._spoil(message)
+            self._break_off(message, "its messages can't be processed")
             self._log.limited("bug", NAME, "bug", error=fold_traceback(error))
+
+    def _break_off(self, message: Message, why: str) -> None:
+        """Lose a message, and a program that has a part of it: it may add the next one to that."""
+        link = message.link
+        if link is not None and (message.fed or message.returned):
+            link.fault = link.fault or why
+        self._spoil(message)
 
     def _forward(self, message: Message, block: bytes) -> None:
         message.received += len(block)

@@ -17,7 +17,7 @@ from tests.effort import part
 from tests.runtime.process import ROOT, TOKENS, sid
 from tests.supervise.hostile import nowhere
 from tests.supervise.test_own_faults import DOT, LARGE, refused, returned
-from tests.supervise.test_replay import TOKEN, Stage, answer, report, request
+from tests.supervise.test_replay import NAME, TOKEN, Stage, answer, report, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -272,7 +272,84 @@ def test_a_message_of_which_a_line_is_lost_is_refused(token: bytes) -> None:
     assert b"".join(stage.engine.transit.lines) == DOT.replace(TOKEN, token)
     assert not stage.link.messages
     assert not stage.engine.transit.known
+    assert not stage.link.fault  # nothing of it was given
     refused(stage)
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (MemoryError(), "no memory for its messages"),
+        (ValueError("a bug"), "its messages can't be processed"),
+    ],
+)
+@pytest.mark.parametrize("returned_some", [True, False])
+def test_a_program_that_has_a_part_of_a_lost_message_is_ended(
+    error: Exception,
+    fault: str,
+    returned_some: bool,  # noqa: FBT001
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may keep messages until their end, and would add the next one to this one."""
+    stage = Stage("filter|smtp-in|data-line")
+    rows = [request("data-line", each) for each in ("Subject: x", "", ".")]
+    stage.write(rows[0])
+    assert stage.given() == rows[0]
+    if returned_some:
+        stage.engine.from_program(stage.link, DOT[:-2] + b"Subject: x\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage.engine.transit, "_forward", failing(error))
+        stage.write(rows[1])
+    assert stage.link.fault == fault
+    stage.end()
+    stage.start()
+    stage.write(rows[2], request("commit"))
+    assert returned(stage).endswith(DOT)
+    assert stage.said().startswith(answer("reject|451")[:-1])
+    assert stage.given() == b""
+    stage.write(*rows)
+    assert stage.given() == b"".join(rows)
+
+
+def failing(error: Exception) -> Callable[..., object]:
+    """A function that raises an error."""
+
+    def call(*_: object) -> object:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("kind", "event"),
+    [
+        ("request", "link-disconnect"),
+        ("message", "link-disconnect"),
+        ("message", "tx-reset"),
+        ("replay", "link-disconnect"),
+    ],
+)
+def test_what_comes_late_is_remembered_at_the_second_try(
+    kind: str, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program whose answer comes after the end of its session is not at fault."""
+    stage = Stage()
+    if kind == "replay":
+        stage.transaction()
+        stage.end()
+        stage.start()
+        stage.write(request("data"))
+    else:
+        stage.write(request("mail-from" if kind == "request" else "data-line", "a@b"))
+    link = stage.link
+    with monkeypatch.context() as patch:
+        patch.setattr(link, "owe", failing(MemoryError()))
+        stage.write(report(event, "0000000a"))
+    resume(stage, 1)
+    assert list(link.late) == [NAME]
+    stage.engine.from_program(link, DOT if kind == "message" else answer())
+    assert not link.fault
+    assert not link.late
 
 
 def test_a_lost_message_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
