@@ -314,11 +314,29 @@ class FilterConnection:
         code fails is not.
         """
         self.stalled, self.failing = True, False
-        transit = self._transit
-        known = transit.known
         run = self._run
+        try:
+            self._process_rows(chain(self._again, self._rows) if self._again else self._rows)
+            self._again = ()
+            if run:
+                self._transit.run(run)
+                run.clear()
+            if self._cut:
+                self._refuse_cut(self._cut)
+                self._cut = b""
+        except MemoryError:
+            self.failing = True
+            raise
+        except Exception:
+            self._again = ()
+            raise
+        self.stalled = False
+
+    def _process_rows(self, rows: Iterator[bytes]) -> None:
+        """Process lines, and leave those of known messages at their end in `_run`."""
+        transit, run = self._transit, self._run
+        known = transit.known
         row: bytes | None = None
-        rows = chain(self._again, self._rows) if self._again else self._rows
         try:
             for row in rows:
                 # `transit.key` is read each time: an answer in between may have changed it.
@@ -330,23 +348,10 @@ class FilterConnection:
                     run.clear()
                 if not (row[:1] == b"f" and self._ask(row)):
                     self._take(row)
-            row = None
-            if run:
-                transit.run(run)
-                run.clear()
-            if self._cut:
-                self._refuse_cut(self._cut)
-                self._cut = b""
-        except MemoryError:
-            self.failing = True
+        except MemoryError:  # *Short handlers* (`runtime.engine`)
             self._again = self._one if row is not None else ()
             self._one[0] = row or b""
             raise
-        except Exception:
-            self._again = ()
-            raise
-        self._again = ()
-        self.stalled = False
 
     def _refuse_cut(self, row: bytes) -> None:
         """Refuse the message of a line that was longer than `MAX_INPUT`."""

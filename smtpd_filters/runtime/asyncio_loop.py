@@ -220,8 +220,9 @@ class _Loop:
                     self._turn()
                 if not going():
                     return
-                if not self.short:
-                    self.loop.run_forever()
+                # If it is `short` again, this is one round: coroutines that end free memory, and
+                # deadlines pass.
+                self.loop.run_forever()
             except MemoryError:  # nothing here may allocate
                 self.short = True
             except SystemError:  # raised if there is no memory for the MemoryError
@@ -265,11 +266,14 @@ class _Loop:
         except MemoryError:
             raise
         except BaseException as error:  # noqa: BLE001  # never exits
-            if not self.engine.ready:
-                self.failure = ConfigError(f"bug: {fold_traceback(error)}")
-                self._end()
-                return
-            self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self.engine.ready:
+            self.failure = ConfigError(f"bug: {fold_traceback(error)}")
+            self._end()
+            return
+        self.log.limited("loop", "smtpd-filters", "bug", error=fold_traceback(error))
 
     def _turn(self) -> None:
         try:

@@ -13,6 +13,9 @@ idle: a client could abuse a filter that forgets them. Only the number of sessio
 above that of any server.
 *Turns*: `receive` processes at most one read; anything longer is left to `work`.
 *Nothing lost*: input for which there is no memory is kept and tried again, however often.
+*Short handlers*: where memory runs out, a call or `raise` in an exception handler is among the
+first 256 instructions of its function. CPython makes an int of its index; if there is no memory for
+one beyond 256, it tries for ever (`exception_unwind`, up to 3.13).
 """
 
 from __future__ import annotations
@@ -290,54 +293,72 @@ class Engine:
             if name == "link-disconnect":
                 self._end_session(key)
             elif subsystem == b"smtp-in":
-                if name == "link-connect" and key in self.sessions:
-                    # A new client with the id of a session whose end was not reported.
-                    self._policy.gone(self.sessions.pop(key))
-                session = self.sessions.get(key) or self._create(key)
-                if name == "tx-reset" and self.messages.drop(key):
-                    self.cancel(key)
-                session.apply(name, values)
-                if self._hooks and name in self._hooks:
-                    self._hooks[name](session)
-                if name in self._watches:
-                    self._watches[name](session, values)
+                self._apply(name, key, values)
         except BaseException as error:  # noqa: BLE001  # never exits
             self.failed(key, error)
+
+    def _apply(self, name: str, key: bytes, values: tuple[bytes, ...]) -> None:
+        if name == "link-connect" and key in self.sessions:
+            # A new client with the id of a session whose end was not reported.
+            self._policy.gone(self.sessions.pop(key))
+        session = self.sessions.get(key) or self._create(key)
+        if name == "tx-reset" and self.messages.drop(key):
+            self.cancel(key)
+        session.apply(name, values)
+        if self._hooks and name in self._hooks:
+            self._hooks[name](session)
+        if name in self._watches:
+            self._watches[name](session, values)
 
     def asked(self, phase: Phase, key: bytes, argument: bytes) -> Decision | None:
         """Return the policy's decision, or None if a coroutine decides later."""
         try:
             session = self.sessions.get(key) or self._create(key)
-            if self._held and key in self._held and self.messages.drop(key):
-                # No request comes within a message, so the message held was abandoned.
-                self.cancel(key)
-            if session.rewrites:
-                # A rewrite that was not reported, since another filter refused the command.
-                session.rewrites.pop(phase.name, None)
-            if self._journal is not None and phase is MAIL_FROM:
-                self._journal.mail_from(session, argument)
-            if phase.argument == "address" and b":" in argument:
-                argument = without_route(argument)
+            if self._held or session.rewrites:
+                self._forget_earlier(session, phase, key)
+            if phase.argument == "address":
+                argument = self._taken_address(session, phase, argument)
             ask = self._asks.get(phase)
             decision = ask(session, argument) if ask else PROCEED
             if decision is PROCEED:
                 return PROCEED
-            if not isinstance(decision, Decision) and self._too_many():
-                decision = decide_at_once(decision)
-            if isinstance(decision, Decision):
-                return self._record_rewrite(session, phase, decision)
-            self.run_pending(
-                key,
-                decision,
-                lambda late: self.connection.answer(
-                    key, self._record_rewrite(session, phase, late)
-                ),
-                self._policy.otherwise.get(phase, PROCEED),
-            )
+            return self._decided(session, phase, key, decision)
         except BaseException as error:  # noqa: BLE001  # never exits
-            self.failed(key, error)
-            return self._policy.otherwise.get(phase, PROCEED)
+            return self._not_decided(phase, key, error)
+
+    def _forget_earlier(self, session: Session, phase: Phase, key: bytes) -> None:
+        if key in self._held and self.messages.drop(key):
+            # No request comes within a message, so the message held was abandoned.
+            self.cancel(key)
+        if session.rewrites:
+            # A rewrite that was not reported, since another filter refused the command.
+            session.rewrites.pop(phase.name, None)
+
+    def _taken_address(self, session: Session, phase: Phase, argument: bytes) -> bytes:
+        """Return an address of the envelope as smtpd takes it, and note a sender."""
+        if self._journal is not None and phase is MAIL_FROM:
+            self._journal.mail_from(session, argument)
+        return without_route(argument) if b":" in argument else argument
+
+    def _decided(
+        self, session: Session, phase: Phase, key: bytes, decision: Decision | Pending
+    ) -> Decision | None:
+        """Return a decision, or None if pending work has begun that takes it."""
+        if not isinstance(decision, Decision) and self._too_many():
+            decision = decide_at_once(decision)
+        if isinstance(decision, Decision):
+            return self._record_rewrite(session, phase, decision)
+        self.run_pending(
+            key,
+            decision,
+            lambda late: self.connection.answer(key, self._record_rewrite(session, phase, late)),
+            self._policy.otherwise.get(phase, PROCEED),
+        )
         return None
+
+    def _not_decided(self, phase: Phase, key: bytes, error: BaseException) -> Decision:
+        self.failed(key, error)
+        return self._policy.otherwise.get(phase, PROCEED)
 
     # -- answers -------------------------------------------------------------------------
 

@@ -48,7 +48,15 @@ async def _rest(suspended: Suspended, pace: Pace | None, price: int) -> object:
     such as the cancellation of the task, is thrown at once. `Job` takes the first step of this
     coroutine by hand, so that its task may be cancelled even before it begins.
     """
-    return await _steps(suspended, pace, price)
+    try:
+        return await _steps(suspended, pace, price)
+    except BaseException as error:  # noqa: BLE001  # CancelledError may be its own
+        if type(error) is MemoryError:
+            # The coroutine's frames hold the memory that is needed elsewhere.
+            error.__traceback__ = error.__context__ = None
+        return Raised(error)
+    finally:
+        suspended.work.close()
 
 
 @coroutine
@@ -75,13 +83,6 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
             waiting = stand_in.take(step, result) if stand_in.kept else step(result)
     except StopIteration as end:
         return end.value
-    except BaseException as error:  # noqa: BLE001  # CancelledError may be its own
-        if type(error) is MemoryError:
-            # The coroutine's frames hold the memory that is needed elsewhere.
-            error.__traceback__ = error.__context__ = None
-        return Raised(error)
-    finally:
-        work.close()
 
 
 def _awaited(suspended: Suspended, error: BaseException | None) -> object:
@@ -164,16 +165,19 @@ class Job:
         try:
             if isinstance(suspended, Early):
                 suspended.waiter = self._resume
-                return
-            self._timer = self._loop.call_later(wait.seconds, self._overdue)
-            rest = _rest(suspended, self._pace, self._price)
-            rest.send(None)
-            self._task = task = self._loop.create_task(rest, context=suspended.context)
-            suspended.stand_in.replace(task)
-            task.add_done_callback(self._ended)
+            else:
+                self._begin(suspended, wait.seconds)
         except BaseException as error:  # noqa: BLE001  # a policy's task factory; no memory
             self._release()
             self._not_awaited(Raised(error))
+
+    def _begin(self, suspended: Suspended, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._overdue)
+        rest = _rest(suspended, self._pace, self._price)
+        rest.send(None)
+        self._task = task = self._loop.create_task(rest, context=suspended.context)
+        suspended.stand_in.replace(task)
+        task.add_done_callback(self._ended)
 
     def _run_beside(self, early: Early) -> None:
         """Run a coroutine whose turn has not come yet, in a job of its own.  Never raise."""

@@ -136,25 +136,29 @@ class Messages:
 
     def content(self, key: bytes, lines: list[bytes], *, end: bool) -> None:
         """Store lines of a message.  Never raise."""
-        intake = self.intakes.get(key)
         try:
-            if intake is None:
-                intake = self.intakes[key] = Intake(key, Message(self.spool))
-                if self.spool.full:
-                    raise SpoolError("too many messages at a time")  # noqa: TRY301  # handled alike
-            intake.ended = end
-            message = intake.message
-            if lines:
-                message.feed(lines)
-            if intake.state == COLLECTING and (end or (message.header_seen and not self._whole)):
-                if end:
-                    message.close()
-                intake.state = READY
-                self.queue.append(intake)
+            self._store(self.intakes.get(key) or self._begin(key), lines, end=end)
         except (SpoolError, MemoryError) as error:
             self._no_storage(key, error)
         except BaseException as error:  # noqa: BLE001  # never exits
             self._host.failed(key, error)
+
+    def _begin(self, key: bytes) -> Intake:
+        intake = self.intakes[key] = Intake(key, Message(self.spool))
+        if self.spool.full:
+            raise SpoolError("too many messages at a time")
+        return intake
+
+    def _store(self, intake: Intake, lines: list[bytes], *, end: bool) -> None:
+        intake.ended = end
+        message = intake.message
+        if lines:
+            message.feed(lines)
+        if intake.state == COLLECTING and (end or (message.header_seen and not self._whole)):
+            if end:
+                message.close()
+            intake.state = READY
+            self.queue.append(intake)
 
     def work(self) -> None:
         """Judge and return messages, up to a cost of about `turn`.
@@ -167,12 +171,7 @@ class Messages:
             # It stays in the queue until it has been processed.
             intake = queue[0]
             try:
-                if intake.lost:
-                    self._no_storage(intake.session, MemoryError())
-                elif intake.state == SENDING:
-                    budget -= self._send(intake)
-                elif intake.state == READY:
-                    budget -= self._judge(intake)
+                budget -= self._advance(intake)
             except SpoolError as error:
                 self._refuse(intake.session, str(error))
             except MemoryError:
@@ -183,6 +182,16 @@ class Messages:
             except BaseException as error:  # noqa: BLE001  # never exits
                 self._host.failed(intake.session, error)
             queue.popleft()
+
+    def _advance(self, intake: Intake) -> int:
+        """Judge a message or return a part of it; return the cost."""
+        if intake.lost:
+            self._no_storage(intake.session, MemoryError())
+        elif intake.state == SENDING:
+            return self._send(intake)
+        elif intake.state == READY:
+            return self._judge(intake)
+        return 0
 
     def spill(self) -> None:
         """Keep at most half of the memory that messages use now; the rest is moved to disk."""

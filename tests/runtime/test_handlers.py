@@ -1,0 +1,53 @@
+"""Exception handlers where memory runs out: *Short handlers* of `runtime.engine`."""
+
+from __future__ import annotations
+
+import dis
+from pathlib import Path
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.protocol import filter_side
+from smtpd_filters.runtime import asyncio_loop, engine, jobs, messages, poll_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+#: The greatest int that CPython keeps, so that it takes no memory.
+KEPT = 256
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for each in code.co_consts:
+        # `run` has exception handlers for its end only.
+        if isinstance(each, CodeType) and each.co_qualname != "run":
+            yield from _codes(each)
+
+
+def _late(code: CodeType) -> Iterator[int]:
+    """Return the lines of handlers whose index would be allocated."""
+    bytecode: Any = dis.Bytecode(code)  # typeshed lacks `exception_entries`
+    entries = [each for each in bytecode.exception_entries if each.lasti]
+    for each in dis.get_instructions(code):
+        if (
+            each.opname.startswith(("CALL", "RAISE_VARARGS"))
+            and each.offset // 2 > KEPT
+            and any(entry.start <= each.offset < entry.end for entry in entries)
+        ):
+            assert each.positions is not None
+            yield each.positions.lineno or 0
+
+
+@pytest.mark.parametrize(
+    "module",
+    [filter_side, engine, jobs, messages, asyncio_loop, poll_loop],
+    ids=lambda module: module.__name__,
+)
+def test_no_handler_needs_memory_for_its_own_index(module: ModuleType) -> None:
+    path = Path(str(module.__file__))
+    code = compile(path.read_text(), str(path), "exec", dont_inherit=True)
+    assert [line for each in _codes(code) for line in _late(each)] == []
