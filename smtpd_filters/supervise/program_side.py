@@ -294,7 +294,8 @@ class ProgramSide:
 
     def _blocks_back(self, link: Link, gathered: dict[bytes, list[bytes]]) -> None:
         """Process lines of messages, by their heads, and remove them from `gathered`."""
-        for head, rows in gathered.items():
+        for head in gathered:  # noqa: PLC0206  # as in `Transit.blocks`
+            rows = gathered[head]
             message = link.returning[head]
             end = len(rows[-1]) == _DOT and rows[-1].endswith(b"|.\n")
             if end:

@@ -260,8 +260,9 @@ class Transit:
             except SpoolError as error:
                 link.fault = f"message can't be given again: {error}"
                 return
+            fed = message.fed + len(block)
             link.out.append(block)
-            message.fed += len(block)
+            message.fed = fed  # needs no memory, so that nothing is given twice
             if message.fed >= (store.size if store is not None else message.kept):
                 del link.feeding[message]
                 if message.returned:
@@ -325,7 +326,8 @@ class Transit:
         have ended without its final dot.
         """
         blocks = []
-        for key, rows in gathered.items():
+        for key in gathered:  # noqa: PLC0206  # without memory for the pairs of `items` Python crashes
+            rows = gathered[key]
             message = self.known.get(key)
             if message is not None:
                 blocks.append((key, message, self._find_dot(rows), b"".join(rows)))

@@ -79,6 +79,23 @@ def test_any_allocation_may_fail(kind: str, width: str) -> None:
     assert int(tried.split()[0]) > part(500)
 
 
+@pytest.mark.allocations
+def test_random_conversations_while_allocations_fail() -> None:
+    if importlib.util.find_spec("_testcapi") is None:
+        pytest.skip("this Python lacks _testcapi")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.supervise.scarce", str(part(2500))],
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    *wrong, tried = done.stdout.decode().splitlines()
+    assert wrong == []
+    assert tried == f"{part(2500)} tried"
+
+
 def test_a_message_whose_end_does_not_fit_into_the_spool_gets_one_dot(tmp_path: Path) -> None:
     """No program runs, so the message is kept; smtpd would exit on a second dot."""
     spool = Spool(memory=0, directories=(str(tmp_path / "missing"),))
@@ -309,6 +326,34 @@ def test_a_program_that_has_a_part_of_a_lost_message_is_ended(
     assert stage.given() == b""
     stage.write(*rows)
     assert stage.given() == b"".join(rows)
+
+
+class Scarce(int):
+    """A number for whose sum there is no memory once."""
+
+    failed = False
+
+    def __add__(self, other: int) -> int:
+        if not self.failed:
+            self.failed = True
+            raise MemoryError
+        return int(self) + other
+
+
+def test_a_message_is_given_again_once() -> None:
+    stage = Stage()
+    rows = request("data-line", "Subject: x") + request("data-line", ".")
+    stage.write(rows)
+    stage.end()
+    link = stage.start()
+    [message] = link.feeding
+    message.fed = Scarce()
+    for _ in range(2):
+        try:
+            stage.engine.transit.feed(link)
+        except MemoryError:
+            assert list(link.feeding) == [message]
+    assert stage.given() == rows
 
 
 def failing(error: Exception) -> Callable[..., object]:
