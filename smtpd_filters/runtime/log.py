@@ -5,7 +5,7 @@ Invariants
 *One line*: an event is one line of the form `SESSION NAME EVENT key=value ...`, in printable ASCII
 and of bounded length, so that `grep SESSION maillog` shows the history of a session.
 *Never blocks*: logging neither blocks nor raises; lines that can't be written are counted and
-dropped.
+dropped. Values are looked up by key, since without memory `dict.items()` crashes CPython 3.11.
 *Limited*: an event that can recur with every mail is logged once per kind and interval, with a
 count. Each further session affected by a failure gets a short line for each phase.
 *No credentials*: the argument of the `auth` phase is never logged.
@@ -156,7 +156,7 @@ class Log:
         try:
             words = [session] if session else []
             words += [name, event]
-            words += [f"{key}={quote(value)}" for key, value in values.items() if value]
+            words += [f"{key}={quote(values[key])}" for key in values if values[key]]
             self.line(" ".join(words))
         except MemoryError:
             self.dropped += 1
@@ -209,8 +209,7 @@ class Log:
         if not logged:
             reply = details.pop("reply", "")
             short = {
-                "cause" if key == "reason" else key: text[:MAX_AGAIN]
-                for key, text in details.items()
+                "cause" if key == "reason" else key: details[key][:MAX_AGAIN] for key in details
             }
             self.event(name, event, session, **brief, reason=AGAIN, **short, reply=reply)
 
@@ -338,7 +337,8 @@ def _id_of(session: str | Session) -> str:
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
     return {
         key: value if isinstance(value, str) else show(value)
-        for key, value in values.items()
+        for key in values
+        for value in (values[key],)
         if value is not None
     }
 

@@ -81,4 +81,4 @@ class Loss:
             "given-again": self.given_again,
             "refused": self.refused,
         }
-        return {key: str(count) for key, count in counts.items() if count}
+        return {key: str(counts[key]) for key in counts if counts[key]}

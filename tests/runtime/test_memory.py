@@ -37,6 +37,7 @@ def _bound(process: FilterProcess, spare: int) -> None:
         ),
         *(("no_memory_reload", width) for width in ("1", "4")),
         *(("no_memory_channel", width) for width in ("1", "20")),
+        ("no_memory_log",),
     ],
     ids=" ".join,
 )
