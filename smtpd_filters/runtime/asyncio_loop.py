@@ -194,6 +194,19 @@ class _Loop:
             pass
 
     def _forever(self, going: Callable[[], bool]) -> None:
+        """Run the loop while `going`, whatever is raised out of it.
+
+        A signal's handler that runs out of memory raises anywhere, between two rounds as well.
+        """
+        while True:
+            try:
+                self._run_rounds(going)
+            except BaseException:  # noqa: BLE001  # never exits; nothing here may allocate
+                self.short = True
+            else:
+                return
+
+    def _run_rounds(self, going: Callable[[], bool]) -> None:
         """Run the loop while `going`, whatever a policy's own tasks raise out of it.
 
         On a MemoryError the loop is stopped, and continues here after a pause.
@@ -220,8 +233,7 @@ class _Loop:
                     self._turn()
                 if not going():
                     return
-                # If it is `short` again, this is one round: coroutines that end free memory, and
-                # deadlines pass.
+                # If it is `short` again, this is one round, so that deadlines can pass.
                 self.loop.run_forever()
             except MemoryError:  # nothing here may allocate
                 self.short = True

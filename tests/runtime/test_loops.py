@@ -23,7 +23,7 @@ from tests.effort import part
 from tests.runtime.process import PATIENCE, POLICIES, TOKENS, FilterProcess, policy, sid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from smtpd_filters.runtime.interfaces import Service
@@ -609,4 +609,24 @@ def test_the_state_is_told_again_after_a_lack_of_memory() -> None:
         filter_loop._tell()
     filter_loop._tell_again()
     assert engine.told == 3
+    loop.close()
+
+
+def test_the_loop_goes_on_when_a_signal_finds_no_memory_between_two_rounds() -> None:
+    class Interrupted(asyncio_loop._Loop):
+        rounds = 0
+
+        def _run_rounds(self, going: Callable[[], bool]) -> None:
+            self.rounds += 1
+            if self.rounds == 1:  # where no `try` is
+                raise SystemError("error return without exception set")
+            super()._run_rounds(going)
+
+    loop = asyncio_loop._EventLoop()
+    stub: Any = SimpleNamespace(relieve=lambda: None, beat=lambda: None, stalled=False)
+    filter_loop = Interrupted(loop, stub, stub, stub, stub, Log(), stub, stub)
+    filter_loop._turn = lambda: None  # type: ignore[method-assign]
+    filter_loop._forever(lambda: False)
+    assert filter_loop.rounds == 2
+    assert not filter_loop.short
     loop.close()
