@@ -37,31 +37,57 @@ def first_step(work: Coroutine[Any, Any, object]) -> object:
     context = copy_context()
     # The watchdog may interrupt at any point here: whatever has been entered is left.
     try:
-        if outer is not None:
-            asyncio._leave_task(loop, outer)  # noqa: SLF001  # as documented
-        asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
+        _replace(loop, outer, stand_in)
         waiting = context.run(work.send, None)
     except StopIteration as end:
-        if stand_in.watched is not None:
-            stand_in.finish(end.value)
-        return end.value
+        return _finished(stand_in, end.value)
     except BaseException as error:
-        if stand_in.watched is not None:
-            stand_in.finish(Raised(error))
+        _failed(stand_in, error)
         raise
     finally:
-        try:
-            asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
-        except RuntimeError:  # it was not entered
-            pass
-        finally:
-            if outer is not None:
-                asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
+        _restore(loop, stand_in, outer)
     stand_in.kept = getrefcount(stand_in) > UNSHARED
+    _unblock(waiting)
+    return Suspended(work, waiting, context, stand_in)
+
+
+def _finished(stand_in: Any, result: object) -> object:
+    if stand_in.watched is not None:
+        stand_in.finish(result)
+    return result
+
+
+def _failed(stand_in: Any, error: BaseException) -> None:
+    if stand_in.watched is not None:
+        stand_in.finish(Raised(error))
+
+
+def _replace(
+    loop: asyncio.AbstractEventLoop, outer: asyncio.Task[Any] | None, stand_in: Any
+) -> None:
+    """Make a stand-in the current task."""
+    if outer is not None:
+        asyncio._leave_task(loop, outer)  # noqa: SLF001  # as documented
+    asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
+
+
+def _unblock(waiting: Any) -> None:
     if getattr(waiting, "_asyncio_future_blocking", False):
         # `await` sets it and a task clears it at once: while set, nothing else can await this.
         waiting._asyncio_future_blocking = False  # noqa: SLF001
-    return Suspended(work, waiting, context, stand_in)
+
+
+def _restore(
+    loop: asyncio.AbstractEventLoop, stand_in: Any, outer: asyncio.Task[Any] | None
+) -> None:
+    """Make `outer` the current task again."""
+    try:
+        asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
+    except RuntimeError:  # it was not entered
+        pass
+    finally:
+        if outer is not None:
+            asyncio._enter_task(loop, outer)  # noqa: SLF001  # as documented
 
 
 class _Watched:

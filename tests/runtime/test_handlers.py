@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.protocol import filter_side
-from smtpd_filters.runtime import asyncio_loop, engine, jobs, messages, poll_loop
+from smtpd_filters.runtime import asyncio_loop, engine, first_step, jobs, messages, poll_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +44,7 @@ def _late(code: CodeType) -> Iterator[int]:
 
 @pytest.mark.parametrize(
     "module",
-    [filter_side, engine, jobs, messages, asyncio_loop, poll_loop],
+    [filter_side, engine, first_step, jobs, messages, asyncio_loop, poll_loop],
     ids=lambda module: module.__name__,
 )
 def test_no_handler_needs_memory_for_its_own_index(module: ModuleType) -> None:
