@@ -66,6 +66,19 @@ class _Loop:
 
     def run(self) -> None:
         self._listen()
+        while not self.signals.stop:
+            try:
+                self._run_rounds()
+            except (MemoryError, SystemError):
+                # A signal's handler that runs out of memory raises anywhere, between two rounds
+                # as well. Nothing here may allocate.
+                continue
+        try:
+            self._finish()
+        except MemoryError:  # smtpd has ended
+            pass
+
+    def _run_rounds(self) -> None:
         short = False
         while not self.signals.stop:
             try:
@@ -86,10 +99,6 @@ class _Loop:
                 if not self.engine.ready:
                     raise
                 self._failed(error)
-        try:
-            self._finish()
-        except MemoryError:  # smtpd has ended
-            pass
 
     def _round(self) -> None:
         """Read what is there, answer requests, then do a turn of messages."""

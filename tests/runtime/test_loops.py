@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from smtpd_filters.protocol.events import Line
-from smtpd_filters.runtime import asyncio_loop
+from smtpd_filters.runtime import asyncio_loop, poll_loop
 from smtpd_filters.runtime.channel import READ, Channel
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.runtime.poll_loop import add_chore, do_chore
@@ -630,3 +630,25 @@ def test_the_loop_goes_on_when_a_signal_finds_no_memory_between_two_rounds() -> 
     assert filter_loop.rounds == 2
     assert not filter_loop.short
     loop.close()
+
+
+def test_the_poll_loop_goes_on_when_a_signal_finds_no_memory_between_two_rounds() -> None:
+    class Interrupted(poll_loop._Loop):
+        rounds = 0
+
+        def _run_rounds(self) -> None:
+            self.rounds += 1
+            if self.rounds == 1:  # where no `try` is
+                raise MemoryError
+            self.signals.stop = True
+
+        def _listen(self) -> None:
+            """Nothing to listen to."""
+
+        def _finish(self) -> None:
+            """Nothing to answer."""
+
+    stub: Any = SimpleNamespace(stop=False, wakeup=0)
+    loop = Interrupted(stub, stub, stub, Log(), stub, stub)
+    loop.run()
+    assert loop.rounds == 2
