@@ -228,18 +228,18 @@ class Engine:
         all pending messages.
         """
         self.scarce = True
-        had, self._reserve = self._reserve, None
+        again = self._reserve is None
+        self._reserve = None  # before anything that needs memory
         try:
-            self._since = monotonic()
-            self.messages.spill()
             self._max_sessions = max(len(self.sessions), 1)
             self._max_tasks = max(len(self._tasks) // 2, 1)
-            if had is None:
+            self._since = monotonic()
+            self.messages.spill()
+            if again:
                 self._make_room(len(self.sessions) // 8 + 1)
                 self.pressed += 1
                 if self.pressed % PRESSED == 0:
                     self.messages.refuse_all()
-            del had
             done = "messages are kept on disk"
             self._log.limited("memory", "smtpd-filters", "out of memory", result=done)
         except MemoryError:  # to be called again

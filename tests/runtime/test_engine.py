@@ -259,8 +259,13 @@ def test_without_memory_messages_are_given_up_last(
     assert answer.argument == b"452 4.3.1 Insufficient system storage"
 
 
+def _no_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("spills", [True, False], ids=["spilled", "no memory to spill"])
 def test_without_memory_no_further_coroutine_begins(
-    logbook: Logbook, monkeypatch: pytest.MonkeyPatch
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch, *, spills: bool
 ) -> None:
     ended: list[str] = []
 
@@ -297,6 +302,8 @@ def test_without_memory_no_further_coroutine_begins(
         request = talk.smtpd.request
         assert talk.say(request("rcpt-to", sid(0), TOKENS["rcpt-to"], b"a@b")) == []
         Scarce(monkeypatch)
+        if not spills:
+            monkeypatch.setattr(talk.engine.messages, "spill", _no_memory)
         talk.engine.relieve()
         # These are answered at once, in place of the policy.
         assert talk.ask("rcpt-to", sid(1), b"a@b") == b"proceed"
