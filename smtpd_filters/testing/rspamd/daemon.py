@@ -303,6 +303,7 @@ class Rspamd:
             self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             _signal(self._process, signal.SIGKILL)
+            self._process.kill()  # nsenter stops with its child, and may not have gone on
             self._process.wait()
         self._output.close()
         self._process = None
