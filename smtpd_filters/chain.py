@@ -102,17 +102,17 @@ class Chain:
         guards = self._add(filters)
         _check_signatures(self.filters)
         self._prepare(guards)
-        keeps_marks = any(may_keep_a_mark(name, of) for name, of in guards.items())
+        keeps_marks = any(may_keep_a_mark(name, guards[name]) for name in guards)
         if keeps_marks and not guards.keys() & {"data", *CONTENT}:
             # Marks go where they belong (`combining`): there must be a next phase.
             guards["data"] = []
-        self._guards = {HANDLERS[name]: of for name, of in guards.items() if name in HANDLERS}
+        self._guards = {HANDLERS[name]: guards[name] for name in guards if name in HANDLERS}
         #: What to call at each phase.
         self.ask: dict[Phase, Ask] = {
             phase: partial(self._decide, phase)
             if keeps_marks or len(self.filters) > 1 or self.decides
-            else of[0].decide
-            for phase, of in self._guards.items()
+            else self._guards[phase][0].decide
+            for phase in self._guards
         }
         # Called in the order of the chain, whichever of the two handlers a filter has.
         self._content = [
@@ -127,7 +127,7 @@ class Chain:
         self.content = "message" if "message" in guards else "headers" if reads else ""
         #: The decision when our own code fails: as when a filter fails, so that mail which should
         #: have been checked is not accepted unchecked.
-        self.otherwise = {phase: otherwise(of) for phase, of in self._guards.items()}
+        self.otherwise = {phase: otherwise(self._guards[phase]) for phase in self._guards}
         self.otherwise_content = otherwise([guard for guard, _ in self._content])
         self._disconnected = [each for each in self.filters if "link_disconnect" in each.events]
         #: Callbacks for when a report has been applied to its session.
@@ -215,8 +215,8 @@ class Chain:
             guard.journal, guard.starts = journal, self._starts
         for guard, _ in self._content:
             guard.journal = journal
-        for phase, guards in self._guards.items():
-            names = [guard.filter for guard in guards]
+        for phase in self._guards:
+            names = [guard.filter for guard in self._guards[phase]]
             self._groups[phase] = [
                 Group(phase.name, names[:count]) for count in range(len(names) + 1)
             ]
@@ -359,8 +359,8 @@ class Chain:
     @staticmethod
     def _drop(early: dict[Guard, Early]) -> None:
         """Cancel handlers that were called before their turn, which will not come."""
-        for guard, called in early.items():
-            guard.drop(called)
+        for guard in early:
+            guard.drop(early[guard])
         early.clear()
 
     def judge_headers(self, session: Session, headers: Headers) -> Decision | Pending:
@@ -532,7 +532,9 @@ class Chain:
         One that can't be read keeps its entries.
         """
         for filter_ in self.filters:
-            for name, value in vars(filter_.settings).items():
+            values = vars(filter_.settings)
+            for name in values:
+                value = values[name]
                 if getattr(value, "is_file", False):
                     yield from self._reload_table(filter_.name, name.replace("_", "-"), value)
 

@@ -176,8 +176,8 @@ class Session:
         if name == "scratch":
             self.scratch = {}
             return self.scratch
-        for report, fields in FIELDS.items():
-            if name in fields:
+        for report in FIELDS:
+            if name in FIELDS[report]:
                 where = "" if name != "tx" else "rcpt_to and later handlers have it; elsewhere "
                 raise NotReportedError(
                     f"session.{name} needs the report {report!r}: {where}add it to the Registration"

@@ -107,6 +107,14 @@ CITED = [
     section(r"[Ss]ections? [\d.]+ of RFC"),
     re.compile(r"\bRFC[-_]?\d+"),
 ]
+#: What runs in a filter's process whatever the policy, also while memory is scarce.
+SCARCE = tuple(
+    f"smtpd_filters/{place}"
+    for place in (
+        *("runtime/", "protocol/", "message/", "supervise/", "lookups/", "stores/"),
+        *("chain.py", "guard.py", "session.py"),
+    )
+)
 #: Any of the phrases: one search of a text is cheaper than one for each of them.
 ANY_OUT = re.compile("|".join(pattern.pattern for pattern, _ in OUT))
 
@@ -158,6 +166,16 @@ def imports(path: str, tree: ast.Module) -> Iterator[Finding]:
                 )
 
 
+def pairs(path: str, tree: ast.Module) -> Iterator[Finding]:
+    """Values are looked up by key where memory may run out: `dict.items()` crashes CPython 3.11.
+
+    Its iterator (`dictiter_new`) is released before it is tracked if there is no memory for a pair.
+    """
+    for node in ast.walk(tree) if path.startswith(SCARCE) else ():
+        if isinstance(node, ast.Attribute) and node.attr == "items":
+            yield Finding(path, node.lineno, "items", "without memory it crashes; look values up")
+
+
 def unexplained(text: str) -> bool:
     """Whether something else than a reason stands behind a rule that is off in a line's end."""
     *off, rest = OFF.split(text) if "#" in text else ("",)
@@ -196,6 +214,7 @@ def findings(path: str, text: str) -> list[Finding]:
             found += header(path, docstring)
         if ours:
             found += imports(path, tree)
+            found += pairs(path, tree)
         if "``" in text:
             found += docstrings(path, tree)
         if "``" in text or any(map(unexplained, text.splitlines())):
@@ -250,6 +269,10 @@ def pages() -> dict[str, str]:
         ("smtpd_filters/runtime/a.py", "from smtpd_filters.runtimes.log import Log\n", []),
         ("smtpd_filters/a.py", "from smtpd_filters.message import Spool\n", ["import"]),
         ("tests/a.py", "from tests.b import c\n", []),
+        ("smtpd_filters/runtime/a.py", "for key, value in table.items():\n    pass\n", ["items"]),
+        ("smtpd_filters/chain.py", "found = sorted(table.items())\n", ["items"]),
+        ("smtpd_filters/chain.py", "for key in table:\n    value = table[key]\n", []),
+        ("smtpd_filters/cli/a.py", "found = sorted(table.items())\n", []),
         ("a.py", 'def f():\n    """Take ``a``."""\n', ["backticks"]),
         ("a.py", "x = 1  # ``y``\n", ["backticks"]),
         ("a.py", 'x = "``"\n', []),

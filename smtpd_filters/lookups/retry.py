@@ -190,6 +190,6 @@ class Plan:
         if not self._causes:
             return otherwise
         # Not in the order of the queries, which varies: a cause is logged once.
-        causes = sorted(self._causes.items())
-        shown = [f"{self._standing.labels[server]} {why}" for server, why in causes]
+        causes = self._causes
+        shown = [f"{self._standing.labels[server]} {causes[server]}" for server in sorted(causes)]
         return ", ".join(shown) or otherwise

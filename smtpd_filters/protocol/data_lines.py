@@ -170,7 +170,7 @@ class Transit:
         by_key: dict[bytes, list[bytes]] = {}
         for row in rows:
             by_key.setdefault(self.key(row), []).append(row[self._body_at :])
-        return [(self.known[key], content) for key, content in by_key.items()]
+        return [(self.known[key], by_key[key]) for key in by_key]
 
     def _track_headers(self, rows: list[bytes]) -> None:
         """Notice empty lines that end a header: long lines are broken differently before them."""

@@ -426,8 +426,8 @@ class _Loop:
 
     def _remove(self, handle: asyncio.Handle) -> None:
         """Remove the callback of a descriptor."""
-        for fd, key in list(self.selector.get_map().items()):
-            reader, writer = key.data
+        for key in list(self.selector.get_map().values()):
+            fd, (reader, writer) = key.fd, key.data
             try:
                 if reader is handle:
                     self.loop.remove_reader(fd)

@@ -407,8 +407,8 @@ class Signals:
             os.set_blocking(fd, False)
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         self._handlers = {signal.SIGTERM: self._stop, signal.SIGHUP: self._reload}
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        for number in self._handlers:
+            signal.signal(number, self._handlers[number])
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         if startup.early:
@@ -417,7 +417,8 @@ class Signals:
 
     def restore(self) -> None:
         """Restore the handlers after a policy has replaced them; it keeps its own of others."""
-        for number, handler in self._handlers.items():
+        for number in self._handlers:
+            handler = self._handlers[number]
             if signal.getsignal(number) != handler:
                 signal.signal(number, handler)
         for number in _IGNORED:

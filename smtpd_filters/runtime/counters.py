@@ -96,7 +96,7 @@ class Counters:
                 key = kind, label[-MAX_LABEL:]
                 if key in found or len(found) < MAX_SERVERS:
                     found[key] = found.get(key, False) or is_open
-        return [(kind, label, is_open) for (kind, label), is_open in found.items()]
+        return [(kind, label, found[kind, label]) for kind, label in found]
 
 
 #: Those of this process.

@@ -5,7 +5,7 @@ Invariants
 *One line*: an event is one line of the form `SESSION NAME EVENT key=value ...`, in printable ASCII
 and of bounded length, so that `grep SESSION maillog` shows the history of a session.
 *Never blocks*: logging neither blocks nor raises; lines that can't be written are counted and
-dropped. Values are looked up by key, since without memory `dict.items()` crashes CPython 3.11.
+dropped.
 *Limited*: an event that can recur with every mail is logged once per kind and interval, with a
 count. Each further session affected by a failure gets a short line for each phase.
 *No credentials*: the argument of the `auth` phase is never logged.
@@ -237,7 +237,7 @@ class Log:
 
     def _forget(self, now: float) -> None:
         """Forget the kinds that did not recur within the interval."""
-        for kind in [kind for kind, since in self._since.items() if now - since >= INTERVAL]:
+        for kind in [each for each in self._since if now - self._since[each] >= INTERVAL]:
             del self._since[kind]
             self._held.pop(kind, None)
 

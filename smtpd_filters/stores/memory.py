@@ -124,7 +124,7 @@ class _Rows:
     def members(self, key: bytes, at_most: int) -> int:
         if (group := self.groups.get(key)) is None:
             return 0
-        for member in [member for member, expires in group.items() if expires <= self.now]:
+        for member in [member for member in group if group[member] <= self.now]:
             self._drop(key, member)
         return min(len(group), at_most)
 
@@ -178,10 +178,10 @@ class _Rows:
 
     def _rebuild(self) -> None:
         """Build the heap without its outdated items."""
-        self._heap = [(row.expires, key, b"") for key, row in self.entries.items()]
+        self._heap = [(self.entries[key].expires, key, b"") for key in self.entries]
         self._heap += [
-            (expires, key, b"+" + member)
-            for key, group in self.groups.items()
-            for member, expires in group.items()
+            (self.groups[key][member], key, b"+" + member)
+            for key in self.groups
+            for member in self.groups[key]
         ]
         heapify(self._heap)

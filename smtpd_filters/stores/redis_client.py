@@ -149,9 +149,9 @@ def _reason(error: BaseException) -> str:
         if isinstance(within, OSError):
             # Of several addresses that failed, asyncio's error has only the text.
             text = str(within)
-            for number, meaning in _REASONS.items():
+            for number in _REASONS:
                 if within.errno == number or f"[Errno {number}]" in text:
-                    return meaning
+                    return _REASONS[number]
         within = within.__cause__ or within.__context__
     return _LOST
 

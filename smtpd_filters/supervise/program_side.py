@@ -294,7 +294,7 @@ class ProgramSide:
 
     def _blocks_back(self, link: Link, gathered: dict[bytes, list[bytes]]) -> None:
         """Process lines of messages, by their heads, and remove them from `gathered`."""
-        for head in gathered:  # noqa: PLC0206  # as in `Transit.blocks`
+        for head in gathered:
             rows = gathered[head]
             message = link.returning[head]
             end = len(rows[-1]) == _DOT and rows[-1].endswith(b"|.\n")

@@ -326,7 +326,7 @@ class Transit:
         have ended without its final dot.
         """
         blocks = []
-        for key in gathered:  # noqa: PLC0206  # without memory for the pairs of `items` Python crashes
+        for key in gathered:
             rows = gathered[key]
             message = self.known.get(key)
             if message is not None:

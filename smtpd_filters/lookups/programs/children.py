@@ -110,7 +110,9 @@ class Children:
     def _in_use(self) -> bytes:
         """Return the numbers of the programs whose sockets are open; the others are to end."""
         self._sockets = {
-            number: each for number, each in self._sockets.items() if each.fileno() >= 0
+            number: self._sockets[number]
+            for number in self._sockets
+            if self._sockets[number].fileno() >= 0
         }
         return b" ".join(b"%d" % number for number in self._sockets)
 

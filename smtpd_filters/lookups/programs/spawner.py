@@ -88,7 +88,9 @@ class Spawner:
             if self._ends[0] in ready:
                 os.read(self._ends[0], 100)
                 self._running = {
-                    number: each for number, each in self._running.items() if each.poll() is None
+                    number: self._running[number]
+                    for number in self._running
+                    if self._running[number].poll() is None
                 }
             if self._control in ready and not self._serve():
                 break
