@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.kinds import quote
 
-from .lexer import MARK, NUMBER, STRING, WORD, Lexer, Place, StatementError, Token
+from .lexer import MARK, STRING, WORD, Lexer, Place, StatementError, Token
 from .model import Configuration, Filter, Listener, Problem, Program, Table
+from .words import Words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 _OF_CLIENTS = ("fcrdns", "rdns", "src")
 _OF_GREETINGS = (*_OF_CLIENTS, "helo")
@@ -127,12 +127,12 @@ class _Parser:
                 first.place, f"syntax error: {quote(first.text)} starts no statement"
             )
         if first.text in statements:
-            statements[first.text](_Words(tokens))
+            statements[first.text](Words(tokens))
 
     def _set_macro(self, tokens: list[Token]) -> None:
-        words = _Words(tokens)
+        words = Words(tokens)
         name = tokens[0].text
-        if [token[:2] for token in tokens[1:2]] != [(MARK, "=")]:
+        if not words.next_is(MARK, "="):
             near = suggest(name, _STATEMENTS)
             raise words.wrong(f"{quote(name)} starts no statement{near}")
         words.expect(MARK, "=")
@@ -145,7 +145,7 @@ class _Parser:
         if name not in self._lexer.fixed:
             self._lexer.macros[name] = value
 
-    def _include(self, words: _Words) -> None:
+    def _include(self, words: Words) -> None:
         name = words.string()
         words.end()
         try:
@@ -153,14 +153,14 @@ class _Parser:
         except ConfigError as error:
             raise StatementError(words.place, f"include: {error}") from None
 
-    def _proc(self, words: _Words) -> None:
+    def _proc(self, words: Words) -> None:
         name = words.string()
         if name in self._procs:
             raise StatementError(words.place, f"proc {quote(name)} is declared twice")
         self._add(words, "proc", name)
         self._procs[name] = words.place
 
-    def _add(self, words: _Words, statement: str, name: str) -> None:
+    def _add(self, words: Words, statement: str, name: str) -> None:
         """Parse a command and its options."""
         command = words.string()
         options: dict[str, str] = {}
@@ -174,13 +174,13 @@ class _Parser:
         self._made.programs.append(Program(words.place, statement, name, command, **options))
         for macro in dict.fromkeys(_VARIABLE.findall(command)):
             if macro in self._lexer.macros:
-                text = (
+                self._warn(
+                    words,
                     f"{statement} {quote(name)}: ${macro} is not replaced: smtpd expands no macro "
-                    "in quotes, and the shell does not know it; write its value"
+                    "in quotes, and the shell does not know it; write its value",
                 )
-                self._made.problems.append(Problem(words.place, text, warning=True))
 
-    def _filter(self, words: _Words) -> None:
+    def _filter(self, words: Words) -> None:
         name = words.string()
         if name in self._filters:
             raise StatementError(words.place, f"filter {quote(name)} is declared twice")
@@ -223,7 +223,7 @@ class _Parser:
             if member in members[:at]:
                 raise StatementError(place, f"{of}{quote(member)} is given twice")
 
-    def _builtin(self, name: str, words: _Words, declared: Filter) -> Filter:
+    def _builtin(self, name: str, words: Words, declared: Filter) -> Filter:
         """Parse one of smtpd's own filters; warn of probable mistakes."""
         phase = words.one_of(_CONDITIONS, "a phase of smtpd's own filters")
         words.expect(WORD, "match")
@@ -246,7 +246,7 @@ class _Parser:
             )
         return declared._replace(phase=phase, action=action, everybody=everybody)
 
-    def _condition(self, words: _Words, known: Sequence[str]) -> bool:
+    def _condition(self, words: Words, known: Sequence[str]) -> bool:
         """Parse the condition of one of smtpd's own filters; return whether everybody meets it."""
         negated = words.take(MARK, "!")
         condition = words.one_of(known, "a condition of this phase")
@@ -262,12 +262,12 @@ class _Parser:
             return bool(entries & _ALL_TEXTS)
         return condition == "src" and entries >= _ALL_NETWORKS
 
-    def _warn(self, words: _Words, text: str) -> None:
+    def _warn(self, words: Words, text: str) -> None:
         self._made.problems.append(Problem(words.place, text, warning=True))
 
-    def _table(self, words: _Words) -> None:
+    def _table(self, words: Words) -> None:
         """Note its name and its program; `smtpd -n` reports the errors of the statement."""
-        tokens = list(words.rest())
+        tokens = words.rest()
         if not tokens or tokens[0].kind != STRING:
             return
         name = tokens[0].text
@@ -277,8 +277,8 @@ class _Parser:
             if program is not None:
                 self._made.tables.append(Table(words.place, name, program))
 
-    def _listen(self, words: _Words) -> None:
-        rest = list(words.rest())
+    def _listen(self, words: Words) -> None:
+        rest = words.rest()
         names = self._use(rest)
         given = {token.text for token in rest if token.kind == WORD}
         name = " ".join(token.text for token in rest[1:2])
@@ -293,8 +293,8 @@ class _Parser:
             )
         )
 
-    def _action(self, words: _Words) -> None:
-        self._use(list(words.rest()))
+    def _action(self, words: Words) -> None:
+        self._use(words.rest())
 
     def _use(self, tokens: list[Token]) -> list[str]:
         """Parse the filters of a listener or an action; return their names."""
@@ -306,9 +306,8 @@ class _Parser:
             if seen:
                 raise StatementError(token.place, "filter is given twice")
             seen = True
-            words = _Words(tokens[at:])
-            following = tokens[at + 1] if at + 1 < len(tokens) else None
-            if following is not None and following[:2] == (MARK, "{"):
+            words = Words(tokens[at:])
+            if words.next_is(MARK, "{"):
                 names = words.names()
                 self._check_chain("", names, token.place)
             else:
@@ -328,133 +327,3 @@ def _table_program(source: str) -> str | None:
         return None
     # smtpd's own name for all programs; what follows is the name of one, as if it were a file's.
     return config.partition(":")[0] if kind == "proc" else kind
-
-
-class _Words:
-    """The tokens of a statement, consumed one after the other."""
-
-    def __init__(self, tokens: Sequence[Token]) -> None:
-        self._first = tokens[0]
-        self._tokens = deque(tokens[1:])
-        self._last = tokens[0]
-
-    @property
-    def place(self) -> Place:
-        """The first line of the statement."""
-        return self._first.place
-
-    def wrong(self, text: str) -> StatementError:
-        """Return the error for the last token."""
-        return StatementError(self._last.place, f"syntax error: {text}")
-
-    def rest(self) -> Iterator[Token]:
-        """Return the remaining tokens."""
-        yield from self._tokens
-
-    def _next(self) -> Token | None:
-        if not self._tokens:
-            return None
-        self._last = self._tokens.popleft()
-        return self._last
-
-    def string(self) -> str:
-        """Return the next string; raise StatementError for another token."""
-        token = self._next()
-        if token is None:
-            raise self._ended()
-        if token.kind != STRING:
-            hint = "; put it in quotes" if token.kind in (WORD, NUMBER) or token.text == "/" else ""
-            raise self.wrong(f"expected a string, not {self._shown(token)}{hint}")
-        return token.text
-
-    def next_word(self) -> str | None:
-        """Return the next keyword; None at the end."""
-        token = self._next()
-        if token is None:
-            return None
-        if token.kind != WORD:
-            raise self.wrong(f"unexpected {self._shown(token)}")
-        return token.text
-
-    def expect(self, kind: str, text: str) -> None:
-        """Consume this token; raise StatementError for another one."""
-        token = self._next()
-        if token is None or token[:2] != (kind, text):
-            raise self.wrong(f"expected {text}")
-
-    def take(self, kind: str, text: str) -> bool:
-        """Consume this token if it is the next one; return whether it was."""
-        if not self._tokens or self._tokens[0][:2] != (kind, text):
-            return False
-        self._next()
-        return True
-
-    def one_of(self, known: Iterable[str], what: str) -> str:
-        """Return the next token, one of these keywords; raise StatementError for another one."""
-        token = self._next()
-        if token is None:
-            raise self._ended()
-        if token.kind != WORD or token.text not in known:
-            raise self.wrong(
-                f"unexpected {self._shown(token)}; expected {what}: {', '.join(known)}"
-            )
-        return token.text
-
-    def table_follows(self) -> bool:
-        """Return whether a table begins here: a text, a list, or the name of one."""
-        return bool(self._tokens) and (
-            self._tokens[0].kind == STRING or self._tokens[0][:2] in ((MARK, "{"), (MARK, "<"))
-        )
-
-    def entries(self, tables: Container[str]) -> list[str]:
-        """Return the entries of a table that stands here, none of one that is named."""
-        if self.take(MARK, "<"):
-            name = self.string()
-            self.expect(MARK, ">")
-            if name not in tables:
-                raise StatementError(self.place, f"no table {quote(name)} is declared above")
-            return []
-        if not self._tokens or self._tokens[0][:2] != (MARK, "{"):
-            return [self.string()]
-        entries = self.names("an entry", mapping=True)
-        if not entries:
-            raise self.wrong("at least one entry is required")
-        return entries
-
-    def names(self, what: str = "a name", *, mapping: bool = False) -> list[str]:
-        """Return names in braces, with or without commas between them; the keys of a mapping."""
-        self.expect(MARK, "{")
-        names: list[str] = []
-        separated = True
-        while True:
-            token = self._next()
-            if token is None:
-                raise self.wrong("no closing brace")
-            if token[:2] == (MARK, "}") and not (names and separated):
-                return names
-            if token[:2] == (MARK, ",") and not separated:
-                separated = True
-                continue
-            if token.kind != STRING:
-                hint = "; put it in quotes" if token.kind in (WORD, NUMBER) else ""
-                raise self.wrong(f"expected {what}, not {self._shown(token)}{hint}")
-            if not names and mapping:
-                mapping = bool(self._tokens) and self._tokens[0][:2] == (MARK, "=")
-            if mapping:
-                self.expect(MARK, "=")
-                self.string()
-            names.append(token.text)
-            separated = False
-
-    def _ended(self) -> StatementError:
-        return self.wrong(f"the statement ends after {self._shown(self._last)}")
-
-    def end(self) -> None:
-        """Raise StatementError unless at the end."""
-        token = self._next()
-        if token is not None:
-            raise self.wrong(f"unexpected {self._shown(token)}")
-
-    @staticmethod
-    def _shown(token: Token) -> str:
-        return quote(token.text)
