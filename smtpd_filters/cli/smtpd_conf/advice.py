@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import NamedTuple
 
 from smtpd_filters.settings.kinds import quote
@@ -12,7 +13,7 @@ from .users import flags_of, for_users, name_in_journal, programs_named, require
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from .model import Configuration, Listener, Program
 
@@ -109,8 +110,7 @@ def crowded(
         named = [
             name
             for name in read.members(listener.filters)
-            if (program := read.program(name)) is not None
-            and _LINES in phases.get((program.statement, program.name), ())
+            if _LINES in _registered(read, name, phases)
         ]
         if len(named) > 1:
             yield _warning(
@@ -127,36 +127,46 @@ def unasked(
 
     `phases` are as for `crowded`.
     """
-    told: set[tuple[str, str]] = set()
-    for listener in read.listeners:
-        names = read.members(listener.filters)
-        for at, behind in enumerate(names):
-            program = read.program(behind)
-            if program is None or not refuses(program.command):
-                continue
-            asked = phases.get((program.statement, program.name), frozenset())
-            for name in names[:at]:
-                ended = [each for each in _ended(read, name, phases) if each in asked]
-                if ended and (name, behind) not in told:
-                    told.add((name, behind))
-                    yield _warning(
-                        listener,
-                        f"filter {quote(behind)}, behind {quote(name)}, is not asked at {ended[0]} "
-                        f"about what {quote(name)} marks there, and so can't refuse it; put it "
-                        "ahead, or both into filter-chain",
-                    )
+    for listener, name, behind in _pairs(read):
+        if not refuses(read.command(behind)):
+            continue
+        asked = _registered(read, behind, phases)
+        ended = [each for each in _ended(read, name, phases) if each in asked]
+        if ended:
+            yield _warning(
+                listener,
+                f"filter {quote(behind)}, behind {quote(name)}, is not asked at {ended[0]} about "
+                f"what {quote(name)} marks there, and so can't refuse it; put it ahead, or both "
+                "into filter-chain",
+            )
 
 
 def _ended(
     read: Configuration, name: str, phases: Mapping[tuple[str, str], frozenset[str]]
 ) -> Iterable[str]:
     """Return the phases at which a filter may answer `junk`, at which smtpd ends them."""
+    declared = read.filters[name]
+    if declared.action == "junk":
+        return [declared.phase]
+    return phases_ended(read.command(name), _registered(read, name, phases))
+
+
+def _registered(
+    read: Configuration, name: str, phases: Mapping[tuple[str, str], frozenset[str]]
+) -> Collection[str]:
+    """Return the phases that a filter's program has registered; none of smtpd's own filters."""
     program = read.program(name)
-    if program is None:
-        declared = read.filters[name]
-        return [declared.phase] if declared.action == "junk" else []
-    registered = phases.get((program.statement, program.name), frozenset())
-    return phases_ended(program.command, registered)
+    return () if program is None else phases.get((program.statement, program.name), ())
+
+
+def _pairs(read: Configuration) -> Iterator[tuple[Listener, str, str]]:
+    """Yield each two filters of which one is behind the other, once, with the first listener."""
+    known: set[tuple[str, str]] = set()
+    for listener in read.listeners:
+        for pair in combinations(read.members(listener.filters), 2):
+            if pair not in known:
+                known.add(pair)
+                yield (listener, *pair)
 
 
 def about_program(program: Program, *, foreign: bool) -> Iterator[Problem]:
@@ -212,15 +222,10 @@ def _unused(read: Configuration, used: set[str]) -> Iterator[Problem]:
 
 def _orders(read: Configuration) -> Iterator[Problem]:
     """Yield warnings of filters of a listener that are in the wrong order."""
-    told: set[tuple[str, ...]] = set()
-    for listener in read.listeners:
-        names = read.members(listener.filters)
-        for at, name in enumerate(names):
-            for behind in names[at + 1 :]:
-                for text in _of_two(read, name, behind):
-                    if (name, behind) not in told:
-                        told.add((name, behind))
-                        yield _warning(listener, text)
+    for listener, name, behind in _pairs(read):
+        text = next(_of_two(read, name, behind), "")
+        if text:
+            yield _warning(listener, text)
 
 
 def _of_two(read: Configuration, name: str, behind: str) -> Iterator[str]:
@@ -236,10 +241,7 @@ def _of_two(read: Configuration, name: str, behind: str) -> Iterator[str]:
             f"filter {quote(behind)}, behind {quote(name)}, is not asked at {first.phase}: "
             f"{quote(name)} refuses everybody there"
         )
-    one, two = read.program(name), read.program(behind)
-    if one is None or two is None:
-        return
-    ahead, after = programs_named(one.command), programs_named(two.command)
+    ahead, after = (programs_named(read.command(each)) for each in (name, behind))
     for order in _ORDERS:
         if order.first in ahead and order.second in after:
             yield f"filter {quote(behind)}, behind {quote(name)}, {order.why}"
@@ -269,8 +271,7 @@ def _without_tls(read: Configuration) -> Iterator[Problem]:
     }
     for listener in read.listeners:
         for name in read.members(listener.filters) if listener.name != "socket" else ():
-            program = read.program(name)
-            required = [] if program is None else required_tls(program.command)
+            required = required_tls(read.command(name))
             if required and not listener.encrypts:
                 yield _warning(
                     listener,

@@ -111,6 +111,11 @@ class Configuration:
         found = (each for each in self.programs if each[1:3] == (statement, named))
         return next(found, None)
 
+    def command(self, name: str) -> str:
+        """Return the command of a filter's program; "" for smtpd's own filters and for chains."""
+        program = self.program(name)
+        return "" if program is None else program.command
+
     @property
     def errors(self) -> list[Problem]:
         """The problems on which smtpd ends."""
