@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from smtpd_filters.testing.server.lab import PATH, Lab, LabError, wait_ended
+from smtpd_filters.testing.server.lab import PATH, Lab, LabError, send_signal, wait_ended
 from smtpd_filters.testing.server.output import Output
 
 if TYPE_CHECKING:
@@ -140,11 +140,7 @@ class Daemon:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all its processes."""
-        for process in self.inside.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
-        if number == signal.SIGCONT and self._process is not None:
-            self._process.send_signal(number)  # nsenter stops with its child
+        send_signal(self.inside.processes(), number)
 
     def kill(self) -> None:
         """Kill it."""
@@ -152,7 +148,7 @@ class Daemon:
         self.signal(signal.SIGKILL)
         wait_ended(mine, PATIENCE)
         if self._process is not None:
-            self._process.kill()
+            self._process.kill()  # see `send_signal`
             self._process.wait(PATIENCE)
             self._output.close()
             self._process = None

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from smtpd_filters.testing.server import Lab, LabError
-from smtpd_filters.testing.server.lab import ENVIRONMENT, wait_ended
+from smtpd_filters.testing.server.lab import ENVIRONMENT, send_signal, wait_ended
 from smtpd_filters.testing.server.output import Output
 from smtpd_filters.testing.server.programs import PACKAGE, Programs
 from smtpd_filters.testing.server.releases import release_root
@@ -327,9 +327,7 @@ class Dovecot:
 
     def _end(self) -> None:
         processes = self.lab.processes()
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        send_signal(processes, signal.SIGKILL)
         wait_ended(processes, STOP_TIMEOUT)
         self._output.close()
 

@@ -29,6 +29,7 @@ from smtpd_filters.testing.server.lab import (
     LabError,
     Process,
     environment,
+    send_signal,
     wait_ended,
 )
 from smtpd_filters.testing.server.output import Output
@@ -209,9 +210,7 @@ class Spamd:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the daemon and its children, the daemon first."""
-        for process in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, number)
+        send_signal(self.processes(), number)
 
     def kill(self) -> None:
         """Kill the daemon and its children."""
@@ -219,7 +218,7 @@ class Spamd:
         self.signal(signal.SIGKILL)
         wait_ended(mine, PATIENCE)
         if self._process is not None:
-            self._process.kill()  # nsenter stops together with the daemon
+            self._process.kill()  # see `send_signal`
             self._process.wait(PATIENCE)
             self._output.close()
             self._process = None

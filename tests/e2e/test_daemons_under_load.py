@@ -7,9 +7,8 @@ some of them, or both.
 
 from __future__ import annotations
 
-import os
 import signal
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import cache, partial
@@ -23,6 +22,7 @@ from smtpd_filters.testing.rspamd.daemon import Rspamd
 from smtpd_filters.testing.rspamd.daemon import unavailable as no_rspamd
 from smtpd_filters.testing.server import Lab, file_path, filter_command, system_version
 from smtpd_filters.testing.server import unavailable as no_lab
+from smtpd_filters.testing.server.lab import send_signal
 from tests.e2e import clamd_set_up, policy_set_up, spamd_set_up
 from tests.e2e.clamd_set_up import EICAR, ClamAV
 from tests.e2e.daemon import FILES, unavailable
@@ -103,10 +103,9 @@ class Program:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it."""
         assert self.server is not None
-        for process in self.server.find(self._marker):
-            if process.arguments[1:2] == ["-c"] and process.arguments[0] != "sh":
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+        found = self.server.find(self._marker)
+        mine = [p for p in found if p.arguments[1:2] == ["-c"] and p.arguments[0] != "sh"]
+        send_signal(mine, number)
 
 
 class RspamdProxy(Rspamd):
@@ -115,11 +114,8 @@ class RspamdProxy(Rspamd):
     port = RSPAMD
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to all its processes, and to nsenter, which stops when its child does."""
-        assert self._process is not None
-        for pid in (*(each.pid for each in self.processes()), self._process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+        """Send a signal to all its processes."""
+        send_signal(self.processes(), number)
 
 
 @dataclass

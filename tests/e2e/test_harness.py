@@ -18,6 +18,7 @@ import pytest
 
 from smtpd_filters.testing import server as harness
 from smtpd_filters.testing.dns import host, merge
+from smtpd_filters.testing.rspamd.daemon import Rspamd, unavailable
 from smtpd_filters.testing.server import (
     CODE,
     Lab,
@@ -30,8 +31,12 @@ from smtpd_filters.testing.server import (
     scratch_path,
     script_command,
 )
+from smtpd_filters.testing.server.lab import children
+from tests.needed import need
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from tests.e2e.conftest import Spy, Start
 
 ALICE = "alice@local.example"
@@ -376,6 +381,38 @@ def test_nothing_is_left_when_the_test_process_is_killed(version: str) -> None:
         ended = select.select([holder], [], [], 10)[0]
         os.close(holder)
     assert ended
+
+
+def stopped(processes: Iterable[int]) -> threading.Timer:
+    """Stop nsenters, as they stop themselves with their children; the timer kills them."""
+
+    def send(number: int) -> None:
+        for pid in found:
+            os.kill(pid, number)
+
+    found = list(processes)
+    send(signal.SIGSTOP)
+    limit = threading.Timer(30, send, [signal.SIGKILL])
+    limit.start()
+    return limit
+
+
+def test_a_lab_ends_with_an_nsenter_that_is_stopped() -> None:
+    with Lab() as lab:
+        limit = stopped([lab.spawn("sleep", "600").pid])
+    assert limit.is_alive()
+    limit.cancel()
+
+
+@pytest.mark.parametrize("end", [Rspamd.stop, Rspamd.kill, Rspamd.close])
+def test_a_daemon_ends_with_nsenters_that_are_stopped(end: Callable[[Rspamd], None]) -> None:
+    need(unavailable())
+    with Rspamd() as daemon:
+        mine = {process.pid for process in daemon.processes()}
+        limit = stopped(pid for pid in children(os.getpid()) if mine.intersection(children(pid)))
+        end(daemon)
+    assert limit.is_alive()
+    limit.cancel()
 
 
 def test_nothing_gets_out(version: str) -> None:

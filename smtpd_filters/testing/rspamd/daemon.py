@@ -49,6 +49,7 @@ from smtpd_filters.testing.server.lab import (
     Process,
     children,
     environment,
+    send_signal,
     wait_ended,
 )
 from smtpd_filters.testing.server.output import Output
@@ -269,7 +270,7 @@ class Rspamd:
     def stop(self) -> None:
         """End the daemon as an operator does; Redis keeps running."""
         if self.alive():
-            _signal(cast("subprocess.Popen[bytes]", self._process), signal.SIGTERM)
+            send_signal(_program(cast("subprocess.Popen[bytes]", self._process)), signal.SIGTERM)
         self._wait_ended()
 
     def kill(self) -> None:
@@ -280,9 +281,8 @@ class Rspamd:
             if not any("redis-server" in word for word in found.arguments[:1])
         ]
         # The main process first: it would restart its workers.
-        for process in sorted(mine, key=lambda found: "main process" not in found.arguments[0]):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        mine.sort(key=lambda found: "main process" not in found.arguments[0])
+        send_signal(mine, signal.SIGKILL)
         wait_ended(mine, STOP_TIMEOUT)
         self._wait_ended()
 
@@ -299,20 +299,15 @@ class Rspamd:
         """Wait for the end of a terminated daemon and of its output."""
         if self._process is None:
             return
-        try:
-            self._process.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            _signal(self._process, signal.SIGKILL)
-            self._process.kill()  # nsenter stops with its child, and may not have gone on
-            self._process.wait()
+        send_signal(wait_ended(_program(self._process), STOP_TIMEOUT), signal.SIGKILL)
+        self._process.kill()  # an nsenter that has stopped with its child: see `send_signal`
+        self._process.wait()
         self._output.close()
         self._process = None
 
     def _end(self) -> None:
         """Kill what is left if the context is left without `close`."""
-        for process in self.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        send_signal(self.processes(), signal.SIGKILL)
         self._wait_ended()
 
     # -- the log -----------------------------------------------------------------------------------
@@ -398,7 +393,8 @@ class Rspamd:
         output.follow(process.stdout, "redis-log")
         stack.callback(output.close)
         stack.callback(process.wait)
-        stack.callback(_signal, process, signal.SIGKILL)
+        stack.callback(process.kill)
+        stack.callback(lambda: send_signal(_program(process), signal.SIGKILL))
         # Redis 7.0 and 8.0 use different words.
         if output.find("[Rr]eady to accept connections", START_TIMEOUT) is None:
             raise LabError("Redis did not start\n" + "\n".join(output.lines))
@@ -412,11 +408,9 @@ class Rspamd:
             raise LabError(f"rspamd answers a ping with {answer!r}")
 
 
-def _signal(nsenter: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to the child of nsenter, which doesn't forward signals."""
-    for pid in children(nsenter.pid):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
+def _program(nsenter: subprocess.Popen[bytes]) -> list[Process]:
+    """Return the child of nsenter, which doesn't forward signals."""
+    return [Process(pid, []) for pid in children(nsenter.pid)]
 
 
 class _LocalNetwork(Lab):

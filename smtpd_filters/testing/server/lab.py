@@ -130,6 +130,7 @@ class Lab:
             )
             stack.callback(self._reap)
             stack.callback(_end, holder)
+            stack.callback(self._kill)
             stdout = cast("IO[bytes]", holder.stdout)
             answer = json.loads(stdout.readline() or '{"error": "the holder died"}')
             if "error" in answer:
@@ -280,6 +281,11 @@ class Lab:
                     found.append(Process(int(entry.name), os.fsdecode(line).split("\0")))
         return sorted(found)
 
+    def _kill(self) -> None:
+        """Kill each nsenter: the PID namespace doesn't end before it, and it may have stopped."""
+        for process in self._spawned:
+            process.kill()
+
     def _reap(self) -> None:
         """Wait for the spawned processes, which were killed with the PID namespace."""
         for process in self._spawned:
@@ -305,6 +311,17 @@ class Lab:
 def environment() -> dict[str, str]:
     """Return the environment of processes inside, with this process's clock."""
     return {**ENVIRONMENT, **clock.variables()}
+
+
+def send_signal(processes: Iterable[Process], number: int) -> None:
+    """Send a signal to processes, in this order.
+
+    nsenter stops itself when its child has stopped. That may come after SIGCONT, so that it stays
+    stopped: don't wait for the end of its child by waiting for nsenter, without killing it as well.
+    """
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:

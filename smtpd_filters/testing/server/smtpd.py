@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 from .client import HELO, SMTP_PORT, Client, Connection, Reply
 from .configuration import DOMAIN, LISTENERS, MATCHES, configuration
 from .credentials import certificate
-from .lab import Lab, LabError, Process, children, wait_ended
+from .lab import Lab, LabError, Process, children, send_signal, wait_ended
 from .layout import (
     BIN,
     CONF,
@@ -232,9 +232,7 @@ class Smtpd:
 
     def _end(self) -> None:
         """Kill what is left and read the rest of the log; the lab stays open."""
-        for process in self.lab.processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        send_signal(self.lab.processes(), signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
         self._output.close()
