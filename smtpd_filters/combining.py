@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 MAIL_FROM = PHASES["mail-from"]
 #: The mark that smtpd itself makes for junk, and by which `maildir junk` sorts.
 MARK = ("X-Spam", "Yes")
-#: The mark as smtpd and `prepend` write it. `maildir junk` compares the line: a client's own field,
-#: with another number of blanks or folded, is none.
+#: The mark as smtpd and `prepend` write it. `maildir junk` compares the whole line, so that a field
+#: which is folded, or has another number of blanks, is not a mark.
 MARK_LINES = (b"X-Spam: Yes",)
 
 

@@ -40,7 +40,7 @@ UNKNOWN_STATUS = "4.3.0"
 class Exempt(Tables):
     """The clients that a filter exempts, by words of `WORDS` and by tables of addresses.
 
-    `given` are the operator's words; `default` are those in effect if there are none.
+    `given` are the words of the operator. If there are none, the words of `default` are in effect.
     """
 
     __slots__ = ("_default", "_local", "_socket", "_users", "given", "tables")

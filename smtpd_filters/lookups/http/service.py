@@ -99,7 +99,7 @@ class Service:
         attribute is a service that filters of the process share, with its cache, if they are
         configured alike. A filter with two services gives them different flags: with
         `setting("reputation")` they are `--reputation`, `--reputation-timeout` and so on.
-        `required=False` makes the first flag optional: without it, the attribute is None.
+        With `required=False` the operator may leave out the first flag; the attribute is then None.
         """
         from .setting import OptionalServiceSetting, ServiceSetting  # used by filters only
 
