@@ -228,6 +228,19 @@ def test_the_end_of_a_lost_message_is_written_at_the_second_try(next_one: bool) 
     assert not engine.waiting
 
 
+def with_a_loss(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """An engine that ran out of memory as it gave up a message."""
+    stage = alone()
+    engine = stage.engine
+    engine.expecting = True
+    stage.write(request("data-line", "Subject: x"))
+    engine.expecting = False
+    monkeypatch.setattr(engine.log, "limited", once(engine.log.limited))
+    with pytest.raises(MemoryError):
+        engine.settle()
+    return stage
+
+
 def resume(stage: Stage, tries: int) -> None:
     """Have the engine try again what it had no memory for."""
     for _ in range(tries):
@@ -380,9 +393,7 @@ def test_what_comes_late_is_remembered_at_the_second_try(
     """A program whose answer comes after the end of its session is not at fault."""
     stage = Stage()
     if kind == "replay":
-        stage.transaction()
-        stage.end()
-        stage.start()
+        stage.transaction_lost()
         stage.write(request("data"))
     else:
         stage.write(request("mail-from" if kind == "request" else "data-line", "a@b"))
@@ -398,16 +409,9 @@ def test_what_comes_late_is_remembered_at_the_second_try(
 
 
 def test_a_lost_message_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = alone()
-    engine = stage.engine
-    engine.expecting = True
-    stage.write(request("data-line", "Subject: x"))
-    engine.expecting = False
-    monkeypatch.setattr(engine.log, "limited", once(engine.log.limited))
-    with pytest.raises(MemoryError):
-        engine.settle()
-    engine.settle()
-    assert not engine.waiting
+    stage = with_a_loss(monkeypatch)
+    stage.engine.settle()
+    assert not stage.engine.waiting
     assert returned(stage) == b""
     stage.write(request("data-line", "."))
     assert returned(stage) == DOT
@@ -419,14 +423,8 @@ def test_the_end_of_a_lost_message_is_written_while_smtpd_is_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """There is no memory for the dot when it arrives; what follows it is processed later."""
-    stage = alone()
+    stage = with_a_loss(monkeypatch)
     engine = stage.engine
-    engine.expecting = True
-    stage.write(request("data-line", "Subject: x"))
-    engine.expecting = False
-    monkeypatch.setattr(engine.log, "limited", once(engine.log.limited))
-    with pytest.raises(MemoryError):
-        engine.settle()
     engine.transit.lines = Full()
     stage.write(request("data-line", "x") + request("data-line", ".") + request("commit"))
     assert engine.smtpd.stalled
@@ -439,9 +437,7 @@ def test_the_end_of_a_lost_message_is_written_while_smtpd_is_not_read(
 
 def test_a_program_that_can_not_be_given_a_session_is_at_fault() -> None:
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    link = stage.start()
+    link = stage.transaction_lost()
     link.out = Full()
     stage.write(request("data"))
     assert link.fault == "no memory for its sessions"

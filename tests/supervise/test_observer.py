@@ -62,9 +62,7 @@ def test_answers_of_the_program() -> None:
     stage = Journaled()
     stage.begin()
     stage.ask("mail-from", "a@example.org")
-    stage.write(
-        report("tx-begin", "0000000a"), report("tx-mail", "0000000a", "ok", "a@example.org")
-    )
+    stage.write(*TRANSACTION)
     for wire in ("proceed", "proceed", REFUSED, "rewrite|<c@example.org>"):
         stage.ask("rcpt-to", "b@example.org", wire)
     verdicts = stage.verdicts()
@@ -143,9 +141,7 @@ def test_replies_of_smtpd(row: bytes, noted: bool) -> None:  # noqa: FBT001
     stage = Journaled()
     stage.begin()
     stage.ask("mail-from", "a@example.org")
-    stage.write(
-        report("tx-begin", "0000000a"), report("tx-mail", "0000000a", "ok", "a@example.org")
-    )
+    stage.write(*TRANSACTION)
     stage.write(row)
     texts = [text for part in stage.parts() for text in part.get("a", ())]
     assert texts == (["550 5.7.1 no"] if noted else [])

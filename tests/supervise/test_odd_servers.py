@@ -6,7 +6,7 @@ import pytest
 
 from smtpd_filters.supervise import engine
 from smtpd_filters.supervise.link import Link
-from tests.supervise.test_own_faults import DOT, refused, returned
+from tests.supervise.test_own_faults import DOT, NAMES, crowded, refused, returned
 from tests.supervise.test_replay import NAME, Stage, answer, report, request
 
 OPEN = b"|".join(answer().split(b"|")[1:3])
@@ -92,14 +92,10 @@ def test_without_a_session_to_forget_a_further_one_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each of them waits for an answer."""
-    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
-    stage = Stage()
-    names = [b"%016x" % number for number in range(3)]
-    for name in names:
-        stage.write(request("mail-from", "a@b").replace(NAME, name))
-    for name in names:
+    stage = crowded(monkeypatch)
+    for name in NAMES:
         stage.engine.from_program(stage.link, answer().replace(NAME, name))
-    assert stage.said() == b"".join(answer().replace(NAME, name) for name in names)
+    assert stage.said() == b"".join(answer().replace(NAME, name) for name in NAMES)
 
 
 @pytest.mark.parametrize(("version", "logged"), [("0.4", 1), ("0.5", 0), ("1.0", 0), ("x", 0)])

@@ -18,6 +18,10 @@ DOT = b"filter-dataline|%b|%b|.\n" % (NAME, TOKEN)
 LARGE = request("data-line", "x" * (SMALL // 2)) * 3
 
 
+#: Sessions of which the engine keeps two.
+NAMES = [b"%016x" % number for number in range(3)]
+
+
 def fail(*_: object) -> NoReturn:
     raise ValueError("a bug")
 
@@ -39,6 +43,17 @@ def refused(stage: Stage) -> None:
     assert stage.said().startswith(answer("reject|451")[:-1])
     stage.write(request("commit"))
     assert not stage.said().startswith(answer("reject")[:-1])
+
+
+def crowded(monkeypatch: pytest.MonkeyPatch, *answered: bytes) -> Stage:
+    """An engine for two sessions at a time; these are the sessions that have their answers."""
+    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
+    stage = Stage()
+    for name in NAMES:
+        stage.write(request("mail-from", "a@b").replace(NAME, name))
+        if name in answered:
+            stage.engine.from_program(stage.link, answer().replace(NAME, name))
+    return stage
 
 
 def test_a_bug_costs_one_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,17 +192,11 @@ def test_without_memory_messages_are_not_given_again() -> None:
 def test_the_oldest_session_without_a_request_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
-    stage = Stage()
-    names = [b"%016x" % number for number in range(3)]
-    for name in names:
-        stage.write(request("mail-from", "a@b").replace(NAME, name))
-        if name != names[0]:
-            stage.engine.from_program(stage.link, answer().replace(NAME, name))
-    assert list(stage.engine.sessions) == [names[0], names[2]]
-    stage.write(request("mail-from", "a@b").replace(NAME, names[1]))
-    stage.engine.from_program(stage.link, answer().replace(NAME, names[1]))
-    assert stage.said().count(answer().replace(NAME, names[1])) == 2
+    stage = crowded(monkeypatch, *NAMES[1:])
+    assert list(stage.engine.sessions) == [NAMES[0], NAMES[2]]
+    stage.write(request("mail-from", "a@b").replace(NAME, NAMES[1]))
+    stage.engine.from_program(stage.link, answer().replace(NAME, NAMES[1]))
+    assert stage.said().count(answer().replace(NAME, NAMES[1])) == 2
 
 
 def test_late_answers_are_remembered_within_bounds() -> None:

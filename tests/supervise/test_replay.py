@@ -127,6 +127,12 @@ class Stage:
         self.given()
         self.said()
 
+    def transaction_lost(self) -> Link:
+        """Go on to the first recipient, where the program ends; start the next one."""
+        self.transaction()
+        self.end()
+        return self.start()
+
 
 #: What a program gets again of such a session, up to each request.
 AGAIN = (
@@ -143,9 +149,7 @@ LAST = report("tx-rcpt", "0000000a", "ok", "b@example.org")
 
 def test_a_program_is_asked_again_before_it_is_asked_more() -> None:
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    stage.start()
+    stage.transaction_lost()
     assert stage.given() == b""  # the session has no event
     stage.write(request("data"))
     for rows in AGAIN:
@@ -214,9 +218,7 @@ def test_what_has_ended_is_not_asked_again() -> None:
 
 def test_a_transaction_that_ends_during_the_replay_is_not_asked_again() -> None:
     stage = Stage(*EVERYTHING, *TRANSACTION)
-    stage.transaction()
-    stage.end()
-    stage.start()
+    stage.transaction_lost()
     stage.write(report("timeout"), report("tx-reset", "0000000a"))
     stage.write(request("mail-from", "c@example.org"))
     stage.reply()
@@ -231,9 +233,7 @@ def test_a_transaction_that_ends_during_the_replay_is_not_asked_again() -> None:
 
 def test_a_transaction_that_ends_after_its_beginning_was_given_is_reset() -> None:
     stage = Stage(*EVERYTHING, *TRANSACTION)
-    stage.transaction()
-    stage.end()
-    stage.start()
+    stage.transaction_lost()
     stage.write(report("timeout"))
     for rows in AGAIN[:3]:
         assert stage.given() == rows
@@ -247,9 +247,7 @@ def test_a_transaction_that_ends_after_its_beginning_was_given_is_reset() -> Non
 
 def test_a_client_that_repeats_commands_during_the_replay() -> None:
     stage = Stage(*EVERYTHING, *TRANSACTION)
-    stage.transaction()
-    stage.end()
-    stage.start()
+    stage.transaction_lost()
     stage.write(report("timeout"))
     [session] = stage.engine.sessions.values()
     replay = session.replay
@@ -279,9 +277,7 @@ def test_what_ended_a_program_is_not_asked_again(on_error: str) -> None:
 
 def test_a_session_that_ends_during_the_replay() -> None:
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    link = stage.start()
+    link = stage.transaction_lost()
     stage.write(request("data"))
     stage.engine.from_smtpd(report("link-disconnect"))
     assert stage.given().endswith(AGAIN[0])
@@ -295,9 +291,7 @@ def test_a_session_that_ends_during_the_replay() -> None:
 
 def test_a_program_that_does_not_answer_again() -> None:
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    link = stage.start()
+    link = stage.transaction_lost()
     stage.engine.now = 10.0
     stage.write(request("data"))
     stage.engine.now = 69.0
@@ -310,9 +304,7 @@ def test_a_program_that_does_not_answer_again() -> None:
 
 def test_an_answer_again_that_is_a_fault() -> None:
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    link = stage.start()
+    link = stage.transaction_lost()
     stage.write(request("data"))
     stage.reply("perhaps")
     assert "unknown decision" in link.fault
@@ -321,9 +313,7 @@ def test_an_answer_again_that_is_a_fault() -> None:
 def test_a_session_that_ends_after_such_a_fault() -> None:
     """The program has answered, so nothing of it comes late."""
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    link = stage.start()
+    link = stage.transaction_lost()
     stage.write(request("data"))
     stage.reply("perhaps")
     stage.write(report("link-disconnect"))
@@ -334,9 +324,7 @@ def test_a_session_that_ends_after_such_a_fault() -> None:
 
 def test_a_session_that_ends_each_program_is_given_to_no_other() -> None:
     stage = Stage()
-    stage.transaction()
-    stage.end()
-    stage.start()
+    stage.transaction_lost()
     stage.write(request("data"))
     for _ in range(MAX_UNFINISHED):
         assert stage.given() == AGAIN[0]
