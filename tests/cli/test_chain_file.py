@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.chain import Chain
 from smtpd_filters.cli import chain as program
-from smtpd_filters.cli import chain_file, chain_use
+from smtpd_filters.cli import chain_check, chain_file, chain_use
 from smtpd_filters.cli.chain_file import ChainFile
 from smtpd_filters.cli.listing import discover
 from smtpd_filters.errors import ConfigError
@@ -1012,7 +1012,7 @@ def test_a_python_that_the_user_of_filters_cannot_read_is_named(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As one in root's home."""
-    monkeypatch.setattr(program, "_become", lambda _: None)
+    monkeypatch.setattr(chain_check, "_become", lambda _: None)
     monkeypatch.setitem(sys.modules, "tomllib", None)
     with pytest.raises(SystemExit) as ended:
         program.main(["-n", "-f", str(write(TWO))])
@@ -1024,9 +1024,9 @@ def test_a_python_that_the_user_of_filters_cannot_read_is_named(
 
 def test_only_root_becomes_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    program._become("")
+    chain_check._become("")
     with pytest.raises(ConfigError, match="only root"):
-        program._become("nobody")
+        chain_check._become("nobody")
 
 
 def test_the_users_of_smtpd(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1038,13 +1038,13 @@ def test_the_users_of_smtpd(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(os, name, became.append)
     known: dict[str, Any] = {}
     monkeypatch.setattr(pwd, "getpwnam", lambda name: known[name])
-    program._become("")  # without any, it stays what it is
+    chain_check._become("")  # without any, it stays what it is
     assert became == []
     known["smtpd"] = pwd.struct_passwd(("smtpd", "x", 7, 8, "", "/", "/"))
-    program._become("")
+    chain_check._become("")
     assert became == [[8], 8, 7]
     known["_smtpd"] = pwd.struct_passwd(("_smtpd", "x", 95, 96, "", "/", "/"))
-    program._become("")
+    chain_check._become("")
     assert became[3:] == [[96], 96, 95]
 
 
