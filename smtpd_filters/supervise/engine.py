@@ -142,7 +142,8 @@ class Engine:
 
     def admit(self, link: Link) -> None:
         """Let a program that is ready take new sessions."""
-        self.links.append(link)
+        if link not in self.links:
+            self.links.append(link)
 
     def dismiss(self, link: Link) -> None:
         """Give a program no new sessions; it finishes those it has."""

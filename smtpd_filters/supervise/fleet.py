@@ -120,6 +120,8 @@ class Fleet:
         self.places = [Place() for _ in range(size)]
         #: All workers whose processes run: those in places, their successors, and those that end.
         self.workers: list[Worker] = []
+        #: A program that was started and is no worker yet, because memory ran out.
+        self._spawned: Process | None = None
         #: Successors that are not all ready yet.
         self.next: list[Worker] = []
         #: A reload is to begin once no other is under way, and no program starts.
@@ -135,6 +137,8 @@ class Fleet:
         """Start, end and replace programs whose time has come."""
         for worker in list(self.workers):
             self._check(worker, now)
+        if 0 < len(self.next) < len(self.places):  # memory ran out when they were started or ended
+            self._end_next("no memory", now)
         if self.reloading and not self.next and not self._starting:
             self._begin_reload(now)
         if self.next and all(worker.ready and not worker.kill for worker in self.next):
@@ -207,23 +211,31 @@ class Fleet:
 
     # -- one program -----------------------------------------------------------------------
 
-    def _start(self, now: float) -> Worker | None:
-        try:
-            process = self._spawn()
-        except OSError as error:
-            self.ends += 1
-            self._log.limited("spawn", NAME, "not started", error=show(error))
-            return None
-        worker = Worker(process, self._log, now)
+    def _start(self, now: float, *, successor: bool = False) -> Worker | None:
+        if self._spawned is None:
+            try:
+                self._spawned = self._spawn()
+            except OSError as error:
+                self.ends += 1
+                self._log.limited("spawn", NAME, "not started", error=show(error))
+                return None
+        worker = Worker(self._spawned, self._log, now)
         self.workers.append(worker)
-        self._engine.attach(worker.link)
-        self._watch(worker)
+        self._spawned = None
+        try:
+            self._engine.attach(worker.link)
+            self._watch(worker)
+            if successor:
+                self.next.append(worker)
+        except MemoryError:
+            worker.link.fault = "no memory at its start"  # it has no place, and is ended
+            raise
         return worker
 
     def _became_ready(self, worker: Worker, now: float) -> None:
-        worker.ready = now
         if worker not in self.next:
             self._engine.admit(worker.link)
+        worker.ready = now
         took = f"{(now - worker.started) * 1000:.0f}ms"
         self._log.event(NAME, "ready", pid=str(worker.process.pid), took=took)
 
@@ -245,10 +257,10 @@ class Fleet:
         self._hang_up(worker, now)
 
     def _hang_up(self, worker: Worker, now: float) -> None:
-        worker.kill = now + GRACE
-        worker.until = 0.0
+        kill = now + GRACE
         self._unwatch(worker)
         worker.process.hang_up()
+        worker.kill, worker.until = kill, 0.0
 
     def _report(self, worker: Worker, now: float) -> None:
         """Answer for a program, and log its end."""
@@ -297,7 +309,7 @@ class Fleet:
     def _vacate(self, worker: Worker, now: float) -> None:
         """Plan the successor of a program that has ended, or end the reload that it is part of."""
         if worker in self.next:
-            self._cancel_reload(worker, now)
+            self._end_next(worker.why, now)
         for place in self.places:
             if place.worker is worker:
                 place.worker = None
@@ -314,45 +326,42 @@ class Fleet:
         self.reloading = True
 
     def _begin_reload(self, now: float) -> None:
-        self.reloading = False
         if not any(worker.ready and not worker.kill for worker in self._placed()):
+            self.reloading = False
             for place in self.places:
                 place.failed = place.ends = 0
                 place.due = min(place.due, now)
             self._log.event(NAME, "reload", result="started", reason="no program runs")
             return
         for _ in self.places:
-            worker = self._start(now)
-            if worker is None:
+            started = self._start(now, successor=True)
+            self.reloading = False
+            if started is None:
                 self._end_next("can't be started", now)
                 return
-            self.next.append(worker)
-
-    def _cancel_reload(self, failed: Worker, now: float) -> None:
-        self.next.remove(failed)
-        self._engine.lost(failed.link, failed.why)
-        self._end_next(failed.why, now)
 
     def _end_next(self, why: str, now: float) -> None:
-        workers, self.next = self.next, []
-        for worker in workers:
+        while self.next:
+            worker = self.next[-1]
             self._engine.lost(worker.link, why)
             worker.why = why
             worker.process.terminate()
             if not worker.kill:
                 self._hang_up(worker, now)
+            del self.next[-1]
         self._log.event(NAME, "reload failed", reason=why, result="the old program goes on")
 
     def _replace(self, now: float) -> None:
-        workers, self.next = self.next, []
-        for place, worker in zip(self.places, workers, strict=True):
-            old, place.worker = place.worker, worker
-            place.failed = place.ends = 0
+        until = now + self._drain
+        for place, worker in zip(self.places, self.next, strict=True):
             self._engine.admit(worker.link)
-            if old is not None and not old.kill:
-                old.draining = True
-                old.until = now + self._drain
+            old = place.worker
+            if old is not None and old is not worker and not old.kill:
                 self._engine.dismiss(old.link)
+                old.draining, old.until = True, until
+            place.worker = worker
+            place.failed = place.ends = 0
+        self.next.clear()
         self._log.event(NAME, "reload", result="ok")
 
     @property

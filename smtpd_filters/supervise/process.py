@@ -111,6 +111,12 @@ class Process:
         try:
             reader, writer = os.pipe()
             inner = theirs.fileno()
+            self._socket = ours
+            self.channel = Channel(ours.fileno(), ours.fileno())
+            self.fd, self.stderr = ours.fileno(), reader
+            os.set_blocking(reader, False)
+            self._rest = b""
+            # Last: what has been started must not be lost for lack of memory.
             self.pid = os.posix_spawn(
                 "/bin/sh",
                 ["sh", "-c", f"{limit}exec {command}"],
@@ -124,7 +130,7 @@ class Process:
                 setsigmask=(),
                 setsigdef=_SIGNALS,
             )
-        except OSError:
+        except (OSError, MemoryError):
             ours.close()
             if reader >= 0:
                 os.close(reader)
@@ -133,11 +139,6 @@ class Process:
             theirs.close()
             if writer >= 0:
                 os.close(writer)
-        self._socket = ours
-        self.channel = Channel(ours.fileno(), ours.fileno())
-        self.fd, self.stderr = ours.fileno(), reader
-        os.set_blocking(reader, False)
-        self._rest = b""
 
     def reap(self) -> bool:
         """Return whether it has ended, and if so end what is left of its group."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Played:
-    """A program that does nothing; signals have no effect on it."""
+    """A program that does nothing; signals have no effect on it until it obeys."""
 
     memory = 0
     status: int | None = None
@@ -27,6 +27,7 @@ class Played:
         self.pid = pid
         self.channel = SimpleNamespace(broken=False, size=0)
         self.signals: list[int] = []
+        self.input_ended = False
 
     def signal(self, number: int) -> None:
         self.signals.append(number)
@@ -44,7 +45,7 @@ class Played:
         pass
 
     def end_input(self) -> None:
-        pass
+        self.input_ended = True
 
 
 def without_memory(*_: object) -> NoReturn:
@@ -54,14 +55,14 @@ def without_memory(*_: object) -> NoReturn:
 class Stage:
     """A fleet, and its clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 1) -> None:
         self.started: list[Played] = []
         self.now = 1000.0
         self.fleet = Fleet(
             Engine(nowhere()),
             self.spawn,
             nowhere(),
-            size=1,
+            size=size,
             drain=600.0,
             watch=lambda _: None,
             unwatch=lambda _: None,
@@ -70,6 +71,12 @@ class Stage:
     def spawn(self) -> Process:
         self.started.append(Played(len(self.started)))
         return cast("Process", self.started[-1])
+
+    def obey(self) -> None:
+        """The programs that were asked to end exit."""
+        for each in self.started:
+            if each.signals or each.input_ended:
+                each.status = 0
 
     def tick(self, seconds: float = 0.0) -> None:
         self.now += seconds

@@ -58,33 +58,12 @@ def alone(on_error: str = "tempfail") -> Stage:
     return stage
 
 
-@pytest.mark.allocations
-@pytest.mark.parametrize(
-    ("kind", "width"),
-    [("Lines", "1"), ("Whole", "1"), ("Late", "1"), ("Lost", "1"), ("Gone", "1"), ("Lines", "20")],
-)
-def test_any_allocation_may_fail(kind: str, width: str) -> None:
+def played(module: str, *arguments: str) -> int:
+    """Run a program in which nothing may go wrong; return how often it has tried."""
     if importlib.util.find_spec("_testcapi") is None:
         pytest.skip("this Python lacks _testcapi")
     done = subprocess.run(
-        [sys.executable, "-m", "tests.supervise.no_memory", kind, width],
-        capture_output=True,
-        cwd=ROOT,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    *wrong, tried = done.stdout.decode().splitlines()
-    assert wrong == []
-    assert int(tried.split()[0]) > part(500)
-
-
-@pytest.mark.allocations
-def test_random_conversations_while_allocations_fail() -> None:
-    if importlib.util.find_spec("_testcapi") is None:
-        pytest.skip("this Python lacks _testcapi")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.supervise.scarce", str(part(2500))],
+        [sys.executable, "-m", f"tests.supervise.{module}", *arguments],
         capture_output=True,
         cwd=ROOT,
         check=False,
@@ -93,7 +72,27 @@ def test_random_conversations_while_allocations_fail() -> None:
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     *wrong, tried = done.stdout.decode().splitlines()
     assert wrong == []
-    assert tried == f"{part(2500)} tried"
+    return int(tried.split()[0])
+
+
+@pytest.mark.allocations
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [("Lines", "1"), ("Whole", "1"), ("Late", "1"), ("Lost", "1"), ("Gone", "1"), ("Lines", "20")],
+)
+def test_any_allocation_may_fail(kind: str, width: str) -> None:
+    assert played("no_memory", kind, width) > part(500)
+
+
+@pytest.mark.allocations
+@pytest.mark.parametrize("width", ["1", "4"])
+def test_each_place_has_one_program_if_memory_ran_out(width: str) -> None:
+    assert played("no_memory_fleet", width) > part(500)
+
+
+@pytest.mark.allocations
+def test_random_conversations_while_allocations_fail() -> None:
+    assert played("scarce", str(part(2500))) == part(2500)
 
 
 def test_a_message_whose_end_does_not_fit_into_the_spool_gets_one_dot(tmp_path: Path) -> None:
