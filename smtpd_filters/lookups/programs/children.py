@@ -5,7 +5,7 @@ given up its rights (`--sandbox`).
 
 Invariants
 ----------
-*As many as asked at a time*: a program answers one request at a time, and a slow one must not hold
+*A program for each request*: a program answers one request at a time, and a slow one must not hold
 up the others. So another one is started for a request while those before are in use, up to `most`.
 *Closed is ended*: a program whose socket was closed, because it didn't answer in time or was out of
 step, ends by itself or is ended at the next start.
@@ -44,12 +44,12 @@ _ENDED = "the process that starts it has ended"
 
 
 class Children:
-    """The process that starts a program; for a client it is a server, a connection a process.
+    """The process that starts a program; for a client it is a server, each connection a program.
 
     `label` is the program's name in the log.
     """
 
-    #: The most processes at a time: they take memory, and each some time to start.
+    #: The most programs at a time: they take memory, and each some time to start.
     most = 8
 
     def __init__(self, label: str, command: Sequence[str]) -> None:
