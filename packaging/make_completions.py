@@ -45,10 +45,10 @@ class Flag(NamedTuple):
     """A flag with all its spellings."""
 
     spellings: tuple[str, ...]
-    value: str  # its metavar; empty for a switch
-    words: tuple[str, ...]  # the choices of its value, if limited
-    files: bool  # whether its value is a file
     help: str
+    value: str = ""  # its metavar; empty for a switch
+    words: tuple[str, ...] = ()  # the choices of its value, if limited
+    files: bool = False  # whether its value is a file
     repeats: bool = False
 
 
@@ -68,14 +68,14 @@ def flags(classes: Iterable[type[Settings]]) -> list[Flag]:
     """Return the flags of some settings, and those of all programs."""
     found = [_flag(each) for cls in classes for each in describe(cls) if each.flags]
     plain = zip(RESERVED, _RESERVED_HELP, strict=True)
-    return [*found, *(Flag((flag,), "", (), False, said) for flag, said in plain)]  # noqa: FBT003
+    return [*found, *(Flag((flag,), help=said) for flag, said in plain)]
 
 
 def _flag(each: OptionHelp) -> Flag:
     values = each.metavar.split("|")
     words = tuple(value for value in values if value not in _FILES) if each.literal else ()
     files = not _FILES.isdisjoint(values)
-    return Flag(each.flags, each.metavar, words, files, _sentence(each.help), each.repeats)
+    return Flag(each.flags, _sentence(each.help), each.metavar, words, files, each.repeats)
 
 
 def _sentence(text: str) -> str:
@@ -135,6 +135,14 @@ def _behind(verb: Verb) -> str:
         [name] = [cls.name for cls in discover()[0] if cls.Options is options]
         return name
     return COMMAND if verb.behind.startswith("COMMAND") else ""
+
+
+def _contexts(every: list[Command], known: list[Command]) -> list[tuple[str, Command]]:
+    """Return all commands, by the words that they begin with: the verb, or "run NAME"."""
+    return [
+        *((each.name, each) for each in every),
+        *((f"run {each.name}", each) for each in known),
+    ]
 
 
 def executables(known: Iterable[Command]) -> list[str]:
@@ -280,23 +288,26 @@ def _bash_behind(name: str, each: Command) -> str:
     return form.format(name=name, behind=each.behind)
 
 
+def _bash_choices(words: Iterable[str]) -> str:
+    shown = " ".join(words)
+    return f' choices="{shown}"' if shown else ""
+
+
+def _bash_value(name: str, flag: Flag) -> str:
+    pattern = " | ".join(f'"{name} {spelling}"' for spelling in flag.spellings)
+    kind = "files" if flag.files else "value"
+    return f"    {pattern}) kind={kind}{_bash_choices(flag.words)} ;;"
+
+
+def _bash_context(name: str, each: Command) -> str:
+    shown = " ".join(spelling for flag in each.flags for spelling in flag.spellings)
+    files = " kind=files" if each.files else ""
+    return f'        "{name}") flags="{shown}"{_bash_choices(each.words)}{files} ;;'
+
+
 def bash(every: list[Command], known: list[Command]) -> str:
     """Return the file for bash."""
-    contexts = [(each.name, each) for each in every]
-    contexts += [(f"run {each.name}", each) for each in known]
-    values, lines = [], []
-    for name, each in contexts:
-        for flag in each.flags:
-            if flag.value:
-                pattern = " | ".join(f'"{name} {spelling}"' for spelling in flag.spellings)
-                kind = f"kind={'files' if flag.files else 'value'}"
-                shown = f' choices="{" ".join(flag.words)}"' if flag.words else ""
-                values.append(f"    {pattern}) {kind}{shown} ;;")
-        shown = " ".join(spelling for flag in each.flags for spelling in flag.spellings)
-        line = f'        "{name}") flags="{shown}"'
-        if each.words:
-            line += f' choices="{" ".join(each.words)}"'
-        lines.append(f"{line}{' kind=files' if each.files else ''} ;;")
+    contexts = _contexts(every, known)
     names = executables(known)
     return BASH.format(
         tool=TOOL,
@@ -304,8 +315,10 @@ def bash(every: list[Command], known: list[Command]) -> str:
         filters=" ".join(names),
         executables=" \\\n    ".join(names),
         behind="\n".join(_bash_behind(name, each) for name, each in contexts if each.behind),
-        values="\n".join(values),
-        contexts="\n".join(lines),
+        values="\n".join(
+            _bash_value(name, flag) for name, each in contexts for flag in each.flags if flag.value
+        ),
+        contexts="\n".join(_bash_context(name, each) for name, each in contexts),
     )
 
 
@@ -607,8 +620,7 @@ def _fish_behind(name: str, each: Command) -> str:
 
 def fish(every: list[Command], known: list[Command]) -> str:
     """Return the file for fish."""
-    contexts = [(each.name, each) for each in every]
-    contexts += [(f"run {each.name}", each) for each in known]
+    contexts = _contexts(every, known)
     lines = [
         FISH.format(
             tool=TOOL,
