@@ -14,10 +14,10 @@ runs. A statement that smtpd accepts but that is probably a mistake is a warning
 from __future__ import annotations
 
 from .advice import about_program, advise, crowded, unasked
+from .commands import chain_run_by
 from .lexer import Place
 from .model import Configuration, Problem, Program, Table
 from .statements import parse
-from .users import chain_run_by
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

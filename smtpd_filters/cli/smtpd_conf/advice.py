@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from smtpd_filters.settings.kinds import quote
 
+from .commands import flags_of, name_in_journal, programs_named
 from .marks import phases_ended, refuses
 from .model import Problem
-from .users import flags_of, for_users, name_in_journal, programs_named, required_tls
+from .users import for_users, required_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

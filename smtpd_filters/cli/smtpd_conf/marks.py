@@ -6,7 +6,7 @@ phase, and can't refuse. A chain file is not considered; a filter-chain may refu
 
 from __future__ import annotations
 
-from .commands import flags_in, words_of
+from .commands import file_name, flags_in, words_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,8 +79,7 @@ def _action(name: str, flags: dict[str, list[str]]) -> str:
 def _read(command: str) -> tuple[str, dict[str, list[str]]]:
     """Return the name of a command's program, also behind a supervisor, and the values of flags."""
     words = words_of(command)
-    names = [word.rpartition("/")[2] for word in words]
-    name = next((each for each in names if each in _MARK | _REFUSE), "")
+    name = next((each for each in map(file_name, words) if each in _MARK | _REFUSE), "")
     flags: dict[str, list[str]] = {}
     for flag, value in flags_in(words):
         flags.setdefault(flag, []).append(value)
