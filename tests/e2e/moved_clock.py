@@ -13,14 +13,11 @@ import shlex
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from smtpd_filters.testing.server import CODE
 from tests.data import ROOT
 from tests.needed import need
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 #: Where a lab has the library, and its variant for threads: with the other one the true time shows
 #: now and then while Python's threads wait for each other.
@@ -58,12 +55,7 @@ class MovedClock:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
     def move(self, now: float) -> None:

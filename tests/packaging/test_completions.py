@@ -26,7 +26,13 @@ def lines(*command: str, **variables: str) -> set[str]:
     with tempfile.TemporaryDirectory() as home:  # fish makes directories there
         environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": home, **variables}
         done = subprocess.run(
-            command, capture_output=True, text=True, check=True, env=environment, cwd=FILES
+            command,
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+            cwd=FILES,
+            timeout=60,
         )
     assert done.stderr == ""
     return {line.partition("\t")[0] for line in done.stdout.splitlines() if line}
