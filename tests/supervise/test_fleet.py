@@ -206,3 +206,25 @@ def test_a_program_whose_end_is_not_noted_for_lack_of_memory_has_a_successor(
     assert stage.fleet.workers == []
     stage.tick(LONGEST)
     assert len(stage.started) == 2
+
+
+def test_a_reload_that_has_no_memory_for_its_end_ends_at_the_second_try(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stage = Stage()
+    stage.tick()
+    stage.get_ready()
+    stage.fleet.reload()
+    stage.tick()
+    engine = stage.fleet._engine
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "dismiss", without_memory)
+        with pytest.raises(MemoryError):
+            stage.get_ready()
+    stage.tick()
+    [place] = stage.fleet.places
+    assert place.worker is not None
+    assert engine.links == [place.worker.link]
+    stage.tick()
+    assert stage.started[0].input_ended
+    assert not stage.started[1].input_ended
