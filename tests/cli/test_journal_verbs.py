@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -203,6 +204,29 @@ def test_stats_count_outcomes_and_verdicts(archive: Archive, run: Run) -> None:
     assert said.endswith("       2 192.0.2.1  1 accepted, 1 refused\n")
     _, said, _ = run("stats", "--json")
     assert json.loads(said)["outcomes"]["accepted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "hours"),
+    [
+        (("--since=7d",), 24),
+        (("--since=7d", "--by=hour"), 1),
+        (("--since=6h",), 6),
+        (("--since=6h", "--by=hour"), 1),
+    ],
+)
+def test_stats_have_steps_of_hours_or_days(
+    flags: tuple[str, ...], hours: int, archive: Archive, run: Run
+) -> None:
+    del archive
+    assert json.loads(run("stats", "--json", *flags)[1])["step"] == 3600 * hours
+    chart = run("stats", *flags)[1].split("\n\n")[1].splitlines()
+    if hours == 24:  # of the calendar
+        assert all(re.match(r"\d{4}-\d\d-\d\d  +\d", line) for line in chart)
+    else:
+        assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d ", line) for line in chart)
+        # One more, since the time begins within an hour.
+        assert len(chart) == (6 if "6h" in flags[0] else 7 * 24) // hours + 1
 
 
 def test_the_days_of_the_chart_are_those_of_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:

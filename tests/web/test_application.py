@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ from smtpd_filters.web.bounds import DEFAULT, Bounds
 from smtpd_filters.web.guard import Access
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 
@@ -48,6 +50,24 @@ class OldSite(web.TCPSite):
         super().__init__(runner, host, port)
 
 
+@asynccontextmanager
+async def served(
+    directory: Path,
+    listening: Listening = Listening("127.0.0.1", 0),  # noqa: B008  # immutable
+    reload: Callable[[], object] = lambda: None,
+    bounds: Bounds = DEFAULT,
+) -> AsyncIterator[str]:
+    """Serve a journal, and have SIGTERM end it; the address."""
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    access = Access()
+    app = application(lambda: Journal(str(directory)), access, bounds=bounds)
+    serving = serve(app, [listening], access, ready.set_result, reload, bounds)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(serving)
+        yield await ready
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
 @pytest.mark.parametrize("old", [False, True])
 def test_it_answers_until_sigterm(
     *, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -58,18 +78,13 @@ def test_it_answers_until_sigterm(
         monkeypatch.setattr(web, "TCPSite", OldSite)
 
     async def run() -> None:
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        access, reload = Access(), asyncio.Event()
-        app = application(lambda: Journal(str(tmp_path)), access)
-        addresses = [Listening("127.0.0.1", 0)]
-        service = asyncio.create_task(serve(app, addresses, access, ready.set_result, reload.set))
-        async with ClientSession() as session, session.get(f"http://{await ready}/") as response:
-            assert response.status == 200
-        assert asyncio.get_running_loop().get_exception_handler() is not None
-        os.kill(os.getpid(), signal.SIGHUP)
-        await reload.wait()
-        os.kill(os.getpid(), signal.SIGTERM)
-        await service
+        reload = asyncio.Event()
+        async with served(tmp_path, reload=reload.set) as address:
+            async with ClientSession() as session, session.get(f"http://{address}/") as response:
+                assert response.status == 200
+            assert asyncio.get_running_loop().get_exception_handler() is not None
+            os.kill(os.getpid(), signal.SIGHUP)
+            await reload.wait()
 
     asyncio.run(run())
     assert OldSite.given == (2.0 if old else 0.0)
@@ -92,24 +107,15 @@ def test_a_connection_that_waits_for_nothing_ends(request_: bytes, tmp_path: Pat
     bounds = Bounds(watch=0.01, idle=0.05, form=0.05)
 
     async def run() -> None:
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        access = Access()
-        app = application(lambda: Journal(str(tmp_path)), access, bounds=bounds)
-        addresses = [Listening("127.0.0.1", 0)]
-        serving = serve(app, addresses, access, ready.set_result, bounds=bounds)
-        service = asyncio.create_task(serving)
-        host, _, port = (await ready).partition(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(request_)
-        try:
-            async with asyncio.timeout(20):
-                while await reader.read(1 << 20):
-                    pass
-        except ConnectionError:
-            pass
-        writer.close()
-        os.kill(os.getpid(), signal.SIGTERM)
-        await service
+        async with served(tmp_path, bounds=bounds) as address:
+            host, _, port = address.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(request_)
+            with suppress(ConnectionError):
+                async with asyncio.timeout(20):
+                    while await reader.read(1 << 20):
+                        pass
+            writer.close()
 
     asyncio.run(run())
 
@@ -172,20 +178,13 @@ def test_a_socket_of_another_process_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_socket_is_removed_if_it_is_its_own(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    access = Access()
     other = socket.socket(socket.AF_UNIX)
 
     async def run(*, replaced: bool) -> None:
-        ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        app = application(lambda: Journal(str(tmp_path)), access)
-        addresses = [Listening(path=str(path))]
-        service = asyncio.create_task(serve(app, addresses, access, ready.set_result))
-        await ready
-        if replaced:
-            path.rename(tmp_path / "old")  # which keeps the inode
-            other.bind(str(path))
-        os.kill(os.getpid(), signal.SIGTERM)
-        await service
+        async with served(tmp_path, Listening(path=str(path))):
+            if replaced:
+                path.rename(tmp_path / "old")  # which keeps the inode
+                other.bind(str(path))
 
     asyncio.run(run(replaced=False))
     assert not path.exists()

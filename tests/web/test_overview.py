@@ -1,12 +1,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from smtpd_filters.journal.records import Overview, Passing
 from smtpd_filters.web import page
-from smtpd_filters.web.overview import DECIDED, STACKED, decisions
+from smtpd_filters.web.overview import DECIDED, STACKED, decisions, messages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from smtpd_filters.web.charts import Stack
 
 CSS = (page.HERE / "static" / "page.css").read_text()
 #: WCAG 2.1, 1.4.11: graphics beside what is next to them.
@@ -68,6 +75,24 @@ def test_verbs_of_one_outcome_are_added() -> None:
 def test_nothing_but_mail_that_passes() -> None:
     assert decisions(found({}, passed=7)).description == "7 of 7 decisions let mail pass as it was."
     assert decisions(found({})).description == "No decisions."
+
+
+@pytest.mark.parametrize(
+    ("hours", "unit", "label"),
+    [
+        (1, "hour", r"[A-Z]\w\w \d\d:\d\d"),
+        (23, "23 hours", r"[A-Z]\w\w \d\d:\d\d"),
+        (24, "24 hours", r"\d\d [A-Z]\w\w"),
+    ],
+)
+@pytest.mark.parametrize("chart", [messages, decisions])
+def test_what_a_bar_stands_for(
+    chart: Callable[[Overview], Stack], hours: int, unit: str, label: str
+) -> None:
+    drawn = chart(replace(found({"junk": 1}, {}), step=3600 * hours))
+    assert drawn.title.endswith(f" by {unit}")
+    assert len(drawn.labels) == 2
+    assert all(re.fullmatch(label, each) for each in drawn.labels)
 
 
 @pytest.mark.parametrize("kind", [*STACKED, *DECIDED])
