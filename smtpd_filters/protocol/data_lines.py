@@ -133,12 +133,13 @@ class Transit:
         )
 
     def run(self, rows: list[bytes]) -> None:
-        """Process body lines of known messages in bulk."""
+        """Process body lines of known messages in bulk, and clear the list."""
         try:
             runs = self._passed(rows)
         except MemoryError:  # nothing has been passed on yet
             runs = [(self.known[self.key(row)], [row[self._body_at :]]) for row in rows]
         if not runs:  # an iterator would take memory
+            rows.clear()
             return
         for stream, content in runs:
             if self.streams.get(stream.session) is not stream:
@@ -150,6 +151,7 @@ class Transit:
                     self._listener.content(stream.session, content, end=False)
             except MemoryError:
                 stream.whole = False
+        rows.clear()
 
     def _passed(self, rows: list[bytes]) -> Sequence[tuple[_Stream, list[bytes]]]:
         """Pass the rows on in one piece if possible; otherwise return them grouped by message.

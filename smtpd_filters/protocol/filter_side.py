@@ -269,10 +269,7 @@ class FilterConnection:
         transit.may_be_long = transit.cuts or size > transit.limit
         known = False
         if rows and transit.known and not cut:
-            try:
-                known = transit.all_known(rows, data)
-            except MemoryError:  # then they are processed one by one
-                pass
+            known = self._all_known(rows, data)
         every = iter(rows)
         if rest and not dropping:
             dropping = self._keep_partial(partial, rest)
@@ -285,10 +282,13 @@ class FilterConnection:
                 self._run = rows
             else:
                 self._rows = every
-            try:
-                self._process_lines()
-            except MemoryError:
-                pass
+            self.resume()
+
+    def _all_known(self, rows: list[bytes], data: bytes) -> bool:
+        try:
+            return self._transit.all_known(rows, data)
+        except MemoryError:  # then they are processed one by one
+            return False
 
     def _keep_partial(self, partial: bytearray, rest: bytes) -> bool:
         """Keep the beginning of a line; return whether the rest of it is to be dropped."""
@@ -320,7 +320,6 @@ class FilterConnection:
             self._again = ()
             if run:
                 self._transit.run(run)
-                run.clear()
             if self._cut:
                 self._refuse_cut(self._cut)
                 self._cut = b""
@@ -345,7 +344,6 @@ class FilterConnection:
                     continue
                 if run:
                     transit.run(run)
-                    run.clear()
                 if not (row[:1] == b"f" and self._ask(row)):
                     self._take(row)
         except MemoryError:  # *Short handlers* (`runtime.engine`)
@@ -361,10 +359,10 @@ class FilterConnection:
 
     def _ask(self, row: bytes) -> bool:
         """Process an ordinary request; return False for any other line, which is for `_take`."""
-        try:
-            word, spoken, _, subsystem, name, session, token, argument = row.split(b"|", 7)
-        except ValueError:
+        fields = row.split(b"|", 7)
+        if len(fields) != 8:
             return False
+        word, spoken, _, subsystem, name, session, token, argument = fields
         if (
             session not in self._sessions
             or token not in self._tokens

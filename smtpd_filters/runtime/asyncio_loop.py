@@ -221,16 +221,7 @@ class _Loop:
                         "loop", "smtpd-filters", "a task raised out of the event loop", error=why
                     )
                 if self.short:
-                    self.short = False
-                    self.nap.poll(PAUSE)
-                    self.engine.relieve()
-                    # Replaces calls that could not be scheduled for lack of memory.
-                    if self.next_turn is not None:
-                        self.next_turn.cancel()
-                        self.next_turn = None
-                    self.pace.renew()
-                    self._tell_again()
-                    self._turn()
+                    self._resume()
                 if not going():
                     return
                 # If it is `short` again, this is one round, so that deadlines can pass.
@@ -241,6 +232,19 @@ class _Loop:
                 self.short = True
             except BaseException as error:  # noqa: BLE001  # never exits
                 thrown = error
+
+    def _resume(self) -> None:
+        """Continue after a pause for lack of memory."""
+        self.short = False
+        self.nap.poll(PAUSE)
+        self.engine.relieve()
+        # Replaces calls that could not be scheduled for lack of memory.
+        if self.next_turn is not None:
+            self.next_turn.cancel()
+            self.next_turn = None
+        self.pace.renew()
+        self._tell_again()
+        self._turn()
 
     def _stop_short(self) -> None:
         """Have `_forever` wait for memory and continue.  Takes none."""
@@ -480,21 +484,25 @@ class _Loop:
                     break
                 await asyncio.sleep(0.01)
                 self._turn()
-            self.watchdog.exit_within(LEAVING)
-            self.engine.abandon()
-            closing = asyncio.ensure_future(self.service.close())
-            await asyncio.wait({closing}, timeout=CLOSING)
-            left = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in left:
-                task.cancel()
-            if left:
-                await asyncio.wait(left, timeout=CLOSING)
+            await self._release()
 
         self.watchdog.exit_within(ENDING)
         self.loop.set_task_factory(None)  # a policy's own may raise
         self.draining = task = self.loop.create_task(drain())
         task.add_done_callback(lambda _: self.loop.stop())
         self._forever(lambda: not task.done())
+
+    async def _release(self) -> None:
+        """Drop all sessions, close the service, and cancel the tasks that are left."""
+        self.watchdog.exit_within(LEAVING)
+        self.engine.abandon()
+        closing = asyncio.ensure_future(self.service.close())
+        await asyncio.wait({closing}, timeout=CLOSING)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=CLOSING)
 
 
 def _pause(refresher: Refresher) -> float:

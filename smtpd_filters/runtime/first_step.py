@@ -12,6 +12,7 @@ its own way ("Extending").
 from __future__ import annotations
 
 import asyncio
+from asyncio import current_task, get_running_loop
 from contextvars import Context, copy_context
 from sys import getrefcount
 
@@ -31,8 +32,8 @@ def first_step(work: Coroutine[Any, Any, object]) -> object:
 
     To be called in a running event loop. The current task, if any, is restored afterwards.
     """
-    loop = asyncio.get_running_loop()
-    outer = asyncio.current_task(loop)
+    loop = get_running_loop()
+    outer = current_task(loop)
     stand_in: Any = StandIn(work)
     context = copy_context()
     # The watchdog may interrupt at any point here: whatever has been entered is left.
@@ -162,16 +163,10 @@ class StandIn:
         task: Any = self._task
         loop = task.get_loop()
         try:
-            asyncio._leave_task(loop, task)  # noqa: SLF001  # as documented
-            asyncio._enter_task(loop, stand_in)  # noqa: SLF001  # as documented
+            _replace(loop, task, stand_in)
             return step(argument)
         finally:
-            try:
-                asyncio._leave_task(loop, stand_in)  # noqa: SLF001  # as documented
-            except RuntimeError:  # it was not entered
-                pass
-            finally:
-                asyncio._enter_task(loop, task)  # noqa: SLF001  # as documented
+            _restore(loop, stand_in, task)
 
     def cancel(self, msg: object = None) -> bool:
         """Cancel the task, as soon as there is one."""

@@ -18,6 +18,7 @@ charged to a `Pace` first.
 from __future__ import annotations
 
 from collections import deque
+from functools import partial
 from time import monotonic
 from types import coroutine
 from weakref import WeakKeyDictionary
@@ -61,8 +62,8 @@ async def _rest(suspended: Suspended, pace: Pace | None, price: int) -> object:
 
 @coroutine
 def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any, Any, object]:
-    work, stand_in = suspended.work, suspended.stand_in
-    step: Callable[[Any], Any] = work.send
+    send, throw = _steppers(suspended)
+    step: Callable[[Any], Any] = send
     result: Any = None
     try:
         try:
@@ -72,17 +73,35 @@ def _steps(suspended: Suspended, pace: Pace | None, price: int) -> Generator[Any
         waiting = _awaited(suspended, result)
         while True:
             try:
-                step, result = work.send, (yield waiting)
+                step, result = send, (yield waiting)
             except BaseException as error:  # noqa: BLE001  # for the coroutine
-                step, result = work.throw, error
-            if pace is not None and not pace.take(price):
-                try:
-                    yield from pace.queue(price)
-                except BaseException as error:  # noqa: BLE001  # for the coroutine
-                    step, result = work.throw, error
-            waiting = stand_in.take(step, result) if stand_in.kept else step(result)
+                step, result = throw, error
+            if (
+                pace is not None
+                and not pace.take(price)
+                and (thrown := (yield from _queued(pace, price))) is not None
+            ):
+                step, result = throw, thrown
+            waiting = step(result)
     except StopIteration as end:
         return end.value
+
+
+def _steppers(suspended: Suspended) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return what takes a step of a coroutine, with a value and with an exception."""
+    work, stand_in = suspended.work, suspended.stand_in
+    if stand_in.kept:
+        return partial(stand_in.take, work.send), partial(stand_in.take, work.throw)
+    return work.send, work.throw
+
+
+def _queued(pace: Pace, price: int) -> Generator[Any, Any, BaseException | None]:
+    """Wait until a step is admitted; return what is thrown in meanwhile, for the coroutine."""
+    try:
+        yield from pace.queue(price)
+    except BaseException as error:  # noqa: BLE001  # for the coroutine
+        return error
+    return None
 
 
 def _awaited(suspended: Suspended, error: BaseException | None) -> object:

@@ -84,11 +84,8 @@ class _Loop:
             try:
                 if short:
                     short = False
-                    self.nap.poll(PAUSE)
-                    self.engine.relieve()
+                    self._relieve()
                 self._round()
-                if self.signals.reload or self.chores:
-                    self._do_chores()
             except MemoryError:  # nothing here may allocate
                 short = True
             except SystemError:  # raised if there is no memory for the MemoryError
@@ -100,8 +97,12 @@ class _Loop:
                     raise
                 self._failed(error)
 
+    def _relieve(self) -> None:
+        self.nap.poll(PAUSE)
+        self.engine.relieve()
+
     def _round(self) -> None:
-        """Read what is there, answer requests, then do a turn of messages."""
+        """Read what is there, answer requests, then do a turn of messages and of chores."""
         source, signals, engine = self.channel.source, self.signals, self.engine
         if engine.stalled:
             if engine.scarce:
@@ -123,6 +124,8 @@ class _Loop:
             elif fd == signals.wakeup:
                 signals.drain()
         self._write()
+        if signals.reload or self.chores:
+            self._do_chores()
 
     def _do_chores(self) -> None:
         """Do a step of the background work."""
