@@ -19,7 +19,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from smtpd_filters.testing.server.lab import PATH, Lab, LabError, send_signal, wait_ended
+from smtpd_filters.testing.server.lab import (
+    PATH,
+    Lab,
+    LabError,
+    send_signal,
+    wait_ended,
+    wait_reaped,
+)
 from smtpd_filters.testing.server.output import Output
 
 if TYPE_CHECKING:
@@ -148,7 +155,6 @@ class Daemon:
         self.signal(signal.SIGKILL)
         wait_ended(mine, PATIENCE)
         if self._process is not None:
-            self._process.kill()  # see `send_signal`
-            self._process.wait(PATIENCE)
+            wait_reaped(self._process, PATIENCE)
             self._output.close()
             self._process = None

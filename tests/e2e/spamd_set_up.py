@@ -31,6 +31,7 @@ from smtpd_filters.testing.server.lab import (
     environment,
     send_signal,
     wait_ended,
+    wait_reaped,
 )
 from smtpd_filters.testing.server.output import Output
 from tests.e2e.sending import SENDER
@@ -218,8 +219,7 @@ class Spamd:
         self.signal(signal.SIGKILL)
         wait_ended(mine, PATIENCE)
         if self._process is not None:
-            self._process.kill()  # see `send_signal`
-            self._process.wait(PATIENCE)
+            wait_reaped(self._process, PATIENCE)
             self._output.close()
             self._process = None
 

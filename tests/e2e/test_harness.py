@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -11,6 +12,7 @@ import sys
 import textwrap
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,16 +34,19 @@ from smtpd_filters.testing.server import (
     script_command,
 )
 from smtpd_filters.testing.server.lab import children
+from tests.e2e.daemon import Daemon
 from tests.needed import need
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from tests.e2e.conftest import Spy, Start
 
 ALICE = "alice@local.example"
 SENDER = "someone@good.example"
 NOBODY = (65534, 65534)
+#: linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
 MESSAGE = b"From: someone@good.example\r\nSubject: hello\r\n\r\nhello\r\n"
 # Every byte that smtpd takes in a line, dots to be stuffed, a line at RFC 5321's limit and one
 # beyond.
@@ -411,6 +416,38 @@ def test_a_daemon_ends_with_nsenters_that_are_stopped(end: Callable[[Rspamd], No
         mine = {process.pid for process in daemon.processes()}
         limit = stopped(pid for pid in children(os.getpid()) if mine.intersection(children(pid)))
         end(daemon)
+    assert limit.is_alive()
+    limit.cancel()
+
+
+@contextmanager
+def guardian_of_orphans() -> Iterator[None]:
+    """This process reaps orphans in place of the machine's init, which may be slow or fast."""
+
+    def prctl(enabled: int) -> None:
+        assert not ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, enabled, 0, 0, 0)
+
+    prctl(1)
+    try:
+        yield
+    finally:
+        prctl(0)
+
+
+def test_a_killed_daemon_has_been_reaped_before_it_is_started_again() -> None:
+    # As policy servers are: it ends at SIGKILL, and only its nsenter may reap it.
+    program = "import socket, signal; s = socket.create_server(('127.0.0.1', PORT)); signal.pause()"
+    with (
+        guardian_of_orphans(),
+        Lab() as lab,
+        Daemon(lab, ["/usr/bin/python3", "-c", program]) as daemon,
+    ):
+        (mine,) = daemon.inside.processes()
+        limit = stopped([pid for pid in children(os.getpid()) if mine.pid in children(pid)])
+        daemon.kill()
+        with pytest.raises(ChildProcessError):  # no orphan
+            os.waitid(os.P_PID, mine.pid, os.WEXITED | os.WNOHANG)
+        daemon.start()
     assert limit.is_alive()
     limit.cancel()
 

@@ -51,6 +51,7 @@ from smtpd_filters.testing.server.lab import (
     environment,
     send_signal,
     wait_ended,
+    wait_reaped,
 )
 from smtpd_filters.testing.server.output import Output
 
@@ -300,8 +301,7 @@ class Rspamd:
         if self._process is None:
             return
         send_signal(wait_ended(_program(self._process), STOP_TIMEOUT), signal.SIGKILL)
-        self._process.kill()  # an nsenter that has stopped with its child: see `send_signal`
-        self._process.wait()
+        wait_reaped(self._process, STOP_TIMEOUT)
         self._output.close()
         self._process = None
 
@@ -392,8 +392,7 @@ class Rspamd:
         output = Output()
         output.follow(process.stdout, "redis-log")
         stack.callback(output.close)
-        stack.callback(process.wait)
-        stack.callback(process.kill)
+        stack.callback(wait_reaped, process, STOP_TIMEOUT)
         stack.callback(lambda: send_signal(_program(process), signal.SIGKILL))
         # Redis 7.0 and 8.0 use different words.
         if output.find("[Rr]eady to accept connections", START_TIMEOUT) is None:

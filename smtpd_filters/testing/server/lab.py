@@ -17,6 +17,7 @@ import ctypes
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -317,11 +318,31 @@ def send_signal(processes: Iterable[Process], number: int) -> None:
     """Send a signal to processes, in this order.
 
     nsenter stops itself when its child has stopped. That may come after SIGCONT, so that it stays
-    stopped: don't wait for the end of its child by waiting for nsenter, without killing it as well.
+    stopped: wait for it with `wait_reaped`.
     """
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)
+
+
+def wait_reaped(process: subprocess.Popen[bytes], timeout: float) -> None:
+    """Wait for a spawned process, which has ended inside, until its nsenter has reaped it.
+
+    An nsenter that is killed leaves that to the machine's init. Until then the process can be seen
+    inside as a zombie, and a daemon that is started again takes it for the one of its pid file.
+
+    Raises subprocess.TimeoutExpired after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        process.send_signal(signal.SIGCONT)  # see `send_signal`
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:

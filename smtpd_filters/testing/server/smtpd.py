@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 from .client import HELO, SMTP_PORT, Client, Connection, Reply
 from .configuration import DOMAIN, LISTENERS, MATCHES, configuration
 from .credentials import certificate
-from .lab import Lab, LabError, Process, children, send_signal, wait_ended
+from .lab import Lab, LabError, Process, children, send_signal, wait_ended, wait_reaped
 from .layout import (
     BIN,
     CONF,
@@ -234,7 +234,7 @@ class Smtpd:
         """Kill what is left and read the rest of the log; the lab stays open."""
         send_signal(self.lab.processes(), signal.SIGKILL)
         if self._process is not None:
-            self._process.wait()
+            wait_reaped(self._process, STOP_TIMEOUT)
         self._output.close()
 
     def _start(self) -> None:
