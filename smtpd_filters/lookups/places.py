@@ -5,7 +5,7 @@ would hold a place for seconds. While no place is free:
 
 Invariants
 ----------
-*Evicted*: a query that has been in flight for `PATIENCE` gives its place to a look-up that has not
+*Evicted*: a query that has been in flight for `patience` gives its place to a look-up that has not
 sent its first query yet. It is sent again later. A quarter of the places are exempt, so that a slow
 server may have its whole timeout. (unbound does the same after `jostle-timeout`, 0.2 s.)
 *Newest first*: half of the places go to the newest in the queue, since the oldest are near their
@@ -66,11 +66,15 @@ class Place:
 
 
 class Places:
-    """At most `limit` places, and `queue` waiting first queries.  For use within one loop."""
+    """At most `limit` places, and `queue` waiting first queries.  For use within one loop.
 
-    def __init__(self, limit: int, queue: int | None = None) -> None:
+    `patience` is the seconds in flight after which a query may be evicted.
+    """
+
+    def __init__(self, limit: int, queue: int | None = None, *, patience: float = PATIENCE) -> None:
         self._free = limit
         self._room = QUEUE * limit if queue is None else queue
+        self._patience = patience
         #: How many further places may be exempt from eviction.
         self._exempt = limit // 4
         #: The places of queries that may be evicted, in the order in which they were sent.
@@ -155,14 +159,14 @@ class Places:
     def _watch(self) -> None:
         """Schedule the next eviction, if a first query waits."""
         if self._timer is None and self._loose and self._waiting > self._leaving:
-            due = next(iter(self._loose)).since + PATIENCE
+            due = next(iter(self._loose)).since + self._patience
             # Even if it is due now: the loop calls timers after it has read the answers.
             self._timer = asyncio.get_running_loop().call_at(due, self._evict)
 
     def _evict(self) -> None:
         """Evict as many queries as first queries wait, of those that have had their time."""
         self._timer = None
-        due = asyncio.get_running_loop().time() - PATIENCE
+        due = asyncio.get_running_loop().time() - self._patience
         while self._loose and self._waiting > self._leaving:
             place = next(iter(self._loose))
             if place.since > due:

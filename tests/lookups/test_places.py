@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Any
-from unittest import mock
 
 import pytest
 
-from smtpd_filters.lookups import places as limits
 from smtpd_filters.lookups.places import Place, Places
 
 
 class Crowd:
     """Queries at the places, by name."""
 
-    def __init__(self, limit: int) -> None:
-        self.places = Places(limit)
+    def __init__(self, limit: int, queue: int | None, patience: float) -> None:
+        self.places = Places(limit, queue, patience=patience)
         self.events: list[str] = []
         self.held: dict[str, Place] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -63,11 +61,11 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def run(limit: int, test: Any, patience: float = 3600.0) -> list[str]:
+def run(limit: int, test: Any, patience: float = 3600.0, *, queue: int | None = None) -> list[str]:
     """Return what happened at `limit` places."""
 
     async def main() -> list[str]:
-        crowd = Crowd(limit)
+        crowd = Crowd(limit, queue, patience)
         await test(crowd)
         events = list(crowd.events)
         await crowd.close()
@@ -78,8 +76,7 @@ def run(limit: int, test: Any, patience: float = 3600.0) -> list[str]:
         assert not crowd.places._loose
         return events
 
-    with mock.patch.object(limits, "PATIENCE", patience):
-        return asyncio.run(main())
+    return asyncio.run(main())
 
 
 def test_the_next_place_goes_to_the_ends_of_the_queues_in_turn() -> None:
@@ -133,7 +130,7 @@ def test_as_many_are_evicted_as_wait() -> None:
 
 def test_an_answer_that_has_arrived_is_not_lost() -> None:
     async def main() -> str:
-        places = Places(1)
+        places = Places(1, patience=0.0)
         place = await places.take(again=False)
         assert place is not None
         async with asyncio.timeout(None) as limit:
@@ -152,8 +149,7 @@ def test_an_answer_that_has_arrived_is_not_lost() -> None:
                 await asyncio.Event().wait()
         return f"evicted {evicted}"
 
-    with mock.patch.object(limits, "PATIENCE", 0.0):
-        assert asyncio.run(asyncio.wait_for(main(), 60)) == "evicted True"
+    assert asyncio.run(asyncio.wait_for(main(), 60)) == "evicted True"
 
 
 def test_beyond_the_queue_the_oldest_is_refused() -> None:
@@ -163,8 +159,7 @@ def test_beyond_the_queue_the_oldest_is_refused() -> None:
         await settled()
         await crowd.ask("e", "f")
 
-    with mock.patch.object(limits, "QUEUE", 2):
-        assert run(1, test) == ["a", "b refused", "d refused"]
+    assert run(1, test, queue=2) == ["a", "b refused", "d refused"]
 
 
 @pytest.mark.parametrize("again", [False, True])

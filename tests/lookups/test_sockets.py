@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from unittest import mock
 
 import pytest
 
-from smtpd_filters.lookups import sockets as limits
 from smtpd_filters.lookups.sockets import Sockets
 
 
@@ -44,7 +42,7 @@ async def wait(sockets: Sockets, count: int) -> list[asyncio.Task[None]]:
 
 def test_each_that_is_closed_lets_one_try_in_their_order() -> None:
     async def main() -> None:
-        sockets = Sockets(1)
+        sockets = Sockets(1, pause=3600)
         sockets.closed()
         waiting = await wait(sockets, 4)
         waiting[1].cancel()
@@ -61,17 +59,15 @@ def test_each_that_is_closed_lets_one_try_in_their_order() -> None:
             [True, True, True, True],
         ]
 
-    with mock.patch.object(limits, "PAUSE", 3600):
-        asyncio.run(main())
+    asyncio.run(main())
 
 
 def test_one_after_the_other_tries_when_none_is_closed() -> None:
     async def main() -> None:
-        waiting = await wait(Sockets(1), 3)
+        waiting = await wait(Sockets(1, pause=0.001), 3)
         waiting[0].cancel()
         with suppress(asyncio.CancelledError):
             await asyncio.gather(*waiting)
         await asyncio.gather(*waiting[1:])
 
-    with mock.patch.object(limits, "PAUSE", 0.001):
-        asyncio.run(main())
+    asyncio.run(main())

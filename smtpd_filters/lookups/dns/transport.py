@@ -49,18 +49,18 @@ SEND, RECEIVE = 150, 150
 
 
 class _PiecesError(Exception):
-    """A response over TCP arrived in more than MAX_PIECES."""
+    """A response over TCP arrived in too many pieces."""
 
 
 class Endpoint:
     """The address of a name server; `label` names it in logs.
 
-    Raises ValueError if `address` is not an IP address.
+    A response over TCP has at most `pieces`. Raises ValueError if `address` is not an IP address.
     """
 
-    __slots__ = ("_family", "_sockaddr", "label")
+    __slots__ = ("_family", "_pieces", "_sockaddr", "label")
 
-    def __init__(self, address: str, port: int) -> None:
+    def __init__(self, address: str, port: int, *, pieces: int = MAX_PIECES) -> None:
         try:
             # Numeric only: no look-up. Zone indices are understood (fe80::1%em0).
             (info, *_) = socket.getaddrinfo(
@@ -69,6 +69,7 @@ class Endpoint:
         except (OSError, UnicodeError) as exc:
             raise ValueError(f"{address!r} is not an IP address") from exc
         self._family = info[0]
+        self._pieces = pieces
         self._sockaddr: Any = info[4]
         self.label = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
@@ -131,7 +132,7 @@ class Endpoint:
             place.wait(limit)
             await loop.sock_connect(sock, self._sockaddr)
             await loop.sock_sendall(sock, len(question.wire).to_bytes(2, "big") + question.wire)
-            data = await _receive(sock)
+            data = await _receive(sock, self._pieces)
         place.arrived()
         reading = await _read(question, data, tcp=True)
         # Over TCP it can't be a forgery: the server is broken.
@@ -160,13 +161,13 @@ async def _read(
     return question.read(data, tcp=tcp)
 
 
-async def _receive(sock: socket.socket) -> bytes:
-    """Read a message from a stream (RFC 1035 section 4.2.2).
+async def _receive(sock: socket.socket, pieces: int) -> bytes:
+    """Read a message from a stream (RFC 1035 section 4.2.2) in at most `pieces` pieces.
 
     Raises EOFError if the stream ends early, and _PiecesError.
     """
     size = bytearray(2)
-    pieces = await _fill(sock, size, MAX_PIECES)
+    pieces = await _fill(sock, size, pieces)
     message = bytearray(int.from_bytes(size, "big"))
     await _fill(sock, message, pieces)
     return bytes(message)

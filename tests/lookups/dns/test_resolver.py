@@ -12,11 +12,10 @@ from unittest import mock
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups import places, retry, sockets
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import Resolver, transport
 from smtpd_filters.lookups.dns import resolver as lookups_dns
-from smtpd_filters.lookups.dns.message import PARTIAL
+from smtpd_filters.lookups.dns.message import PARTIAL, Question, Trouble
 from smtpd_filters.lookups.dns.resolver import CLOSED
 from smtpd_filters.lookups.dns.response import MAX_RECORDS, MAX_WORK
 from smtpd_filters.lookups.outcome import (
@@ -29,6 +28,9 @@ from smtpd_filters.lookups.outcome import (
     Outcome,
     Unavailable,
 )
+from smtpd_filters.lookups.places import QUEUE, Places
+from smtpd_filters.lookups.retry import Failure
+from smtpd_filters.lookups.sockets import Sockets
 from smtpd_filters.runtime import pace as pacing
 from smtpd_filters.testing.dns import DNSServer, host, merge
 from tests.effort import brief
@@ -253,6 +255,7 @@ def test_waiting_for_a_turn_counts_against_the_deadline(server: DNSServer) -> No
 
 def test_names_that_nobody_answers_for_do_not_delay_others(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> Outcome[Any]:
+        # Each is evicted after half a second.
         types: list[Any] = ["A", "AAAA", "CNAME", "MX", "NS", "PTR", "TXT"]
         for each in types:
             resolver.start("drop.example", each)
@@ -262,17 +265,16 @@ def test_names_that_nobody_answers_for_do_not_delay_others(server: DNSServer) ->
         assert resolver._servers._silences == [0]
         return found
 
-    with mock.patch.object(places, "PATIENCE", 0.0):
-        assert isinstance(run(server, test, in_flight=6, timeout=60, deadline=60), Found)
+    assert isinstance(run(server, test, in_flight=6, timeout=60, deadline=60), Found)
 
 
-def test_without_a_place_in_the_queue_a_look_up_fails_at_once(server: DNSServer) -> None:
+def test_without_a_place_in_the_queue_a_look_up_fails_at_once() -> None:
     async def test(resolver: Resolver) -> list[Outcome[Any]]:
-        types: list[Any] = ["A", "AAAA", "MX", "TXT"]
-        return await asyncio.gather(*(resolver.query("drop.example", each) for each in types))
+        asked = (resolver.query(f"name{n}.example", "A") for n in range(1 + QUEUE + 2))
+        return await asyncio.gather(*asked)
 
-    with mock.patch.object(places, "QUEUE", 1):
-        outcomes = run(server, test, in_flight=1, timeout=60, deadline=0.1)
+    with DNSServer({"*": {"drop": True}}) as dead:
+        outcomes = run(dead, test, in_flight=1, timeout=60, deadline=0.1)
     assert outcomes.count(Unavailable("too many look-ups")) == 2
 
 
@@ -299,9 +301,7 @@ def test_a_dead_server_is_asked_last_after_a_while(server: DNSServer) -> None:
 
 
 def test_a_server_that_is_being_restarted_is_given_a_moment() -> None:
-    with mock.patch.object(retry, "PAUSE", 0.001):
-        outcome = ask([NOBODY], "four.example")
-    assert outcome == Unavailable("127.0.0.1:9 connection refused")
+    assert ask([NOBODY], "four.example") == Unavailable("127.0.0.1:9 connection refused")
 
 
 def test_ipv6_name_server() -> None:
@@ -450,10 +450,18 @@ def test_each_question_has_a_port_of_its_own_drawn_at_random(server: DNSServer) 
     assert max(ports) - min(ports) > 1000
 
 
-def test_a_burst_of_forgeries_turns_to_tcp(server: DNSServer) -> None:
-    with mock.patch.object(transport, "MAX_STRAYS", 1):
+class Burst(DNSServer):
+    """A server whose answers over UDP arrive behind as many forged ones as end a query."""
+
+    def answers(self, wire: bytes, *, tcp: bool) -> list[tuple[float, bytes]]:
+        forged, *rest = super().answers(wire, tcp=tcp)
+        return [forged] * (1 if tcp else transport.MAX_STRAYS) + rest
+
+
+def test_a_burst_of_forgeries_turns_to_tcp() -> None:
+    with Burst(ZONE) as server:
         assert ask(server, "spoof.example") == Found(("192.0.2.6",), 300)
-    assert server.transports == ["udp", "tcp"]
+        assert server.transports == ["udp", "tcp"]
 
 
 class Few(socket.socket):
@@ -475,15 +483,15 @@ class Few(socket.socket):
 
 def test_look_ups_wait_for_descriptors_of_others(server: DNSServer) -> None:
     async def test(resolver: Resolver) -> None:
+        # Nothing but a socket that is closed lets the next one try.
+        resolver._sockets = Sockets(512, pause=3600)
         with mock.patch.object(socket, "socket", Few):
             asked = (resolver.query(f"missing{n}.example", "A") for n in range(30))
             assert set(await asyncio.gather(*asked)) == {NotFound(NXDOMAIN, 60)}
         assert Few.left == 3
         assert resolver._servers._silences == [0]
 
-    # Nothing but a socket that is closed lets the next one try.
-    with mock.patch.object(sockets, "PAUSE", 3600):
-        run(server, test, attempts=1, deadline=60)
+    run(server, test, attempts=1, deadline=60)
 
 
 def test_without_a_descriptor_of_its_own_a_look_up_tries_again(server: DNSServer) -> None:
@@ -500,8 +508,7 @@ def test_without_a_descriptor_of_its_own_a_look_up_tries_again(server: DNSServer
         with mock.patch.object(socket, "socket", Later):
             assert await resolver.query("four.example", "A") == Found(("127.0.0.4",), 300)
 
-    with mock.patch.object(sockets, "PAUSE", 0.001):
-        run(server, test, attempts=1)
+    run(server, test, attempts=1)
 
 
 def test_out_of_descriptors_until_the_deadline(server: DNSServer) -> None:
@@ -547,9 +554,16 @@ class Drip(DNSServer):
 
 
 def test_an_answer_over_tcp_comes_in_a_bounded_number_of_pieces() -> None:
-    with Drip(ZONE) as server, mock.patch.object(transport, "MAX_PIECES", 12):
-        outcome = ask(server, "huge.example")
-    assert outcome == Unavailable(f"127.0.0.1:{server.port} answer in too many pieces")
+    async def main(server: DNSServer) -> object:
+        place = await Places(1).take(again=False)
+        assert place is not None
+        endpoint = transport.Endpoint(*server.endpoints[0], pieces=12)
+        question = Question("huge.example", "A")
+        return await endpoint.ask(question, tcp=True, seconds=60, place=place)
+
+    with Drip(ZONE) as server:
+        trouble = asyncio.run(main(server))
+    assert trouble == Trouble(Failure.BROKEN, "answer in too many pieces")
     with Drip(ZONE) as server:
         assert ask(server, "cut.example") == Found(("192.0.2.4",), 300)
 
