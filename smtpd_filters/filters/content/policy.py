@@ -48,15 +48,11 @@ if TYPE_CHECKING:
 
 #: The values of `--dangerous`, beside "off".
 DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
-#: Fields of the message that checks are asked about, at most.
-FIELDS_MAX = 16_000
 #: Lines in the log about checks of one message, which a client could multiply.
 LOGGED_MAX = 20
 _MIME = ("content-", "mime-version")
 #: The reply to a message whose attachments are beyond the limits of `smtpd_filters.mime`.
 TOO_COMPLEX = "550 5.7.1 Message is too complex to be checked for attachments"
-#: What the log says of a message that a limit kept from being judged whole.
-TOO_LONG = "header too long to be checked"
 
 
 class Content(Filter):
@@ -231,7 +227,7 @@ class Content(Filter):
             return PROCEED
         edits: dict[int, Action] = {}
         logged = 0
-        for place, checks, raw in self._fields(session, headers, content):
+        for place, checks, raw in self._fields(headers, content):
             action = await paced(checks.actions_on(raw)) if checks else None
             if action is None:
                 continue
@@ -250,15 +246,10 @@ class Content(Filter):
             headers.replace_lines(await paced(edited(headers.lines(), edits)))
         return PROCEED
 
-    def _fields(
-        self, session: Session, headers: Headers, content: Parts
-    ) -> Iterator[tuple[int, Checks, bytes]]:
+    def _fields(self, headers: Headers, content: Parts) -> Iterator[tuple[int, Checks, bytes]]:
         """Yield each field with its place (-1 in a part) and the checks that apply to it."""
         own, mime, nested = self._checks
         for place, field in enumerate(headers):
-            if place >= FIELDS_MAX:
-                self.log.event(TOO_LONG, session)
-                return
             checks = mime if field.key.startswith(_MIME) else own
             yield place, checks, b"\n".join(field.lines)
         for seen in content.fields:
