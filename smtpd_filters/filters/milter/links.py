@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smtpd_filters.lookups.failover.breaker import Circuit
+from smtpd_filters.lookups.failover.breaker import REST, Circuit
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
 from smtpd_filters.lookups.retry import COUNTED, Failure
 from smtpd_filters.lookups.sockets import PAUSE
@@ -120,10 +120,11 @@ def _left(until: float) -> float:
 class Links:
     """The connections to one milter, `limit` at most; `seconds` are for connecting.
 
-    `note` logs that the milter is no longer waited for, and that it answers again.
+    `note` logs that the milter is no longer waited for, and that it answers again; meanwhile it is
+    tried every `rest` seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only: one for each limit
         self,
         address: Address,
         offer: Offer,
@@ -131,11 +132,12 @@ class Links:
         limit: int,
         seconds: float,
         note: Note | None = None,
+        rest: float = REST,
     ) -> None:
         self._address = address
         #: For connections, and for answers to commands. A milter may negotiate and then hang.
-        self._connecting = Circuit(address.label, note)
-        self.commands = Circuit(address.label, note)
+        self._connecting = Circuit(address.label, note, rest=rest)
+        self.commands = Circuit(address.label, note, rest=rest)
         #: The command whose answer was missing last: one to an earlier command is no answer.
         self._missed = v.CONNECT
         self._offer = offer

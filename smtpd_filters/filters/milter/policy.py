@@ -21,6 +21,7 @@ from functools import partial
 
 from smtpd_filters.checks.exemptions import exempt_option, exempted
 from smtpd_filters.filter import Filter, Registration
+from smtpd_filters.lookups.failover.breaker import REST
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import Disconnect, Proceed, Reject
 from smtpd_filters.scanning.options import envelope_option
@@ -151,6 +152,8 @@ class Milter(Filter):
         )
 
     settings: Options
+    #: Seconds between two trials of a milter that is no longer waited for.
+    rest = REST
 
     _milters: list[Configured]
     #: Creates what is asked in a session.
@@ -186,6 +189,7 @@ class Milter(Filter):
                     limit=settings.connections,
                     seconds=settings.connect_timeout,
                     note=self.log.event,
+                    rest=self.rest,
                 ),
                 command=settings.command_timeout,
                 content=settings.content_timeout,

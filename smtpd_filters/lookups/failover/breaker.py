@@ -11,7 +11,7 @@ The state of each server's circuit is one of three:
 An error reply is an answer: the server is alive. A single server is always in its turn.
 
 `Circuit` is that of all servers together. It opens when none of them answers any more, so that not
-every request waits for a timeout: while it is open, one request every `REST` seconds is a trial,
+every request waits for a timeout: while it is open, one request every `rest` seconds is a trial,
 and all others fail at once. A trial doesn't wait for the one before, which may be a request that
 takes a healthy server too long. Only failures that cost time count; a server that refuses
 connections is asked each time, so that it is used as soon as it is back.
@@ -52,16 +52,17 @@ class Breaker(Servers):
 class Circuit:
     """The circuit of servers that are asked for the same; `label` is for the log.
 
-    `note` logs that it has opened and that it has closed.
+    `note` logs that it has opened and that it has closed; `rest` is the seconds between two trials.
     """
 
     __slots__ = (
-        "_before", "_cause", "_note", "_silences", "_until", "answers", "is_open", "label",
+        "_before", "_cause", "_note", "_rest", "_silences", "_until", "answers", "is_open", "label",
     )  # fmt: skip
 
-    def __init__(self, label: str, note: Note | None = None) -> None:
+    def __init__(self, label: str, note: Note | None = None, *, rest: float = REST) -> None:
         self.label = label
         self._note = note
+        self._rest = rest
         self.is_open = False
         #: How many answers there were. A request that fails after others were answered meanwhile
         #: says nothing about the servers, and is no failure here.
@@ -87,7 +88,7 @@ class Circuit:
             return True
         if now < self._until:
             return False
-        self._before, self._until = self._silences, now + REST
+        self._before, self._until = self._silences, now + self._rest
         return True
 
     def release(self) -> None:
@@ -109,7 +110,7 @@ class Circuit:
         self._silences += 1
         self._cause = cause
         if not self.is_open:
-            self._until = now + REST
+            self._until = now + self._rest
 
     def open(self) -> None:
         """Open it."""

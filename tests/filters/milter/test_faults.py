@@ -18,7 +18,6 @@ from smtpd_filters.filters.milter.dialogue import Dialogue
 from smtpd_filters.filters.milter.dialogue import Milter as Configured
 from smtpd_filters.filters.milter.endpoints import ENDPOINT
 from smtpd_filters.filters.milter.facts import Facts
-from smtpd_filters.lookups.failover import breaker
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.lookups.stream import connection
 from smtpd_filters.lookups.stream.connection import UnconnectedError
@@ -429,6 +428,20 @@ def lines_with(log: list[str], words: str) -> int:
     return sum(words in each for each in log)
 
 
+class Resting(Milter):
+    """A milter that is no longer waited for is not tried again."""
+
+    name = "milter"
+    rest = 3600.0
+
+
+class Restless(Milter):
+    """A milter that is no longer waited for is tried again at once."""
+
+    name = "milter"
+    rest = 0.0
+
+
 HANGING = pytest.mark.parametrize("event", [v.NEGOTIATE, v.CONNECT, v.HELO, v.MAIL])
 FIRST = pytest.mark.parametrize("first", ["connect", "mail-from"])
 
@@ -443,13 +456,10 @@ def hang(stub: Stub, event: bytes) -> None:
 
 @FIRST
 @HANGING
-def test_a_milter_that_hangs_costs_a_few_sessions_their_time(
-    event: bytes, first: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(breaker, "REST", 3600.0)
+def test_a_milter_that_hangs_costs_a_few_sessions_their_time(event: bytes, first: str) -> None:
     soon = ("--connect-timeout", f"{brief(0.2)}") if event == v.NEGOTIATE else FAST
     flags = (*soon, "--first-phase", first)
-    with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *flags) as smtpd:
         hang(stub, event)
         for _ in range(SILENCES):
             assert lines_with(smtpd.log, OPENED) == 0
@@ -489,10 +499,9 @@ def test_failed_exchanges_are_counted(event: bytes, answer: bytes | None, cause:
 
 
 def test_a_milter_that_is_not_waited_for_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(breaker, "REST", 3600.0)
     monkeypatch.setattr(COUNTERS, "_watched", [])  # those of earlier tests, until they are freed
     gained = Gained("milter")
-    with milter() as stub, Conversation(Milter, "--milter", stub.address, *FAST) as smtpd:
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *FAST) as smtpd:
         hang(stub, v.CONNECT)
         label = ENDPOINT.parse(stub.address).label
         assert ("milter", label, False) in COUNTERS.circuits()
@@ -514,13 +523,10 @@ def test_a_milter_that_is_down_is_counted() -> None:
 
 @FIRST
 @HANGING
-def test_a_milter_that_no_longer_hangs_is_used_again(
-    event: bytes, first: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(breaker, "REST", 0.0)
+def test_a_milter_that_no_longer_hangs_is_used_again(event: bytes, first: str) -> None:
     soon = ("--connect-timeout", f"{brief(0.2)}") if event == v.NEGOTIATE else FAST
     flags = (*soon, "--first-phase", first)
-    with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
+    with milter() as stub, Conversation(Restless, "--milter", stub.address, *flags) as smtpd:
         hang(stub, event)
         for _ in range(SILENCES + 2):  # some are trials
             assert fails(smtpd)
@@ -603,12 +609,11 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
         asyncio.run(run(address, held))
 
 
-def test_a_slow_trial_keeps_no_others_from_a_milter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
     """A client that was alone has opened the circuit, and another command of it takes its time."""
-    monkeypatch.setattr(breaker, "REST", 0.0)
 
     async def run(address: Address, held: threading.Semaphore) -> None:
-        connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE)
+        connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=0.0)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
         for _ in range(SILENCES):
             with pytest.raises(links.FailedError, match="no answer after"):
