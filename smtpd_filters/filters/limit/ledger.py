@@ -9,7 +9,7 @@ is no part of the networks of a user, or of the past with which a rise is compar
 refuses it.
 *Leases expire*: a connection is a member of a group that expires after `LEASE` seconds unless it is
 renewed, so a process that is killed holds none for longer.
-*Bounded*: at most `MAX_BACKGROUND` requests are made for which no command waits.
+*Bounded*: at most `background` requests are made for which no command waits.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ FOREVER = 10 * 365 * 86400.0
 #: mail: an account without a past has no rise.
 DAYS, DAYS_MIN = 14, 3
 DAY = 86400
+#: Requests at a time for which no command waits.
 MAX_BACKGROUND = 2000
 #: Subjects whose past, or whose breaches, are remembered.
 REMEMBERED = 10_000
@@ -117,9 +118,14 @@ class Ledger:
         self,
         store: Store,
         note: Callable[[str], object],
+        *,
+        background: int = MAX_BACKGROUND,
+        remembered: int = REMEMBERED,
     ) -> None:
         self._store = store
         self._note = note
+        self._background = background
+        self._remembered = remembered
         #: The leases of each connection, by the key of the group.
         self._held: dict[str, dict[bytes, Claim]] = {}
         #: The highest of the past days by its key, with the day for which it was read.
@@ -200,7 +206,7 @@ class Ledger:
         return [*(_Day(past, day - ago) for ago in range(1, DAYS + 1)), _Today(past)]
 
     def _remember(self, of: bytes, day: int, highest: int) -> None:
-        if len(self._past) >= REMEMBERED:
+        if len(self._past) >= self._remembered:
             self._past.pop(next(iter(self._past)))
         self._past[of] = day, highest
 
@@ -254,7 +260,7 @@ class Ledger:
 
     def later(self, work: Coroutine[Any, Any, object]) -> None:
         """Do work that no command waits for; log if the store fails."""
-        if len(self._tasks) >= MAX_BACKGROUND:
+        if len(self._tasks) >= self._background:
             work.close()
             self._note("too many requests are pending")
             return

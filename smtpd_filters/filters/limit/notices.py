@@ -19,7 +19,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import Shared
@@ -32,15 +32,24 @@ if TYPE_CHECKING:
 
 SENDMAIL = "/usr/sbin/sendmail"
 #: Seconds for the process to end after its socket was closed.
-_PATIENCE: Final = 5.0
+PATIENCE = 5.0
 
 
 class Notices:
-    """The process that gives notices."""
+    """The process that gives notices; it has `patience` seconds to end."""
 
-    def __init__(self, command: str, mail: str, sendmail: str, log: FilterLog) -> None:
+    def __init__(
+        self,
+        command: str,
+        mail: str,
+        sendmail: str,
+        log: FilterLog,
+        *,
+        patience: float = PATIENCE,
+    ) -> None:
         """Start it. Raises OSError."""
         self._log = log
+        self._patience = patience
         # A datagram is written as a whole or not at all, and its end is seen.
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The file alone: it needs nothing of the package, which would take three times the memory.
@@ -72,7 +81,7 @@ class Notices:
         """End the process after the notice that it is about."""
         self._socket.close()
         try:
-            self._process.wait(_PATIENCE)
+            self._process.wait(self._patience)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -85,7 +94,13 @@ else:
 
 
 class SharedNotices(_Base):
-    """The process that gives notices, shared by filters that give them alike."""
+    """The process that gives notices, shared by filters that give them alike.
+
+    `patience` is the seconds for it to end after its socket was closed.
+    """
+
+    def __init__(self, *, patience: float = PATIENCE) -> None:
+        self._patience = patience
 
     def key(self, filter_: Any) -> tuple[str, ...]:
         """Return what notices are given."""
@@ -99,6 +114,6 @@ class SharedNotices(_Base):
             if path and not (os.path.isabs(path) and os.access(path, os.X_OK)):  # noqa: PTH117  # a path as text
                 raise ConfigError(f"--{flag}: {path}: not the absolute path of a program")
         try:
-            return Notices(command, mail, sendmail, filter_.log)
+            return Notices(command, mail, sendmail, filter_.log, patience=self._patience)
         except OSError as error:
             raise ConfigError(f"--notify-command: {os_reason(error)}") from None

@@ -39,7 +39,7 @@ from smtpd_filters.stores import Store
 from .claims import Book, State
 from .credentials import user_of
 from .judgement import STRICTNESS, decision_on
-from .ledger import RENEWAL, Ledger
+from .ledger import MAX_BACKGROUND, REMEMBERED, RENEWAL, Ledger
 from .notices import SENDMAIL, SharedNotices
 from .overrides import OverrideTable
 from .rules import ACTIONS, BLOCK, CONNECTIONS, DELAY, JUNK, LIMIT, MAILBOX, REFUSED, TEMPFAIL
@@ -60,8 +60,7 @@ if TYPE_CHECKING:
 BLOCKED = "450 4.7.1 Sending is suspended, please contact the postmaster"
 #: The part of `--deadline` that a delay may take.
 OF_DEADLINE = 0.8
-#: Breaches that this process remembers, so that a flood of them doesn't burden the store.
-REMEMBERED = 10_000
+#: Seconds for which this process remembers a breach.
 FORGOTTEN = 60.0
 
 
@@ -137,6 +136,11 @@ class Limit(Filter):
     settings: Options
     store = Store.setting()
     _notices = SharedNotices()
+    #: Requests at a time for which no command waits.
+    background = MAX_BACKGROUND
+    #: Breaches, and pasts of subjects, that this process remembers, so that a flood of them doesn't
+    #: burden the store.
+    remembered = REMEMBERED
 
     _exempt = Exempt()
     _prefixes: Prefixes
@@ -204,7 +208,9 @@ class Limit(Filter):
     @property
     def _ledger(self) -> Ledger:
         if self._opened is None:
-            self._opened = Ledger(self.store, self._note)
+            self._opened = Ledger(
+                self.store, self._note, background=self.background, remembered=self.remembered
+            )
         return self._opened
 
     def _note(self, cause: str) -> None:
@@ -404,7 +410,7 @@ class Limit(Filter):
         known = claim.subject, claim.rule.text
         if not blocks and now - self._noted.get(known, -FORGOTTEN) < FORGOTTEN:
             return
-        if len(self._noted) >= REMEMBERED:
+        if len(self._noted) >= self.remembered:
             self._noted.clear()
         self._noted[known] = now
         try:

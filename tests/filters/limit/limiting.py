@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.filters.limit import Limit
+from smtpd_filters.filters.limit.notices import SharedNotices
 from smtpd_filters.stores.memory import MemoryStore
 from smtpd_filters.testing import Conversation
 
@@ -82,14 +83,25 @@ class Server:
         ]
 
 
+class Patient(Limit):
+    """It waits for the process of its notices as long as a busy machine needs."""
+
+    name = "limit"
+    _notices = SharedNotices(patience=120.0)
+
+
 @contextmanager
 def serving(
-    *flags: str, store: Store | None = None, clock: Clock | None = None, replaced: bool = True
+    *flags: str,
+    store: Store | None = None,
+    clock: Clock | None = None,
+    replaced: bool = True,
+    kind: type[Limit] = Patient,
 ) -> Iterator[Server]:
     """Serve with these flags, and with a store in memory unless that of the flags is to be used."""
     clock = clock or Clock()
     words = ("--store", "memory:", *flags) if replaced else flags
-    with Conversation(Limit, *words) as smtpd:
+    with Conversation(kind, *words) as smtpd:
         server = Server(smtpd, clock)
         if replaced:
             vars(server.filter)["store"] = store or MemoryStore(clock=clock)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.limit import Limit, ledger, notices, notifier, policy
+from smtpd_filters.filters.limit import Limit, ledger, notifier
 from smtpd_filters.filters.limit.ledger import DAY, DAYS
 from smtpd_filters.filters.limit.subjects import BLOCK, key
 from smtpd_filters.stores import Delete
@@ -33,12 +33,6 @@ def script(tmp_path: Path) -> Path:
     )
     path.chmod(0o755)
     return path
-
-
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait for the process as long as a busy machine needs."""
-    monkeypatch.setattr(notices, "_PATIENCE", 120.0)
 
 
 def test_an_account_stays_blocked() -> None:
@@ -191,10 +185,15 @@ def test_a_past_needs_some_days_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         assert days.send(40) == 40, "long ago"
 
 
-def test_what_is_remembered_of_subjects_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "REMEMBERED", 3)
-    monkeypatch.setattr(ledger, "REMEMBERED", 3)
-    with serving(*limits("user messages 1/1d", "user messages 2x")) as server:
+class Forgetful(Limit):
+    """It remembers three subjects."""
+
+    name = "limit"
+    remembered = 3
+
+
+def test_what_is_remembered_of_subjects_is_bounded() -> None:
+    with serving(*limits("user messages 1/1d", "user messages 2x"), kind=Forgetful) as server:
         filter_ = server.filter
         assert isinstance(filter_, Limit)
         known, past = filter_._noted, filter_._ledger._past

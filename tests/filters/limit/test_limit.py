@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters.limit import Limit, ledger, policy
+from smtpd_filters.filters.limit import Limit, policy
 from smtpd_filters.filters.limit.credentials import user_of
 from smtpd_filters.filters.limit.ledger import LEASE
 from smtpd_filters.stores.memory import MemoryStore
@@ -605,9 +605,15 @@ def test_requests_that_have_ended_are_pending_no_longer() -> None:
         assert not filter_._ledger._tasks
 
 
-def test_requests_for_which_no_command_waits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MAX_BACKGROUND", 0)
-    with serving(*limits("client messages 1/1h", "user messages 3/1h")) as server:
+class Busy(Limit):
+    """It has no room for a request for which no command waits."""
+
+    name = "limit"
+    background = 0
+
+
+def test_requests_for_which_no_command_waits_are_bounded() -> None:
+    with serving(*limits("client messages 1/1h", "user messages 3/1h"), kind=Busy) as server:
         alice = server.client(user="alice")
         assert [server.send(alice)[:3] for _ in range(2)] == ["", "450"]
         assert 'error="too many requests are pending"' in server.smtpd.log[-2]
