@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
 FIELD = OwnField("X-Correspondent")
 DAY = 86400.0
-#: Messages that are being learnt at a time; further ones are not learnt.
-MAX_LEARNING = 200
 
 
 class CorrespondentsFilter(Filter):
@@ -79,6 +77,8 @@ class CorrespondentsFilter(Filter):
 
     settings: Options
     store = Store.setting()
+    #: Messages that are being learnt at a time; further ones are not learnt.
+    max_learning = 200
 
     _known: Correspondents
     _learning: set[asyncio.Task[Any]]
@@ -129,7 +129,7 @@ class CorrespondentsFilter(Filter):
         return PROCEED
 
     def _learn(self, sender: str, recipients: Sequence[str]) -> None:
-        if len(self._learning) >= MAX_LEARNING:
+        if len(self._learning) >= self.max_learning:
             self.log.limited("learning", "store", error="too many messages are pending")
             return
         task = asyncio.get_running_loop().create_task(self._learnt(sender, recipients))

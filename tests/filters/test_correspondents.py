@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.filters.correspondents import DAY, FIELD, MAX_LEARNING, CorrespondentsFilter
+from smtpd_filters.filters.correspondents import DAY, FIELD, CorrespondentsFilter
 from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.stores.address import MEMORY
@@ -23,8 +23,13 @@ ALICE, BOB, FRIEND = "alice@example.org", "bob@example.org", "friend@example.net
 
 
 @contextmanager
-def serving(*flags: str, store: Any = None, **how: Any) -> Iterator[Conversation]:
-    with Conversation(CorrespondentsFilter, "--store", "memory:", *flags, **how) as smtpd:
+def serving(
+    *flags: str,
+    store: Any = None,
+    kind: type[CorrespondentsFilter] = CorrespondentsFilter,
+    **how: Any,
+) -> Iterator[Conversation]:
+    with Conversation(kind, "--store", "memory:", *flags, **how) as smtpd:
         if store is not None:
             [filter_] = smtpd.filters
             assert isinstance(filter_, CorrespondentsFilter)
@@ -179,10 +184,15 @@ def test_a_recipient_whose_look_up_fails_does_not_know_the_sender(*, fails_first
         assert message(smtpd, FRIEND, ALICE) == ["known"]
 
 
-def test_what_is_learnt_at_a_time_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.filters.correspondents.MAX_LEARNING", 0)
-    assert MAX_LEARNING > 0
-    with serving() as smtpd:
+class Overwhelmed(CorrespondentsFilter):
+    """It has no room for a message to learn."""
+
+    name = "correspondents"
+    max_learning = 0
+
+
+def test_what_is_learnt_at_a_time_is_bounded() -> None:
+    with serving(kind=Overwhelmed) as smtpd:
         write(smtpd, ALICE, FRIEND)
         assert known(smtpd, FRIEND, ALICE) == [False]
         assert "too many messages are pending" in smtpd.log[-1]

@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 
     Finder: TypeAlias = Callable[[str], str | None]
 
-#: The share of `--deadline` in which the results have to be there; the rest is for the decision.
-SHARE = 0.8
 #: The beginning of the names of fields with a scanner's verdict.
 SPAM = Name("X-Spam", prefix=True)
 FORGED = Reject(f"550 5.7.1 {results.FIELD} field in the name of this server")
@@ -203,6 +201,8 @@ class Auth(Filter):
 
     reports = ReportSetting()
 
+    #: The part of `--deadline` in which the results have to be there; the rest is for the decision.
+    share = 0.8
     #: Whether the verdicts of SPF have their traces: for the operator's tool.
     _explains = False
     _exempt: Exempt
@@ -369,7 +369,7 @@ class Auth(Filter):
             authors_of(message.headers, session.server_name),
             self._envelope(session) or _unknown(session),
             self.dns,
-            SHARE * self.deadline,
+            self.share * self.deadline,
         )
         judgement = Judgement(
             self._actions,

@@ -3,7 +3,7 @@
 Invariants
 ----------
 *Bounded*: the directory has at most `limit` bytes and `MAX_FILES` files; a copy beyond that is not
-made. What the operator deletes makes room within `RECOUNT` seconds.
+made. What the operator deletes makes room within `recount` seconds.
 *Whole*: a file in `new` is complete; one that could not be written is removed.
 *Private*: files and directories are for their owner only, and a name is never that of a file that
 exists.
@@ -39,11 +39,15 @@ _PARTS = ("new", "cur", "tmp")
 
 
 class Quarantine:
-    """The directory at `path`, of at most `limit` bytes; raise ConfigError if it can't be used."""
+    """The directory at `path`, of at most `limit` bytes; raise ConfigError if it can't be used.
 
-    def __init__(self, path: str, limit: int) -> None:
+    Its files are counted again after `recount` seconds.
+    """
+
+    def __init__(self, path: str, limit: int, *, recount: float = RECOUNT) -> None:
         self._path = os.path.abspath(path)  # noqa: PTH100  # pathlib costs start-up
         self._limit = limit
+        self._recount = recount
         self._serial = 0
         #: The sizes of the copies that are being made, and of those made since the last count.
         self._making: dict[str, int] = {}
@@ -99,7 +103,7 @@ class Quarantine:
 
         head = b"\n".join([*about, b""])
         size += len(head)
-        if time.monotonic() - self._counted >= RECOUNT:
+        if time.monotonic() - self._counted >= self._recount:
             await paced(self._count())
         if self._files >= MAX_FILES or self._bytes + size > self._limit:
             return ""

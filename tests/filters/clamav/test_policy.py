@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.clamav import Clamav, main, quarantine
+from smtpd_filters.filters.clamav import Clamav, main
 from smtpd_filters.filters.clamav.quarantine import Quarantine
 from smtpd_filters.filters.rspamd import Rspamd
 from smtpd_filters.lookups.stream import Address
@@ -415,15 +415,15 @@ def keep(folder: Quarantine, *pieces: bytes, meanwhile: Callable[[], object] = b
     return asyncio.run(folder.keep([], sum(map(len, pieces)), chunks()))
 
 
-def test_what_the_operator_deletes_makes_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_operator_deletes_makes_room(tmp_path: Path) -> None:
     folder = Quarantine(str(tmp_path), 1000)
     kept = keep(folder, b"x" * 600)
     assert kept
     (tmp_path / "new" / kept).unlink()
     assert keep(folder, b"x" * 600) == "", "it is counted again later"
-    monkeypatch.setattr(quarantine, "RECOUNT", 0.0)
+    folder = Quarantine(str(tmp_path), 1000, recount=0.0)
+    kept = keep(folder, b"x" * 600)
+    (tmp_path / "new" / kept).unlink()
     assert keep(folder, b"x" * 600)
     assert keep(folder, b"x" * 600) == ""
 
