@@ -28,7 +28,7 @@ from smtpd_filters.runtime.log import EDIT, exemption, fold_traceback
 from smtpd_filters.session import bare
 
 from . import process_state
-from .outbox import Outbox
+from .outbox import SPACING, Outbox
 from .passed import rows_of
 from .wire import (
     ARGUMENT,
@@ -132,7 +132,8 @@ class Story:
 class Collector:
     """The stories of a process.
 
-    `who` is its name; `log` gets failures.
+    `who` is its name; `log` gets failures. `spacing` is the seconds between two datagrams of
+    stories that are not full.
     """
 
     #: The reports that it needs.
@@ -141,9 +142,9 @@ class Collector:
         "tx-rcpt", "tx-reset", "tx-commit", "protocol-server",
     )  # fmt: skip
 
-    def __init__(self, sender: Sender, who: str, log: Log) -> None:
+    def __init__(self, sender: Sender, who: str, log: Log, *, spacing: float = SPACING) -> None:
         self.sender = sender
-        self._outbox = Outbox(sender)
+        self._outbox = Outbox(sender, spacing=spacing)
         self._who, self._log = _clip(who, MAX_NAME), log
         #: Of a story without a verdict nothing is sent: another process tells it.
         self.sparing = False

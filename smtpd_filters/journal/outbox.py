@@ -1,6 +1,6 @@
 """Stories on their way to the journal: several in one datagram while many come.
 
-The first story is sent at once. Those that follow within `SPACING` seconds are collected until a
+The first story is sent at once. Those that follow within `spacing` seconds are collected until a
 datagram is full or the time is over: each datagram wakes the journal, which costs more than its
 story does.
 """
@@ -30,10 +30,16 @@ class Outbox:
     """The stories of a process that are to be sent; `clock` is monotonic."""
 
     def __init__(
-        self, sender: Sender, clock: Callable[[], float] = monotonic, room: int = ROOM
+        self,
+        sender: Sender,
+        clock: Callable[[], float] = monotonic,
+        *,
+        room: int = ROOM,
+        spacing: float = SPACING,
     ) -> None:
+        """Send datagrams of `room` bytes, and smaller ones every `spacing` seconds, by `clock`."""
         self.sender = sender
-        self._clock, self._room = clock, room
+        self._clock, self._room, self._spacing = clock, room, spacing
         self._held: list[bytes] = []
         #: The bytes of the datagram so far, and the losses that its stories report.
         self._size, self._reported = 1, 0
@@ -65,7 +71,7 @@ class Outbox:
         held, reported = self._held, self._reported
         if not held:
             return
-        self.due = self._next = self._clock() + SPACING  # if there is no memory, then again
+        self.due = self._next = self._clock() + self._spacing  # if there is no memory, then again
         data = held[0] if len(held) == 1 else b"[" + b",".join(held) + b"]"
         self._held, self._size, self._reported = [], 1, 0
         self.due = _NEVER

@@ -70,8 +70,10 @@ class Engine:
         refuse_long_lines: bool = False,
         spool: Spool | None = None,
         observer: Unobserved | None = None,
+        max_sessions: int = MAX_SESSIONS,
     ) -> None:
         self.log = log
+        self._max_sessions = max_sessions
         self._observer = observer or Unobserved()
         self._observed = type(self._observer) is not Unobserved
         self.on_error, self.deadline = on_error, deadline
@@ -326,7 +328,7 @@ class Engine:
             self._close(session)
 
     def _new_session(self, id_: bytes) -> Session:
-        if len(self.sessions) >= MAX_SESSIONS:
+        if len(self.sessions) >= self._max_sessions:
             self._evict()
         session = self.sessions[id_] = Session(id_)
         return session

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.journal.collector import Collector
+from smtpd_filters.journal.outbox import SPACING
 from smtpd_filters.journal.stories import verdict
 from smtpd_filters.supervise.observer import Observer
 from tests.journal.deciding import Sent
@@ -26,9 +27,12 @@ REFUSED = "reject|550 5.7.1 no"
 class Journaled(Stage):
     """A program whose supervisor has a journal."""
 
-    def __init__(self, *, by_itself: bool = False, long_lines: bool = False) -> None:
+    def __init__(
+        self, *, by_itself: bool = False, long_lines: bool = False, spacing: float = SPACING
+    ) -> None:
         self.sent = Sent()
-        collector = Collector(self.sent, "filter-supervise", nowhere())  # type: ignore[arg-type]
+        sent: Any = self.sent
+        collector = Collector(sent, "filter-supervise", nowhere(), spacing=spacing)
         self.sent.flush = collector.flush
         observer = Observer(collector, "filter-test", by_itself=by_itself)
         super().__init__(observer=observer, refuse_long_lines=long_lines)
@@ -164,9 +168,8 @@ def test_the_state_is_sent_when_it_is_due() -> None:
     assert b'"o":0,"r":2' in state  # no session, two ends
 
 
-def test_what_waits_is_sent_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.journal.outbox.SPACING", 1000.0)
-    stage = Journaled()
+def test_what_waits_is_sent_at_the_end() -> None:
+    stage = Journaled(spacing=1000.0)
     for holds in (False, True):
         stage.begin()
         stage.ask("mail-from", "a@example.org", REFUSED)

@@ -88,11 +88,9 @@ def test_a_line_after_the_dot_is_dropped(lines: list[str], row: bytes) -> None:
     assert returned(stage) == DOT
 
 
-def test_without_a_session_to_forget_a_further_one_is_kept(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_session_to_forget_a_further_one_is_kept() -> None:
     """Each of them waits for an answer."""
-    stage = crowded(monkeypatch)
+    stage = crowded()
     for name in NAMES:
         stage.engine.from_program(stage.link, answer().replace(NAME, name))
     assert stage.said() == b"".join(answer().replace(NAME, name) for name in NAMES)

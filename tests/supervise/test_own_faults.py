@@ -45,10 +45,9 @@ def refused(stage: Stage) -> None:
     assert not stage.said().startswith(answer("reject")[:-1])
 
 
-def crowded(monkeypatch: pytest.MonkeyPatch, *answered: bytes) -> Stage:
+def crowded(*answered: bytes) -> Stage:
     """An engine for two sessions at a time; these are the sessions that have their answers."""
-    monkeypatch.setattr(engine, "MAX_SESSIONS", 2)
-    stage = Stage()
+    stage = Stage(max_sessions=2)
     for name in NAMES:
         stage.write(request("mail-from", "a@b").replace(NAME, name))
         if name in answered:
@@ -189,10 +188,8 @@ def test_without_memory_messages_are_not_given_again() -> None:
     refused(stage)
 
 
-def test_the_oldest_session_without_a_request_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stage = crowded(monkeypatch, *NAMES[1:])
+def test_the_oldest_session_without_a_request_is_forgotten() -> None:
+    stage = crowded(*NAMES[1:])
     assert list(stage.engine.sessions) == [NAMES[0], NAMES[2]]
     stage.write(request("mail-from", "a@b").replace(NAME, NAMES[1]))
     stage.engine.from_program(stage.link, answer().replace(NAME, NAMES[1]))

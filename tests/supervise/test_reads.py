@@ -12,6 +12,7 @@ from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.supervise.engine import Engine
 from smtpd_filters.supervise.layout import TRACKED, Layout
 from smtpd_filters.supervise.link import Link
+from smtpd_filters.supervise.program_side import GROWTH, GROWTH_FACTOR, MAX_LINE
 from tests.effort import part
 from tests.runtime.process import TOKENS, sid
 from tests.supervise.hostile import nowhere
@@ -327,16 +328,14 @@ def test_a_second_dot_in_one_read_of_smtpd() -> None:
     assert b"".join(engine.lines).count(b"|.\n") == 1
 
 
-@pytest.mark.parametrize("roughly", [0, 500])
-def test_messages_that_take_turns_on_their_way_back_are_no_flood(
-    monkeypatch: pytest.MonkeyPatch, roughly: int
-) -> None:
-    monkeypatch.setattr("smtpd_filters.supervise.program_side.GROWTH", 1000)
-    monkeypatch.setattr("smtpd_filters.supervise.program_side.ROUGHLY", roughly)
+def test_messages_that_take_turns_on_their_way_back_are_no_flood() -> None:
     engine, link = ready("filter|smtp-in|data-line")
-    body = [b"x" * 100] * 30
+    body = [b"x" * 10_000] * 50
+    count = 40
+    size = sum(map(len, body))
+    assert count * size > GROWTH + GROWTH_FACTOR * size, "if each were charged with all"
     returned = []
-    for number in range(20):
+    for number in range(count):
         rows = step(number, ("data-line",), body, TIME)
         for row in rows:  # one message after the other
             engine.from_smtpd(row)
@@ -416,23 +415,26 @@ def test_the_end_of_a_message_before_smtpd_has_ended_it(rows: list[bytes]) -> No
     assert TWO + b".\n" not in written(engine)
 
 
-@pytest.mark.parametrize("size", [1000, 5000])
-def test_a_line_without_an_end(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.supervise.program_side.MAX_LINE", 4000)
+def test_a_line_without_an_end() -> None:
     engine, link = with_messages()
     for _ in range(4):
-        engine.from_program(link, b"x" * (size // 4))
-    assert link.fault == ("line without an end: " + "x" * 60 if size > 4000 else "")
+        engine.from_program(link, b"x" * (MAX_LINE // 4))
+    assert link.fault == ""
+    engine.from_program(link, b"x")
+    assert link.fault == "line without an end: " + "x" * 60
 
 
-@pytest.mark.parametrize("line", [b"y" * 500, b"y" * 500 + b"\0"])
-def test_a_flood(line: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("smtpd_filters.supervise.program_side.GROWTH", 1000)
+@pytest.mark.parametrize("line", [b"y" * 5000, b"y" * 5000 + b"\0"])
+def test_a_flood(line: bytes) -> None:
     engine, link = with_messages()
-    for _ in range(10):
-        engine.from_program(link, ONE + line + b"\n")
+    flood = (ONE + line + b"\n") * 100
+    for _ in range(GROWTH // len(flood)):
+        engine.from_program(link, flood)
+    assert link.fault == ""
+    for _ in range(3):
+        engine.from_program(link, flood)
     assert link.fault.startswith("flood of lines: filter-dataline|")
-    assert len(written(engine)) < 10 * len(ONE + line)
+    assert len(written(engine)) < GROWTH + 2 * len(flood)
 
 
 def test_a_registration_that_smtpd_would_exit_on() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.message.spool import Spool
-from smtpd_filters.supervise.engine import MAX_UNFINISHED, Engine
+from smtpd_filters.supervise.engine import MAX_SESSIONS, MAX_UNFINISHED, Engine
 from smtpd_filters.supervise.link import Link
 from smtpd_filters.supervise.replay import MAX_ROWS
 from tests.supervise.hostile import nowhere
@@ -57,6 +57,7 @@ class Stage:
         spool: Spool | None = None,
         observer: Observer | None = None,
         refuse_long_lines: bool = False,
+        max_sessions: int = MAX_SESSIONS,
     ) -> None:
         self.engine = Engine(
             nowhere(),
@@ -64,6 +65,7 @@ class Stage:
             spool=spool or Spool(),
             observer=observer,
             refuse_long_lines=refuse_long_lines,
+            max_sessions=max_sessions,
         )
         self.engine.from_smtpd(CONFIG)
         self.registered = registered or EVERYTHING
