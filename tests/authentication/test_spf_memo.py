@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpd_filters.authentication import spf
-from smtpd_filters.authentication.spf import memo, query
+from smtpd_filters.authentication.spf import query
 from smtpd_filters.authentication.spf.memo import Memo
 from tests.authentication.zones import TIMEOUT, Steps, Zone
 from tests.effort import part
@@ -24,8 +24,9 @@ V4, SENDER = "192.0.2.1", "user@example.com"
 class Cache:
     """The outcomes of a zone, each the same object until `forget`."""
 
-    def __init__(self, zone: dict[str, Any]) -> None:
+    def __init__(self, zone: dict[str, Any], memo: Memo | None = None) -> None:
         self._zone = Zone(zone)
+        self.memo = Memo() if memo is None else memo
         self._outcomes: dict[Question, Outcome[Any]] = {}
 
     def __call__(self, name: str, rdtype: Any) -> Outcome[Any]:
@@ -37,16 +38,8 @@ class Cache:
         self._outcomes.clear()
 
     def check(self, sender: str = SENDER, helo: str = "h.example", client: str = V4) -> spf.Verdict:
-        engine = spf.check(client, helo, sender, now=0, cached=self)
+        engine = spf.check(client, helo, sender, now=0, cached=self, memo=self.memo)
         return Steps(lambda question: self(*question)).solve(engine)
-
-
-@pytest.fixture(autouse=True)
-def own(monkeypatch: pytest.MonkeyPatch) -> Memo:
-    """A memo of the test's own."""
-    made = Memo()
-    monkeypatch.setattr(memo, "MEMO", made)
-    return made
 
 
 @pytest.fixture
@@ -94,7 +87,7 @@ def test_a_verdict_holds_as_long_as_the_answers_do(runs: list[str]) -> None:
         (["v=spf1 -all", *("z" * 3000 for _ in range(3))], False),
     ],
 )
-def test_what_is_kept(own: Memo, record: Any, kept: bool) -> None:  # noqa: FBT001  # a column
+def test_what_is_kept(record: Any, kept: bool) -> None:  # noqa: FBT001  # a column
     hosts = [(n, f"m{n}.test") for n in range(10)]
     zone = {
         "example.com": {"TXT": record, "MX": hosts},
@@ -102,14 +95,14 @@ def test_what_is_kept(own: Memo, record: Any, kept: bool) -> None:  # noqa: FBT0
         "fails.test": TIMEOUT,
         **{name: {"A": "192.0.2.9", "AAAA": []} for _, name in hosts},
     }
-    Cache(zone).check()
-    assert len(own) == kept
+    cache = Cache(zone)
+    cache.check()
+    assert len(cache.memo) == kept
 
 
-def test_the_number_of_verdicts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_verdicts_is_bounded() -> None:
     own = Memo(max_entries=2)
-    monkeypatch.setattr(memo, "MEMO", own)
-    cache = Cache({f"n{n}.test": {"TXT": "v=spf1 -all"} for n in range(4)})
+    cache = Cache({f"n{n}.test": {"TXT": "v=spf1 -all"} for n in range(4)}, own)
     for number in (0, 1, 0, 2):
         cache.check(f"a@n{number}.test")
     assert len(own) == 2

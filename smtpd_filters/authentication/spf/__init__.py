@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from smtpd_filters.authentication.inquiry import Engine, Known, Question
     from smtpd_filters.lookups.outcome import Outcome
 
+    from .memo import Memo
     from .trace import Trace
 
 # The longest chain of dependent look-ups within the limits of RFC 7208: the record itself and ten
@@ -70,6 +71,7 @@ def check(  # noqa: PLR0913  # options, given by name
     receiver: str = "unknown",
     explain: bool = False,
     cached: Known | None = None,
+    memo: Memo | None = None,
 ) -> Engine[Verdict]:
     """Evaluate the MAIL FROM identity, or without a sender that of HELO: `postmaster@HELO`.
 
@@ -77,7 +79,8 @@ def check(  # noqa: PLR0913  # options, given by name
     sender, `receiver` our name for the macro `%{r}`, and `now` the time in seconds of the epoch for
     `%{t}`. With `explain` the verdict has its trace, and the owner's explanation of a `fail`, which
     is looked up. `cached` returns an outcome that is available at once (`Resolver.known`), which
-    saves a run of the evaluation. Raises ValueError for an invalid address of a client.
+    saves a run of the evaluation; `memo` keeps the verdicts then, by default that of the process.
+    Raises ValueError for an invalid address of a client.
     """
     # The last `@`: a quoted local part may contain one.
     local, _, domain = (sender or f"postmaster@{helo}").rpartition("@")
@@ -86,11 +89,12 @@ def check(  # noqa: PLR0913  # options, given by name
     # multi-label domain name": none. An address literal has no record either.
     if "." not in domain or domain[0] == "[":
         return Verdict(NONE, domain, problem="not the name of a domain")
-    from . import memo
+    from .memo import MEMO
     from .query import Evaluation, Work
 
+    memo = MEMO if memo is None else memo
     key = client, domain, receiver
-    if cached is not None and not explain and (verdict := memo.MEMO.get(key, cached)):
+    if cached is not None and not explain and (verdict := memo.get(key, cached)):
         return verdict
     known: dict[Question, Outcome[Any]] = {}
     work = Work()
@@ -105,7 +109,7 @@ def check(  # noqa: PLR0913  # options, given by name
         verdict = evaluation.verdict()
         if not evaluation.wanted and not evaluation.interrupted:
             if cached is not None and not explain:
-                memo.MEMO.put(key, verdict, work.letters, evaluation.used)
+                memo.put(key, verdict, work.letters, evaluation.used)
             return verdict
         questions = list(evaluation.wanted)
         known.update(zip(questions, (yield questions), strict=True))
