@@ -128,8 +128,11 @@ class Options(StoreOptions):
     )
 
 
-def run(options: Options, _rest: list[str]) -> int:
-    """Make the reports; return 1 if any could not be written or sent, or later ones are left."""
+def run(options: Options, _rest: list[str], *, patience: float = PATIENCE) -> int:
+    """Make the reports; return 1 if any could not be written or sent, or later ones are left.
+
+    `patience` is the seconds that sendmail may take.
+    """
     if not options.send and options.output is None:
         raise ConfigError("report requires --output, --send or both")
     day = options.day or day_of(time() - 86400)
@@ -140,7 +143,7 @@ def run(options: Options, _rest: list[str]) -> int:
         raise ConfigError(f"--output: {folder}: not a directory")
 
     async def work(store: Store) -> int:
-        reporting = _Reporting(options, store, day, folder)
+        reporting = _Reporting(options, store, day, folder, patience)
         async with Resolver(options.nameserver or None) as resolver:
             return await reporting.run(resolver)
 
@@ -150,11 +153,14 @@ def run(options: Options, _rest: list[str]) -> int:
 class _Reporting:
     """The reports of a day."""
 
-    def __init__(self, options: Options, store: Store, day: str, folder: Path | None) -> None:
+    def __init__(
+        self, options: Options, store: Store, day: str, folder: Path | None, patience: float
+    ) -> None:
         self._options = options
         self._store = store
         self._day = day
         self._folder = folder
+        self._patience = patience
         self._left = options.limit
         self._failed = False
 
@@ -229,11 +235,11 @@ class _Reporting:
                 input=message.as_bytes(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                timeout=PATIENCE,
+                timeout=self._patience,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            return f"{sendmail}: not done within {PATIENCE:g} s"
+            return f"{sendmail}: not done within {self._patience:g} s"
         except OSError as error:
             return f"{sendmail}: {os_reason(error)}"
         if not done.returncode:

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 from dataclasses import replace
 from email import message_from_bytes, policy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +14,14 @@ import pytest
 
 from smtpd_filters.authentication.dmarc.reports import Published, Row
 from smtpd_filters.cli import dmarc, main
+from smtpd_filters.cli.verb import Verb
 from smtpd_filters.filters.auth.reporting import count
 from smtpd_filters.stores.sqlite import SQLiteStore
 from smtpd_filters.testing import DNSServer
 from tests.authentication.aggregate_schema import every, text_at, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from email.message import EmailMessage
 
     Capture = pytest.CaptureFixture[str]
@@ -53,8 +55,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class Tool:
     """The command, a store, and a program in place of sendmail."""
 
-    DAY: tuple[str, ...] = ("--day", DAY)
-
     def __init__(self, server: DNSServer, capsys: Capture, folder: Path) -> None:
         self.store = folder / "auth.sqlite"
         self.sent = folder / "sent"
@@ -63,6 +63,8 @@ class Tool:
         self.reports = folder / "reports"
         self.reports.mkdir()
         self._server = server
+        #: The flags for the day.
+        self.day: tuple[str, ...] = ("--day", DAY)
         self._capsys = capsys
         self.accept()
 
@@ -89,10 +91,10 @@ class Tool:
 
         asyncio.run(write())
 
-    def run(self, *words: str) -> tuple[int, str, str]:
+    def run(self, *words: str, main: Callable[[Sequence[str]], int] = main) -> tuple[int, str, str]:
         given = (
             "dmarc", "report", "--organization", "Example", "--email", "dmarc@mx.example",
-            "--store", f"sqlite:{self.store}", *self.DAY, "--sendmail", str(self.sendmail),
+            "--store", f"sqlite:{self.store}", *self.day, "--sendmail", str(self.sendmail),
             "--nameserver", f"{self._server.address}:{self._server.port}", *words,
         )  # fmt: skip
         try:
@@ -219,16 +221,21 @@ def test_nothing_to_report(tool: Tool) -> None:
     tool.record((asking("example.org", "a@example.org"), ROW))
     status, out, _ = tool.run("--send", "--domain", "example.net")
     assert (status, out) == (0, f"no results of these domains on {DAY}\n")
-    tool.DAY = ("--day", "2026-11-28")
+    tool.day = ("--day", "2026-11-28")
     status, out, _ = tool.run("--send")
     assert (status, out) == (0, "no results on 2026-11-28\n")
 
 
-def test_sendmail_that_hangs(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dmarc, "PATIENCE", 0.05)
+def hasty(words: Sequence[str]) -> int:
+    """Run `smtpd-filters dmarc` with little time for sendmail."""
+    run = partial(dmarc.run, patience=0.05)
+    return Verb("dmarc", run, options=dmarc.Options, description="Report.").run(words[1:])
+
+
+def test_sendmail_that_hangs(tool: Tool) -> None:
     tool.record((asking("example.org", "a@example.org"), ROW))
     tool._program("exec sleep 60")
-    status, out, _ = tool.run("--send")
+    status, out, _ = tool.run("--send", main=hasty)
     assert (status, "not done within 0.05 s" in out) == (1, True)
 
 
@@ -271,8 +278,8 @@ def test_a_wrong_command_line(tool: Tool, words: tuple[str, ...], error: str) ->
     assert error in err
 
 
-def test_yesterday_is_the_default(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yesterday_is_the_default(tool: Tool) -> None:
     tool.record((asking("example.org"), ROW))
-    monkeypatch.setattr(Tool, "DAY", ())
+    tool.day = ()
     _, out, _ = tool.run("--output", str(tool.reports))
     assert out.startswith("example.org: 1 messages")

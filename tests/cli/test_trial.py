@@ -424,10 +424,7 @@ def test_a_filter_that_takes_all_memory_harms_nobody(tmp_path: Path) -> None:
     assert {row["new"]["outcome"] for row in found["rows"]} == {"deferred"}
 
 
-def test_a_filter_that_never_answers_ends_the_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(program, "PATIENCE", 1.0)
+def test_a_filter_that_never_answers_ends_the_trial(tmp_path: Path) -> None:
     (tmp_path / "silent.py").write_text(
         EVIL.partition("    def setup")[0].replace("Evil", "Silent").replace("evil", "silent")
         + "    def connect(self, session: Session) -> Decision:\n"
@@ -438,19 +435,18 @@ def test_a_filter_that_never_answers_ends_the_trial(
     file = ChainFile.read(str(tried.chain))
     request = {**tried.request, "kind": "filter", "section": "silent", "session": ""}
     request["values"] = {"dry-run": "true"}  # type: ignore[assignment]  # as JSON
-    trial = program.Trial(file, "in", request)
+    trial = program.Trial(file, "in", request, patience=1.0)
     with pytest.raises(ConfigError, match="no answer for 1 s at connect"):
         trial.result()
 
 
-def test_limits_of_the_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_the_past(tmp_path: Path) -> None:
     tried = made(tmp_path)
-    monkeypatch.setattr(past, "MAX_SESSIONS", 3)
-    found = past.read(str(tried.recordings), str(tried.journal), b"", time.time())
+    place = str(tried.recordings), str(tried.journal)
+    found = past.read(*place, b"", time.time(), most=3)
     assert [each.id for each in found.sessions][-1] == MOBILE
     assert (len(found.sessions), found.left_out) == (3, 4)
-    monkeypatch.setattr(past, "MAX_BYTES", 1000)
-    found = past.read(str(tried.recordings), str(tried.journal), b"", time.time())
+    found = past.read(*place, b"", time.time(), most=3, room=1000)
     assert (len(found.sessions), found.left_out) == (0, 1)
 
 
@@ -461,12 +457,12 @@ def test_links_and_other_files_are_not_read(tmp_path: Path) -> None:
     assert tried.result("chain.in", junk_at="1")["sessions"] == 7
 
 
-def test_the_time_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_is_limited(tmp_path: Path) -> None:
     tried = made(tmp_path)
-    monkeypatch.setattr(program, "BUDGET", 0.0)
     file = ChainFile.read(str(tried.chain))
     request: dict[str, Any] = {**tried.request, "kind": "chain", "section": "in", "session": ""}
-    found = program.Trial(file, "in", {**request, "values": {"junk-at": "3"}}).result()
+    request["values"] = {"junk-at": "3"}
+    found = program.Trial(file, "in", request, budget=0.0).result()
     assert (found["sessions"], found["left_out"]) == (0, 7)
 
 

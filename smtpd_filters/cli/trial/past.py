@@ -2,7 +2,7 @@
 
 Invariants
 ----------
-*Bounded*: the newest `MAX_SESSIONS` sessions of at most `MAX_BYTES` of recordings are taken, and
+*Bounded*: the newest `most` sessions of at most `room` bytes of recordings are taken, and
 for them at most `MAX_STORIES` stories of the journal.
 """
 
@@ -63,28 +63,39 @@ class Past(NamedTuple):
     lookups: dict[str, Any]
 
 
-def read(recordings: str, directory: str, key: bytes, now: float) -> Past:
-    """Read the recordings of a directory, and the journal of another. Raises ConfigError."""
+def read(  # noqa: PLR0913  # keyword-only: one for each limit
+    recordings: str,
+    directory: str,
+    key: bytes,
+    now: float,
+    *,
+    most: int = MAX_SESSIONS,
+    room: int = MAX_BYTES,
+) -> Past:
+    """Read the recordings of a directory, and the journal of another. Raises ConfigError.
+
+    `most` sessions are taken at most, of recordings that have `room` bytes together.
+    """
     lookups: dict[str, Any] = {}
-    sessions, left_out, without_body = _sessions(recordings, now, lookups)
+    sessions, left_out, without_body = _sessions(recordings, now, lookups, most, room)
     verdicts, phases = _verdicts(directory, key, sessions, now)
     return Past(sessions, left_out, without_body, verdicts, phases, lookups)
 
 
 def _sessions(
-    directory: str, now: float, lookups: dict[str, Any]
+    directory: str, now: float, lookups: dict[str, Any], most: int, room: int
 ) -> tuple[list[Session], int, bool]:
     """Return the newest sessions, in the order of their beginnings; add to the look-ups."""
     found: list[Session] = []
     left_out = taken = 0
     without_body = False
     for path, size in _files(directory, now):
-        if taken + size > MAX_BYTES or len(found) >= MAX_SESSIONS:
+        if taken + size > room or len(found) >= most:
             left_out += 1
             continue
         taken += size
         try:
-            recording = Recording.read(_whole_lines(path), path)
+            recording = Recording.read(_whole_lines(path, room), path)
         except FileNotFoundError:  # it was deleted meanwhile
             continue
         except (OSError, ConfigError):  # it can't be read, or is damaged
@@ -97,8 +108,8 @@ def _sessions(
         found += of_file
         lookups.update({**_lookups(recording), **lookups})  # the newest counts
     found.sort(key=lambda each: each.time)
-    left_out += max(len(found) - MAX_SESSIONS, 0)
-    return found[-MAX_SESSIONS:], left_out, without_body
+    left_out += max(len(found) - most, 0)
+    return found[-most:], left_out, without_body
 
 
 def _files(directory: str, now: float) -> list[tuple[str, int]]:
@@ -119,10 +130,10 @@ def _files(directory: str, now: float) -> list[tuple[str, int]]:
     return [(path, size) for _, path, size in sorted(found, reverse=True)]
 
 
-def _whole_lines(path: str) -> bytes:
+def _whole_lines(path: str, room: int) -> bytes:
     """Return the content of a file that may still be written, without an unfinished line."""
     with open_file(path, os.O_NOFOLLOW) as file:
-        data = file.read(MAX_BYTES)
+        data = file.read(room)
     return data[: data.rfind(b"\n") + 1]
 
 

@@ -118,11 +118,24 @@ def _described(chain: str, found: list[Section]) -> dict[str, Any]:
 
 
 class Trial:
-    """A change that is tried on the past."""
+    """A change that is tried on the past.
 
-    def __init__(self, file: ChainFile, chain: str, request: dict[str, Any]) -> None:
+    After `budget` seconds no further session is played; a filter has `patience` seconds for an
+    answer.
+    """
+
+    def __init__(
+        self,
+        file: ChainFile,
+        chain: str,
+        request: dict[str, Any],
+        *,
+        budget: float = BUDGET,
+        patience: float = PATIENCE,
+    ) -> None:
         """Check the change. Raises ConfigError."""
         self._file, self._chain = file, chain
+        self._patience = patience
         self._session = request["session"]
         self.change = changed(file, chain, request["kind"], request["section"], request["values"])
         # The rules of the chain are checked with the filters, in `subject`.
@@ -140,7 +153,7 @@ class Trial:
                 looked_up=bool(self._past.lookups), changed=name if kind == "filter" else ""
             )
         ]
-        self._until = monotonic() + BUDGET
+        self._until = monotonic() + budget
 
     def result(self) -> dict[str, Any]:
         """Play all sessions, and return what differs. Raises ConfigError."""
@@ -210,7 +223,7 @@ class Trial:
             numbers = written.fileno(), notes.fileno()
             played = Played(sessions, notes.fileno(), self._until)
             command = [*python(f"{__package__}.subject"), *map(str, numbers)]
-            process = Process(command, PATIENCE, inherit=numbers)
+            process = Process(command, self._patience, inherit=numbers)
             try:
                 process.play(played, lambda: None)
             except FatalError as error:
