@@ -61,14 +61,12 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "table"
 
 
-@pytest.fixture
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step for each line, and reads of a few bytes."""
-    monkeypatch.setattr(source, "STEP", 1)
-    monkeypatch.setattr(source, "_PIECE", 7)
+def in_steps(text: str, number: int = 1) -> str:
+    """So many steps for each line: comments follow that take longer than these."""
+    comment = f"# {'x' * (source.STEP // 3)}\n"
+    return "".join(line + 3 * number * comment for line in text.splitlines(keepends=True))
 
 
-@pytest.mark.usefixtures("small_steps")
 @each_kind
 def test_lookups_use_all_old_or_all_new_entries(
     file: Path, kind: type[Table], entry: str, key: str, wrong: str
@@ -76,7 +74,7 @@ def test_lookups_use_all_old_or_all_new_entries(
     del wrong
     file.write_text(lines(entry, range(1, 9)))
     table = kind(f"file:{file}")
-    file.write_text(lines(entry, range(5, 13)))
+    file.write_text(in_steps(lines(entry, range(5, 13))))
     seen = [
         [number for number in range(1, 13) if key.format(number) in table] for _ in table.reload()
     ]
@@ -87,7 +85,6 @@ def test_lookups_use_all_old_or_all_new_entries(
     assert run(table.reload()) is False
 
 
-@pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("given_kind", KINDS)
 def test_a_failure_in_any_step_keeps_the_entries(
     file: Path, monkeypatch: pytest.MonkeyPatch, given_kind: Kind
@@ -109,7 +106,7 @@ def test_a_failure_in_any_step_keeps_the_entries(
 
     for error in (MemoryError(), OSError(errno.EIO, "Input/output error"), ConfigError("wrong")):
         for fatal in range(6):
-            file.write_text(f"# {fatal} {type(error)}\n" + lines(entry, range(6, 9)))
+            file.write_text(in_steps(f"# {fatal} {type(error)}\n" + lines(entry, range(6, 9))))
             with monkeypatch.context() as patch:
                 patch.setattr(kind.contents, "fill", fill)
                 with pytest.raises(type(error)):
@@ -118,6 +115,15 @@ def test_a_failure_in_any_step_keeps_the_entries(
     # The next one reads it.
     assert run(table.reload())
     assert [n for n in range(10) if key.format(n) in table] == [6, 7, 8]
+
+
+def test_lines_are_whole_wherever_a_read_ends(file: Path) -> None:
+    entry = "bücher"
+    filling = b"#" * (source._PIECE // 4 - 1) + b"\n"
+    for offset in range(len(entry.encode()) + 2):
+        file.write_bytes((4 * filling)[offset:] + entry.encode() + b"\nlast\n")
+        table = StringTable(str(file))
+        assert (table.match(entry), table.match("last"), len(table)) == (entry, "last", 2)
 
 
 @each_kind
@@ -324,18 +330,19 @@ FAULTS = {
 }
 
 
-@pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize(("act", "reason"), FAULTS.items())
 def test_a_file_that_goes_bad_at_any_step(
     tmp_path: Path, act: Callable[[Path], None], reason: str
 ) -> None:
+    # More than a MiB, so that there is a step in comparing it with the old file as well.
+    new = in_steps(lines("new{}", range(10)), 2)
     for step in range(30):
         folder = tmp_path / str(step)
         folder.mkdir()
         file = folder / "table"
         file.write_text("old1\nold2\n")
         table = StringTable(f"file:{file}")
-        file.write_text("".join(f"new{number}\n" for number in range(10)))
+        file.write_text(new)
         steps = table.reload()
         for _ in range(step):
             next(steps, None)

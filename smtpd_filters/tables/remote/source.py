@@ -146,8 +146,8 @@ class RemoteSource(Source):
 
     # -- a list ----------------------------------------------------------------------------
 
-    def fetch(self) -> None:
-        """List the entries at start, in a thread with a loop of its own.
+    def fetch(self, most: float = START_MAX) -> None:
+        """List the entries at start, for `most` seconds, in a thread with a loop of its own.
 
         Raises ConfigError if the source can't list.
         """
@@ -158,14 +158,14 @@ class RemoteSource(Source):
         from threading import Thread  # only here
 
         def run() -> None:
-            asyncio.run(self._fetch_once())
+            asyncio.run(self._fetch_once(most))
 
         thread = Thread(target=run)
         thread.start()
         thread.join()
 
-    async def _fetch_once(self) -> None:
-        await self.list(START_MAX)
+    async def _fetch_once(self, most: float) -> None:
+        await self.list(most)
         await self.backend.aclose()
 
     async def list(self, most: float = float("inf")) -> None:
