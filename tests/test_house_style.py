@@ -107,6 +107,20 @@ CITED = [
     section(r"[Ss]ections? [\d.]+ of RFC"),
     re.compile(r"\bRFC[-_]?\d+"),
 ]
+#: A name in capitals that a test replaces: in a call, and by an assignment.
+REPLACING = re.compile(
+    r'(?:setattr|object|patch)\([^"()]*"[\w.]*\b_?[A-Z][A-Z\d_]*"|\w\._?[A-Z][A-Z\d_]* = '
+)
+CAPITALS = re.compile(r"_?[A-Z][A-Z\d_]*")
+#: The constants of the package that tests replace all the same, and why.
+REPLACED = {
+    ("tests/cli/test_check.py", "USERS"): "the accounts of the machine",
+    ("tests/cli/test_reload.py", "_PROC"): "a directory of the system",
+    ("tests/cli/test_stores.py", "STATE"): "a directory of the system",
+    ("tests/e2e/test_servers.py", "SYSTEM"): "a directory of the system",
+    ("tests/runtime/policies.py", "ENDING"): "in a process that only its flags reach",
+    ("tests/runtime/policies.py", "INTERVAL"): "in a process that only its flags reach",
+}
 #: What runs in a filter's process whatever the policy, also while memory is scarce.
 SCARCE = tuple(
     f"smtpd_filters/{place}"
@@ -176,6 +190,31 @@ def pairs(path: str, tree: ast.Module) -> Iterator[Finding]:
             yield Finding(path, node.lineno, "items", "without memory it crashes; look values up")
 
 
+def replaced(path: str, tree: ast.Module) -> Iterator[Finding]:
+    """A limit is an argument of what it limits: tests replace no constant of the package."""
+    ours = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("smtpd_filters.")
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(ast.Attribute(attr="setattr" | "patch"), [ast.Constant(str(name)), *_]):
+                of_package = name.startswith("smtpd_filters.")
+            case ast.Call(
+                ast.Attribute(attr="setattr" | "object"), [owner, ast.Constant(str(name)), *_]
+            ):
+                of_package = ast.unparse(owner).partition(".")[0] in ours
+            case ast.Assign([ast.Attribute(attr=name)]):
+                of_package = True  # nothing else has attributes in capitals
+            case _:
+                continue
+        name = name.rpartition(".")[2]
+        if of_package and CAPITALS.fullmatch(name) and (path, name) not in REPLACED:
+            yield Finding(path, node.lineno, "constant", f"{name} is replaced; make it a parameter")
+
+
 def unexplained(text: str) -> bool:
     """Whether something else than a reason stands behind a rule that is off in a line's end."""
     *off, rest = OFF.split(text) if "#" in text else ("",)
@@ -215,6 +254,8 @@ def findings(path: str, text: str) -> list[Finding]:
         if ours:
             found += imports(path, tree)
             found += pairs(path, tree)
+        if path.startswith("tests/") and REPLACING.search(text):
+            found += replaced(path, ast.parse(text))
         if "``" in text:
             found += docstrings(path, tree)
         if "``" in text or any(map(unexplained, text.splitlines())):
@@ -240,6 +281,9 @@ def pages() -> dict[str, str]:
         )
     named = {path.relative_to(ROOT).as_posix(): path for path in sorted(paths)}
     return {name: path.read_text("utf-8") for name, path in named.items() if name not in APART}
+
+
+OURS = "from smtpd_filters import b\n"
 
 
 @pytest.mark.parametrize(
@@ -273,6 +317,15 @@ def pages() -> dict[str, str]:
         ("smtpd_filters/chain.py", "found = sorted(table.items())\n", ["items"]),
         ("smtpd_filters/chain.py", "for key in table:\n    value = table[key]\n", []),
         ("smtpd_filters/cli/a.py", "found = sorted(table.items())\n", []),
+        ("tests/a.py", f'{OURS}patch.setattr(b, "MAX_X", 1)\n', ["constant"]),
+        ("tests/a.py", f'{OURS}patch.setattr(\n    b.C,\n    "_MAX",\n    1)\n', ["constant"]),
+        ("tests/a.py", f'{OURS}with mock.patch.object(b, "MAX", 1):\n    pass\n', ["constant"]),
+        ("tests/a.py", 'patch.setattr("smtpd_filters.b.MAX", 1)\n', ["constant"]),
+        ("tests/a.py", 'patch.setattr("smtpd_filters.b.PATH", "x")\n', ["constant"]),
+        ("tests/a.py", 'mock.patch("smtpd_filters.b.MAX", 1)\n', ["constant"]),
+        ("tests/a.py", f"{OURS}b.MAX = 1\n", ["constant"]),
+        ("tests/a.py", f'{OURS}patch.setattr(b, "max", 1)\nMAX = b.MAX\n', []),
+        ("tests/a.py", 'from tests import b\npatch.setattr(b, "MAX", 1)\n', []),
         ("a.py", 'def f():\n    """Take ``a``."""\n', ["backticks"]),
         ("a.py", "x = 1  # ``y``\n", ["backticks"]),
         ("a.py", 'x = "``"\n', []),
@@ -293,6 +346,12 @@ def test_each_file_keeps_the_forms() -> None:
     assert len(files) > 400
     found = [str(it) for path, text in files.items() for it in findings(path, text)]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(("path", "name"), REPLACED)
+def test_each_exception_is_used(path: str, name: str) -> None:
+    text = (ROOT / path).read_text("utf-8")
+    assert re.search(rf"\b{name}\b", "\n".join(REPLACING.findall(text)))
 
 
 def main(arguments: list[str]) -> int:
