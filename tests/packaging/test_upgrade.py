@@ -60,7 +60,7 @@ COMMANDS = {
     "spamd": "--spamd SPAMD --new-message",
     "senderscore": "-junkBelow 80 -scoreHeader -slowFactor 10 --nameserver ZONE",
     "rewrite": "--canonical \"regexp:{ '/^(.*)@lan$/ $1@x.org' }\" --subject-prefix [X]",
-    "content": "--private --log-only",
+    "content": "--private --rules FOLDER/rules.toml",
     "tls": "--require '1.2 sender=@example.org' --require 'any certificate action=log'",
     "trace": "--detail all --record FOLDER --anonymise",
 }
@@ -72,6 +72,14 @@ filters = ["dyndns", "fcrdns", "mailfrom"]
 [filter.mailfrom]
 domains = "example.org"
 check-header = true
+"""
+RULES = """\
+[[rule]]
+name = "all"
+header = "X-Seen"
+present = false
+action = "header"
+field = "X-Seen: yes"
 """
 
 
@@ -155,6 +163,7 @@ def play(name: str, filter_: BufferedRWPair, registered: set[bytes]) -> int:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_path: Path) -> None:
     (tmp_path / "chain.toml").write_text(CHAIN)
+    (tmp_path / "rules.toml").write_text(RULES)
     subprocess.run(
         ["openssl", "genrsa", "-out", "key", "2048"],  # noqa: S607  # wherever the system has it
         cwd=tmp_path,

@@ -162,8 +162,13 @@ class Content(Filter):
         )
         if not (rules.rules or any(self._checks) or self._privacy):
             raise ConfigError("nothing to do: --dangerous off, without rules, checks and --private")
+        # At start: an upgrade may remove them later.
         if rules.rules:
-            from . import judge  # noqa: F401  # at start: an upgrade may remove it later
+            from . import judge  # noqa: F401
+        if any(rule.action not in {REFUSE, LOG} for rule in rules.rules):
+            import smtpd_filters.scanning.edits  # noqa: F401
+
+            from . import edits  # noqa: F401
 
         self.edits_signed = self._edits()
         points = [rule.points for rule in rules.rules if rule.action == POINTS]
@@ -300,9 +305,9 @@ class Content(Filter):
         return PROCEED.because("; ".join(map(_why, done)))
 
     async def _edit(self, session: Session, message: Message, hits: list[Hit]) -> None:
-        from smtpd_filters.scanning.edits import Edits
+        from smtpd_filters.scanning.edits import Edits  # loaded by `setup`
 
-        from .edits import apply, removal, renaming
+        from .edits import apply, removal, renaming  # loaded by `setup`
 
         fields = Edits(message.headers, lambda note: self.log.event("edit", session, note=note))
         for hit in hits:
