@@ -14,9 +14,9 @@ import pytest
 
 from smtpd_filters import testing
 from smtpd_filters.filters.trace import Trace
-from smtpd_filters.testing import Client, Conversation, Delivery, DNSServer, Verdict
+from smtpd_filters.testing import Client, Conversation, Delivery, DNSServer, HTTPStub, Verdict
 from smtpd_filters.testing.dns.zone import NUMBERS, SWITCHES, Zone
-from smtpd_filters.testing.rspamd.stub import BEHAVIOURS
+from smtpd_filters.testing.http import BEHAVIOURS
 from smtpd_filters.testing.server import VERSIONS, system_version, unavailable
 from tests.needed import need
 from tests.test_tutorial import FILES
@@ -30,6 +30,7 @@ APART: dict[type, set[str]] = {
         *("admd", "ask", "drop_lines", "end_lines", "message_id", "oracle", "phases", "protocol"),
         *("report", "reports", "write_lines"),
     },
+    HTTPStub: {"answer_to"},
     DNSServer: {"answers", "catch_up", "datagram", "endpoints", "negative_ttl"},
 }
 
@@ -40,13 +41,13 @@ def public(cls: type) -> set[str]:
     return found - APART.get(cls, set())
 
 
-@pytest.mark.parametrize("cls", [Client, Conversation, Delivery, DNSServer, Verdict])
+@pytest.mark.parametrize("cls", [Client, Conversation, Delivery, DNSServer, HTTPStub, Verdict])
 def test_the_page_has_the_members_of(cls: type) -> None:
     missing = {name for name in public(cls) if not re.search(rf"\b{name}\b", PAGE)}
     assert missing == set()
 
 
-@pytest.mark.parametrize("cls", [Conversation, DNSServer])
+@pytest.mark.parametrize("cls", [Conversation, DNSServer, HTTPStub])
 def test_the_page_has_the_parameters_of(cls: type[Any]) -> None:
     [line] = re.findall(rf"^\.Fn {cls.__name__} (.*)$", PAGE, re.MULTILINE)
     named = [word.rstrip("=") for word in line.split()]

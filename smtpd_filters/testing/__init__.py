@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from .client import Client, Delivery
     from .conversation import Conversation, play
     from .dns import DNSServer
+    from .http import HTTPStub
 
 __all__ = [
     "Client",
     "Conversation",
     "DNSServer",
     "Delivery",
+    "HTTPStub",
     "Oracle",
     "Replay",
     "Step",
@@ -30,6 +32,7 @@ _HOME = {
     **dict.fromkeys(("Conversation", "play"), ".conversation"),
     **dict.fromkeys(("Replay", "Step"), "smtpd_filters.recording.replay"),
     "DNSServer": ".dns",
+    "HTTPStub": ".http",
     "Oracle": "smtpd_filters.oracle",
     "Verdict": "smtpd_filters.recording.verdict",
 }

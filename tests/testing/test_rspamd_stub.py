@@ -112,6 +112,17 @@ def test_bodies_in_chunks_and_pings(stub: RspamdStub, client: HTTPConnection) ->
     assert stub.asked == 1
 
 
+def test_other_gets_are_requests(stub: RspamdStub, client: HTTPConnection) -> None:
+    stub.answer = lambda request: {"full": request.path == "/quota/a%20b@x?c=1"}
+    client.request("GET", "/quota/a%20b@x?c=1")
+    assert client.getresponse().read() == b'{"full": true}'
+    assert [(each.method, each.path) for each in stub.requests] == [("GET", "/quota/a%20b@x?c=1")]
+    stub.answer = Answer(b"{}", status=503, behaviour="early")
+    client.request("GET", "/")
+    assert client.getresponse().status == 503
+    assert stub.asked == 2
+
+
 @pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS.keys() - {"endless"}))
 def test_each_behaviour(stub: RspamdStub, client: HTTPConnection, behaviour: str) -> None:
     stub.answer = Answer(b"{}", behaviour=behaviour)

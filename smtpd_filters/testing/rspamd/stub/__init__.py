@@ -1,14 +1,8 @@
 """An Rspamd stub on loopback with preset answers, for tests, benchmarks and demonstrations.
 
-It is a real HTTP server, over TCP or a unix socket, that scans nothing. Every POST gets the current
-`Answer`, whatever the path; `GET /ping` gets `pong`, as from the daemon. An answer can be a
-function of the `Request`, which returns a mapping or an `Answer`, and can fail in many ways
-(`BEHAVIOURS`). Otherwise it follows HTTP: connections are kept alive, bodies may be chunked,
-requests may be pipelined.
-
-`requests` are the requests in order: names, values and bodies byte for byte. A request costs tens
-of microseconds, so that the stub doesn't dominate a benchmark; with `keep=0` bodies are counted but
-not kept.
+It is the HTTP server of `smtpd_filters.testing.http`, and scans nothing. `GET /ping` gets `pong`,
+as from the daemon; every other request gets the current `Answer`, that for a clean message by
+default, whatever the path.
 
 Example::
 
@@ -26,7 +20,38 @@ Run as a program, it returns one answer until SIGTERM or the end of its input, a
 
 from __future__ import annotations
 
-from .answers import BEHAVIOURS, CLEAN, Answer, Request
-from .server import KEEP, RspamdStub
+from typing import TYPE_CHECKING, Any
+
+from smtpd_filters.testing.http import BEHAVIOURS, KEEP, Answer, HTTPStub, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["BEHAVIOURS", "CLEAN", "KEEP", "Answer", "Request", "RspamdStub"]
+
+#: The reply for a clean message.
+CLEAN: dict[str, Any] = {
+    "is_skipped": False,
+    "score": 0.0,
+    "required_score": 15.0,
+    "action": "no action",
+    "symbols": {},
+    "messages": {},
+    "message-id": "stub@example.org",
+    "time_real": 0.001,
+}
+
+
+class RspamdStub(HTTPStub):
+    """An `HTTPStub` that finds every message clean, unless given another answer."""
+
+    def __init__(
+        self,
+        answer: Mapping[str, Any]
+        | Answer
+        | Callable[[Request], Mapping[str, Any] | Answer] = CLEAN,
+        *,
+        listen: str = "127.0.0.1:0",
+        keep: int = KEEP,
+    ) -> None:
+        super().__init__(answer, listen=listen, keep=keep)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from .answers import CLEAN, Answer, Request
+from .answers import Answer, Request
 from .connection import Connection
 
 if TYPE_CHECKING:
@@ -21,8 +21,12 @@ KEEP = 1000
 _FAILED = "an answer of the stub could not be made"
 
 
-class RspamdStub:
-    """A context manager that runs the stub in a thread.
+class HTTPStub:
+    """A context manager that runs an HTTP server in a thread, on loopback.
+
+    `answer` is what every request gets, whatever its method and path: a mapping, sent as JSON, an
+    `Answer`, or a function of the `Request` that returns one of the two. Only `GET /ping`, by which
+    the framework finds out whether a server is alive again, is always answered, and not recorded.
 
     An answer that can't be made, as when its function raises, has status 500, and the end of the
     `with` block raises AssertionError for the first of them (`errors` has all).
@@ -34,9 +38,7 @@ class RspamdStub:
 
     def __init__(
         self,
-        answer: Mapping[str, Any]
-        | Answer
-        | Callable[[Request], Mapping[str, Any] | Answer] = CLEAN,
+        answer: Mapping[str, Any] | Answer | Callable[[Request], Mapping[str, Any] | Answer],
         *,
         listen: str = "127.0.0.1:0",
         keep: int = KEEP,
@@ -78,7 +80,7 @@ class RspamdStub:
         self._bound.clear()
         self._failures.clear()
         self._unlink()
-        self._thread = threading.Thread(target=self._run, name="rspamd-stub", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="http-stub", daemon=True)
         self._thread.start()
         self._bound.wait()
         for failure in self._failures:

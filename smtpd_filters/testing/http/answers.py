@@ -27,17 +27,6 @@ BEHAVIOURS: dict[str, str] = {
     "stale": "the whole reply; the connection is closed when its next request comes",
 }
 PARTIAL = frozenset({"drop", "cut", "reset-half", "stall", "trickle", "endless"})
-#: The reply for a clean message.
-CLEAN: dict[str, Any] = {
-    "is_skipped": False,
-    "score": 0.0,
-    "required_score": 15.0,
-    "action": "no action",
-    "symbols": {},
-    "messages": {},
-    "message-id": "stub@example.org",
-    "time_real": 0.001,
-}
 #: The end of a header block.
 END = b"\r\n\r\n"
 
@@ -47,6 +36,7 @@ class Request:
     """A request to the stub, with its `method`, `path` and `body`."""
 
     method: str
+    #: As sent, with the query.
     path: str
     #: Names and values as received, in order, decoded as Latin-1.
     headers: tuple[tuple[str, str], ...]
@@ -104,7 +94,7 @@ class Answer:
             reason = "Error"
         lines = [
             f"HTTP/1.1 {self.status} {reason}",
-            "Server: rspamd-stub",
+            "Server: stub",
             f"Content-Type: {self.content_type}",
             *(f"{name}: {value}" for name, value in self.headers),
         ]

@@ -13,7 +13,7 @@ from .answers import END, PARTIAL, Answer, Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .server import RspamdStub
+    from .server import HTTPStub
 
 #: Octets of a header block, as in the daemon's HTTP parser.
 _HEAD_MAX = 80 << 10
@@ -23,7 +23,7 @@ _ENDLESS = b"x" * (64 << 10)
 class Connection(asyncio.Protocol):
     """One connection of a client."""
 
-    def __init__(self, stub: RspamdStub) -> None:
+    def __init__(self, stub: HTTPStub) -> None:
         self._stub = stub
         self._transport: asyncio.Transport | None = None
         self._number = 0
@@ -110,7 +110,7 @@ class Connection(asyncio.Protocol):
         self._left = -1 if chunked else int(request.get("Content-Length") or 0)
         if request.get("Expect"):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if method != "GET" and not callable(self._stub.answer):
+        if not _is_ping(request) and not callable(self._stub.answer):
             # A function is called once, with the whole request.
             answer, wire = self._stub.answer_to(request)
             if answer.behaviour == "early":
@@ -148,7 +148,7 @@ class Connection(asyncio.Protocol):
     # -- answers ---------------------------------------------------------------------------
 
     def _answer(self, request: Request) -> None:
-        if request.method == "GET":
+        if _is_ping(request):
             self._write(Answer(b"pong\r\n", content_type="text/plain").wire())
             return
         stub = self._stub
@@ -227,3 +227,7 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+
+def _is_ping(request: Request) -> bool:
+    return request.method == "GET" and request.path == "/ping"
