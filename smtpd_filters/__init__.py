@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .message import Headers, Message
     from .own_field import OwnField
     from .parts import Part, Parts, read_parts
+    from .runtime.probes import Probe
     from .sandbox import Needs
     from .session import Session, Transaction
     from .stores import (
@@ -70,6 +71,7 @@ _LAZY = {
     **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
     **dict.fromkeys(("Part", "Parts", "read_parts"), "parts"),
+    "Probe": "runtime.probes",
     "Service": "lookups.http",
     **dict.fromkeys(("Session", "Transaction"), "session"),
     **dict.fromkeys(
@@ -129,6 +131,7 @@ __all__ = [
     "Part",
     "Parts",
     "Points",
+    "Probe",
     "Proceed",
     "Put",
     "Registration",

@@ -34,7 +34,7 @@ from .guard import REFUSALS, Guard
 from .protocol.decisions import PROCEED, Decision, Rewrite
 from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
 from .runtime.coroutines import CANCELLED, Early, Turn, begin
-from .runtime.log import FilterLog, fold_traceback
+from .runtime.log import FilterLog, fold_traceback, show
 from .runtime.watchdog import Watchdog
 from .session import FIELDS, TOGETHER, text
 
@@ -467,7 +467,7 @@ class Chain:
             except BaseException as error:  # noqa: BLE001  # failures are a filter's own
                 watchdog.running = 0.0
                 if isinstance(error, UnavailableError):
-                    filter_.log.failure(event, event, session.id, {}, cause=str(error))
+                    filter_.log.failure(event, event, session.id, {}, cause=show(error))
                     continue
                 text = fold_traceback(error)
                 filter_.log.defect(event, session, text)
@@ -544,10 +544,30 @@ class Chain:
         self.log.event(owner, "reload", table=name, **result)
 
 
+async def close(filters: Sequence[Filter], log: Log) -> None:
+    """Release what filters hold: call their `close`, and close their remote tables and pools."""
+    for filter_ in filters:
+        try:
+            await filter_.close()
+        except BaseException as error:  # noqa: BLE001  # failures are a filter's own
+            _failed(filter_, "close", error)
+    for filter_ in filters:
+        for table in filter_.remote_tables():
+            await table.remote.aclose()
+    for pool in {id(each.pool): each.pool for each in filters}.values():
+        try:
+            await pool.aclose()
+        except BaseException as error:  # noqa: BLE001  # failures are a filter's own
+            log.event("smtpd-filters", "close", error=fold_traceback(error))
+
+
 def _failed(filter_: Filter, what: str, error: BaseException, *, expected: bool = False) -> None:
     """Log the exception of an event method that belongs to no session."""
+    if isinstance(error, UnavailableError):
+        filter_.log.event(what, cause=show(error))
+        return
     text = fold_traceback(error)
-    if not (expected or isinstance(error, UnavailableError)):
+    if not expected:
         filter_.log.defect(what, "", text)
     filter_.log.event(what, error=text)
 

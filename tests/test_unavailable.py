@@ -79,6 +79,9 @@ def test_what_was_done_to_the_header_is_undone(on_error: str) -> None:
 class Ahead(Filter):
     """Can't find out ahead of need."""
 
+    async def refresh(self) -> None:
+        raise UnavailableError("no list")
+
     def link_identify(self, _session: Session) -> None:
         raise UnavailableError("no answer")
 
@@ -91,4 +94,7 @@ def test_of_an_event_the_cause_is_logged() -> None:
         client = smtpd.connect()
         client.ehlo()
         assert client.mail_from("bob@example.net").verb == "proceed"
-        assert smtpd.log == [f'{client.id} {Ahead.name} link_identify cause="no answer"']
+        assert smtpd.log == [
+            f'{Ahead.name} refresh cause="no list"',
+            f'{client.id} {Ahead.name} link_identify cause="no answer"',
+        ]

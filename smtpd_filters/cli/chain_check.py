@@ -58,9 +58,8 @@ def check(own: Options, places: Sequence[str]) -> int:
     sys.stderr.write(f"{printable(text)}\n")
     if own.online:
         found.log.silent = True
-        _ask_services(
-            [each[0] for each in found.ready.values() if each is not None], found.journals
-        )
+        filters = [each[0] for each in found.ready.values() if each is not None]
+        _ask_services(filters, found.journals, found.log)
     return FINE
 
 
@@ -161,10 +160,11 @@ def _left_out(file: ChainFile, chains: Iterable[str]) -> str:
     return f"; in no chain: {', '.join(unused)}" if unused else ""
 
 
-def _ask_services(filters: Sequence[Filter], journals: Collection[str]) -> None:
+def _ask_services(filters: Sequence[Filter], journals: Collection[str], log: Log) -> None:
     """Have filters ask their services, try the sockets of journals, and write the answers."""
     import asyncio
 
+    from smtpd_filters.chain import close
     from smtpd_filters.journal.sender import probe_of
     from smtpd_filters.runtime.probes import ask
 
@@ -172,6 +172,7 @@ def _ask_services(filters: Sequence[Filter], journals: Collection[str]) -> None:
         probes = [probe for each in filters for probe in each.all_probes()]
         for answer in await ask([*probes, *map(probe_of, sorted(journals))]):
             sys.stderr.write(f"{answer.line()}\n")
+        await close(filters, log)
 
     asyncio.run(write())
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .log import MAX_TEXT, fold_traceback
+from smtpd_filters.errors import UnavailableError
+
+from .log import MAX_TEXT, fold_traceback, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +34,10 @@ _GROUP = (
 class Probe(NamedTuple):
     """A question to a service.
 
-    `subject` names the service, as in "name server 192.0.2.53". `ask` returns "", or why the
-    service can't be used; what it raises counts as the latter.
+    `subject` names the service, as in "name server 192.0.2.53"; an address at its end isn't
+    repeated in a fault. `ask` is a coroutine function that returns "", or why the service can't be
+    used. UnavailableError is such a fault too, with its text; any other exception is a bug, shown
+    with its traceback. It has 10 seconds.
     """
 
     subject: str
@@ -92,6 +96,8 @@ async def _ask(probe: Probe, seconds: float) -> Answer:
             fault = await probe.ask()
     except TimeoutError:
         fault = f"no answer within {seconds:g} s"
+    except UnavailableError as error:
+        fault = show(error) or "unavailable"
     except Exception as error:  # noqa: BLE001  # of a filter's own code
         fault = fold_traceback(error)
     return Answer(probe.subject, monotonic() - began, _advised(probe.subject, fault)[:MAX_TEXT])

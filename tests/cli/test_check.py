@@ -819,6 +819,37 @@ def test_failing_services_of_a_chain_leave_no_other_line(
     assert service.startswith(f"{path}: table redis:{table}: ")
 
 
+def test_a_chains_filters_are_closed_after_their_probes(
+    tmp_path: Path, chains: Callable[[str], str], capsys: Capture
+) -> None:
+    closed = tmp_path / "closed"
+    file = tmp_path / "own.py"
+    file.write_text(f"""
+from smtpd_filters import PROCEED, Filter, Probe, Proceed, UnavailableError
+
+class Own(Filter):
+    "Asks a service by itself."
+
+    def helo(self, session, identity) -> Proceed:
+        return PROCEED
+
+    def probes(self):
+        return [Probe("own http://192.0.2.1", self._ask)]
+
+    async def _ask(self):
+        raise UnavailableError("status 503")
+
+    async def close(self):
+        open({str(closed)!r}, "w").close()
+""")
+    path = chains(f'[filter.own]\nuse = "{file}:Own"\n[chain.x]\nfilters = ["own"]\n')
+    assert check_under(["--chains", path, *AS_ME, "--online"]) == 1
+    fine, service = capsys.readouterr().out.splitlines()
+    assert fine.startswith("configuration OK: ")
+    assert service.startswith(f"{path}: own http://192.0.2.1: status 503 (")
+    assert closed.exists()
+
+
 def test_an_error_of_a_chain_is_reported_once(
     tmp_path: Path, chains: Callable[[str], str], capsys: Capture
 ) -> None:

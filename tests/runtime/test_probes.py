@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.runtime.probes import MARK, Answer, Probe, ask
 from tests.effort import part
 
@@ -36,6 +37,19 @@ def test_all_are_asked() -> None:
     assert (a.subject, a.fault) == ("a", "")
     assert (b.subject, b.fault) == ("b", "refused")
     assert c.fault.startswith("OSError: no route")
+
+
+async def lacks() -> str:
+    raise UnavailableError("status 503")
+
+
+async def lacks_silently() -> str:
+    raise UnavailableError("")
+
+
+def test_of_a_service_that_is_unavailable_the_cause_is_shown() -> None:
+    probes = [Probe("quota http://192.0.2.1", lacks), Probe("b", lacks_silently)]
+    assert [each.fault for each in asyncio.run(ask(probes))] == ["status 503", "unavailable"]
 
 
 def test_a_service_that_never_answers() -> None:
