@@ -43,7 +43,8 @@ MODULES: dict[str, tuple[str, ...]] = {
         *("known_address", "client_address"),
     ),
     "smtpd_filters.testing": (),
-    "smtpd_filters.testing.rspamd.stub": ("RspamdStub", "Answer", "Request", "BEHAVIOURS"),
+    "smtpd_filters.testing.http": ("HTTPStub", "Answer", "Request", "BEHAVIOURS"),
+    "smtpd_filters.testing.rspamd.stub": ("RspamdStub",),
     "smtpd_filters.testing.server": (
         *("Smtpd", "Delivered", "filter_command", "script_command", "file_path", "scratch_path"),
         *("password", "unavailable"),

@@ -26,6 +26,7 @@ TESTS = sorted(name for name in FILES if name.startswith("test_"))
 FILTERS = sorted(FILES.keys() - set(TESTS))
 #: The flags without which a filter doesn't start here.
 FLAGS = {
+    "quota.py": ("--service", "http://127.0.0.1:1"),
     "subject.py": ("--service", "http://127.0.0.1:1"),
     "recipients.py": ("--store", "memory:"),
 }
@@ -57,7 +58,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 9
+    assert len(FILTERS) == 10
     assert len(TESTS) == 3
 
 

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
 KEPT_ALIVE = 75.0
 #: Seconds to establish a connection: a lost SYN is sent again after 1 and after 3 (RFC 6298).
 CONNECT = 5.0
+#: URLs kept at most.
+_URLS = 64
 #: The errors of a failed connect, and of any broken connection, which include those.
 UNCONNECTED = aiohttp.ClientConnectorError
 BROKEN = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError)
@@ -107,6 +109,8 @@ class Host:
         """Return the URL of a request."""
         url = self._urls.get(path)
         if url is None:
+            if len(self._urls) >= _URLS:  # paths can have text of clients
+                self._urls.clear()
             url = URL(f"{self.endpoint.base}{self.endpoint.path}{path}", encoded=True)
             self._urls[path] = url
         return url

@@ -2,9 +2,12 @@
 
     reputation = Service.setting()
     answer = await self.reputation.ask({"address": session.address})
+    answer = await self.reputation.get("address", session.address)
 
 Invariants
 ----------
+*Own resource*: text of a client in a path or a query can't change which resource is asked about. A
+segment is encoded as a whole, and is not sent if a server could take it for more, or for none.
 *Unavailable raises*: a request without a usable answer raises UnavailableError, so that the
 filter's `--on-error` decides.
 *Bounded*: an answer has at most LIMIT bytes, and the cache is bounded in entries and in memory.
@@ -14,8 +17,10 @@ filter's `--on-error` decides.
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from urllib.parse import quote, urlencode
 
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.cache import MAX_ENTRY, Cache
@@ -26,7 +31,7 @@ from .client import Client
 from .messages import Request, Response
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from smtpd_filters.lookups.failover.breaker import Note
 
@@ -41,6 +46,15 @@ LIMIT = 64 << 10
 ENTRIES = 8192
 #: What a program raises that finds something else in an answer than it expects.
 _UNUSABLE = (ValueError, TypeError, LookupError, AttributeError)
+#: What is sent as it is besides letters, digits and "_.-~". Others are for servers to interpret:
+#: "+" can be a blank, and ";" begins a parameter.
+_PLAIN = "@:"
+#: The error handler by which a byte that isn't UTF-8 is sent as itself.
+_BYTES = "surrogateescape"
+#: Parts of a path that servers remove, also if encoded (RFC 3986 section 6.2.2, nginx's
+#: merge_slashes); some decode slashes before, or take backslashes for such.
+_SLASHES = re.compile(r"[/\\]")
+_SHORTENED = frozenset({"", ".", ".."})
 
 
 class Service:
@@ -70,9 +84,10 @@ class Service:
             note=note,
             watch=note,
         )
-        self._fields = [("Content-Type", "application/json"), ("Accept", "application/json")]
+        self._fields = [("Accept", "application/json")]
         if token:
             self._fields.append(("Authorization", f"Bearer {token}"))
+        self._post_fields = [("Content-Type", "application/json"), *self._fields]
         self._keep = keep
         self._clock = clock
         self._kept: Cache[bytes] = Cache(ENTRIES)
@@ -108,20 +123,26 @@ class Service:
         return ServiceSetting(flag, keep=keep)
 
     @overload
-    async def ask(self, question: object, *, path: str = "") -> Any: ...
+    async def ask(self, question: object, *, path: tuple[str, ...] = ()) -> Any: ...
     @overload
-    async def ask(self, question: object, read: Callable[[Any], T], *, path: str = "") -> T: ...
+    async def ask(
+        self, question: object, read: Callable[[Any], T], *, path: tuple[str, ...] = ()
+    ) -> T: ...
 
     async def ask(
-        self, question: object, read: Callable[[Any], Any] | None = None, *, path: str = ""
+        self,
+        question: object,
+        read: Callable[[Any], Any] | None = None,
+        *,
+        path: tuple[str, ...] = (),
     ) -> Any:
         """POST a question as JSON to the address with `path` appended; return the answer's value.
 
-        An answer has status 200, JSON as content, and at most 64 KiB. It is cached, and used again
-        for an equal question; equal ones that are pending at the same time are each sent. `read`
-        gets its value and returns what is to be returned. If it raises ValueError, TypeError,
-        LookupError or AttributeError, the answer is unusable: it isn't cached, and the next server
-        is asked.
+        The segments of `path` are as for `get`. An answer has status 200, JSON as content, and at
+        most 64 KiB. It is cached, and used again for an equal question; equal ones that are pending
+        at the same time are each sent. `read` gets its value and returns what is to be returned. If
+        it raises ValueError, TypeError, LookupError or AttributeError, the answer is unusable: it
+        isn't cached, and the next server is asked.
 
         A server that couldn't be reached, gave no answer in time or broke off in one three times in
         a row is passed over for 30 seconds. One that gives another status or an unusable answer is
@@ -129,30 +150,68 @@ class Service:
         there are several servers, the log has a line `server failed` for one that fails in either
         way, and `answers again` for its next usable answer; at most one of each a minute.
 
-        Raises UnavailableError if no server gave a usable answer in time. Raises TypeError or
-        ValueError for a question that JSON can't express, a mistake of the caller.
+        Raises UnavailableError if no server gave a usable answer in time, and for a segment that
+        can't be sent. Raises TypeError or ValueError for a question that JSON can't express, a
+        mistake of the caller.
         """
         data = json.dumps(question, allow_nan=False, sort_keys=True).encode()
-        key = path, data
+        return await self._value(_path(path), data, read)
+
+    @overload
+    async def get(self, *path: str, query: Mapping[str, str] | None = ...) -> Any: ...
+    @overload
+    async def get(
+        self, *path: str, query: Mapping[str, str] | None = ..., read: Callable[[Any], T]
+    ) -> T: ...
+
+    async def get(
+        self,
+        *path: str,
+        query: Mapping[str, str] | None = None,
+        read: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """GET the address with `path` and `query` appended; return the answer's value.
+
+        `get("quota", "a/b@example.org")` asks for `/quota/a%2Fb@example.org`: each segment of the
+        path, and each name and value of the query, is percent-encoded as a whole (RFC 3986), from
+        UTF-8, and a byte of the client that isn't UTF-8 as this byte. So it may hold text of a
+        client. Answers, `read` and failing servers are as with `ask`.
+
+        Raises UnavailableError if no server gave a usable answer in time; and, without asking, for
+        a segment that is empty, `.` or `..`, or has such a part between slashes or backslashes.
+        Some servers decode slashes and shorten such a path, to that of another resource. Raises
+        ValueError for a surrogate that stands for no byte, a mistake of the caller.
+        """
+        target = _path(path)
+        if query:
+            target += f"?{urlencode(query, quote_via=quote, safe=_PLAIN, errors=_BYTES)}"
+        return await self._value(target, None, read)
+
+    async def _value(self, path: str, body: bytes | None, read: Callable[[Any], Any] | None) -> Any:
+        """Return the value of the answer, from the cache or a server, as `read` returns it."""
+        key = path, body
         content = self._kept.get(key, self._clock())
         if content is not None:
             try:
-                return _value(content, read)
+                return _parsed(content, read)
             except BadReplyError:
                 pass  # another `read`, which can't use it
-        request = Request(path, self._fields, data, size=len(data), limit=LIMIT)
+        if body is None:
+            request = Request(path, self._fields, None, limit=LIMIT)
+        else:
+            request = Request(path, self._post_fields, body, size=len(body), limit=LIMIT)
 
         async def receive(response: Response) -> tuple[bytes, Any]:
             if response.status != HTTP_OK:
                 raise BadReplyError(f"status {response.status}")
             content = await response.read()
-            return content, _value(content, read)
+            return content, _parsed(content, read)
 
         reply = await self._client.ask(request, receive)
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause)
         content, value = reply
-        size = len(content) + len(data) + len(path)
+        size = len(content) + len(body or b"") + len(path)
         if self._keep and size <= MAX_ENTRY:
             self._kept.put(key, content, self._clock() + self._keep, size + 350)
         return value
@@ -170,7 +229,17 @@ class SharedService(Service):
         raise RuntimeError("a filter can't close its service: the framework does")
 
 
-def _value(content: bytes, read: Callable[[Any], Any] | None) -> Any:
+def _path(segments: Sequence[str]) -> str:
+    """Return the path of segments, each encoded; raise UnavailableError if one can't be sent."""
+    if isinstance(segments, str):
+        raise TypeError(f"path: expected a tuple of segments, not {segments!r}")
+    for segment in segments:
+        if not _SHORTENED.isdisjoint(_SLASHES.split(segment)):
+            raise UnavailableError("not asked: a segment of the path is empty or dots")
+    return "".join(f"/{quote(segment, _PLAIN, errors=_BYTES)}" for segment in segments)
+
+
+def _parsed(content: bytes, read: Callable[[Any], Any] | None) -> Any:
     """Return the value of an answer's JSON, as `read` returns it; raise BadReplyError."""
     try:
         value = json.loads(content)

@@ -18,7 +18,7 @@ from smtpd_filters import (
 )
 from smtpd_filters.lookups.http import Service
 from smtpd_filters.testing import Conversation
-from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
+from smtpd_filters.testing.http import BEHAVIOURS, Answer, HTTPStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 OK = {"verdict": "ok"}
 NO = {"verdict": "no"}
+TOKEN = "t"  # noqa: S105  # of a stub
 
 
 class Asks(Filter):
@@ -35,7 +36,7 @@ class Asks(Filter):
     service = Service.setting()
 
     async def ehlo(self, session: Session, identity: str) -> Decision:
-        answer = await self.service.ask({"name": identity, "of": session.address}, path="/greet")
+        answer = await self.service.ask({"name": identity, "of": session.address}, path=("greet",))
         # A change of it may not reach the cache.
         return PROCEED if answer.pop("verdict") == "ok" else Reject("550 5.7.1 No")
 
@@ -53,8 +54,8 @@ class Reads(Asks):
 
 
 @pytest.fixture
-def stub() -> Iterator[RspamdStub]:
-    with RspamdStub(OK) as server:
+def stub() -> Iterator[HTTPStub]:
+    with HTTPStub(OK) as server:
         yield server
 
 
@@ -62,7 +63,7 @@ def greet(smtpd: Conversation, name: str = "mail.example.com") -> str:
     return smtpd.connect().ehlo(name).reply
 
 
-def test_a_question_and_its_answer(stub: RspamdStub) -> None:
+def test_a_question_and_its_answer(stub: HTTPStub) -> None:
     with Conversation(Asks, "--service", f"{stub.url}/v1") as smtpd:
         assert greet(smtpd) == ""
         stub.answer = NO
@@ -74,7 +75,135 @@ def test_a_question_and_its_answer(stub: RspamdStub) -> None:
     assert request.get("Authorization") is None
 
 
-def test_answers_are_kept_and_expire(stub: RspamdStub) -> None:
+class Gets(Filter):
+    """Refuses recipients whose mailboxes are full."""
+
+    on_error = "tempfail"
+    service = Service.setting()
+
+    async def rcpt_to(self, _session: Session, address: str) -> Decision:
+        full = await self.service.get("quota", address, read=lambda answer: bool(answer["full"]))
+        return Reject("452 4.2.2 Full") if full else PROCEED
+
+
+#: Addresses of clients, and the path that asks about them.
+ADDRESSES = {
+    "bob@example.org": "/v1/quota/bob@example.org",
+    '"x HTTP/1.0 "@example.org': "/v1/quota/%22x%20HTTP%2F1.0%20%22@example.org",
+    '"a\tb"@x': "/v1/quota/%22a%09b%22@x",
+    "\udcff@example.org": "/v1/quota/%FF@example.org",
+    "\u00fc\u2028@example.org": "/v1/quota/%C3%BC%E2%80%A8@example.org",
+    "\x01\x7f@example.org": "/v1/quota/%01%7F@example.org",
+    "..@example.org": "/v1/quota/..@example.org",
+    "a%2e+b;c=d&e@example.org": "/v1/quota/a%252e%2Bb%3Bc%3Dd%26e@example.org",
+    "x?y#z@[::1]": "/v1/quota/x%3Fy%23z@%5B::1%5D",
+    "a/b\\c@example.org": "/v1/quota/a%2Fb%5Cc@example.org",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_in_a_path_is_asked_about_as_it_is(stub: HTTPStub, address: str) -> None:
+    stub.answer = {"full": True}
+    with Conversation(Gets, "--service", f"{stub.url}/v1/") as smtpd:
+        client = smtpd.connect()
+        client.ehlo("mail.example.com")
+        client.mail_from("a@example.net")
+        assert client.rcpt_to(address).reply == "452 4.2.2 Full"
+        assert client.rcpt_to(address).reply == "452 4.2.2 Full"
+    [request] = stub.requests
+    line, *fields = request.head.decode().split("\r\n")
+    assert line == f"GET {ADDRESSES[address]} HTTP/1.1"
+    assert sorted(field.partition(":")[0] for field in fields) == ["Accept", "Host"]
+    assert request.body == b""
+
+
+@pytest.mark.parametrize(
+    "address", ["../x@y", "a/./b", "a//b@c", "/a", "a/", "..", ".", "a\\..\\b"]
+)
+def test_a_path_that_a_server_could_shorten_is_not_sent(stub: HTTPStub, address: str) -> None:
+    with Conversation(Gets, "--service", stub.url) as smtpd:
+        client = smtpd.connect()
+        client.ehlo("mail.example.com")
+        client.mail_from("a@example.net")
+        assert client.rcpt_to(address).reply.startswith("451 4.3.0 ")
+        assert "not asked: a segment of the path is empty or dots" in smtpd.log[0]
+    assert not stub.requests
+
+
+def test_paths_and_queries(stub: HTTPStub) -> None:
+    import asyncio
+
+    stub.answer = {"ok": 1}
+
+    async def work() -> None:
+        service = Service([stub.url], timeout=1, deadline=1, keep=9, connections=1, token=TOKEN)
+        for _ in range(2):
+            assert await service.get() == {"ok": 1}
+            assert await service.get(query={"a": "b c+\udcff&", "d": ""}) == {"ok": 1}
+            assert await service.get("x", query={"a": "@"}, read=lambda found: found["ok"]) == 1
+            assert await service.ask("q", path=("x", "y z")) == {"ok": 1}
+        with pytest.raises(UnavailableError):
+            await service.ask("q", path=("",))
+        wrong: Any = "/x"
+        with pytest.raises(TypeError, match="expected a tuple of segments, not '/x'"):
+            await service.ask("q", path=wrong)
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            await service.get("\ud800")
+        for number in range(200):
+            await service.get(str(number))
+        assert len(service._client.hosts[0]._urls) < 100
+        await service.aclose()
+
+    asyncio.run(work())
+    assert [(each.method, each.path) for each in list(stub.requests)[:4]] == [
+        ("GET", "/"),
+        ("GET", "/?a=b%20c%2B%FF%26&d="),
+        ("GET", "/x?a=@"),
+        ("POST", "/x/y%20z"),
+    ]
+    assert {each.get("Authorization") for each in stub.requests} == {f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("behaviour", sorted(BEHAVIOURS.keys() - {"trickle"}))
+def test_a_get_succeeds_or_fails_as_a_post_does(
+    stub: HTTPStub, behaviour: str, *, kept: bool
+) -> None:
+    import asyncio
+
+    async def work(method: str) -> list[str]:
+        service = Service([stub.url], timeout=0.3, deadline=1, connections=2)
+        stub.answer = OK
+        results = []
+        for number in range(4 if kept else 3):
+            if not kept or number == 1:
+                stub.answer = Answer.of(OK, behaviour=behaviour)
+            if number == 3:
+                stub.answer = OK
+            try:
+                answer = await (service.get("x") if method == "get" else service.ask("x"))
+            except UnavailableError as error:
+                answer = str(error)
+            results.append(str(answer))
+        await service.aclose()
+        return results
+
+    assert asyncio.run(work("get")) == asyncio.run(work("ask"))
+
+
+def test_a_service_that_is_asked_by_get_fails_over(stub: HTTPStub) -> None:
+    stub.answer = {"full": True}
+    with HTTPStub(Answer.of({}, behaviour="garbage")) as broken:
+        flags = ("--service", broken.url, "--service", stub.url)
+        with Conversation(Gets, *flags) as smtpd:
+            client = smtpd.connect()
+            client.ehlo("mail.example.com")
+            client.mail_from("a@example.net")
+            assert client.rcpt_to("b@example.org").refused
+            assert smtpd.log[0].startswith(f"gets server failed server={broken.url} ")
+
+
+def test_answers_are_kept_and_expire(stub: HTTPStub) -> None:
     with Conversation(Asks, "--service", stub.url, "--service-keep", "1m") as smtpd:
         assert [greet(smtpd) for _ in range(3)] == ["", "", ""]
         assert len(stub.requests) == 1
@@ -83,13 +212,13 @@ def test_answers_are_kept_and_expire(stub: RspamdStub) -> None:
         assert greet(smtpd) == "550 5.7.1 No"
 
 
-def test_answers_are_not_kept(stub: RspamdStub) -> None:
+def test_answers_are_not_kept(stub: HTTPStub) -> None:
     with Conversation(Asks, "--service", stub.url, "--service-keep", "0") as smtpd:
         assert [greet(smtpd) for _ in range(3)] == ["", "", ""]
     assert len(stub.requests) == 3
 
 
-def test_filters_of_a_chain_share_the_answers(stub: RspamdStub) -> None:
+def test_filters_of_a_chain_share_the_answers(stub: HTTPStub) -> None:
     flags = ("--service", stub.url)
     with Conversation([(Asks, *flags), (Also, *flags)]) as smtpd:
         greet(smtpd)
@@ -124,7 +253,7 @@ def test_filters_of_a_chain_share_the_answers(stub: RspamdStub) -> None:
         (Answer(b"{}"), "unusable answer"),
     ],
 )
-def test_a_failure_is_left_to_on_error(stub: RspamdStub, answer: Answer, cause: str) -> None:
+def test_a_failure_is_left_to_on_error(stub: HTTPStub, answer: Answer, cause: str) -> None:
     stub.answer = answer
     flags = ("--service", stub.url, "--service-timeout", "200ms")
     with Conversation(Reads, *flags) as smtpd:
@@ -138,17 +267,17 @@ def test_a_failure_is_left_to_on_error(stub: RspamdStub, answer: Answer, cause: 
         assert greet(smtpd) == ""
 
 
-def test_the_next_server_is_asked(stub: RspamdStub) -> None:
-    with RspamdStub({}) as broken:
+def test_the_next_server_is_asked(stub: HTTPStub) -> None:
+    with HTTPStub({}) as broken:
         with Conversation(Reads, "--service", broken.url, "--service", stub.url) as smtpd:
             stub.answer = Answer(b'{"ok": false}')
             assert greet(smtpd) == "550 5.7.1 No"
         assert len(broken.requests) == 1
 
 
-def test_a_server_that_fails_is_logged_once_and_when_it_answers_again(stub: RspamdStub) -> None:
+def test_a_server_that_fails_is_logged_once_and_when_it_answers_again(stub: HTTPStub) -> None:
     stub.answer = {"ok": True}
-    with RspamdStub(Answer(b"", status=500)) as broken:
+    with HTTPStub(Answer(b"", status=500)) as broken:
         flags = ("--service", broken.url, "--service", stub.url, "--service-keep", "0")
         with Conversation(Reads, *flags) as smtpd:
             for _ in range(5):
@@ -164,9 +293,9 @@ def test_a_server_that_fails_is_logged_once_and_when_it_answers_again(stub: Rspa
             assert len(smtpd.log) == 2  # once a minute
 
 
-def test_a_dead_server_is_passed_over(stub: RspamdStub) -> None:
+def test_a_dead_server_is_passed_over(stub: HTTPStub) -> None:
     stub.answer = {"ok": True}
-    with RspamdStub(Answer.of({"ok": True}, behaviour="cut")) as broken:
+    with HTTPStub(Answer.of({"ok": True}, behaviour="cut")) as broken:
         flags = ("--service", broken.url, "--service", stub.url, "--service-keep", "0")
         with Conversation(Reads, *flags) as smtpd:
             for _ in range(5):
@@ -175,7 +304,7 @@ def test_a_dead_server_is_passed_over(stub: RspamdStub) -> None:
             assert len(smtpd.log) == 1
 
 
-def test_a_token(stub: RspamdStub, tmp_path: Path) -> None:
+def test_a_token(stub: HTTPStub, tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("s3cret\n")
     file.chmod(0o600)
@@ -200,7 +329,7 @@ def test_a_wrong_flag(flags: tuple[str, ...], error: str, tmp_path: Path) -> Non
         Conversation(Asks, *words)
 
 
-def test_two_services_have_flags_of_their_own(stub: RspamdStub) -> None:
+def test_two_services_have_flags_of_their_own(stub: HTTPStub) -> None:
     class Both(Asks):
         """Asks two services."""
 
@@ -211,7 +340,7 @@ def test_two_services_have_flags_of_their_own(stub: RspamdStub) -> None:
             await self.other.ask(identity)
             return PROCEED
 
-    with RspamdStub(OK) as second:
+    with HTTPStub(OK) as second:
         with Conversation(Both, "--service", stub.url, "--second", second.url) as smtpd:
             greet(smtpd)
             assert vars(smtpd.filters[0].settings)["second_keep"] == 5
@@ -229,7 +358,7 @@ class May(Filter):
         return PROCEED
 
 
-def test_a_service_that_may_be_left_out(stub: RspamdStub) -> None:
+def test_a_service_that_may_be_left_out(stub: HTTPStub) -> None:
     with Conversation(May) as smtpd:
         assert greet(smtpd) == ""
         assert list(smtpd.filters[0].all_probes()) == []
@@ -241,7 +370,7 @@ def test_a_service_that_may_be_left_out(stub: RspamdStub) -> None:
         Conversation(May, "--service-token-file", "/etc/token")
 
 
-def test_a_question_that_json_cannot_express(stub: RspamdStub) -> None:
+def test_a_question_that_json_cannot_express(stub: HTTPStub) -> None:
     class Wrong(Asks):
         """Asks nonsense."""
 
@@ -254,7 +383,7 @@ def test_a_question_that_json_cannot_express(stub: RspamdStub) -> None:
         assert "TypeError" in smtpd.errors[0]
 
 
-def test_an_answer_that_one_function_can_use_and_another_cannot(stub: RspamdStub) -> None:
+def test_an_answer_that_one_function_can_use_and_another_cannot(stub: HTTPStub) -> None:
     class Twice(Asks):
         """Asks the same twice."""
 
@@ -269,7 +398,7 @@ def test_an_answer_that_one_function_can_use_and_another_cannot(stub: RspamdStub
     assert len(stub.requests) == 2
 
 
-def test_it_declares_its_servers_and_is_probed(stub: RspamdStub) -> None:
+def test_it_declares_its_servers_and_is_probed(stub: HTTPStub) -> None:
     with Conversation(Asks, "--service", stub.url, "--service", "http://192.0.2.9:81/x") as smtpd:
         needs = Needs()
         smtpd.filters[0].declare(needs)
@@ -281,7 +410,7 @@ def test_it_declares_its_servers_and_is_probed(stub: RspamdStub) -> None:
         ]
 
 
-def test_only_the_framework_closes_it(stub: RspamdStub) -> None:
+def test_only_the_framework_closes_it(stub: HTTPStub) -> None:
     class Closes(Asks):
         """Closes what others use."""
 
@@ -294,7 +423,7 @@ def test_only_the_framework_closes_it(stub: RspamdStub) -> None:
         assert greet(smtpd) == ""
 
 
-def test_after_its_end_it_is_unavailable(stub: RspamdStub) -> None:
+def test_after_its_end_it_is_unavailable(stub: HTTPStub) -> None:
     import asyncio
 
     async def work() -> None:
