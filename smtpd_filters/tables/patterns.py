@@ -55,13 +55,15 @@ class _Patterns(Content):
     def find(self, key: str) -> str | None:
         if len(key) > KEY_MAX:
             return None
+        text = _lower(key)
         try:
-            text = _lower(key).encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # a surrogate that isn't an escaped byte
-            return None
-        if len(text) <= KEY_MAX:
+            data = text.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            # A surrogate that isn't an escaped byte, which UTF-7 can write.
+            data = text.encode("utf-8", "replace")
+        if len(data) <= KEY_MAX:
             for number, automaton in self._groups:
-                found = automaton.match(text)
+                found = automaton.match(data)
                 if found is not None:
                     return self._entries[number + found]
         return None
@@ -79,9 +81,13 @@ class RegexTable(Table):
     """A list of POSIX extended regular expressions; an entry covers every key that it matches in.
 
     As in smtpd: entries and keys are converted to lower case first, so matching ignores case (a
-    leading `(?i)` is allowed and has no effect); a dot matches any byte; no entry covers a key of
-    more than 1,023 bytes. Unlike in smtpd, matching also ignores the case of letters beyond ASCII,
-    and their composed and decomposed forms are equal (NFC).
+    leading `(?i)` is allowed and has no effect); a dot matches any byte. Unlike in smtpd, matching
+    also ignores the case of letters beyond ASCII, and their composed and decomposed forms are equal
+    (NFC).
+
+    As in smtpd, no entry covers a key of more than 1,023 bytes (in UTF-8), whatever its pattern. If
+    a match means a refusal and the key is a client's, such as the value of a field, refuse a longer
+    one as well. The names that `read_parts` returns are never as long.
 
     `match` returns the first matching entry of the table.
     """

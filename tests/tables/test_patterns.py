@@ -124,7 +124,11 @@ def test_key_length() -> None:
 
 
 def test_key_that_is_not_encodable() -> None:
-    assert RegexTable.of(["."]).match("\ud800") is None
+    """UTF-7 can write such keys: they are no way round a table."""
+    table = RegexTable.of([r"\.exe$"])
+    assert table.match("a\ud800.EXE")
+    assert table.match("\ud800" * 1019 + ".exe")
+    assert table.match("\ud800\udcff") is None
 
 
 def test_bad_pattern_names_its_line(tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ _IMPOSSIBLE = {
     "REDIRECT": "smtpd's filters can't change recipients here",
     "DELAY": "smtpd's filters can't delay a message",
 }
-#: Bytes of a field that are matched (Postfix: header_size_limit), and of a file.
-KEY_MAX = 1 << 16
+#: Bytes of a file.
 _FILE_MAX = 4 << 20
 # RFC 5322 section 2.2; section 4.5 for white space before the colon.
 _FIELD = re.compile(rb"[!-9;-~]++[ \t]*+:")
@@ -144,7 +143,6 @@ class Checks:
 
         Yields units of work.
         """
-        raw = raw[:KEY_MAX]
         found = yield from self._patterns.matches(raw)
         at = 0
         while at < len(self._rules):

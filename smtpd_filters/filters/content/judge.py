@@ -5,14 +5,14 @@ It is a generator that yields units of work (`runtime.pace`).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from itertools import islice
 
 from smtpd_filters.checks.author.encoded_words import decoded
 from smtpd_filters.mime.names import extension, inner_extension
 from smtpd_filters.parts.dangerous import DANGEROUS, HARMLESS
 
-from .patterns import folded
+from .patterns import folded, folding
 from .scripts import as_text, shares
 
 TYPE_CHECKING = False
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from .patterns import Patterns
     from .rules import Rule, Rules
 
-#: Fields of one name, and characters of one, that patterns are matched with; and characters of one
-#: with encoded words, of which programs show a line.
-FIELDS, LONGEST, ENCODED = 1000, 1 << 16, 1 << 12
-#: Units of work for a rule and part, for the scripts of a text, and for each character of a text
-#: with encoded words.
-_PART, _SCRIPTS, _DECODED = 5, 800, 3
+#: Characters of a field with encoded words that are decoded: programs show a line of it. A run of
+#: blanks counts as one, since it is shown as one.
+ENCODED = 1 << 12
+_BLANKS = re.compile(r"\s+")
+#: Units of work for a rule and part, for the scripts of a text, for a text with encoded words, and
+#: for each of its characters.
+_PART, _SCRIPTS, _ENCODED, _DECODED = 5, 800, 50, 3
 
 
 @dataclass(slots=True)
@@ -121,19 +122,12 @@ class Judge:
         if key in self._fields:
             return self._fields[key]
         found: set[int] = set()
-        for field in islice(self._headers.each(name), FIELDS):
+        for field in self._headers.each(name):
             if dialect == "raw":
-                texts = [b"\n".join(field.lines)[:LONGEST].lower()]
-            else:
-                value = field.value[:LONGEST]
-                if "=?" in value:
-                    yield _DECODED * min(len(value), ENCODED)
-                    begun = dict.fromkeys(decoded(value[:ENCODED]))
-                    texts = [folded(each) for each in begun]
-                else:
-                    texts = [folded(value)]
-            for text in texts:
-                found |= yield from patterns.matches(text)
+                found |= yield from patterns.matches(b"\n".join(field.lines).lower())
+                continue
+            for text in (yield from _decoded(field.value)):
+                found |= yield from patterns.matches((yield from folding(text)))
         self._fields[key] = found
         return found
 
@@ -187,6 +181,15 @@ class Judge:
             yield _SCRIPTS
             self._shares[part.number] = shares(as_text(part.head, part.charset))
         return self._shares[part.number].get(rule.script, 0.0) >= rule.share > 0
+
+
+def _decoded(value: str) -> Generator[int, None, tuple[str, ...]]:
+    """Return the readings of a field's value, and a long one as it is written, too."""
+    if "=?" not in value:
+        return (value,)
+    begun = value if len(value) <= ENCODED else _BLANKS.sub(" ", value)[:ENCODED]
+    yield _ENCODED + _DECODED * len(begun)
+    return tuple(dict.fromkeys((*decoded(begun), *(() if begun == value else (value,)))))
 
 
 def _fits(rule: Rule, part: Part) -> bool:

@@ -41,7 +41,7 @@ from smtpd_filters.tables import (
     RegexTable,
 )
 from smtpd_filters.tables.domains import address_entry
-from smtpd_filters.tables.source import LINE_MAX, shown
+from smtpd_filters.tables.source import KEY_MAX, LINE_MAX, shown
 from smtpd_filters.tables.table import Pairs
 
 TYPE_CHECKING = False
@@ -335,8 +335,11 @@ class Mailfrom(Filter):
             return None
         forms = {address.domain: None, in_unicode(address.domain): None}
         for domain in forms:
-            if entry := settings.patterns.match(f"{folded(address.local)}@{domain}"):
+            key = f"{folded(address.local)}@{domain}"
+            if entry := settings.patterns.match(key):
                 return entry
+            if len(key.encode("utf-8", "replace")) > KEY_MAX:
+                return "it is too long to be compared with --patterns"
         return None
 
     async def _own_domain(self, domain: str) -> str | None:

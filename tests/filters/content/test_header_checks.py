@@ -206,6 +206,12 @@ NESTED = mixed(
 )
 
 
+def test_a_field_has_no_length_beyond_which_it_is_not_checked(tmp_path: Path) -> None:
+    long = b"Subject: a" + b" " * 70_000 + b"buy\n\nx\n"
+    assert sent(tmp_path, "/buy$/ REJECT", long).reply
+    assert sent(tmp_path, "/^Subject: *(a) *buy/ REJECT $1", long).reply == "550 5.7.1 a"
+
+
 def test_fields_of_parts_and_attached_messages(tmp_path: Path) -> None:
     assert sent(tmp_path, r"/name=.*\.exe/ REJECT exe", NESTED).reply == "550 5.7.1 exe"
     assert sent(tmp_path, "/^X-B/ REJECT b", NESTED).reply == "550 5.7.1 b"

@@ -436,6 +436,21 @@ def test_names_are_looked_at_when_asked_for() -> None:
     assert sent(*OWN, "--check-display", fields=named).refused
 
 
+@pytest.mark.parametrize(
+    "author",
+    [
+        f'"{"a" * 1100}"@example.org',
+        f'"{"ä" * 600}"@example.org',
+        f"a@{'b.' * 600}example.org",
+        "=?utf-7?q?a+2AA-?=@example.org",
+    ],
+)
+def test_no_author_is_too_long_for_patterns(author: str) -> None:
+    flags = ("--patterns", r"[@.]example\.org$", "--check-header")
+    assert sent(*flags, fields=f"From: Boss <{author}>").refused
+    assert not sent(*flags, fields="From: a@example.net").refused
+
+
 def test_the_header_action_is_that_of_the_envelope_unless_given() -> None:
     fields = "From: boss@example.org"
     assert sent(*OWN, "--check-header", fields=fields).verb == "reject"
