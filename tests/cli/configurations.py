@@ -44,6 +44,12 @@ ACCEPTED = [
     Case("other quotes", used("""filter f proc-exec "x 'a b'" """), {"f": "x 'a b'"}),
     Case("escaped blank", used('filter f proc-exec "x\\ y\\\tz"'), {"f": "x y\tz"}),
     Case("kept backslash", used(r'filter f proc-exec "x \d+\\.\n"'), {"f": r"x \d+\\.\n"}),
+    Case(
+        "backslashes before blanks and quotes",
+        used('filter f proc-exec "x \\\\ a\\\\\\\tb \\\\\\"c"'),
+        {"f": 'x \\ a\\\\\tb \\\\"c'},
+    ),
+    Case("marks of macros", used('filter f proc-exec "x\x01 a\x02"'), {"f": "x a"}),
     Case("line break in quotes", used('filter f proc-exec "x\n  -v"'), {"f": "x  -v"}),
     Case("escaped line break", used('filter f proc-exec "x \\\n  -v"'), {"f": "x   -v"}),
     Case("dollar in quotes", used('x = "1"\nfilter f proc-exec "e $x"'), {"f": "e $x"}),

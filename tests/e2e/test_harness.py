@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import select
 import signal
@@ -154,6 +155,21 @@ def test_a_filter_runs_unprivileged_and_gets_its_arguments_whole(start: Start, s
     head = spy.head(server)
     assert "uid=0 " not in head
     assert head.endswith(f"arguments={[odd]!r}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [r"\.exe$", r"\\", "\\", r"\d{2}\ ", "a\\"],
+        ['\\"', '"', r"\\ \ b", "\\\t\\", "\t", " \\", "\\ "],
+        [r"\'", "'\\", "'", "$x", "", "#", "\r", "é"],
+        [bytes({*range(3, 256)} - {10}).decode("utf-8", "surrogateescape")],
+        ["".join(each) for each in itertools.product("a\\\"' \t", repeat=3)],
+    ],
+)
+def test_arguments_arrive_as_they_are(start: Start, spy: Spy, arguments: list[str]) -> None:
+    head = spy.head(start(filters={"spy": spy(*arguments)}))
+    assert head.endswith(f"arguments={arguments!r}")
 
 
 def test_a_script_finds_the_project_what_it_needs_and_its_files(start: Start) -> None:
@@ -503,6 +519,12 @@ def test_a_filter_of_the_project_runs_from_the_checkout(start: Start) -> None:
     assert server.alive()
     with pytest.raises(LabError, match="filter-trace is not running"):
         server.signal_filter("trace", signal.SIGHUP)
+
+
+def test_a_script_gets_signals_by_its_name(start: Start, spy: Spy) -> None:
+    server = start(filters={"dyndns": filter_command("dyndns"), "spy": spy("x y", r"\.")})
+    server.signal_filter("spy", signal.SIGKILL)
+    server.expect_end()
 
 
 def test_the_package_is_the_one_door() -> None:

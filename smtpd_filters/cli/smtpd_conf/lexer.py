@@ -99,8 +99,9 @@ class _File:
         return self.data[self.position - 1]
 
 
-#: Enclose the value of a macro that is put back, in which no macro is expanded.
-_BEGIN, _END = "\0begin", "\0end"
+#: Enclose the value of a macro that is put back, in which no macro is expanded; parse.y's
+#: START_EXPAND and DONE_EXPAND, which it drops from a file as well.
+_BEGIN, _END = "\x01", "\x02"
 
 
 class Lexer:

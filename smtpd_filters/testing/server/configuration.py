@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from .credentials import hashes
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 DOMAIN = "local.example"
+_ESCAPED = re.compile(r'"|(?<=\\)[ \t]')
+# A line end within quotes is dropped, as are the two characters that parse.y encloses values of
+# macros in, and a NUL ends a string of C.
+_UNSAYABLE = re.compile(r"[\n\0\1\2]")
 LISTENERS = """\
 listen on socket $filter
 listen on 127.0.0.1 port 25 $tls auth-optional <credentials> $filter
@@ -33,7 +38,10 @@ def configuration(  # noqa: PLR0913  # keyword-only: the parts of the file
     matches: str,
     probe_port: int,
 ) -> str:
-    """Return the text; the arguments are those of `Smtpd`, and the port of the probe."""
+    """Return the text; the arguments are those of `Smtpd`, and the port of the probe.
+
+    Raises ValueError as `Smtpd` does.
+    """
     # userinfo of table(5): uid, gid, home
     userinfo = {
         user: f"{FIRST_UID + number}:{FIRST_UID + number}:{MAIL}/{user}"
@@ -71,8 +79,16 @@ def _security(version: str) -> list[str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a string of smtpd.conf(5)."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    """Return a string of smtpd.conf(5), as yylex() of its parse.y reads it.
+
+    A backslash is dropped before a quote and a blank, and stays before anything else, another one
+    included. Raises ValueError for a text that can't be said in this way.
+    """
+    if text.endswith("\\"):
+        raise ValueError(f"smtpd.conf can't have a backslash at the end of a text: {text!r}")
+    if wrong := _UNSAYABLE.search(text):
+        raise ValueError(f"smtpd.conf can't have {wrong[0]!r} in a text: {text!r}")
+    return '"' + _ESCAPED.sub(r"\\\g<0>", text) + '"'
 
 
 def _mapping(name: str, entries: Mapping[str, str]) -> str:

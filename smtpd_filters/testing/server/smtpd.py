@@ -6,8 +6,10 @@ import contextlib
 import email
 import email.policy
 import functools
+import itertools
 import os
 import re
+import shlex
 import signal
 import ssl
 import subprocess
@@ -101,6 +103,14 @@ def _unsuitable(lab: Lab, version: str | None) -> str | None:
     return None
 
 
+def _words(command: str) -> list[str]:
+    """Return the words of a command line; none if the shell could not split it."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return []
+
+
 class Smtpd:
     """A context manager that runs a server in its own lab; the package describes it.
 
@@ -122,6 +132,10 @@ class Smtpd:
     `log` has the lines of the server and its filters, `leftovers` the processes that did not end at
     `terminate`. Raises LabError with the log if the server doesn't start, and on leaving the
     context if it has ended by itself (a filter died), unless `expect_end()` has been called.
+
+    Raises ValueError for a script of `script_command` that is not one of `files`, and for a text
+    that smtpd.conf can't have: a command with a line end, a NUL, or a character 1 or 2, or with a
+    backslash at its end. Every other argument of a command reaches the filter as it is.
     """
 
     def __init__(  # noqa: PLR0913  # keyword-only, each with a default
@@ -158,6 +172,8 @@ class Smtpd:
         self._probe_port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
+        self._check_scripts()
+        self.configuration()  # or ValueError
         self._programs = Programs(root_of(version))
         self.lab = Lab(
             zone,
@@ -410,14 +426,34 @@ class Smtpd:
         return [process for process in self.lab.processes() if text in " ".join(process.arguments)]
 
     def signal_filter(self, name: str, number: int) -> None:
-        """Send a signal to each process of a filter, named as in `filter_command`."""
+        """Send a signal to each process of a filter, named as in `filter_command` or `filters`.
+
+        Raises LabError if there is none.
+        """
         processes = self.find(f"filter-{name}")
+        if not processes and name in self._filters:
+            # A launcher in front of these words has replaced itself by an interpreter.
+            words = _words(self._filters[name])
+            words = words[1:] or words
+            every = self.lab.processes()
+            processes = [each for each in every if each.arguments[-len(words) :] == words]
         if not processes:
             raise self._failure(f"filter-{name} is not running")
         for process in processes:
             os.kill(process.pid, number)
 
     # -- set-up ------------------------------------------------------------------------------------
+
+    def _check_scripts(self) -> None:
+        """Raise ValueError for a script of `filters` that is not in `files`."""
+        given = {file_path(name) for name in self._files}
+        for name, command in self._filters.items():
+            words = _words(command)
+            for launcher, script in itertools.pairwise(words):
+                below = script.startswith(f"{FILES}/")
+                if launcher == f"{BIN}/python" and below and script not in given:
+                    missing = script.removeprefix(f"{FILES}/")
+                    raise ValueError(f"filters: {name}: files has no {missing!r}")
 
     def _furnish(self) -> None:
         for name, content in self._files.items():
@@ -438,7 +474,7 @@ class Smtpd:
             free.bind((PROBE, 0))
             self._probe_port = free.getsockname()[1]
         conf = self.path(CONF)
-        conf.write_text(self.configuration(), "utf-8")
+        conf.write_text(self.configuration(), "utf-8", "surrogateescape")
         conf.chmod(0o600)
         if self._filters:
             self._programs.compile(self.lab)
