@@ -7,6 +7,8 @@ smtpd 6.8 exits on it, and 7.8 uses the report's text as the client's parameter.
 
 from __future__ import annotations
 
+import re
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar, Self
@@ -22,6 +24,8 @@ MAX_PARAMETER = 512
 #: (SpamAssassin, Rspamd); beyond this a number is a mistake.
 MAX_POINTS = 1_000_000
 
+#: RFC 3463 section 2.
+_STATUS = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
 _PRINTABLE = frozenset(map(chr, range(0x20, 0x7F)))
 
 
@@ -29,7 +33,9 @@ def reply(code: int, enhanced: str, text: str) -> str:
     """Return a reply line with any text, such as that of a scanner or of the DNS.
 
     A character that is not printable ASCII becomes `?`, white space of any kind a single space, and
-    the line is cut to `MAX_REPLY` octets. `enhanced` is the status code of RFC 3463, or empty.
+    the line is cut to `MAX_REPLY` octets. `enhanced` is the status code of RFC 3463, or empty. If
+    it, or a status code that the text begins with instead, is of another class than `code`, it gets
+    that class: `reply(451, "5.7.1", text)` begins with `451 4.7.1`.
 
     Raise ValueError if `code` is not 400 to 599.
     """
@@ -38,6 +44,8 @@ def reply(code: int, enhanced: str, text: str) -> str:
     clean = "".join(c if c in _PRINTABLE else "?" for c in " ".join(text.split()))
     words = [str(code), enhanced, clean or "Refused"]
     line = " ".join(word for word in words if word)[:MAX_REPLY].rstrip()
+    if _contradicting(line):
+        line = f"{line[:4]}{line[0]}{line[5:]}"
     check_reply(line)
     return line
 
@@ -45,7 +53,9 @@ def reply(code: int, enhanced: str, text: str) -> str:
 def check_reply(text: str) -> None:
     """Raise ValueError unless `text` is a valid reply: a 4xx or 5xx code, a space and a text.
 
-    smtpd answers the client with 421 instead of an invalid reply.
+    The text begins with a status code or has none, and may be this code alone. smtpd answers the
+    client with 421 instead of an invalid reply. One whose codes contradict each other it passes on,
+    and clients disagree whether they may try again.
     """
     code, space, rest = text[:3], text[3:4], text[4:].strip()
     if not (code.isascii() and code.isdigit() and code[0] in "45" and space == " " and rest):
@@ -54,6 +64,20 @@ def check_reply(text: str) -> None:
         raise ValueError(f"a reply is one line of printable ASCII, not {text[:80]!r}")
     if len(text) > MAX_REPLY:
         raise ValueError(f"a reply has at most {MAX_REPLY} octets, not {len(text)}")
+    if status := _contradicting(text):
+        raise ValueError(
+            f"the codes {code} and {status} contradict each other: both begin with 4 (try again "
+            f"later) or both with 5 (never), not {text[:80]!r}"
+        )
+
+
+def _contradicting(text: str) -> str:
+    """Return the status code of a reply if it contradicts the reply's code, else an empty text.
+
+    RFC 2034 section 4: the codes must "be congruent".
+    """
+    status = text[4:].partition(" ")[0]
+    return status if status[:1] != text[0] and _STATUS.fullmatch(status) else ""
 
 
 def show_points(thousandths: int) -> str:
@@ -212,8 +236,9 @@ class Points(Decision):
 class Reject(Decision):
     """Refuse the command with a reply such as `550 5.7.1 Go away`.
 
-    Raise ValueError unless the reply is a 4xx or 5xx code and a text, in one printable line. For
-    text from outside use `reply`.
+    Raise ValueError unless the reply is a 4xx or 5xx code and a text, in one printable line, and
+    for a status code of the other class, as in `452 5.2.2 Full`. The text may be the status code
+    alone: `550 5.1.1`. For text from outside use `reply`.
     """
 
     __slots__ = ()

@@ -183,22 +183,7 @@ class _Reply(_Text):
         if text.isdigit() and len(text) == _CODE_DIGITS:
             raise ValueError(f"a code without a text, {quote(text)}: quote the whole reply")
         check_reply(text)
-        status = text[4:].partition(" ")[0]
-        if status[:1] != text[0] and _is_status(status):
-            # RFC 2034 section 4: the codes must "be congruent".
-            raise ValueError(
-                f"the codes {text[:3]} and {status} contradict each other: both begin with "
-                f"4 (try again later) or both with 5 (never), not {quote(text)}"
-            )
         return text
-
-
-def _is_status(word: str) -> bool:
-    """Return whether a word is an enhanced status code (RFC 3463 section 2)."""
-    numbers = word.split(".")
-    if len(numbers) != 3 or len(numbers[0]) != 1 or max(map(len, numbers)) > 3:
-        return False
-    return word.isascii() and all(map(str.isdigit, numbers))
 
 
 class _Path(Kind[str]):

@@ -23,7 +23,16 @@ from smtpd_filters.protocol.decisions import (
 
 REPLY = re.compile(r"[45][0-9][0-9] [ -~]+")
 
-GOOD = ["550 5.7.1 No", "421 x", "599 \\|%s", "450 " + "x" * (MAX_REPLY - 4)]
+GOOD = [
+    "550 5.7.1 No",
+    "421 x",
+    "550 5.1.1",
+    "450 1.2.3 x",
+    "550 4.4444.1 x",
+    "550 4.7 x",
+    "599 \\|%s",
+    "450 " + "x" * (MAX_REPLY - 4),
+]
 BAD = [
     "",
     "550",
@@ -62,9 +71,38 @@ def test_an_invalid_reply_raises_where_it_is_created(
         kind(text)
 
 
-@given(st.integers(400, 599), st.sampled_from(("", "5.7.1", "4.3.0")), st.text(max_size=700))
+@pytest.mark.parametrize("kind", [Reject, Disconnect])
+@pytest.mark.parametrize("text", ["452 5.2.2 Full", "550 4.2.2", "550 2.0.0 x", "421 5.999.0 x"])
+def test_codes_that_contradict_each_other_raise(kind: type[Reject | Disconnect], text: str) -> None:
+    code, status = text.split()[:2]
+    with pytest.raises(ValueError, match=f"^the codes {code} and {status} contradict each other"):
+        kind(text)
+
+
+@pytest.mark.parametrize(
+    ("code", "enhanced", "text", "line"),
+    [
+        (452, "5.2.2", "Full", "452 4.2.2 Full"),
+        (550, "", "4.7.1 No", "550 5.7.1 No"),
+        (550, "", "\n2.0.0", "550 5.0.0"),
+        (550, "5.7.1", "4.7.1 No", "550 5.7.1 4.7.1 No"),
+        (450, "", "1.2.3 x", "450 1.2.3 x"),
+    ],
+)
+def test_a_status_gets_the_class_of_the_code(
+    code: int, enhanced: str, text: str, line: str
+) -> None:
+    assert reply(code, enhanced, text) == line
+
+
+@given(
+    st.integers(400, 599),
+    st.sampled_from(("", "5.7.1", "4.3.0")),
+    st.text(max_size=700) | st.from_regex(r"[2-6]\.[0-9]{1,4}\.[0-9]{1,4}( x)?"),
+)
 def test_any_text_makes_a_reply(code: int, enhanced: str, text: str) -> None:
     line = reply(code, enhanced, text)
+    enhanced = enhanced and f"{code // 100}{enhanced[1:]}"
     assert REPLY.fullmatch(line)
     assert len(line) <= MAX_REPLY
     assert Reject(line).text == line
