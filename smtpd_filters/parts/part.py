@@ -41,6 +41,12 @@ class Part:
     #: The media types with which it is declared, in lower case: none, one, or several if programs
     #: disagree.
     types: tuple[str, ...]
+    #: The character set that it declares, in lower case as the sender wrote it, such as
+    #: `iso-8859-1`; empty without one. Python may not know it.
+    charset: str
+    #: How its content is encoded: `base64`, `quoted-printable`, `x-uuencode`, or empty if it is
+    #: as it is.
+    encoding: str
     #: The type by content, such as `exe`, `zip`, `pdf`, `text` or `data` (anything else): the kinds
     #: of the condition `content` in filter-content(8). Empty for a part without content.
     kind: str
@@ -110,6 +116,8 @@ def described(found: content.Content) -> Generator[int, None, Parts]:
             Part(
                 names=part.names,
                 types=part.types,
+                charset=part.charset,
+                encoding=part.encoding,
                 kind=part.kind,
                 size=_size(part),
                 attached=part.attached,

@@ -69,6 +69,29 @@ def test_a_text_without_a_type() -> None:
     assert not text.attached
 
 
+@pytest.mark.parametrize(
+    ("fields", "charset", "encoding"),
+    [
+        (b"", "", ""),
+        (
+            b"Content-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\n",
+            "utf-8",
+            "",
+        ),
+        (
+            b'Content-Type: text/html; charset="x"\nContent-Transfer-Encoding: BASE64\n',
+            "x",
+            "base64",
+        ),
+        (b"Content-Transfer-Encoding: quoted-printable\n", "", "quoted-printable"),
+        (b"Content-Transfer-Encoding: uuencode\n", "", "x-uuencode"),
+    ],
+)
+def test_how_a_text_is_encoded(fields: bytes, charset: str, encoding: str) -> None:
+    [text] = parts(b"Subject: x\n" + fields + b"\naGVsbG8K\n")
+    assert (text.charset, text.encoding) == (charset, encoding)
+
+
 def test_an_archive() -> None:
     part = last(attached(zipped(("b.txt", b"x"), ("x/a.exe", b"x"))))
     assert part.kind == "zip"
