@@ -8,6 +8,7 @@ by that of the attribute it overrides. An attribute named in the docstring of it
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -42,6 +43,7 @@ MODULES: dict[str, tuple[str, ...]] = {
         *("Exempt", "exempt_option", "allow_option", "check_users_option", "exempted"),
         *("known_address", "client_address"),
     ),
+    "smtpd_filters.scoring.rules": ("Rules", "RuleSettings", "FilterRules"),
     "smtpd_filters.testing": (),
     "smtpd_filters.testing.http": ("HTTPStub", "Answer", "Request", "BEHAVIOURS"),
     "smtpd_filters.testing.rspamd.stub": ("RspamdStub",),
@@ -74,7 +76,7 @@ def target(member: griffe.Object | griffe.Alias) -> griffe.Object:
 
 
 def description(thing: griffe.Object) -> str:
-    """Return the docstring, or the comment with `#:` above an attribute, as Markdown."""
+    """Return the docstring, the comment with `#:` above an attribute, or an option's help."""
     if thing.docstring:
         return markdown(inspect.cleandoc(thing.docstring.value))
     found: list[str] = []
@@ -84,7 +86,16 @@ def description(thing: griffe.Object) -> str:
             if not line.startswith("#:"):
                 break
             found.insert(0, line[2:].strip())
-    return markdown("\n".join(found))
+    return markdown("\n".join(found)) or help_of(getattr(thing, "value", None))
+
+
+def help_of(value: object) -> str:
+    """Return the help of an option, which is the value of an attribute."""
+    if isinstance(value, griffe.ExprCall) and str(value.function) == "option":
+        for each in value.arguments:
+            if isinstance(each, griffe.ExprKeyword) and each.name == "help":
+                return str(ast.literal_eval(str(each.value)))
+    return ""
 
 
 def phase(thing: griffe.Object) -> str:

@@ -164,9 +164,10 @@ class Filter:
     #: Seconds between two calls of `refresh`.
     refresh_interval: float = 3600.0
     #: Whether, in a chain, its coroutines may be called before the filters ahead of it have
-    #: decided, so that all look-ups of a phase start together. False for a filter that counts or
-    #: stores what it is asked: a filter ahead of it may refuse, or rewrite the parameter and so
-    #: have it called again. Plain handlers, `headers` and `message` are always called in turn.
+    #: decided, so that all look-ups of a phase start together. False for a filter to which it
+    #: matters that it is asked, such as one that counts, and not one that only keeps answers: a
+    #: filter ahead of it may refuse, or rewrite the parameter and so have it called again. Plain
+    #: handlers, `headers` and `message` are always called in turn.
     early: bool = True
     #: Whether `message` waits for a scanner or another service, and edits nothing before it has
     #: awaited `smtpd_filters.runtime.coroutines.my_turn`. A chain then calls it while filters with
@@ -174,7 +175,9 @@ class Filter:
     scans: bool = False
     #: Whether it signs the header: an edit by a later filter makes the signature invalid.
     signs: bool = False
-    #: Whether it edits fields that signatures cover. `setup` may set it on the instance.
+    #: Whether it edits what signatures cover: the body, or a field that was there before, such as
+    #: Subject. A chain can't have it behind a filter that signs. `setup` may set it on the
+    #: instance.
     edits_signed: bool = False
     #: The least and the most points that a handler gives (`Points`), so that a chain knows when a
     #: score is certain; None for a filter that gives none itself.

@@ -47,7 +47,7 @@ from smtpd_filters.settings.manual import (
     mdoc_options,
     mdoc_synopsis,
 )
-from smtpd_filters.tables import MappingTable, NetworkTable
+from smtpd_filters.tables import DomainTable, MappingTable, NetworkTable
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -368,6 +368,22 @@ def test_a_required_key() -> None:
     with pytest.raises(ConfigError) as caught:
         from_mapping(Needy, {}, "f.toml: [x]")
     assert str(caught.value) == "f.toml: [x]: domain is required"
+
+
+def test_a_required_table_has_entries(tmp_path: Path) -> None:
+    class Listed(Settings):
+        ours = option(table(DomainTable), required=True, help="Domains.")
+        more = option(table(DomainTable), default=None, help="Domains.")
+
+    for empty in ("{ }", "{,}"):
+        wrong = re.escape(f"x: ours: no entries in {empty}")
+        with pytest.raises(ConfigError, match=f"^{wrong}$"):
+            from_mapping(Listed, {"ours": empty, "more": empty}, "x")
+    on_purpose = tmp_path / "ours"
+    on_purpose.write_text("# none\n")
+    for good in (f"{on_purpose}", "{ example.org }"):
+        assert from_mapping(Listed, {"ours": good, "more": "{ }"}, "x").more is not None
+    assert Listed(ours=DomainTable.of([])).more is None
 
 
 def test_the_values_of_a_mapping_are_checked() -> None:

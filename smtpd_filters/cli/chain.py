@@ -195,6 +195,8 @@ def composed(
     except RuleError as error:
         table = f"[filter.{error.filter}]" if error.filter else f"[chain.{printable(name)}]"
         raise file.located(ConfigError(f"{file.path}: {table}: {error}")) from None
+    except ConfigError as error:
+        raise error.as_text(f"{file.path}: [chain.{printable(name)}]: {error}") from None
 
 
 def prepared(declared: Declared, log: Log, pool: Pool) -> Ready:

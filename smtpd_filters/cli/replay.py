@@ -400,6 +400,7 @@ def _summary(compared: Sequence[Compared]) -> str:
         text += f", {count['unreached']} not reached"
     if count["not compared"]:
         text += f", {_number(count['not compared'], 'message')} not compared"
+        text += " (--old filter-trace shows edits)"
     if count["complaints"]:
         text += f", {_number(count['complaints'], 'complaint')}"
     if count["fatal"]:

@@ -45,6 +45,7 @@ from smtpd_filters.protocol.decisions import (
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 from smtpd_filters.runtime.coroutines import begin
 from smtpd_filters.session import FIELDS, TOGETHER, text
+from smtpd_filters.settings.kinds import quote
 
 from .bypass import BypassTables
 from .rules import Bypass, RuleError, Treatment, actions_of
@@ -224,6 +225,11 @@ class ScoringChain(Chain):
     def _check_rules(self) -> None:
         """Raise ConfigError for rules without effect or against each other."""
         settings, scale = self._rules.settings, self._scale
+        names = [each.name for each in self.filters]
+        for name in self._rules.filters:
+            if name not in names:
+                known = ", ".join(map(quote, names))
+                raise RuleError(f"no filter {quote(name)} in the chain, which has {known}", name)
         if settings.greylist_at is not None and not self._least:
             raise RuleError("greylist-at: requires a filter of the kind greylist in the chain")
         for name, rules in self._rules.filters.items():

@@ -73,6 +73,7 @@ class _PointsKind(Kind["dict[str, float]"]):
     inward = True
     metavar = "POINTS"
     noun = "points: a number, or a table such as { junk = 2, reject = 5 }"
+    noun_in_code = 'points: a number, or a mapping such as {"junk": 2, "reject": 5}'
     toml = (int, float, dict)
     _number = _Thousandths(-MAX_POINTS)
 
@@ -109,7 +110,17 @@ class _PointsKind(Kind["dict[str, float]"]):
 
 
 class FilterRules(Settings):
-    """The keys of a filter's table that belong to its chain."""
+    """The keys of a filter's table that belong to its chain, as smtpd-filters.toml(5) has them.
+
+    `FilterRules(score=5, bypass=("junk",))` creates them in code, and raises TypeError for an
+    invalid value. A single number of points becomes a mapping of all actions.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        score = values.get("score")
+        if type(score) in {int, float}:
+            values["score"] = dict.fromkeys(ACTIONS, score)
+        super().__init__(**values)
 
     score = option(
         _PointsKind(),
@@ -129,7 +140,11 @@ _THRESHOLD = _Thousandths(0.001)
 
 
 class RuleSettings(Settings):
-    """The keys of a chain's table about its score and what bypasses it."""
+    """The keys of a chain's table about its score and what bypasses it.
+
+    They are in smtpd-filters.toml(5); here `junk-at` is `junk_at`. `RuleSettings(junk_at=4)`
+    creates them in code, and raises TypeError for an invalid value.
+    """
 
     junk_at = option(
         _THRESHOLD,
@@ -198,12 +213,18 @@ class Bypass(Decision):
 
 
 class Rules:
-    """The rules of a chain: its own settings, and those of its filters by name."""
+    """The rules of a chain: its own settings, and those of its filters by their names.
+
+    A chain raises ConfigError for rules that contradict each other, for a threshold that can't be
+    reached, and for a name that none of its filters has.
+    """
 
     def __init__(
         self, settings: RuleSettings | None = None, filters: Mapping[str, FilterRules] | None = None
     ) -> None:
+        #: Those of the chain.
         self.settings = settings or RuleSettings()
+        #: Those of its filters, by their names.
         self.filters = dict(filters or {})
 
     def __bool__(self) -> bool:

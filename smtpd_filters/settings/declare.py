@@ -97,7 +97,9 @@ class Option:
             raise TypeError(f"{where}: has no help text")
         if self.required == (self.default is not _MISSING):
             raise TypeError(f"{where}: needs either a default or required=True")
-        if self.default is not _MISSING:
+        if self.required:
+            self.kind = self.kind.required()
+        else:
             self.check(self.default, f"{where}: invalid default")
         if not self.name:
             self.name = name

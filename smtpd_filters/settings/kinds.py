@@ -124,6 +124,10 @@ class Kind(Generic[T]):
         if self.parse(text) != value:
             raise ValueError(f"expected {noun}")
 
+    def required(self) -> Kind[T]:
+        """Return the kind of an option without a default."""
+        return self
+
     def declare(self, value: T, needs: Needs) -> None:
         """Declare what a value needs after the start: by default to reload a table's files.
 
@@ -457,12 +461,22 @@ class _Table(Kind[L]):
         self.table_class = table_class
         self.asks = asks
         self.values = values
+        #: Whether a list in the flag itself may be empty.
+        self._optional = True
+
+    def required(self) -> _Table[L]:
+        """Return a kind without empty lists: like an empty file, they are a mistake."""
+        kind = _Table(self.table_class, asks=self.asks, values=self.values)
+        kind._optional = False
+        return kind
 
     def parse(self, text: str) -> L:
         cls: Any = self.table_class
         if self.values is not None:
             cls = cls.checking(self.values.parse)
         loaded: L = cls.load_asking(text) if self.asks else cls.load(text)
+        if not self._optional and _is_empty_list(loaded):
+            raise ValueError(f"no entries in {loaded.source}")
         return loaded
 
     def show(self, value: L) -> str:
@@ -475,6 +489,12 @@ class _Table(Kind[L]):
         if self.values is not None:
             mapping: Any = value
             mapping.check_values(self.values.parse)
+
+
+def _is_empty_list(loaded: Any) -> bool:
+    """Return whether a table is a list in the flag itself without an entry."""
+    elsewhere = getattr(loaded, "is_file", False) or getattr(loaded, "remotes", ())
+    return hasattr(loaded, "__len__") and not (elsewhere or len(loaded))
 
 
 #: Any text.
@@ -518,5 +538,8 @@ def table(table_class: type[L], *, asks: bool = False, values: Kind[Any] | None 
     The values of a mapping are texts; with `values=INTEGER(low=0)` each must be of that kind. An
     invalid one is an error at start, a reload with one keeps the table, and a look-up that finds
     one in a remote source raises UnavailableError.
+
+    An option that is required doesn't accept a list without entries, as no table accepts a file
+    with neither entries nor comments.
     """
     return _Table(table_class, asks=asks, values=values)

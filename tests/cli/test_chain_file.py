@@ -429,6 +429,17 @@ def test_what_a_filter_finds_wrong_itself(
     assert done.stderr.decode() == f"filter-chain: {path}: {line}\n"
 
 
+def test_a_filter_behind_one_that_signs(write: Callable[..., Path]) -> None:
+    code = GREET.replace(
+        "    class Options", "    signs = edits_signed = True\n\n    class Options"
+    )
+    assert code != GREET
+    use = f'use = "{write(code, "sign.py")}"'
+    path = write(f"[filter.one]\n{use}\n[filter.two]\n{use}\n[chain.x]\nfilters = ['one', 'two']")
+    wrong = "two must be ahead of one: its edits would make the signature invalid"
+    assert check(path) == (1, [f"filter-chain: {path}: [chain.x]: {wrong}"])
+
+
 def test_invalid_utf_8(write: Callable[..., Path]) -> None:
     path = write(b"verbose = true\n# \xff\n")
     assert check(path) == (1, [f"filter-chain: {path}:2: not UTF-8"])

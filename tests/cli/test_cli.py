@@ -352,7 +352,8 @@ def test_what_is_recorded_replays(tmp_path: Path, capsys: Capture) -> None:
     command = [sys.executable, "-m", "smtpd_filters.filters.trace", "--detail=all"]
     assert main(["replay", str(tmp_path), "--diff", "--", *command]) == 0
     assert capsys.readouterr().out == (
-        "1 recording, 8 decisions, none differ, 1 message not compared\n"
+        "1 recording, 8 decisions, none differ, 1 message not compared (--old filter-trace shows "
+        "edits)\n"
     )
 
 

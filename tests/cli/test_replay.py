@@ -301,8 +301,8 @@ def test_what_the_live_filters_made_of_a_message_is_not_known(
     assert message["recorded"] is None
     assert message["now"]["verb"] == "changed"
     assert main(["replay", str(live), "--diff", "--", *command]) == 0
-    last = "1 recording, 8 decisions, none differ, 1 message not compared\n"
-    assert capsys.readouterr().out == last
+    last = "none differ, 1 message not compared (--old filter-trace shows edits)\n"
+    assert capsys.readouterr().out == f"1 recording, 8 decisions, {last}"
 
 
 def test_a_report_on_another_command_is_no_verdict(tmp_path: Path, capsys: Capture) -> None:

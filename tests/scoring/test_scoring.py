@@ -692,6 +692,21 @@ def test_rules_against_each_other(scores: Any, settings: Any, error: str) -> Non
         converse([Acts("one", connect=NO)], rules(scores, **settings))
 
 
+def test_a_name_that_no_filter_has() -> None:
+    error = 'no filter "won" in the chain, which has "one", "two"'
+    with pytest.raises(ConfigError, match=f"^{re.escape(error)}$"):
+        converse([Acts("one", connect=NO), Acts("two", connect=NO)], rules({"won": 9}, junk_at=4))
+
+
+def test_points_in_code() -> None:
+    assert FilterRules(score=5).score == {"junk": 5, "reject": 5, "tempfail": 5}
+    assert FilterRules(score=-0.5).score == dict.fromkeys(ACTIONS, -0.5)
+    assert FilterRules(score={"junk": 2}).score == {"junk": 2}
+    for wrong in (True, "5", 0.0001, float("nan"), [5], {"junk": "x"}, {"drop": 1}):
+        with pytest.raises(TypeError, match=r"^FilterRules\.score: "):
+            FilterRules(score=wrong)
+
+
 def test_an_action_has_points_or_bypasses() -> None:
     of = rules({"one": {"junk": 3}}, {"one": ("junk",)}, junk_at=3)
     with pytest.raises(ConfigError, match="bypass: junk has points, too"):

@@ -1,4 +1,4 @@
-"""What the harness of a real smtpd checks and writes before it starts one."""
+"""The harness of a real smtpd before it starts one: what it checks, and the configuration."""
 
 from __future__ import annotations
 
