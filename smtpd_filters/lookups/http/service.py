@@ -38,14 +38,19 @@ if TYPE_CHECKING:
     from .setting import OptionalServiceSetting, ServiceSetting
 
 T = TypeVar("T")
+M = TypeVar("M")
 
-HTTP_OK = 200
+HTTP_OK, HTTP_NOT_FOUND = 200, 404
 #: Bytes of an answer at most: parsing it takes 2 ms, in which no other session is served.
 LIMIT = 64 << 10
 #: Entries of the cache at most, as of a resolver's.
 ENTRIES = 8192
 #: What a program raises that finds something else in an answer than it expects.
 _UNUSABLE = (ValueError, TypeError, LookupError, AttributeError)
+#: What is kept of an answer with status 404: no JSON.
+_MISSING = b""
+#: The default of `missing`.
+_FAILURE = object()
 #: What is sent as it is besides letters, digits and "_.-~". Others are for servers to interpret:
 #: "+" can be a blank, and ";" begins a parameter.
 _PLAIN = "@:"
@@ -158,17 +163,28 @@ class Service:
         return await self._value(_path(path), data, read)
 
     @overload
-    async def get(self, *path: str, query: Mapping[str, str] | None = ...) -> Any: ...
+    async def get(
+        self, *path: str, query: Mapping[str, str] | None = ..., missing: object = ...
+    ) -> Any: ...
     @overload
     async def get(
         self, *path: str, query: Mapping[str, str] | None = ..., read: Callable[[Any], T]
     ) -> T: ...
+    @overload
+    async def get(
+        self,
+        *path: str,
+        query: Mapping[str, str] | None = ...,
+        read: Callable[[Any], T],
+        missing: M,
+    ) -> T | M: ...
 
     async def get(
         self,
         *path: str,
         query: Mapping[str, str] | None = None,
         read: Callable[[Any], Any] | None = None,
+        missing: object = _FAILURE,
     ) -> Any:
         """GET the address with `path` and `query` appended; return the answer's value.
 
@@ -176,6 +192,9 @@ class Service:
         path, and each name and value of the query, is percent-encoded as a whole (RFC 3986), from
         UTF-8, and a byte of the client that isn't UTF-8 as this byte. So it may hold text of a
         client. Answers, `read` and failing servers are as with `ask`.
+
+        `missing` is the result if the server answers with status 404, since it doesn't know what it
+        is asked about; that is cached as well. Without `missing` this status is a failure too.
 
         Raises UnavailableError if no server gave a usable answer in time; and, without asking, for
         a segment that is empty, `.` or `..`, or has such a part between slashes or backslashes.
@@ -185,23 +204,34 @@ class Service:
         target = _path(path)
         if query:
             target += f"?{urlencode(query, quote_via=quote, safe=_PLAIN, errors=_BYTES)}"
-        return await self._value(target, None, read)
+        return await self._value(target, None, read, missing)
 
-    async def _value(self, path: str, body: bytes | None, read: Callable[[Any], Any] | None) -> Any:
+    async def _value(
+        self,
+        path: str,
+        body: bytes | None,
+        read: Callable[[Any], Any] | None,
+        missing: object = _FAILURE,
+    ) -> Any:
         """Return the value of the answer, from the cache or a server, as `read` returns it."""
         key = path, body
         content = self._kept.get(key, self._clock())
+        if content == _MISSING and missing is not _FAILURE:
+            return missing
         if content is not None:
             try:
                 return _parsed(content, read)
             except BadReplyError:
-                pass  # another `read`, which can't use it
+                pass  # another `read`, or no `missing`: it can't be used
         if body is None:
             request = Request(path, self._fields, None, limit=LIMIT)
         else:
             request = Request(path, self._post_fields, body, size=len(body), limit=LIMIT)
 
         async def receive(response: Response) -> tuple[bytes, Any]:
+            if response.status == HTTP_NOT_FOUND and missing is not _FAILURE:
+                await response.read()
+                return _MISSING, missing
             if response.status != HTTP_OK:
                 raise BadReplyError(f"status {response.status}")
             content = await response.read()

@@ -191,6 +191,31 @@ def test_a_get_succeeds_or_fails_as_a_post_does(
     assert asyncio.run(work("get")) == asyncio.run(work("ask"))
 
 
+def test_what_a_service_does_not_know(stub: HTTPStub) -> None:
+    import asyncio
+
+    async def work() -> None:
+        service = Service([stub.url], timeout=1, deadline=1, keep=9, connections=1)
+        stub.answer = Answer(b"no such mailbox", status=404)
+        for _ in range(2):
+            assert await service.get("x", missing=None) is None
+            assert await service.get("x", read=lambda found: found["full"], missing=False) is False
+        assert len(stub.requests) == 1
+        with pytest.raises(UnavailableError, match="status 404"):
+            await service.get("x")
+        stub.answer = {"full": True}
+        assert await service.get("x", read=lambda found: bool(found["full"])) is True
+        # The newer answer is the one that is kept.
+        assert await service.get("x", missing=None) == {"full": True}
+        assert len(stub.requests) == 3
+        stub.answer = Answer(b"", status=410)
+        with pytest.raises(UnavailableError, match="status 410"):
+            await service.get("y", missing=None)
+        await service.aclose()
+
+    asyncio.run(work())
+
+
 def test_a_service_that_is_asked_by_get_fails_over(stub: HTTPStub) -> None:
     stub.answer = {"full": True}
     with HTTPStub(Answer.of({}, behaviour="garbage")) as broken:
