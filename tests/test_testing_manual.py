@@ -90,13 +90,20 @@ def test_the_test_of_the_page_passes(tmp_path: Path) -> None:
     assert "1 passed" in done.stdout, done.stdout
 
 
+def test_the_recording_of_a_conversation_is_played(tmp_path: Path) -> None:
+    recipe = examples()[2].replace("\\e", "\\").replace("/tmp/recorded", str(tmp_path))  # noqa: S108  # the page's
+    exec(compile(recipe, "smtpd_filters.testing.3", "exec"), {})  # noqa: S102  # readers will run it as well
+    [file] = tmp_path.iterdir()
+    assert [step.phase for step in testing.play(file, Trace)][-2:] == ["data-line", "commit"]
+
+
 @pytest.mark.e2e
 def test_the_recording_of_the_page_is_played(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     need(unavailable(system_version() or VERSIONS[0]))
     monkeypatch.chdir(tmp_path)
-    recipe = examples()[2].replace("\\e", "\\")
+    recipe = examples()[3].replace("\\e", "\\")
     exec(compile(recipe, "smtpd_filters.testing.3", "exec"), {})  # noqa: S102  # readers will run it as well
     steps = testing.play(tmp_path / "mail.session", Trace)
     assert [step.phase for step in steps][-2:] == ["commit", "quit"]
