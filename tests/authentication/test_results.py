@@ -404,6 +404,7 @@ def test_all_fields_are_removed_beyond_what_is_examined() -> None:
 
 
 LONG = [
+    " ",
     "(",
     ")",
     '"',

@@ -40,7 +40,6 @@ MAX_EXAMINED = 1 << 14
 MAX_INTERNATIONAL = 64
 #: Comments within each other that are removed to see what is left.
 MAX_DEPTH = 8
-_SPACED_DOT = re.compile(r"\s*+\.\s*+")
 _TRIMMED = ".-_"
 _ENCODED = "=?"
 # What some readers drop, as many C programs do NUL.
@@ -149,7 +148,7 @@ def _forms(text: str) -> Iterator[str]:
             break
         bare = _COMMENT.sub("", bare)
     # RFC 5322 section 4.4: obs-domain has white space around its dots.
-    yield from (bare, _SPACED_DOT.sub(".", bare))
+    yield from (bare, ".".join(map(str.strip, bare.split("."))))
 
 
 def _names(text: str) -> Iterator[str]:
