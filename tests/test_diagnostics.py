@@ -160,7 +160,7 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
     "chain.py: event": ("link_disconnect",),
     "chain.py: what": ("refresh", "close"),
     "checks/client_filter.py: REPLY_UNUSED": ("--reply has no effect",),
-    "filters/content/policy.py: event": ("check", "not done in a part"),
+    "filters/content/inspection.py: event": ("check", "not done in a part"),
     "filters/dkimsign/policy.py: event": ("not signed", "not sealed"),
     "filters/dnsbl/score.py: text": ("cannot be reached, the weights of the lists add up to",),
     "filters/mailfrom/policy.py: REPLY_UNUSED": ("--reply has no effect",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from .limits import FIELDS, HEAD, MEMBERS, PARTS, UNPACKED
+from .limits import HEAD, MEMBERS, PARTS, UNPACKED
 from .signatures import TEXTUAL
 
 TYPE_CHECKING = False
@@ -112,14 +112,14 @@ class Content:
     parts: list[Part] = field(default_factory=list)
     #: Where programs disagree, or where a limit was reached: a text for each, without repeats.
     oddities: dict[str, None] = field(default_factory=dict)
-    #: Fields of parts and attached messages, if `keep_fields`.
+    #: Fields of parts and attached messages, if `keep_fields`; the caller takes them out after each
+    #: piece, since a message may consist of them.
     fields: list[FieldSeen] = field(default_factory=list)
     keep_fields: bool = False
     #: Whether there are too many parts; what follows is not read.
     full: bool = False
     members_left: int = MEMBERS
     bytes_left: int = UNPACKED
-    fields_left: int = FIELDS
     text_left: int = 0
     #: Whether a limit on parts, levels, header blocks or names kept something from being read.
     cut: bool = False
@@ -152,10 +152,5 @@ class Content:
 
     def keep(self, raw: bytes, *, nested: bool) -> None:
         """Keep a field for checks of the fields of parts."""
-        if not self.keep_fields:
-            return
-        self.fields_left -= len(raw) + 64
-        if self.fields_left < 0:
-            self.odd("too many fields in parts")
-            return
-        self.fields.append(FieldSeen(raw, nested))
+        if self.keep_fields:
+            self.fields.append(FieldSeen(raw, nested))

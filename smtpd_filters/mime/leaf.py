@@ -6,8 +6,8 @@ import re
 from binascii import Error, a2b_base64, a2b_qp, a2b_uu
 from io import BytesIO
 
-from .limits import HEAD
-from .names import all_readings, extension
+from .limits import HEAD, PARAMETERS, TEXT_LEAST
+from .names import all_readings, cost, extension
 from .signatures import ARCHIVES, BEHIND_DATA, ISO, ISO_AT, sniff
 
 TYPE_CHECKING = False
@@ -44,12 +44,13 @@ _MARKED = frozenset({"ole", "text", "mhtml", "html"})
 _OVERLAP = 32
 #: The beginning of a file within text; yEnc's line and BinHex's as well.
 _BEGIN = re.compile(
-    rb"(?:\A|(?<=\n))(?:begin(?:-base64)?[ \t]++[0-7]{3,4}[ \t]++([^\n]{1,255}+)\n"
-    rb"|=ybegin [^\n]{0,200}? name=([^\n]{1,255}+)\n|\(This file must be converted with BinHex)"
+    rb"(?:\A|(?<=\n))(?:begin(?:-base64)?[ \t]++[0-7]{3,4}[ \t]++([^\n]++)\n"
+    rb"|=ybegin [^\n]*? name=([^\n]++)\n|\(This file must be converted with BinHex)"
 )
 _END = re.compile(rb"(?:\A|(?<=\n))(?:end|====|=yend[^\n]*+)[ \t]*+(?:\n|\Z)")
-#: Bytes of a line that is still incomplete in encoded text.
-_LINE = 1 << 10
+#: Bytes of a line that is still incomplete in encoded text: half of them of its beginning, and half
+#: of its end.
+_LINE = PARAMETERS * 2
 
 
 class Decoder:
@@ -224,8 +225,8 @@ class Leaf:
         if kind in ARCHIVES or any(extension(each) in BEHIND_DATA for each in part.names):
             self._store = self._content.storage()
             self._store.write(self._head)
-        if part.is_text and self._content.text_left > 0:
-            part.head = self._head[:HEAD]
+        if part.is_text:
+            part.head = self._head[: HEAD if self._content.text_left > 0 else TEXT_LEAST]
             self._content.text_left -= len(part.head)
         self._head = b""
 
@@ -247,7 +248,9 @@ class Leaf:
             data, self._line = self._line + data, b""
         if not last:
             cut = data.rfind(b"\n") + 1
-            self._line = data[cut:][-_LINE:]
+            line = data[cut:]
+            whole = len(line) <= _LINE
+            self._line = line if whole else line[: _LINE // 2] + line[-_LINE // 2 :]
             data = data[:cut]
         at = 0
         while at < len(data):
@@ -263,7 +266,10 @@ class Leaf:
         if part is None:
             return len(data)
         raw = (match[1] or match[2] or b"").decode("utf-8", "surrogateescape").strip()
-        part.names, _ = all_readings([raw])
+        part.names, more = all_readings([raw])
+        self._content.work += cost(raw[-PARAMETERS:])
+        if more:
+            self._content.cut_off("too long a name of a part")
         part.outer = self.part
         part.disposition = "attachment"
         part.type = "application/octet-stream"

@@ -20,11 +20,11 @@ NAMES = 40
 NAME = 255
 #: Delimiters of a multipart, by all readings.
 BOUNDARIES = 10
-#: Bytes of fields that are kept for checks, of all parts of a message.
-FIELDS = 1 << 18
-#: Bytes of decoded content by which a type is recognised, and those of text that are kept for it.
+#: Bytes of decoded content by which a type is recognised; and those of text that are kept for it,
+#: and of each text behind them.
 HEAD = 1 << 12
 TEXT = 1 << 16
+TEXT_LEAST = 1 << 10
 #: Levels of archives within archives.
 ARCHIVES = 4
 #: Members of the archives of a message, and bytes unpacked to look into them.

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from smtpd_filters.checks.author.encoded_words import decoded
 
-from .limits import NAME, NAMES
+from .limits import NAME, NAMES, PARAMETERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 #: Controls, and characters without a shape of their own: marks of direction, joiners, hyphens.
 _INVISIBLE = {"Cc", "Cf"}
 _SPACES = re.compile(r"\s+")
-#: Encoded words of a name that are decoded, the last ones: 40 hold a name of NAME characters.
-_WORDS = 40
 _ENDS = " .\t\"'"
 
 
@@ -30,7 +28,10 @@ def normalized(name: str) -> str:
     is that of the name.
     """
     if not (name.isascii() and name.isprintable()):
-        name = normalize("NFKC", name[-4 * NAME :])
+        # In blocks, since normalisation takes quadratic time; all of them, since what is at the end
+        # of a name may not count.
+        blocks = (name[at : at + NAME] for at in range(0, len(name), NAME))
+        name = "".join(normalize("NFKC", each) for each in blocks)
         name = "".join(each for each in name if category(each) not in _INVISIBLE)
         name = name.replace("\u2044", "/").replace("\u2215", "/").replace("\u29f8", "/")
     name = name.replace("\\", "/").rstrip(" ./").rpartition("/")[2]
@@ -42,17 +43,17 @@ def readings(raw: str) -> Iterator[str]:
 
     Encoded words are decoded in every way that a program may choose. A name with a NUL may end
     there; behind a colon is the name of a stream of the file on Windows. Browsers decode `%2E`, and
-    some programs shorten a long name.
+    some programs shorten a long name. Of a name of more than PARAMETERS characters, which is not
+    one in a field, only the last ones are read.
     """
+    raw = raw[-PARAMETERS:]
     texts: tuple[str, ...] = (raw,)
     if "=?" in raw:
-        if raw.count("=?") > _WORDS:
-            raw = "=?" + "=?".join(raw.rsplit("=?", _WORDS)[1:])
         texts = (*decoded(raw), *decoded(_SPACES.sub("", raw)))
     for text in texts[:NAMES]:
         yield normalized(text)
         if "%" in text:
-            yield normalized(unquote(text[-4 * NAME :], errors="surrogateescape"))
+            yield normalized(unquote(text, errors="surrogateescape"))
         if len(text) > NAME:
             yield normalized(text[:NAME])
         if "\0" in text:
@@ -70,15 +71,20 @@ def cost(name: str) -> int:
 
 
 def all_readings(raw: Iterable[str]) -> tuple[tuple[str, ...], bool]:
-    """Return the different readings of several names, and whether there were more than NAMES."""
+    """Return the different readings of several names, and whether there may be others.
+
+    There may if there are more than NAMES, or if a name has more than PARAMETERS characters.
+    """
     found: dict[str, None] = {}
+    more = False
     for each in raw:
+        more = more or len(each) > PARAMETERS
         for name in readings(each):
             if name:
                 found[name] = None
         if len(found) > NAMES:
             return tuple(found)[:NAMES], True
-    return tuple(found), False
+    return tuple(found), more
 
 
 def extension(name: str) -> str:

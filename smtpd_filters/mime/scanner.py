@@ -99,7 +99,7 @@ class Scan:
         self._undelimited: Part | None = None
         self._inner: _Lines | None = None
         self._in_header = True
-        self._fields: list[bytes] = fields or []
+        self._fields = list(map(bytearray, fields or ()))
         #: Lines at the end of a header block that may be the beginning of the content.
         self._spilled = bytearray()
         self._header_size = 0
@@ -178,7 +178,7 @@ class Scan:
         self._header_size += len(line) + 1
         fields = self._fields
         if line.startswith((b" ", b"\t")) and fields:
-            if len(fields[-1]) < PARAMETERS:
+            if len(fields[-1]) < PARAMETERS or self._keeps:
                 fields[-1] += b"\n" + line
             elif fields[-1].lower().startswith(PARSED):
                 self.content.cut_off("parameters of a part too long")
@@ -186,9 +186,9 @@ class Scan:
             # The lines before it are in the header, if anything.
             self._spilled = bytearray()
             if fields and not self._keeps and fields[-1][:8].lower() != CONTENT:
-                fields[-1] = line  # a header block may have 16,000 fields
+                fields[-1] = bytearray(line)  # a header block may have 16,000 fields
             else:
-                fields.append(line)
+                fields.append(bytearray(line))
         elif fields or self._levels:
             # Programs ignore the line, or end the header before it.
             self.content.odd("line in a header block that isn't a field")
@@ -206,10 +206,11 @@ class Scan:
         self.content.work += _PART
         self._in_header = False
         self._header_size = 0
+        fields = list(map(bytes, self._fields))
         if self._keeps:
-            for raw in self._fields:
+            for raw in fields:
                 self.content.keep(raw, nested=self._nested)
-        said = Description(self.content, self._fields)
+        said = Description(self.content, fields)
         if self._depth >= DEPTH and (said.is_multipart or said.is_message):
             self.content.cut_off("too many levels")
             said.types = ("application/octet-stream",)
@@ -311,7 +312,9 @@ class Scan:
         """Begin to read a content, which is a message as well by its name or `as_message`."""
         inner = None
         as_message = as_message or any(extension(each) in _MESSAGE_FILES for each in part.names)
-        if self._depth < DEPTH and as_message:
+        if as_message and self._depth >= DEPTH:
+            self.content.cut_off("too many levels")
+        elif as_message:
             self._inner = _Lines(self._inner_scan(None, part, nested=True))
             inner = self._inner.write
         self._leaf = Leaf(self.content, part, encoding, self._ended, inner)

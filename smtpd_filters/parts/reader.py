@@ -16,8 +16,10 @@ from .part import described
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from smtpd_filters.message import Message
-    from smtpd_filters.mime.content import Content
+    from smtpd_filters.mime.content import Content, FieldSeen
 
     from .part import Parts
 
@@ -68,10 +70,15 @@ async def read_parts(message: Message) -> Parts:
     return await paced(described(content))
 
 
-async def read_content(message: Message, *, keep_fields: bool = False) -> tuple[Content, int]:
-    """Read a message; return what is in it, and its size. Raises SpoolError."""
+async def read_content(
+    message: Message, take: Callable[[FieldSeen], Awaitable[object]] | None = None
+) -> tuple[Content, int]:
+    """Read a message; return what is in it, and its size. Raises SpoolError.
+
+    `take` gets each field of the parts, in their order.
+    """
     headers = message.headers
-    scanner = Scanner(headers.each_line(), lambda: Storage(message), keep_fields=keep_fields)
+    scanner = Scanner(headers.each_line(), lambda: Storage(message), keep_fields=take is not None)
     size = len(headers.text()) + 1
     admit = pace().admit
     content = scanner.content
@@ -82,11 +89,21 @@ async def read_content(message: Message, *, keep_fields: bool = False) -> tuple[
                 await admit(_BLOCK + content.work)
                 content.work = 0
                 scanner.feed(piece)
+                if take is not None:
+                    await _hand_over(content, take)
             for work in scanner.work():
                 await admit(work)
         scanner.close()
+        if take is not None:
+            await _hand_over(content, take)
         for work in scanner.work():
             await admit(work)
     finally:
         scanner.discard()
     return content, size
+
+
+async def _hand_over(content: Content, take: Callable[[FieldSeen], Awaitable[object]]) -> None:
+    fields, content.fields = content.fields, []
+    for each in fields:
+        await take(each)

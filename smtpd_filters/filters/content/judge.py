@@ -13,7 +13,7 @@ from smtpd_filters.mime.names import extension, inner_extension
 from smtpd_filters.parts.dangerous import DANGEROUS, HARMLESS
 
 from .patterns import folded, folding
-from .scripts import as_text, shares
+from .scripts import shares
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class Judge:
             return False
         if part.number not in self._shares:
             yield _SCRIPTS
-            self._shares[part.number] = shares(as_text(part.head, part.charset))
+            self._shares[part.number] = shares(part.head, part.charset)
         return self._shares[part.number].get(rule.script, 0.0) >= rule.share > 0
 
 

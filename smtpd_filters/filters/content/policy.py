@@ -24,7 +24,8 @@ from smtpd_filters.protocol.decisions import JUNK, PROCEED, Decision, Points, Re
 from smtpd_filters.runtime.pace import paced
 from smtpd_filters.settings import LIST, PATH, REPLY, SWITCH, Settings, choice, option
 
-from .header_checks import CHECKS, EDITING, IGNORE, PASS, REJECT, REPLACE, STRIP, Checks, edited
+from .header_checks import CHECKS, IGNORE, REPLACE, STRIP, Checks
+from .inspection import TOO_COMPLEX, Inspection
 from .privacy import FIELD, REPLACEMENT, Privacy
 from .rules import HEADER as ADD_HEADER
 from .rules import JUNK as MARK
@@ -32,15 +33,13 @@ from .rules import LOG, NOTE, ON_PARTS, POINTS, REMOVE, RENAME, SUBJECT, Rules
 from .rules import REJECT as REFUSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     from smtpd_filters.filter import OnError
-    from smtpd_filters.message import Headers, Message
-    from smtpd_filters.mime.content import Content as Parts
+    from smtpd_filters.message import Message
     from smtpd_filters.session import Session
 
-    from .header_checks import Action
     from .judge import Hit
 
     T = TypeVar("T")
@@ -48,11 +47,6 @@ if TYPE_CHECKING:
 
 #: The values of `--dangerous`, beside "off".
 DANGEROUS = (REFUSE, MARK, REMOVE, RENAME, LOG)
-#: Lines in the log about checks of one message, which a client could multiply.
-LOGGED_MAX = 20
-_MIME = ("content-", "mime-version")
-#: The reply to a message whose attachments are beyond the limits of `smtpd_filters.mime`.
-TOO_COMPLEX = "550 5.7.1 Message is too complex to be checked for attachments"
 
 
 class Content(Filter):
@@ -213,74 +207,28 @@ class Content(Filter):
         return decision
 
     async def _judge(self, session: Session, message: Message) -> Decision:
-        content, size = await read_content(message, keep_fields=any(self._checks[1:]))
-        decision = await self._check(session, message.headers, content)
-        if isinstance(decision, Reject):
-            return decision
+        headers = message.headers
+        log_only = self.settings.log_only
+        inspection = Inspection(self._checks, self.log, session, log_only=log_only)
+        await inspection.ask_own(headers)
+        if inspection.refusal is not None:
+            return inspection.refusal
+        take = inspection.ask_of_part if inspection.asks_of_parts else None
+        content, size = await read_content(message, take)
+        cut = next(iter(content.oddities)) if content.cut else ""
+        if (refusal := inspection.end(cut=cut)) is not None:
+            return refusal
+        await inspection.edit(headers)
         if not self._rules.rules:
-            return decision
+            return PROCEED
         from .judge import Judge  # loaded by `setup`
 
-        judge = Judge(self._rules, message.headers, content, size)
-        return await self._act(session, message, await paced(judge.hits()), decision)
-
-    # -- Postfix's checks ----------------------------------------------------------------
-
-    async def _check(self, session: Session, headers: Headers, content: Parts) -> Decision:
-        """Ask the checks about each field, and edit those of the message."""
-        if not any(self._checks):
-            return PROCEED
-        edits: dict[int, Action] = {}
-        logged = 0
-        for place, checks, raw in self._fields(headers, content):
-            action = await paced(checks.actions_on(raw)) if checks else None
-            if action is None:
-                continue
-            if action.name == REJECT and not self.settings.log_only:
-                return action.refusal()
-            logged += 1
-            if logged <= LOGGED_MAX:
-                self._log(session, action, raw, in_part=place < 0)
-            if action.name == PASS:
-                break
-            if place >= 0:
-                edits[place] = action
-        if logged > LOGGED_MAX:
-            self.log.event("further checks apply", session, number=logged - LOGGED_MAX)
-        if edits and not self.settings.log_only:
-            headers.replace_lines(await paced(edited(headers.lines(), edits)))
-        return PROCEED
-
-    def _fields(self, headers: Headers, content: Parts) -> Iterator[tuple[int, Checks, bytes]]:
-        """Yield each field with its place (-1 in a part) and the checks that apply to it."""
-        own, mime, nested = self._checks
-        for place, field in enumerate(headers):
-            checks = mime if field.key.startswith(_MIME) else own
-            yield place, checks, b"\n".join(field.lines)
-        for seen in content.fields:
-            key = seen.raw[:64].lower()
-            in_message = seen.nested and not key.startswith((b"content-", b"mime-version"))
-            yield -1, nested if in_message else mime, seen.raw
-
-    def _log(self, session: Session, action: Action, raw: bytes, *, in_part: bool) -> None:
-        name = action.name.lower()
-        event = "check" if self.settings.log_only else name
-        if in_part and action.name in EDITING:
-            event = "not done in a part"
-        self.log.event(
-            event,
-            session,
-            check=action.place,
-            text=action.text[:200],
-            field=raw[:200].decode("utf-8", "replace").replace("\n", " "),
-            would="" if event == name else name,
-        )
+        judge = Judge(self._rules, headers, content, size)
+        return await self._act(session, message, await paced(judge.hits()))
 
     # -- rules ---------------------------------------------------------------------------
 
-    async def _act(
-        self, session: Session, message: Message, hits: list[Hit], decision: Decision
-    ) -> Decision:
+    async def _act(self, session: Session, message: Message, hits: list[Hit]) -> Decision:
         """Do what the rules that apply say."""
         done: list[Hit] = []
         for hit in hits:
@@ -293,7 +241,7 @@ class Content(Filter):
             else:
                 done.append(hit)
         if not done:
-            return decision
+            return PROCEED
         await self._edit(session, message, done)
         marks = [hit for hit in done if hit.rule.action == MARK]
         if marks:

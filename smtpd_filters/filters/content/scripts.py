@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
 from smtpd_filters.checks.author.encoded_words import decoded
 
@@ -26,13 +27,24 @@ _BLOCKS = {
 }
 SCRIPTS = frozenset(_BLOCKS)
 _PATTERNS = {name: re.compile(f"[{blocks}]") for name, blocks in _BLOCKS.items()}
-_TAGS = re.compile(r"<[^>]*+>")
+_TAGS = re.compile(r"<[^<>]*+>")
 #: Letters below which a share says nothing.
 LEAST = 20
 
 
-def shares(text: str) -> dict[str, float]:
-    """Return the share of each script in the letters of a text; empty if it has too few."""
+def shares(data: bytes, charset: str) -> dict[str, float]:
+    """Return the share of each script in the letters of a text, by the reading with most of it.
+
+    A text with too few letters has none.
+    """
+    found: dict[str, float] = {}
+    for text in as_texts(data, charset):
+        for name, share in _shares(text).items():
+            found[name] = max(share, found.get(name, 0.0))
+    return found
+
+
+def _shares(text: str) -> dict[str, float]:
     counts = {name: len(pattern.findall(text)) for name, pattern in _PATTERNS.items()}
     total = sum(counts.values())
     if total < LEAST:
@@ -40,11 +52,18 @@ def shares(text: str) -> dict[str, float]:
     return {name: count / total for name, count in counts.items() if count}
 
 
-def as_text(data: bytes, charset: str) -> str:
-    """Decode the beginning of a text in a character set, as mail programs would."""
+def as_texts(data: bytes, charset: str) -> list[str]:
+    """Decode the beginning of a text in a character set, in the ways of mail programs.
+
+    Tags of HTML become blanks, and its character references letters.
+    """
+    return [unescape(_TAGS.sub(" ", each)) for each in _decoded(data, charset)]
+
+
+def _decoded(data: bytes, charset: str) -> tuple[str, ...]:
     if charset in {"", "utf-8", "us-ascii", "ascii"}:
-        return _TAGS.sub(" ", data.decode("utf-8", "ignore"))
+        return (data.decode("utf-8", "ignore"),)
     # Through the decoder of encoded words, which knows their names and trusts none of them.
     word = "".join(f"={byte:02X}" for byte in data)
     name = re.sub(r"[^a-z0-9_-]", "", charset)[:40]
-    return _TAGS.sub(" ", decoded(f"=?{name}?Q?{word}?=")[0])
+    return decoded(f"=?{name}?Q?{word}?=")

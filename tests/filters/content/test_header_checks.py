@@ -8,6 +8,7 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.content.header_checks import Checks, refusal
+from smtpd_filters.filters.content.inspection import TOO_COMPLEX
 from tests.filters.content.sending import Sent, written
 from tests.mime.reading import mixed
 
@@ -245,3 +246,39 @@ def test_the_text_in_the_log_is_bounded(tmp_path: Path) -> None:
     mail = b"Subject: " + b"x" * 60_000 + b"\n\nx\n"
     sent = Sent(mail, "--dangerous=off", "--header-checks", f"regexp:{path}")
     assert max(map(len, sent.log)) < 1000
+
+
+PROGRAM = b"Content-Type: x/y; name=a.exe\n\nx\n"
+ATTACHED = b"Content-Type: message/rfc822\n\nSubject: casino\n\nx\n"
+
+
+def checked(folder: Path, mail: bytes, *flags: str) -> Sent:
+    """What became of a message whose parts must not have two fields."""
+    file = written(folder, "/name=a.exe/ REJECT\n/^Subject:.* casino/ REJECT\n")
+    return Sent(mail, "--dangerous=off", f"--header-checks=regexp:{file}", *flags)
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        mixed(*[b"X: " + b"y" * 60_000 + b"\n\nx\n"] * 6, PROGRAM),
+        mixed(b"Content-Description: x\n" + b" y\n" * 3000 + b" name=a.exe\n\nx\n"),
+        mixed(ATTACHED.replace(b"casino", b"x\n" + b" y\n" * 3000 + b" casino")),
+    ],
+    ids=["fields of other parts", "a long field", "a long subject"],
+)
+def test_no_field_of_a_part_is_too_far_behind_to_be_checked(mail: bytes, tmp_path: Path) -> None:
+    assert checked(tmp_path, mail).reply == "550 5.7.1 Message content rejected"
+
+
+def test_fields_of_parts_beyond_the_limits_are_refused(tmp_path: Path) -> None:
+    mail = mixed(b"X: y\n" * 15_000 + PROGRAM)
+    assert checked(tmp_path, mail).reply == TOO_COMPLEX
+    sent = checked(tmp_path, mail, "--log-only")
+    assert sent.reply == ""
+    assert 'content check text="header block of a part too long" would=reject' in sent.log[0]
+    passed = mail.replace(b"From:", b"X-Pass: y\nFrom:", 1)
+    file = written(tmp_path, "/^X-Pass/ PASS\n/casino/ REJECT\n", "pass")
+    assert Sent(passed, "--dangerous=off", f"--header-checks=pcre:{file}").reply == ""
+    file = written(tmp_path, "/casino/ WARN\n", "warn")
+    assert Sent(mail, "--dangerous=off", f"--header-checks=pcre:{file}").reply == ""

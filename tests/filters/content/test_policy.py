@@ -11,7 +11,7 @@ import pytest
 from smtpd_filters import PROCEED, Filter, Proceed, Session
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.content import Content, patterns
-from smtpd_filters.filters.content.policy import TOO_COMPLEX
+from smtpd_filters.filters.content.inspection import TOO_COMPLEX
 from smtpd_filters.filters.content.rules import Rules
 from smtpd_filters.mime import limits
 from smtpd_filters.settings import common_options, parse_flags
@@ -34,6 +34,14 @@ PLAIN = b"Subject: hello\nFrom: a@example.net\n\nhello\n"
 def rule(folder: Path, text: str) -> tuple[str, ...]:
     """The flags for one rule."""
     return ("--dangerous=off", "--rules", written(folder, f"[[rule]]\nname = 'r'\n{text}\n"))
+
+
+def within(levels: int, part: bytes) -> bytes:
+    """A message with a part in so many multiparts."""
+    for level in range(levels):
+        head = b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (level, level)
+        part = head + part + b"\n--b%d--\n" % level
+    return part
 
 
 def test_a_program_is_refused() -> None:
@@ -62,6 +70,26 @@ def test_disguised_programs_are_refused(mail: bytes) -> None:
     assert Sent(mail).reply == REFUSED
 
 
+ATTACHMENT = b"Content-Disposition: attachment; filename="
+
+
+@pytest.mark.parametrize(
+    "mail",
+    [
+        mixed(ATTACHMENT + b'"=?utf-8?Q?a.exe?=' + b" =?utf-8?Q?_?=" * 50 + b'"\n\nx\n'),
+        mixed(ATTACHMENT + b'"' + b"a" * 260 + b".exe" + "\u200b".encode() * 1100 + b'"\n\nx\n'),
+        mixed(ATTACHMENT + b'"' + "é".encode() * 260 + b".exe" + b" " * 1100 + b'"\n\nx\n'),
+        b"Subject: x\n\nbegin 644 " + b"a" * 300 + b".exe\n#0V%T\nend\n",
+        b"Subject: x\n\n=ybegin line=128 x=" + b"1" * 300 + b" name=a.exe\nx\n=yend\n",
+        b"Content-Transfer-Encoding: base64\n\n"
+        + base64.encodebytes(b"begin 644 " + b"a" * 3000 + b".exe\n#0V%T\nend\n"),
+    ],
+    ids=["encoded words", "invisible characters", "blanks", "uuencoded", "yEnc", "in base64"],
+)
+def test_no_name_is_too_long_to_be_read(mail: bytes) -> None:
+    assert Sent(mail).reply == REFUSED
+
+
 #: Messages with a program that is beyond a limit of the reader.
 BEYOND = {
     "parts": mixed(*[b"\n\n"] * limits.PARTS, b"Content-Type: x/y; name=a.exe\n\nx\n"),
@@ -76,6 +104,10 @@ BEYOND = {
         b"Content-Disposition: x; name=" + b"name=x " * 500 + b"filename=a.exe y\n\nx\n"
     ),
     "comments": mixed(b"Content-Disposition: x" + b"()" * 200 + b"; filename(;())=a.exe\n\nx\n"),
+    "a name in a text": b"Subject: x\n\nbegin 644 a.exe" + b" \0" * 3000 + b"\n#0V%T\nend\n",
+    "files of messages": within(
+        limits.DEPTH, b"Content-Type: x/y; name=x.eml\n\nContent-Type: x/y; name=a.exe\n\nx\n"
+    ),
     "parameters": mixed(b"Content-Type: x/y; x=" + b"y" * 9000 + b"; name=a.exe\n\nx\n"),
 }
 
@@ -225,6 +257,19 @@ def test_points(tmp_path: Path) -> None:
         ('charset = "KOI8-R"', b"Content-Type: text/plain; charset=koi8-r\n\nx\n"),
         ('charset = "koi8-r"', b'Content-Type: text/plain; charset(=x charset="koi8-r" y\n\nx\n'),
         ('script = "cyrillic"\nshare = 0.9', b"Subject: x\n\n" + RUSSIAN.encode()),
+        (
+            'script = "cyrillic"',
+            mixed(*[b"\n" + b"hello, you\n" * 500] * 20, b"\n" + RUSSIAN.encode()),
+        ),
+        (
+            'script = "cyrillic"',
+            b"Content-Type: text/html\n\n" + RUSSIAN.encode("ascii", "xmlcharrefreplace"),
+        ),
+        (
+            'script = "cyrillic"',
+            b"Content-Type: text/plain; charset=utf-16\nContent-Transfer-Encoding: base64\n\n"
+            + base64.encodebytes(RUSSIAN.encode("utf-16")),
+        ),
         (
             'script = "cyrillic"',
             b"Content-Type: text/plain; charset=koi8-r\n\n" + RUSSIAN.encode("koi8-r"),
