@@ -63,6 +63,21 @@ ZONE = merge(
     host("192-0-2-8.dyn.example", "192.0.2.8"),
     {"7.0.0.127.in-addr.arpa": {"PTR": "liar.example"}, "liar.example": {"A": "127.0.0.99"}},
 )
+#: A filter in a file of its own, as an author writes it.
+QUIET = """
+from smtpd_filters import PROCEED, Decision, Filter, Session, Settings, option, run
+from smtpd_filters.settings import table
+from smtpd_filters.tables import NetworkTable
+
+class Quiet(Filter):
+    class Options(Settings):
+        allow = option(table(NetworkTable), default=None, help="Friends.")
+
+    def connect(self, session: Session) -> Decision:
+        return PROCEED.because("friend") if session.address else PROCEED
+
+raise SystemExit(run(Quiet))
+"""
 
 
 def send(server: Smtpd, source: str = "127.0.0.9", message: bytes = MESSAGE) -> None:
@@ -525,6 +540,27 @@ def test_a_script_gets_signals_by_its_name(start: Start, spy: Spy) -> None:
     server = start(filters={"dyndns": filter_command("dyndns"), "spy": spy("x y", r"\.")})
     server.signal_filter("spy", signal.SIGKILL)
     server.expect_end()
+
+
+@pytest.mark.parametrize("supervised", [(), ("--supervised",)])
+def test_a_script_of_the_framework_gets_signals(start: Start, supervised: tuple[str, ...]) -> None:
+    command = script_command("quiet.py", *supervised, "--allow", file_path("allow"))
+    server = start(filters={"quiet": command}, files={"quiet.py": QUIET, "allow": "192.0.2.0/24\n"})
+    send(server)
+    server.write("allow", "192.0.2.0/25\n")
+    server.signal_filter("quiet", signal.SIGHUP)
+    server.wait_for("quiet reload table=allow result=ok")
+
+
+def test_the_filter_of_a_supervisor_is_killed_alone(start: Start) -> None:
+    command = script_command("quiet.py", "--supervised")
+    server = start(filters={"quiet": command}, files={"quiet.py": QUIET})
+    found = server.find("quiet.py")
+    [process] = [each for each in found if "supervise" not in " ".join(each.arguments)]
+    os.kill(process.pid, signal.SIGKILL)
+    server.wait_for("supervise ended .*killed by signal 9")
+    send(server)
+    assert server.alive()
 
 
 def test_the_package_is_the_one_door() -> None:

@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
+from smtpd_filters.supervise.short_form import FLAG as SUPERVISED
+
 from .client import HELO, SMTP_PORT, Client, Connection, Reply
 from .configuration import DOMAIN, LISTENERS, MATCHES, configuration
 from .credentials import certificate
@@ -422,18 +424,22 @@ class Smtpd:
         return self.path(scratch_path(name)).read_bytes()
 
     def find(self, text: str) -> list[Process]:
-        """Return the processes inside, such as filters, whose command line contains this text."""
+        """Return the processes inside, such as filters, whose command line contains this text.
+
+        That of a filter's supervisor contains the filter's, and "supervise" as well.
+        """
         return [process for process in self.lab.processes() if text in " ".join(process.arguments)]
 
     def signal_filter(self, name: str, number: int) -> None:
         """Send a signal to each process of a filter, named as in `filter_command` or `filters`.
 
-        Raises LabError if there is none.
+        A supervisor of the filter gets it as well. Raises LabError if there is none.
         """
         processes = self.find(f"filter-{name}")
         if not processes and name in self._filters:
-            # A launcher in front of these words has replaced itself by an interpreter.
-            words = _words(self._filters[name])
+            # A launcher in front of these words has replaced itself by an interpreter, and a
+            # program with `--supervised` by a supervisor of the command without the flag.
+            words = [each for each in _words(self._filters[name]) if each != SUPERVISED]
             words = words[1:] or words
             every = self.lab.processes()
             processes = [each for each in every if each.arguments[-len(words) :] == words]
