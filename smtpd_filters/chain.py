@@ -29,7 +29,7 @@ from .combining import (
     otherwise,
 )
 from .errors import ConfigError, UnavailableError
-from .filter import CONTENT, Filter, legal_outcomes
+from .filter import CONTENT, Filter, check_bounds, legal_outcomes
 from .guard import REFUSALS, Guard
 from .protocol.decisions import PROCEED, Decision, Rewrite
 from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
@@ -624,6 +624,8 @@ def _check(filter_: Filter, on_error: OnError) -> None:
         known = sorted(FIELDS)
         raise TypeError(f"filter {filter_.name!r}: no report {sorted(unknown)}, of {known}")
     registration = filter_.registration
+    if registration.points is not None:
+        check_bounds(registration.points, f"filter {filter_.name!r}")
     _check_names(filter_, "report", registration.outgoing, REPORTS, "outgoing")
     for tap in registration.taps:
         _check_names(filter_, "report", tap.reports, REPORTS, "a tap")

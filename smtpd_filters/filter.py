@@ -110,8 +110,9 @@ class Registration:
     `waits=False` no handler waits: then the process needs no event loop. `opens` are the names of
     the `Shared` attributes (`dns`) to open at start, by default all of them if the filter waits.
     With `data`, messages pass through the process even without a handler for them. `points` are the
-    bounds of the points that handlers give with these settings, in place of the class's. `taps` and
-    `outgoing` (reports of sessions in which smtpd is the client) are for tracing.
+    bounds of the points that handlers give with these settings, in place of the class's; a class
+    whose handlers are annotated `Decision` needs none. `taps` and `outgoing` (reports of sessions
+    in which smtpd is the client) are for tracing.
     """
 
     __slots__ = (
@@ -504,13 +505,7 @@ def _check_public(cls: type[Filter], where: str) -> None:
 def _check_points(cls: type[Filter], where: str) -> None:
     """Raise TypeError for points that are not two numbers, and for `Points` without them."""
     if cls.points is not None:
-        try:
-            low, high = cls.points
-            valid = -MAX_POINTS <= low <= high <= MAX_POINTS
-        except (TypeError, ValueError):
-            valid = False
-        if not valid:
-            raise TypeError(f"{where}: points = {cls.points!r} is not (least, most)")
+        check_bounds(cls.points, where)
         return
     for name, handler in cls.handlers.items():
         if "Points" in _annotated_names(
@@ -520,6 +515,17 @@ def _check_points(cls: type[Filter], where: str) -> None:
                 f"{where}: {name} returns Points; declare the least and the most of them, such as "
                 "points = (0, 5)"
             )
+
+
+def check_bounds(points: Any, where: str) -> None:
+    """Raise TypeError for bounds of points that are not two numbers, the lower one first."""
+    try:
+        low, high = points
+        valid = -MAX_POINTS <= low <= high <= MAX_POINTS
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise TypeError(f"{where}: points = {points!r} is not (least, most)")
 
 
 def _check_events(cls: type[Filter], where: str) -> None:

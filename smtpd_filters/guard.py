@@ -122,14 +122,17 @@ class Guard:
         #: The kinds of decision that the annotation names, those of them that may be returned, and
         #: those that the phase allows.
         self.declared = filter.returns[handler]
+        bounds = filter.registration.points or filter.points
+        every = legal_decisions(handler)
+        if bounds is not None and self.declared == every - {Points}:
+            self.declared = every  # annotated `Decision`, in a class without bounds of its own
         junk = filter.registration.junk
         self.legal = self.declared if junk else self.declared - _MARKS
         #: The least and the most points that it may give; None if it gives none itself.
-        bounds = filter.registration.points or filter.points
         self.points = bounds if Points in self.legal else None
         #: Replaces a decision by points, in a chain with a score.
         self.treat: Callable[[Decision], Decision] | None = None
-        self.allowed = legal_decisions(handler)
+        self.allowed = every
         #: Whether the handler is, or wraps, one that is written `async def`.
         self.coroutine = is_coroutine(self.handler)
         #: Whether it may be called before its turn. Messages are edited in order.

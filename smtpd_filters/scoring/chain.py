@@ -239,13 +239,16 @@ class ScoringChain(Chain):
             raise RuleError(f"junk-at: {both[0]} must be below reject-at, {both[1]}")
         if scale.reject is None and (useless := {"score_at", "score_reply"} & settings.given):
             raise RuleError(f"{min(useless).replace('_', '-')}: requires reject-at")
-        most = sum(slot.high for slot in dict.fromkeys(self._slots.values()))
+        slots = dict.fromkeys(self._slots.values())
+        most = sum(slot.high for slot in slots)
+        pointless = [each for each in names if all(each != slot.filter for slot in slots)]
         steps = (("junk", scale.junk), ("reject", scale.reject), ("greylist", scale.greylist))
         for name, at in steps:
             if at is not None and at > most:
                 raise RuleError(
                     f"{name}-at: {show_points(at)} cannot be reached, the points of the filters "
                     f"add up to {show_points(most)} at most"
+                    + (f"; without points: {', '.join(pointless)}" if pointless else "")
                 )
 
     def _check_filter(self, name: str, scored: set[str], bypassing: set[str]) -> None:

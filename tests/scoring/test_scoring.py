@@ -29,7 +29,7 @@ from smtpd_filters import (
     Session,
     UnavailableError,
 )
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import BugError, ConfigError
 from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.runtime.coroutines import Pending
@@ -690,6 +690,43 @@ def test_below_its_threshold_it_leaves_no_forged_field() -> None:
 def test_rules_against_each_other(scores: Any, settings: Any, error: str) -> None:
     with pytest.raises(ConfigError, match=f"^{re.escape(error)}$"):
         converse([Acts("one", connect=NO)], rules(scores, **settings))
+
+
+class Weighing(Filter):
+    """Gives points whose bounds only its settings know."""
+
+    bounds: Any = (0, 3)
+
+    def setup(self) -> Registration:
+        return Registration(points=self.bounds)
+
+    def ehlo(self, session: Session, identity: str) -> Decision:  # noqa: ARG002  # the protocol's
+        return Points(3).because("three")
+
+
+def test_points_that_only_setup_declares() -> None:
+    with converse([Weighing()], rules(junk_at=3)) as smtpd:
+        client = smtpd.connect()
+        client.ehlo("x.example")
+        client.mail_from("a@example.org")
+        client.rcpt_to("b@example.org")
+        assert client.message(MESSAGE).headers.get("X-Spam") == "Yes"
+    assert not smtpd.errors
+
+
+@pytest.mark.parametrize("bounds", [(3, 0), (1,), "x", (0, 10**9)])
+def test_bounds_of_setup_are_two_numbers(bounds: Any) -> None:
+    made = Weighing()
+    made.bounds = bounds
+    with pytest.raises(BugError, match=r"filter 'weighing': points = .* is not \(least, most\)"):
+        converse([made], rules(junk_at=3))
+
+
+def test_a_threshold_out_of_reach_names_the_filters_without_points() -> None:
+    of = rules({"one": 2}, junk_at=3)
+    error = "the points of the filters add up to 2 at most; without points: two, three$"
+    with pytest.raises(ConfigError, match=error):
+        converse([Acts("one", connect=NO), Acts("two", connect=NO), Acts("three")], of)
 
 
 def test_a_name_that_no_filter_has() -> None:
