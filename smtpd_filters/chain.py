@@ -243,7 +243,9 @@ class Chain:
             if any(event in each.events for each in self.filters):
                 read.add(report)
         known = [report for report in FIELDS if report in read]
+        empty = {field for each in self.filters for field in each.fields_without_reports()}
         fields = tuple(field for report in known for field in FIELDS[report])
+        fields += tuple(sorted(empty.difference(fields)))
         reports: tuple[str, ...] = ("link-connect", "link-disconnect")
         for report in known:
             reports += (report, *TOGETHER.get(report, ()))

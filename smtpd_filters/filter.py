@@ -87,9 +87,10 @@ _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
 #: The reports that smtpd may have sent before a phase or an event, beyond `link-connect`.
 _REPORTED_BY: dict[str, tuple[str, ...]] = {
     "connect": (),
-    **dict.fromkeys(("helo", "ehlo", "starttls"), ("link-greeting", "link-tls")),
+    **dict.fromkeys(("helo", "ehlo"), ("link-greeting", "link-tls")),
     **dict.fromkeys(
-        ("auth", "mail-from"), ("link-greeting", "link-identify", "link-tls", "link-auth")
+        ("starttls", "auth", "mail-from"),
+        ("link-greeting", "link-identify", "link-tls", "link-auth"),
     ),
 }
 _ALL_REPORTS = tuple(each for each in reported.FIELDS if each not in reported.NAMED_ONLY)
@@ -98,6 +99,13 @@ _REPORTED_BEFORE: dict[str, tuple[str, ...]] = {
     "link_auth": _REPORTED_BY["auth"],
     "link_disconnect": _ALL_REPORTS,
 }
+#: Fields of the session that are None at a phase or an event: no client has authenticated by then,
+#: greeted, or begun a transaction.
+_NONE_AT = {
+    "connect": frozenset({"method", "identity", "username", "failed_username", "tx"}),
+    **dict.fromkeys(("helo", "ehlo"), frozenset({"username", "failed_username", "tx"})),
+}
+_NONE_AT.update(link_connect=_NONE_AT["connect"], link_identify=_NONE_AT["helo"])
 
 
 class Registration:
@@ -358,6 +366,17 @@ class Filter:
         for event in self.events:
             known.update(_REPORTED_BEFORE.get(event, ()))
         return frozenset(known)
+
+    def fields_without_reports(self) -> frozenset[str]:
+        """Return the fields that are None in all its handlers, though no report is registered.
+
+        So a check that `--phase` moves, such as exemptions, reads them at every phase. There are
+        none with `reports` in the registration, which name what is read.
+        """
+        called = self.registered | self.events - {"refresh", "close"}
+        if not called or self.registration.reports is not None:
+            return frozenset()
+        return frozenset.intersection(*(_NONE_AT.get(each, frozenset()) for each in called))
 
     @property
     def opens(self) -> frozenset[str]:

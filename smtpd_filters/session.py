@@ -9,8 +9,9 @@ Invariants
 a report.
 *Whole reports*: a report is applied as a whole or not at all, and applying it never raises.
 *Unknown is not empty*: a field whose report is not registered raises `NotReportedError`; a failing
-check is better than one that silently sees nothing. Likewise a client whose address smtpd has not
-reported is not `local`.
+check is better than one that silently sees nothing. It is empty for a filter that decides only
+before the report can come (`Filter.fields_without_reports`). Likewise a client whose address smtpd
+has not reported is not `local`.
 *As taken*: an address of the envelope has no source route, as for smtpd.
 *Rewritten*: a parameter that a filter rewrote has its new value, though smtpd's own reports have
 the old one.

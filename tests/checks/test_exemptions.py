@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters import PROCEED, Decision, Filter, Registration, Reject
 from smtpd_filters.checks.exemptions import (
     EXEMPT,
     Exempt,
     client_address,
     exempt_option,
+    exempted,
     known_address,
 )
 from smtpd_filters.cli.listing import discover
@@ -632,3 +634,71 @@ def test_a_greeting_that_was_not_reported_is_no_pass(phase: str) -> None:
                 said = there.rcpt_to("anna@example.org")
             assert said.refused is not local
         assert "the client's greeting is not known" in smtpd.log[0]
+
+
+class Everywhere(Filter):
+    """Refuses clients that aren't exempt at one phase; its author knows nothing of reports."""
+
+    class Options(Settings):
+        exempt = exempt_option("local", "authenticated")
+
+    settings: Options
+    only = ""
+
+    def setup(self) -> Registration:
+        return Registration({self.only})
+
+    def _judge(self, session: Session) -> Decision:
+        if why := self.settings.exempt.reason(session):
+            return exempted(self, why)
+        return Reject("550 5.7.1 No")
+
+    def connect(self, session: Session) -> Decision:
+        assert session.identity is None
+        assert session.tx is None
+        return self._judge(session)
+
+    def helo(self, session: Session, identity: str) -> Decision:  # noqa: ARG002
+        assert session.tx is None
+        return self._judge(session)
+
+    ehlo = helo
+
+    def starttls(self, session: Session) -> Decision:
+        return self._judge(session)
+
+
+class Silent(Filter):
+    """Decides later, and reads nothing of the session."""
+
+    def setup(self) -> Registration:
+        return Registration(reports=())
+
+    def mail_from(self, session: Session, address: str) -> Decision:  # noqa: ARG002
+        return PROCEED
+
+
+@pytest.mark.parametrize("others", [[], [Silent]], ids=["alone", "in a chain"])
+@pytest.mark.parametrize("only", ["connect", "helo", "ehlo"])
+def test_exemptions_before_authentication(only: str, others: list[Any]) -> None:
+    made = type("Early", (Everywhere,), {"only": only, "__doc__": "Refuses early."})
+    with Conversation([made, *others]) as smtpd:
+        local, stranger = smtpd.connect(local=True), smtpd.connect(address="192.0.2.9")
+        for client in (local, stranger):
+            verdict = client.greeting if only == "connect" else getattr(client, only)()
+            assert verdict.refused is (client is stranger)
+
+
+def test_exemptions_at_starttls() -> None:
+    made = type("Late", (Everywhere,), {"only": "starttls", "__doc__": "Refuses late."})
+    with Conversation(made) as smtpd:
+        client = smtpd.connect(address="192.0.2.9")
+        client.ehlo()
+        assert client.tls().refused
+
+
+def test_what_a_registration_names_alone_is_read() -> None:
+    made = type("Named", (Everywhere,), {"setup": lambda _: Registration({"ehlo"}, reports=())})
+    with Conversation(made, errors=True) as smtpd:
+        smtpd.connect(address="192.0.2.9").ehlo()
+        assert "session.tx needs the report" in smtpd.errors[0]
