@@ -10,7 +10,7 @@ from .errors import BugError, ConfigError, config_error, not_started, user_name
 from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
-from .settings import CHECKING, ONLINE, common_options, die, parse_flags, start_status
+from .settings import CHECKING, ONLINE, TRAITS, common_options, die, parse_flags, start_status
 from .startup import note_hangup
 
 TYPE_CHECKING = False
@@ -178,8 +178,16 @@ def serve_chain(
             )
         return 0
     confines = None if process.sandbox == "off" else lambda: confine(chain, log, process)
-    if os.environ.get(CHECKING) == ONLINE:
-        return ask_services(chain, log, confines)
+    if checking := os.environ.get(CHECKING):
+        if checking == ONLINE:
+            return ask_services(chain, log, confines)
+        traits = [
+            trait
+            for trait in ("signs", "edits_signed")
+            if any(getattr(each, trait) for each in chain.filters)
+        ]
+        if traits:
+            log.line(TRAITS + " ".join(traits))
     return serve(
         chain,
         log,

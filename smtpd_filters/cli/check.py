@@ -225,6 +225,7 @@ class _Check:
         warnings = read.warnings
         wrong = len(errors)
         phases: dict[tuple[str, str], frozenset[str]] = {}
+        traits: dict[tuple[str, str], frozenset[str]] = {}
         results = self._pool.map(
             lambda program: try_program(program, options.user, self._conditions), read.programs
         )
@@ -233,10 +234,12 @@ class _Check:
             report.flush()
             wrong += bool(result.error) + sum(bool(each.fault) for each in result.services)
             phases[program.statement, program.name] = result.phases
+            traits[program.statement, program.name] = result.traits
             report.program(program, result)
             self._asked.update(each.subject for each in result.services)
             self._reported.add(result.error.removeprefix(f"{chain.PROG}: "))
             warnings += smtpd_conf.about_program(program, foreign=result.foreign)
+        warnings += smtpd_conf.behind_signers(read, traits)
         warnings += [*smtpd_conf.unasked(read, phases), *smtpd_conf.crowded(read, phases)]
         for problem in warnings:
             report.problem(problem)

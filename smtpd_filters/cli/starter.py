@@ -27,7 +27,7 @@ from smtpd_filters.errors import os_reason, user_name
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
-from smtpd_filters.settings import CHECKING, ONLINE
+from smtpd_filters.settings import CHECKING, ONLINE, TRAITS
 from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.supervise.process import LIBEXEC
@@ -165,6 +165,8 @@ class Result(NamedTuple):
     remains: bool = False
     #: The names of the requests that it has registered for.
     phases: frozenset[str] = frozenset()
+    #: What a filter of it does: `signs`, `edits_signed`.
+    traits: frozenset[str] = frozenset()
     #: The answers of its services.
     services: tuple[Answer, ...] = ()
 
@@ -322,7 +324,9 @@ def _start(text: str, child: _Child, conditions: Conditions) -> Result:
         finally:
             _end(process)
         remains = talk.is_held(conditions.closing)
-        lines = _lines(log)
+        told = _lines(log)
+    lines = [each for each in told if not each.startswith(TRAITS)]
+    traits = [word for each in told if each.startswith(TRAITS) for word in each.split()[2:]]
     if error == _CLOSED:
         reported = [line for line in lines if _OURS.match(line)] or lines
         status = process.returncode
@@ -334,6 +338,7 @@ def _start(text: str, child: _Child, conditions: Conditions) -> Result:
         logged=() if error else tuple(lines),
         remains=remains,
         phases=frozenset(talk.phases),
+        traits=frozenset(traits),
     )
 
 

@@ -106,9 +106,13 @@ class PolicySettings(Settings):
 
 
 #: Set in the environment by `smtpd-filters check`. Then a program is run without supervision, so
-#: that its failure at the start is seen; and with `ONLINE` a filter asks its services and ends.
+#: that its failure at the start is seen, and logs a line with its `TRAITS`, if it has any; and with
+#: `ONLINE` a filter asks its services and ends.
 CHECKING = "SMTPD_FILTERS_CHECK"
 ONLINE = "online"
+#: The start of that line, which has the names of attributes that a filter of the process has set:
+#: `signs`, `edits_signed`.
+TRAITS = "smtpd-filters check: "
 #: The variable that filter-supervise sets for its programs.
 UNDER_SUPERVISOR = "SMTPD_FILTERS_SUPERVISED"
 

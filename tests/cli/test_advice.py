@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from smtpd_filters.cli.listing import discover
-from smtpd_filters.cli.smtpd_conf import about_program, crowded, read, unasked
+from smtpd_filters.cli.smtpd_conf import about_program, behind_signers, crowded, read, unasked
 from smtpd_filters.cli.smtpd_conf.marks import phases_ended
 
 LISTEN = "listen on socket filter {}\n"
@@ -97,6 +97,16 @@ def test_several_programs_that_read_messages(path: Path) -> None:
     [problem] = crowded(found, registered)
     assert str(problem).startswith(f'{path}:4: warning: listen on socket: "a" and "c" each read')
     assert list(crowded(found, {("filter", "a"): lines})) == []
+
+
+def test_a_program_that_edits_what_is_signed_is_warned_of_once(path: Path) -> None:
+    programs = declared(a="filter-dkimsign", b="filter-content", c="/own.py")
+    path.write_text(programs + LISTEN.format("{ a, b, c }"))
+    found = read(str(path))
+    traits = {("filter", each): frozenset({"edits_signed"}) for each in "bc"}
+    traits["filter", "a"] = frozenset({"signs"})
+    [problem] = behind_signers(found, traits)
+    assert 'filter "c", behind "a", changes messages' in str(problem)
 
 
 def unable(path: Path, text: str, **phases: str) -> list[str]:

@@ -102,6 +102,43 @@ def test_a_filter_that_gets_ready(
     assert about(checked, program(DYNDNS)) == f"0 ok (as {ME})"
 
 
+MESSAGES = """\
+from smtpd_filters import PROCEED, Filter, Headers, Proceed, Session, run
+
+class Own(Filter):
+    {trait} = True
+
+    def headers(self, session: Session, headers: Headers) -> Proceed:
+        return PROCEED
+
+raise SystemExit(run(Own))
+"""
+
+
+@pytest.mark.parametrize("supervised", ["", " --supervised"])
+@pytest.mark.parametrize("order", [("signs", "edits_signed"), ("edits_signed", "signs")])
+def test_a_filter_that_edits_what_is_signed(
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    order: tuple[str, str],
+    supervised: str,
+) -> None:
+    text = ""
+    for trait in order:
+        command = program(MESSAGES.format(trait=trait), trait) + supervised
+        text += f'filter {trait} proc-exec "{command}" user "{ME}"\n'
+    text += f"filter all chain {{ {', '.join(order)} }}\nlisten on socket filter all\n"
+    status, lines = checked(text)
+    assert status == 0
+    assert lines[:2] == [f'{n}: filter "{each}": ok (as {ME})' for n, each in enumerate(order, 1)]
+    warned = [line for line in lines if "signature" in line]
+    behind = (
+        '4: warning: listen on socket: filter "edits_signed", behind "signs", changes messages '
+    )
+    told = f"{behind}after they were signed, so the signature fails; put it ahead"
+    assert warned == ([told] if order[0] == "signs" else [])
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [

@@ -13,7 +13,7 @@ runs. A statement that smtpd accepts but that is probably a mistake is a warning
 
 from __future__ import annotations
 
-from .advice import about_program, advise, crowded, unasked
+from .advice import about_program, advise, behind_signers, crowded, unasked
 from .commands import chain_run_by
 from .lexer import Place
 from .model import Configuration, Problem, Program, Table
@@ -30,6 +30,7 @@ __all__ = [
     "Program",
     "Table",
     "about_program",
+    "behind_signers",
     "chain_run_by",
     "crowded",
     "read",

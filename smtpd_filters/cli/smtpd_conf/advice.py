@@ -142,6 +142,22 @@ def unasked(
             )
 
 
+def behind_signers(
+    read: Configuration, traits: Mapping[tuple[str, str], frozenset[str]]
+) -> Iterator[Problem]:
+    """Yield a warning for each program that edits what one ahead of it has signed.
+
+    `traits` are what programs do, as by `starter.Result`. Those of which `advise` warns by their
+    names are left out.
+    """
+    for listener, name, behind in _pairs(read):
+        signs = "signs" in _registered(read, name, traits)
+        edits = "edits_signed" in _registered(read, behind, traits)
+        text = f"filter {quote(behind)}, behind {quote(name)}, {_SIGNS}"
+        if signs and edits and text not in _of_two(read, name, behind):
+            yield _warning(listener, text)
+
+
 def _ended(
     read: Configuration, name: str, phases: Mapping[tuple[str, str], frozenset[str]]
 ) -> Iterable[str]:
@@ -155,7 +171,7 @@ def _ended(
 def _registered(
     read: Configuration, name: str, phases: Mapping[tuple[str, str], frozenset[str]]
 ) -> Collection[str]:
-    """Return the phases that a filter's program has registered; none of smtpd's own filters."""
+    """Return the phases, or traits, of a filter's program; none of smtpd's own filters."""
     program = read.program(name)
     return () if program is None else phases.get((program.statement, program.name), ())
 
