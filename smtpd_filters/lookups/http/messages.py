@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     #: A body: bytes, or a function that returns its chunks, called once for each try.
     Body = bytes | Callable[[], Iterator[bytes]]
 
+#: Characters that no host has (RFC 3986 section 3.2.2), and those of user information and of lists.
+_NOT_IN_HOSTS = '@,\\"<>^`{|}'
 #: Bytes of a reply at most.
 REPLY_LIMIT = 1 << 20
 #: Units of work (`pace`) for a piece of content, and bytes for one additional unit.
@@ -155,7 +157,7 @@ class Endpoint:
         if port == 0:
             raise ValueError(f"the port must be 1 to 65535: {url!r}")
         odd = any(c.isspace() or not c.isprintable() for c in url) or not url.isascii()
-        if odd or parts.query or parts.fragment or set("@,") & set(parts.netloc):
+        if odd or set("?#") & set(url) or set(_NOT_IN_HOSTS) & set(parts.netloc):
             raise ValueError(f"invalid URL of a server: {url!r}")
         self.host = parts.netloc
         self.path = parts.path.rstrip("/")

@@ -7,25 +7,29 @@
 Invariants
 ----------
 *Own resource*: text of a client in a path or a query can't change which resource is asked about. A
-segment is encoded as a whole, and is not sent if a server could take it for more, or for none.
+segment is encoded as a whole, and is not sent if a server could take it for more, less or none.
 *Unavailable raises*: a request without a usable answer raises UnavailableError, so that the
 filter's `--on-error` decides.
-*Bounded*: an answer has at most LIMIT bytes, and the cache is bounded in entries and in memory.
+*Bounded*: an answer has at most LIMIT bytes, a path with its query TARGET, and the cache is bounded
+in entries and in memory.
+*Paced*: answers are parsed at the pace of all look-ups (`pace`), however many arrive at once.
 *Own copy*: each caller gets an answer of its own, which it may change.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from codecs import BOM_UTF8
+from json import JSONDecoder, dumps
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, overload
 from urllib.parse import quote, urlencode
 
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.lookups.cache import MAX_ENTRY, Cache
 from smtpd_filters.lookups.failover.failures import BadReplyError
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.runtime.pace import pace
 
 from .client import Client
 from .messages import Request, Response
@@ -41,12 +45,21 @@ T = TypeVar("T")
 M = TypeVar("M")
 
 HTTP_OK, HTTP_NOT_FOUND = 200, 404
-#: Bytes of an answer at most: parsing it takes 2 ms, in which no other session is served.
+#: Bytes of an answer at most: parsing it takes 3 ms, in which no other session is served.
 LIMIT = 64 << 10
+#: Bytes of an answer for a unit of work (`pace`), and those that are too few to count.
+_PER_UNIT, _FEW = 20, 500
+#: Bytes of a path with its query at most: RFC 9112 section 3 recommends that servers support
+#: "request-line lengths of 8000 octets". Encoding more could take long.
+TARGET = 8000
 #: Entries of the cache at most, as of a resolver's.
 ENTRIES = 8192
 #: What a program raises that finds something else in an answer than it expects.
-_UNUSABLE = (ValueError, TypeError, LookupError, AttributeError)
+_UNUSABLE = (
+    ValueError, TypeError, LookupError, AttributeError,
+    ArithmeticError,  # such as int(1e999)
+    RecursionError,
+)  # fmt: skip
 #: What is kept of an answer with status 404: no JSON.
 _MISSING = b""
 #: The default of `missing`.
@@ -60,6 +73,9 @@ _BYTES = "surrogateescape"
 #: merge_slashes); some decode slashes before, or take backslashes for such.
 _SLASHES = re.compile(r"[/\\]")
 _SHORTENED = frozenset({"", ".", ".."})
+#: What ends a segment for some servers, also if encoded: nginx decodes a semicolon and passes it on
+#: as such, and servlets take the rest for parameters; C takes a NUL for the end.
+_ENDS = re.compile(r"[;\0]")
 
 
 class Service:
@@ -146,8 +162,8 @@ class Service:
         The segments of `path` are as for `get`. An answer has status 200, JSON as content, and at
         most 64 KiB. It is cached, and used again for an equal question; equal ones that are pending
         at the same time are each sent. `read` gets its value and returns what is to be returned. If
-        it raises ValueError, TypeError, LookupError or AttributeError, the answer is unusable: it
-        isn't cached, and the next server is asked.
+        it raises ValueError, TypeError, LookupError, AttributeError, ArithmeticError or
+        RecursionError, the answer is unusable: it isn't cached, and the next server is asked.
 
         A server that couldn't be reached, gave no answer in time or broke off in one three times in
         a row is passed over for 30 seconds. One that gives another status or an unusable answer is
@@ -159,8 +175,8 @@ class Service:
         can't be sent. Raises TypeError or ValueError for a question that JSON can't express, a
         mistake of the caller.
         """
-        data = json.dumps(question, allow_nan=False, sort_keys=True).encode()
-        return await self._value(_path(path), data, read)
+        data = dumps(question, allow_nan=False, sort_keys=True).encode()
+        return await self._value(_target(path), data, read)
 
     @overload
     async def get(
@@ -197,14 +213,12 @@ class Service:
         is asked about; that is cached as well. Without `missing` this status is a failure too.
 
         Raises UnavailableError if no server gave a usable answer in time; and, without asking, for
-        a segment that is empty, `.` or `..`, or has such a part between slashes or backslashes.
-        Some servers decode slashes and shorten such a path, to that of another resource. Raises
-        ValueError for a surrogate that stands for no byte, a mistake of the caller.
+        a path that some servers decode and then shorten, to that of another resource: with a
+        segment that is empty, `.` or `..`, has such a part between slashes or backslashes, or has a
+        semicolon or a NUL. So it does for more than 8,000 bytes of path and query, and for a
+        surrogate that stands for no byte.
         """
-        target = _path(path)
-        if query:
-            target += f"?{urlencode(query, quote_via=quote, safe=_PLAIN, errors=_BYTES)}"
-        return await self._value(target, None, read, missing)
+        return await self._value(_target(path, query or {}), None, read, missing)
 
     async def _value(
         self,
@@ -220,7 +234,7 @@ class Service:
             return missing
         if content is not None:
             try:
-                return _parsed(content, read)
+                return await _parsed(content, read)
             except BadReplyError:
                 pass  # another `read`, or no `missing`: it can't be used
         if body is None:
@@ -235,7 +249,7 @@ class Service:
             if response.status != HTTP_OK:
                 raise BadReplyError(f"status {response.status}")
             content = await response.read()
-            return content, _parsed(content, read)
+            return content, await _parsed(content, read)
 
         reply = await self._client.ask(request, receive)
         if isinstance(reply, Unavailable):
@@ -259,23 +273,51 @@ class SharedService(Service):
         raise RuntimeError("a filter can't close its service: the framework does")
 
 
-def _path(segments: Sequence[str]) -> str:
-    """Return the path of segments, each encoded; raise UnavailableError if one can't be sent."""
+def _target(segments: Sequence[str], query: Mapping[str, str] | None = None) -> str:
+    """Return the path of segments with a query, each encoded as a whole.
+
+    Raises UnavailableError if it can't be sent.
+    """
     if isinstance(segments, str):
         raise TypeError(f"path: expected a tuple of segments, not {segments!r}")
+    query = query or {}
+    size = sum(map(len, segments)) + sum(len(name) + len(str(query[name])) for name in query)
+    if size > TARGET:
+        raise UnavailableError(_LONG)
     for segment in segments:
         if not _SHORTENED.isdisjoint(_SLASHES.split(segment)):
             raise UnavailableError("not asked: a segment of the path is empty or dots")
-    return "".join(f"/{quote(segment, _PLAIN, errors=_BYTES)}" for segment in segments)
-
-
-def _parsed(content: bytes, read: Callable[[Any], Any] | None) -> Any:
-    """Return the value of an answer's JSON, as `read` returns it; raise BadReplyError."""
+        if _ENDS.search(segment):
+            raise UnavailableError("not asked: a segment of the path has a semicolon or a NUL")
     try:
-        value = json.loads(content)
+        target = "".join(f"/{quote(segment, _PLAIN, errors=_BYTES)}" for segment in segments)
+        if query:
+            target += f"?{urlencode(query, quote_via=quote, safe=_PLAIN, errors=_BYTES)}"
+    except UnicodeEncodeError:
+        raise UnavailableError("not asked: a lone surrogate") from None
+    if len(target) > TARGET:
+        raise UnavailableError(_LONG)
+    return target
+
+
+async def _parsed(content: bytes, read: Callable[[Any], Any] | None) -> Any:
+    """Return the value of an answer's JSON, as `read` returns it; raise BadReplyError."""
+    if len(content) > _FEW:
+        await pace().admit(len(content) // _PER_UNIT)
+    try:
+        value = _JSON.decode(content.removeprefix(BOM_UTF8).decode())
     except (ValueError, RecursionError):
         raise BadReplyError("invalid JSON") from None
     try:
         return value if read is None else read(value)
     except _UNUSABLE:
         raise BadReplyError("unusable answer") from None
+
+
+def _refuse(name: str) -> NoReturn:
+    """Refuse NaN and infinity, which compare as no number does and aren't JSON (RFC 8259)."""
+    raise ValueError(name)
+
+
+_JSON = JSONDecoder(parse_constant=_refuse)
+_LONG = f"not asked: more than {TARGET} bytes of path and query"

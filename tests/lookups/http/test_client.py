@@ -1305,6 +1305,7 @@ def test_addresses(url: str, label: str) -> None:
         "", "localhost", "localhost:11333", "ftp://localhost", "http://", "http://:11333",
         "http://localhost:0", "http://localhost:99999", "http://localhost:x", "http://[::1",
         "http://user:word@localhost", "http://localhost/?a", "http://localhost/#a",
+        "http://localhost?", "http://localhost/a#", "http://local\\host/", "http://local<host>",
         "http://local host", "http://localhost/\n", "http://b\u00fccher", "unix:run",
         "/" + "x" * 107, "/run\0", "http://a,http://b",
     ],

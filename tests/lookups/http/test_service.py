@@ -95,7 +95,7 @@ ADDRESSES = {
     "\u00fc\u2028@example.org": "/v1/quota/%C3%BC%E2%80%A8@example.org",
     "\x01\x7f@example.org": "/v1/quota/%01%7F@example.org",
     "..@example.org": "/v1/quota/..@example.org",
-    "a%2e+b;c=d&e@example.org": "/v1/quota/a%252e%2Bb%3Bc%3Dd%26e@example.org",
+    "a%2e+b=c&d@example.org": "/v1/quota/a%252e%2Bb%3Dc%26d@example.org",
     "x?y#z@[::1]": "/v1/quota/x%3Fy%23z@%5B::1%5D",
     "a/b\\c@example.org": "/v1/quota/a%2Fb%5Cc@example.org",
 }
@@ -118,15 +118,27 @@ def test_an_address_in_a_path_is_asked_about_as_it_is(stub: HTTPStub, address: s
 
 
 @pytest.mark.parametrize(
-    "address", ["../x@y", "a/./b", "a//b@c", "/a", "a/", "..", ".", "a\\..\\b"]
-)
-def test_a_path_that_a_server_could_shorten_is_not_sent(stub: HTTPStub, address: str) -> None:
+    ("address", "cause"),
+    [
+        *((address, "a segment of the path is empty or dots") for address in (
+            "../x@y", "a/./b", "a//b@c", "/a", "a/", "..", ".", "a\\..\\b",
+        )),
+        *((address, "a segment of the path has a semicolon or a NUL") for address in (
+            "..;/x@y", "a/..;b/c", ";", "boss@example.org;@example.net", "b\0@x",
+        )),
+        ("x" * 8001, "more than 8000 bytes of path and query"),
+        ("\u00fc" * 2000, "more than 8000 bytes of path and query"),
+    ],
+)  # fmt: skip
+def test_a_path_that_a_server_could_misread_is_not_sent(
+    stub: HTTPStub, address: str, cause: str
+) -> None:
     with Conversation(Gets, "--service", stub.url) as smtpd:
         client = smtpd.connect()
         client.ehlo("mail.example.com")
         client.mail_from("a@example.net")
         assert client.rcpt_to(address).reply.startswith("451 4.3.0 ")
-        assert "not asked: a segment of the path is empty or dots" in smtpd.log[0]
+        assert f"not asked: {cause}" in smtpd.log[0]
     assert not stub.requests
 
 
@@ -147,8 +159,13 @@ def test_paths_and_queries(stub: HTTPStub) -> None:
         wrong: Any = "/x"
         with pytest.raises(TypeError, match="expected a tuple of segments, not '/x'"):
             await service.ask("q", path=wrong)
-        with pytest.raises(ValueError, match="surrogates not allowed"):
+        for query in ({"x": "\ud800"}, {"x" * 8000: ""}, {"x": "\u00fc" * 2000}):
+            with pytest.raises(UnavailableError, match="not asked: "):
+                await service.get("y", query=query)
+        with pytest.raises(UnavailableError, match="not asked: a lone surrogate"):
             await service.get("\ud800")
+        with pytest.raises(UnavailableError, match="not asked: "):
+            await service.ask("q", path=("x;y",))
         for number in range(200):
             await service.get(str(number))
         assert len(service._client.hosts[0]._urls) < 100
@@ -268,6 +285,10 @@ def test_filters_of_a_chain_share_the_answers(stub: HTTPStub) -> None:
         (Answer(b"[" * 60_000), "invalid JSON"),
         (Answer(b"9" * 60_000), "invalid JSON"),
         (Answer(b"\xff"), "invalid JSON"),
+        (Answer(b'{"ok": NaN}'), "invalid JSON"),
+        (Answer(b'{"ok": -Infinity}'), "invalid JSON"),
+        (Answer('{"ok": true}'.encode("utf-16")), "invalid JSON"),
+        (Answer(b'"\xed\xa0\x80"'), "invalid JSON"),
         (Answer(b""), "invalid JSON"),
         (Answer(b'"' + b"x" * (64 << 10) + b'"'), "oversized reply"),
         (Answer(b"{}", status=404), "status 404"),
@@ -290,6 +311,62 @@ def test_a_failure_is_left_to_on_error(stub: HTTPStub, answer: Answer, cause: st
     stub.answer = answer
     with Conversation(Reads, *flags, "--on-error", "proceed") as smtpd:
         assert greet(smtpd) == ""
+
+
+def test_a_mark_of_the_byte_order_is_ignored(stub: HTTPStub) -> None:
+    stub.answer = Answer(b'\xef\xbb\xbf{"ok": false}')
+    with Conversation(Reads, "--service", stub.url) as smtpd:
+        assert greet(smtpd) == "550 5.7.1 No"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_number_or_a_depth_that_a_function_cannot_use(stub: HTTPStub, *, kept: bool) -> None:
+    import asyncio
+
+    def overflow(answer: Any) -> int:
+        return int(answer["ok"])
+
+    def recursion(_answer: Any) -> int:
+        raise RecursionError
+
+    async def work() -> None:
+        service = Service([stub.url], timeout=1, deadline=1, keep=9, connections=1)
+        for read in (overflow, recursion):
+            if kept:
+                await service.get("x")
+            with pytest.raises(UnavailableError, match="unusable answer"):
+                await service.get("x", read=read)
+        await service.aclose()
+
+    stub.answer = Answer(b'{"ok": 1e999}')
+    asyncio.run(work())
+
+
+def test_answers_that_arrive_together_are_parsed_at_the_pace_of_look_ups(stub: HTTPStub) -> None:
+    import asyncio
+
+    from smtpd_filters.runtime.pace import pace
+
+    admitted = []
+
+    async def work() -> None:
+        budget = pace()
+        admit = budget.admit
+
+        async def record(work: int) -> None:
+            admitted.append(work)
+            await admit(work)
+
+        budget.admit = record  # type: ignore[method-assign]
+        service = Service([stub.url], timeout=5, deadline=5, keep=9, connections=8)
+        for name in ("x", "x", "y"):
+            await service.get(name)
+        await service.aclose()
+
+    stub.answer = Answer(b"[" + b"1," * 2000 + b"1]")
+    asyncio.run(work())
+    # Parsing this takes 200 microseconds, also if it was kept.
+    assert [work for work in admitted if work >= 200] == [200] * 3
 
 
 def test_the_next_server_is_asked(stub: HTTPStub) -> None:
