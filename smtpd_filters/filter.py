@@ -410,11 +410,13 @@ class Filter:
 
     def all_probes(self) -> Iterator[Probe]:
         """Yield the probes of its `Shared` attributes and its own."""
+        from .runtime.probes import own  # for `check --online` only
+
         for name in sorted(self.opens):
             yield from getattr(type(self), name).probes(self)
         for table in self.remote_tables():
             yield table.remote.probe()
-        yield from self.probes()
+        yield from own(self.name, self.probes)
 
     def open_shared(self) -> None:
         """Open the `Shared` attributes in `opens`. Raises ConfigError."""

@@ -214,12 +214,12 @@ def ask_services(chain: Chain, log: Log, confines: Callable[[], None] | None) ->
     """Ask the services of a chain's filters, in its sandbox, and log each answer."""
     from asyncio import run
 
-    from .runtime.probes import ask
+    from .runtime.probes import ask, end
 
     async def examine() -> None:
         for answer in await ask(chain.probes()):
             log.line(answer.line())
-        await chain.close()
+        await end(chain.close())
 
     if confines is not None:
         confines()

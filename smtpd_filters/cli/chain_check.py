@@ -166,13 +166,13 @@ def _ask_services(filters: Sequence[Filter], journals: Collection[str], log: Log
 
     from smtpd_filters.chain import close
     from smtpd_filters.journal.sender import probe_of
-    from smtpd_filters.runtime.probes import ask
+    from smtpd_filters.runtime.probes import ask, end
 
     async def write() -> None:
         probes = [probe for each in filters for probe in each.all_probes()]
         for answer in await ask([*probes, *map(probe_of, sorted(journals))]):
             sys.stderr.write(f"{answer.line()}\n")
-        await close(filters, log)
+        await end(close(filters, log))
 
     asyncio.run(write())
 

@@ -227,7 +227,11 @@ def _try(text: str, path: str, child: _Child, root: str, conditions: Conditions)
 
 
 def _ask(text: str, child: _Child, conditions: Conditions) -> tuple[Answer, ...]:
-    """Start a filter that asks its services and ends; return their answers."""
+    """Start a filter that asks its services and ends; return their answers.
+
+    One more, with a fault, if the filter failed, or didn't end in time.
+    """
+    began, limit = monotonic(), TIMEOUT + conditions.ready
     with tempfile.TemporaryFile() as log:
         process = child.start(
             f"exec {text}",
@@ -237,11 +241,19 @@ def _ask(text: str, child: _Child, conditions: Conditions) -> tuple[Answer, ...]
             env={**ENVIRONMENT, CHECKING: ONLINE},
         )
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(TIMEOUT + conditions.ready)
+            status = process.wait(limit)
+            fault = f"the filter that asks them ended with status {status}" if status else ""
+        except subprocess.TimeoutExpired:
+            fault = f"the filter that asks them didn't end within {limit:g} s"
         finally:
             _end(process)
-        return tuple(answer for line in _lines(log) if (answer := Answer.parse(line)) is not None)
+        lines = _lines(log)
+        answers = [answer for line in lines if (answer := Answer.parse(line)) is not None]
+        if fault:
+            last = next((line for line in lines[::-1] if Answer.parse(line) is None), "")
+            fault += f": {last}" if last else ""
+            answers.append(Answer("services", monotonic() - began, fault))
+        return tuple(answers)
 
 
 def _account(program: Program, user: str) -> Account | None:

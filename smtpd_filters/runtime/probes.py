@@ -5,21 +5,25 @@ services once, in its sandbox and with its user's rights, and writes each result
 
 Invariants
 ----------
-*Ends*: every probe has a time limit, and all are asked side by side.
+*Ends*: every probe has a time limit, and all are asked side by side; so has the end of the filters.
+*Told*: a mistake in a filter's own probes is a fault, and keeps no other from being asked.
 *One each*: filters of a process that ask the same service alike have one probe.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 from smtpd_filters.errors import UnavailableError
 
+from .channel import CLOSING
 from .log import MAX_TEXT, fold_traceback, show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+    from typing import Any
 
 #: The start of a line with a result, which is followed by JSON.
 MARK = "smtpd-filters-probe "
@@ -36,8 +40,8 @@ class Probe(NamedTuple):
 
     `subject` names the service, as in "name server 192.0.2.53"; an address at its end isn't
     repeated in a fault. `ask` is a coroutine function that returns "", or why the service can't be
-    used. UnavailableError is such a fault too, with its text; any other exception is a bug, shown
-    with its traceback. It has 10 seconds.
+    used. UnavailableError is such a fault too, with its text; any other exception or result is a
+    bug, shown with its traceback. It has 10 seconds.
     """
 
     subject: str
@@ -71,6 +75,35 @@ class Answer(NamedTuple):
             return None
 
 
+def own(name: str, probes: Callable[[], Iterable[object]]) -> Iterator[Probe]:
+    """Yield the probes of a filter's own code; one that fails if they can't be used."""
+    try:
+        found = [_checked(each) for each in probes()]
+    except Exception as error:  # noqa: BLE001  # of a filter's own code
+        found = [Probe(f"probes of {name}", partial(_failed, fold_traceback(error)))]
+    yield from found
+
+
+def _checked(probe: object) -> Probe:
+    if not isinstance(probe, Probe):
+        raise TypeError(f"expected a Probe, not {probe!r}")
+    subject: object = probe.subject
+    if not isinstance(subject, str):
+        raise TypeError(f"expected a text as the subject, not {subject!r}")
+    return probe
+
+
+async def _failed(why: str) -> str:
+    return why
+
+
+async def end(closing: Coroutine[Any, Any, None], *, seconds: float = CLOSING) -> None:
+    """Close filters; what isn't done after `seconds` is cancelled at the end of the loop."""
+    from asyncio import ensure_future, wait
+
+    await wait({ensure_future(closing)}, timeout=seconds)
+
+
 async def ask(probes: Iterable[Probe], seconds: float = TIMEOUT) -> list[Answer]:
     """Ask all side by side; return the answers in the order of the probes, one for each subject."""
     from asyncio import gather
@@ -87,20 +120,31 @@ def _distinct(probes: Iterable[Probe]) -> Iterator[Probe]:
 
 
 async def _ask(probe: Probe, seconds: float) -> Answer:
-    from asyncio import timeout
+    from asyncio import current_task, timeout
     from time import monotonic
 
     began = monotonic()
     try:
         async with timeout(seconds):
             fault = await probe.ask()
+        _check(fault)
     except TimeoutError:
         fault = f"no answer within {seconds:g} s"
     except UnavailableError as error:
         fault = show(error) or "unavailable"
-    except Exception as error:  # noqa: BLE001  # of a filter's own code
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # of a filter's own code
+        task = current_task()
+        if task is not None and task.cancelling():
+            raise
         fault = fold_traceback(error)
     return Answer(probe.subject, monotonic() - began, _advised(probe.subject, fault)[:MAX_TEXT])
+
+
+def _check(fault: object) -> None:
+    if not isinstance(fault, str):
+        raise TypeError(f'a probe returns "" or why the service can\'t be used, not {fault!r}')
 
 
 def _advised(subject: str, fault: str) -> str:

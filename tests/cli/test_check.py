@@ -456,6 +456,46 @@ def test_hung_services_are_waited_for_side_by_side(
     assert status in {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("does", "fault"),
+    [
+        ("return None", 'own: TypeError: a probe returns "" or why '),
+        ("raise SystemExit(3)", "own: SystemExit: 3"),
+        ("import os; os.write(2, b'so\\n'); os._exit(3)",
+         "services: the filter that asks them ended with status 3: so (T ms)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+         "services: the filter that asks them ended with status -9 (T ms)"),
+    ],
+)  # fmt: skip
+def test_a_filter_that_fails_while_it_asks_is_not_fine(
+    program: Callable[..., str],
+    checked: Callable[..., tuple[int, list[str]]],
+    does: str,
+    fault: str,
+) -> None:
+    path = program(f"""
+        from smtpd_filters import PROCEED, Filter, Probe, Proceed, run
+
+        class Own(Filter):
+            "Asks a service by itself."
+
+            def helo(self, session, identity) -> Proceed:
+                return PROCEED
+
+            def probes(self):
+                return [Probe("own", self._ask)]
+
+            async def _ask(self):
+                {does}
+
+        raise SystemExit(run(Own))
+    """)
+    status, lines = checked(used(f'filter f proc-exec "{path}"'), "--online")
+    assert status == 1
+    [line] = answers(lines)
+    assert line.startswith(f'1: filter "f": {fault}')
+
+
 def test_the_journals_socket_is_tried(
     program: Callable[..., str],
     checked: Callable[..., tuple[int, list[str]]],

@@ -6,13 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from smtpd_filters import PROCEED, Filter, Proceed
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.runtime.probes import MARK, Answer, Probe, ask
+from smtpd_filters.runtime.probes import MARK, Answer, Probe, ask, end
 from tests.effort import part
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import Any
+
+    from smtpd_filters import Session
 
 
 def says(fault: str) -> Callable[[], Awaitable[str]]:
@@ -55,6 +59,80 @@ def test_of_a_service_that_is_unavailable_the_cause_is_shown() -> None:
 def test_a_service_that_never_answers() -> None:
     [answer] = asyncio.run(ask([Probe("a", never)], seconds=0.01))
     assert answer.fault == "no answer within 0.01 s"
+
+
+def raises(error: BaseException) -> Callable[[], Awaitable[str]]:
+    async def answer() -> str:
+        raise error
+
+    return answer
+
+
+def test_a_mistake_in_a_probe_is_its_fault_and_the_others_are_asked() -> None:
+    nothing: Any = None
+    probes = [
+        Probe("a", says(nothing)),
+        Probe("b", raises(asyncio.CancelledError())),
+        Probe("c", raises(SystemExit(3))),
+        Probe("d", lambda: nothing),
+        Probe("e", says("")),
+    ]
+    a, b, c, d, e = (each.fault for each in asyncio.run(ask(probes)))
+    assert a.startswith('TypeError: a probe returns "" or why the service can\'t be used, not None')
+    assert b.startswith("CancelledError")
+    assert c.startswith("SystemExit: 3")
+    assert d.startswith("TypeError: ")
+    assert e == ""
+
+
+def test_probes_that_are_cancelled_end() -> None:
+    async def work() -> None:
+        task = asyncio.ensure_future(ask([Probe("a", never)]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+
+    asyncio.run(work())
+
+
+class Own(Filter):
+    """Has probes."""
+
+    def helo(self, _session: Session, _identity: str) -> Proceed:
+        return PROCEED
+
+    def probes(self) -> Any:
+        if not self.more:
+            raise OSError("no route")
+        return [Probe("fine", says("")), *self.more]
+
+    more: tuple[Any, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ((), "OSError: no route"),
+        (("x",), "TypeError: expected a Probe, not 'x'"),
+        ((("x", fails),), "TypeError: expected a Probe, not ('x', "),
+        ((Probe(1, fails),), "TypeError: expected a text as the subject, not 1"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_mistake_in_the_list_of_probes_is_told(more: tuple[Any, ...], fault: str) -> None:
+    filter_ = Own()
+    filter_.more = more
+    [answer] = asyncio.run(ask(filter_.all_probes()))
+    assert answer.subject == "probes of own"
+    assert answer.fault.startswith(fault)
+
+
+def test_a_filter_that_never_closes_ends() -> None:
+    async def close() -> None:
+        await never()
+
+    asyncio.run(end(close(), seconds=0.01))
 
 
 @pytest.mark.parametrize(
