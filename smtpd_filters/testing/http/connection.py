@@ -110,14 +110,12 @@ class Connection(asyncio.Protocol):
         self._left = -1 if chunked else int(request.get("Content-Length") or 0)
         if request.get("Expect"):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if not _is_ping(request) and not callable(self._stub.answer):
-            # A function is called once, with the whole request.
-            answer, wire = self._stub.answer_to(request)
-            if answer.behaviour == "early":
-                self._stub.asked += 1
-                self._write(wire)
-                self._close()
-                return False
+        answer = self._stub.answer
+        if isinstance(answer, Answer) and answer.behaviour == "early" and not _is_ping(request):
+            self._stub.asked += 1
+            self._write(self._stub.answer_to(request)[1])
+            self._close()
+            return False
         return True
 
     def _read_body(self) -> bool:
@@ -156,6 +154,8 @@ class Connection(asyncio.Protocol):
         if stub.keep:
             stub.requests.append(request)
         answer, wire = stub.answer_to(request)
+        if request.method == "HEAD":  # RFC 9110 section 9.3.2: no content
+            wire = wire[: wire.find(END) + len(END)]
         if not (answer.delay or answer.behaviour):
             self._write(wire)
             return

@@ -47,7 +47,7 @@ class HTTPStub:
         self.requests: deque[Request] = deque(maxlen=keep)
         self.keep = keep
         #: Why answers could not be made.
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
         #: The number of requests, without pings.
         self.asked = 0
         #: The number of connections ever made, and of those still open.
@@ -156,18 +156,18 @@ class HTTPStub:
             self._reserved = None
 
     def answer_to(self, request: Request) -> tuple[Answer, bytes]:
-        """Return the answer to a request and its wire form, which is cached."""
+        """Return the answer to a request and its wire form; that of an `Answer` is cached."""
         answer = self.answer
         if self._made is not None and self._made[0] is answer:
             return self._made[1], self._made[2]
         try:
             made = _answer(answer(request) if callable(answer) else answer)
             wire = made.wire()
-        except Exception as error:  # noqa: BLE001  # a test's function; raised in `__exit__`
+        except BaseException as error:  # noqa: BLE001  # a test's, such as `pytest.fail`
             self.errors.append(error)
             made = Answer(_FAILED.encode(), status=500, content_type="text/plain")
             return made, made.wire()
-        if not callable(answer):
+        if made is answer:
             self._made = answer, made, wire
         return made, wire
 

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import socket
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.testing.http import Answer, HTTPStub, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def asked(stub: HTTPStub, *methods: str) -> list[tuple[int, bytes]]:
+    """Send requests over one connection; their statuses and contents."""
+    connection = HTTPConnection("127.0.0.1", stub.port, timeout=10)
+    answers = []
+    for method in methods:
+        connection.request(method, "/x")
+        response = connection.getresponse()
+        answers.append((response.status, response.read()))
+    connection.close()
+    return answers
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_answer_to_head_has_no_content(*, chunked: bool) -> None:
+    answer = Answer(b"{}", chunked=chunked)
+    with HTTPStub(answer) as stub, socket.create_connection(("127.0.0.1", stub.port)) as client:
+        client.sendall(b"HEAD /x HTTP/1.1\r\n\r\nGET /x HTTP/1.1\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        with client.makefile("rb") as file:
+            received = file.read()
+    whole = answer.wire()
+    assert received == whole[: whole.index(b"\r\n\r\n") + 4] + whole
+
+
+def test_a_mapping_that_is_changed_in_place() -> None:
+    answer: dict[str, Any] = {"full": 1}
+    with HTTPStub(answer) as stub:
+        assert asked(stub, "GET") == [(200, b'{"full": 1}')]
+        answer["full"] = True
+        assert asked(stub, "GET") == [(200, b'{"full": true}')]
+
+
+def test_a_function_that_fails_the_test() -> None:
+    def answer(request: Request) -> Mapping[str, Any]:
+        pytest.fail(f"asked for {request.path}")
+
+    with pytest.raises(AssertionError, match="asked for /x"), HTTPStub(answer) as stub:
+        assert asked(stub, "GET")[0][0] == 500
