@@ -15,7 +15,7 @@ authenticated client are removed, and its field states the user.
 
 from __future__ import annotations
 
-from smtpd_filters.addresses import canonical
+from smtpd_filters.addresses import canonical, path
 from smtpd_filters.authentication import results
 from smtpd_filters.checks.exemptions import (
     AUTHENTICATED,
@@ -276,7 +276,9 @@ class Auth(Filter):
             envelope.greeted(session.identity or "")
 
     def mail_from(self, session: Session, address: str) -> Proceed:
-        """Evaluate SPF for the sender."""
+        """Evaluate SPF for the sender; one without a domain has our name from smtpd."""
+        if address and session.server_name and not path(address).domain:
+            address = f"{address}@{session.server_name}"
         envelope = self._envelope(session)
         if envelope is not None:
             envelope.sent_from(session.identity or "", address)

@@ -41,6 +41,7 @@ def zone() -> dict[str, dict[str, object]]:
         "silent.example": {"drop": True},
         "_dmarc.silent.example": {"drop": True},
         "mail.example.com": {"TXT": SPF},
+        "mx.example.org": {"TXT": SPF},
     }
 
 

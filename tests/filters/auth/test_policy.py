@@ -325,6 +325,13 @@ def test_actions(server: DNSServer, flag: str, content: bytes, sender: str, code
             assert (delivery.headers.get("X-Spam") == "Yes") is (action == "junk")
 
 
+@pytest.mark.parametrize("sender", ["boss", '"boss"', '"boss@nowhere.example"'])
+def test_a_sender_without_a_domain_has_that_of_the_server(server: DNSServer, sender: str) -> None:
+    delivery = sent(server, "--spf-fail=reject", sender=sender, address=FAILS)
+    assert delivery.reply.startswith("550 5.7.23 SPF: this client may not send mail of mx.example.")
+    assert sent(server, "--spf-fail=reject", sender=sender).verb == "proceed"
+
+
 @pytest.mark.parametrize(
     ("flags", "author", "result"),
     [
