@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 
 from smtpd_filters.message.folding import FOLD_AT, encoded_word
-from smtpd_filters.message.headers import fields_named
+from smtpd_filters.message.headers import Field, fields_named
 
 from .author.encoded_words import decoded
 
@@ -24,6 +24,8 @@ _SUBJECT = re.compile(rb"subject[ \t]*:[ \t]*", re.IGNORECASE)
 _WHITE = (b" ", b"\t")
 #: Words of mail programs before the subject of an answer: Re:, AW:, Fwd:, RE[2]:, Antw:.
 _ANSWER = re.compile(r"\s*+(?:\w{1,8}(?:\[\d{1,3}\])?\s?:\s*+){0,8}")
+#: Bytes that aren't UTF-8.
+_ESCAPED = re.compile("[\udc80-\udcff]")
 #: Characters of a subject that are searched for the tag.
 _SEARCHED = 1000
 
@@ -31,23 +33,32 @@ _SEARCHED = 1000
 def tag_subject(headers: Headers, tag: str) -> bool:
     """Put a tag before the subject; return whether it was not there.
 
-    A message without a subject gets one.
+    A message without a subject gets one. Of several subjects the first and the last get the tag,
+    since programs show one of them.
     """
-    subject = headers.get("Subject")
-    if subject is None:
+    text = headers.text()
+    first = last = None
+    for last in fields_named(text, text.lower(), "Subject"):  # there may be 16,000
+        first = first or last
+    if first is None or last is None:
         headers.append("Subject", encoded_word(tag))
         return True
-    if is_tagged(subject, tag):
-        return False
-    word = encoded_word(tag)
-    if word.startswith("=?") and subject.startswith("=?"):
-        # RFC 2047 section 6.2: white space between encoded words is not displayed.
-        word = encoded_word(f"{tag} ")
-    text = headers.text()
-    old = next(fields_named(text, text.lower(), "Subject"))
-    lines = _tagged(old[0][1:].split(b"\n") if subject else [b"Subject:"], word.encode())
-    headers.replace_text(b"\n".join([text[: old.start()], *lines]) + text[old.end() :])
-    return True
+    done = False
+    for old in dict.fromkeys((last, first)):  # from below, so that places stay
+        raw = old[0][1:]
+        subject = Field(raw).value
+        if is_tagged(subject, tag):
+            continue
+        word = encoded_word(tag)
+        if word.startswith("=?") and subject.startswith("=?"):
+            # RFC 2047 section 6.2: white space between encoded words is not displayed.
+            word = encoded_word(f"{tag} ")
+        lines = _tagged(raw.split(b"\n") if subject else [b"Subject:"], word.encode())
+        text = b"\n".join([text[: old.start()], *lines]) + text[old.end() :]
+        done = True
+    if done:
+        headers.replace_text(text)
+    return done
 
 
 def _tagged(lines: list[bytes], tag: bytes) -> list[bytes]:
@@ -64,12 +75,22 @@ def _tagged(lines: list[bytes], tag: bytes) -> list[bytes]:
 
 
 def is_tagged(subject: str, tag: str) -> bool:
-    """Return whether a subject has a tag at its beginning."""
-    for reading in decoded(subject[:_SEARCHED]):
-        text = reading.lstrip()
-        if text.startswith(tag):
-            return True
-        answer = _ANSWER.match(text)
-        if answer is not None and text.startswith(tag, answer.end()):
-            return True
-    return False
+    """Return whether a subject has a tag at its beginning, in whatever way a program reads it.
+
+    Some programs have a blank between encoded words, maybe within the tag. A reading with bytes
+    that aren't UTF-8 is that of a program without the character set, which doesn't count beside
+    others.
+    """
+    readings = decoded(subject[:_SEARCHED])
+    if not any(_begins(each.lstrip(), tag) for each in readings):
+        return False
+    known = [each for each in readings if not _ESCAPED.search(each)]
+    wanted = "".join(tag.split())
+    return all(_begins("".join(each.split()), wanted) for each in known or readings)
+
+
+def _begins(text: str, tag: str) -> bool:
+    if text.startswith(tag):
+        return True
+    answer = _ANSWER.match(text)
+    return answer is not None and text.startswith(tag, answer.end())

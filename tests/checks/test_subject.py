@@ -47,6 +47,20 @@ def shown(lines: list[bytes]) -> str:
         ),
         ([b"Subject: =?utf-8?b?W0VYVEVSTl0geA==?="], [b"Subject: =?utf-8?b?W0VYVEVSTl0geA==?="]),
         ([b"Subject: " + b"x" * 80], [b"Subject: [EXTERN]", b" " + b"x" * 80]),
+        ([b"Subject: [EX TERN] a"], [b"Subject: [EXTERN] [EX TERN] a"]),
+        # Programs show the first or the last.
+        (
+            [b"Subject: [EXTERN] a", b"Subject: b", b"To: x", b"subject: c"],
+            [b"Subject: [EXTERN] a", b"Subject: b", b"To: x", b"subject: [EXTERN] c"],
+        ),
+        ([b"Subject: a", b"Subject:"], [b"Subject: [EXTERN] a", b"Subject: [EXTERN]"]),
+        # To programs that know its character set, the first is a word in Chinese.
+        ([b"Subject: =?utf-16?q?[EXTERN]?="], [b"Subject: [EXTERN] =?utf-16?q?[EXTERN]?="]),
+        ([b"Subject: =?ibm037?q?[EXTERN]?="], [b"Subject: [EXTERN] =?ibm037?q?[EXTERN]?="]),
+        (
+            [b"Subject: =?utf-8?q?[EXT?=", b" =?utf-8?q?ERN]?= a"],
+            [b"Subject: =?utf-8?q?[EXT?=", b" =?utf-8?q?ERN]?= a"],
+        ),
     ],
 )
 def test_a_tag(before: list[bytes], after: list[bytes]) -> None:
@@ -59,6 +73,8 @@ def test_a_tag_beyond_ascii() -> None:
     assert shown(once) == "[für außen] grüße"
     assert tagged(*once, tag="[für außen]") == once
     assert shown(tagged(b"Subject: plain", tag="[für außen]")) == "[für außen] plain"
+    answer = b"Subject: =?iso-8859-1?q?Re:_[f=FCr_au=DFen]_x?="
+    assert tagged(answer, tag="[für außen]") == [answer]
 
 
 VALUES = st.lists(st.binary(max_size=40).map(lambda each: each.replace(b"\n", b" ")), max_size=4)
