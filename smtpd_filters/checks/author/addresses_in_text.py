@@ -22,8 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# RFC 5321 section 4.5.3.1.1 has 64; twice that for quotes and backslashes.
-_LOCAL_MAX = 128
 # The maximum of names considered that end at white space or an empty label within a domain.
 _GAPS_MAX = 8
 
@@ -45,7 +43,7 @@ _BEFORE = re.compile(r"""["\\)>\]\s]*+([^\s\x00-\x20\x7f"\\()<>,;:@\[\]]*+)""")
 # A local part from its first to its last letter or digit.
 _WITHOUT_MARKS = re.compile(r"[\W_]*+(.*[^\W_])[\W_]*+", re.DOTALL)
 # Punctuation beyond ASCII: allowed in local parts by RFC 6532, but no reader takes it for a part.
-_UP_TO_LAST_MARK = re.compile(r".*[^\x00-\x7f\w\u0300-\u036f\udc80-\udcff]", re.DOTALL)
+_UP_TO_LAST_MARK = re.compile(r"(?:.*[^\x00-\x7f\w\u0300-\u036f\udc80-\udcff])?", re.DOTALL)
 _HOST = re.compile(r"(?!-)[A-Za-z0-9-]++(?:\.[A-Za-z0-9-]++)*(?<!-)")
 _PLAIN_DOMAIN = re.compile(r"[^A-Za-z0-9_]*+([A-Za-z0-9_.-]*+)")
 _BETWEEN_LETTERS = dict.fromkeys(map(ord, "-_."))
@@ -100,12 +98,14 @@ def sightings(text: str, *, quoting: bool) -> Iterator[Sighting]:
         return "_" * len(match[0])
 
     searched = _QUOTED_OR_PAIR.sub(masked, text) if quoting else text
+    behind = 0
     for sign in _LAST_AT.finditer(searched):
-        at = sign.start()
-        after = _AFTER.match(searched, at + 1)
+        at, start = sign.start(), behind
+        behind = at + 1
+        after = _AFTER.match(searched, behind)
         if after is None:
             continue
-        before = text[max(0, at - _LOCAL_MAX) : at]
+        before = text[start:at]
         end = at - len(before) + len(before.rstrip())
         if end in quoted:
             local_parts: tuple[str, ...] = (unquoted(text[quoted[end] : end]),)
@@ -130,7 +130,8 @@ def _local_parts(before: str) -> tuple[str, ...]:
     if written.isalnum():
         return (written,)
     found = {written: None}
-    for text in (written, _UP_TO_LAST_MARK.sub("", written, 1)):
+    mark = _UP_TO_LAST_MARK.match(written)
+    for text in (written, written[mark.end() :] if mark else ""):
         if match := _WITHOUT_MARKS.fullmatch(text):
             found[match[1]] = None
     return tuple(found)

@@ -37,6 +37,8 @@ FROM_MAX = 1 << 15
 ADDRESSES_MAX = 256
 #: The maximum of readings of these: an encoded word may double their number.
 READINGS_MAX = 4 * ADDRESSES_MAX
+#: The maximum of `@` in all readings, with an address or without.
+SIGNS_MAX = 4 * READINGS_MAX
 #: The maximum of encoded words. One of 75 characters, the limit of RFC 2047, holds a short name.
 WORDS_MAX = 256
 #: The maximum of characters in distinct internationalised domains: four of the longest. Converting
@@ -53,7 +55,9 @@ _QUOTED_OR_PAIR = re.compile(r'\\.|"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _QUOTE_OR_PAIR = re.compile(r'\\(.)|"', re.DOTALL)
 # RFC 5322 section 4.4: obs-route, at the beginning of what is in a pair of brackets.
 _ROUTE = re.compile(r"(?<![^>])[\s,]*+@[^\s@:,<>]++(?:\s*+,[\s,]*+(?:@[^\s@:,<>]++)?)*\s*+:")
-# A field without one of these has no address with a domain.
+#: The signs between local part and domain. A field without one of them, or an encoded word, has no
+#: address with a domain.
+_SIGNS = ("@", "\uff20", "\ufe6b")
 _AT = re.compile("@|\uff20|\ufe6b|=\\?")
 # Names with addresses in angle brackets, bare addresses, names of groups: of words (w), words with
 # an `@` (a), literals (l).
@@ -87,6 +91,7 @@ class Author:
         "_international",
         "_looked_at",
         "_seen",
+        "_signs",
         "addresses",
         "possible",
         "shown",
@@ -99,6 +104,7 @@ class Author:
         self._given: set[tuple[str, str]] = set()
         self._seen: set[tuple[str, str]] = set()
         self._looked_at = 0
+        self._signs = 0
         self._directed = 0
         self._international: dict[str, int] = {}
 
@@ -117,6 +123,12 @@ class Author:
                         f"From has internationalised domains of more than {INTERNATIONAL_MAX} "
                         "characters"
                     )
+
+    def count_signs(self, text: str) -> None:
+        """Count each `@` of a text to be searched; raise TooLargeError beyond `SIGNS_MAX`."""
+        self._signs += sum(map(text.count, _SIGNS))
+        if self._signs > SIGNS_MAX:
+            raise TooLargeError(f"From has more than {ADDRESSES_MAX} addresses")
 
     def count_directed(self, text: str) -> None:
         """Count a text to be put in display order; raise TooLargeError beyond `DIRECTED_MAX`."""
@@ -265,6 +277,7 @@ class _Field:
         if has_controls:
             plain.update(dict.fromkeys(_CONTROLS.sub("", view) for view in views))
         for view in plain:
+            self._author.count_signs(view)
             for sighting in sightings(view, quoting=quoting):
                 self._author.count(sighting, shown=not quoting)
                 yield sighting, True
@@ -273,6 +286,7 @@ class _Field:
             return
         for view in self._as_shown([*views, *lenient]):
             if view not in plain:
+                self._author.count_signs(view)
                 for sighting in sightings(view, quoting=quoting):
                     self._author.count(sighting, shown=not quoting)
                     yield sighting, False

@@ -329,6 +329,8 @@ class Mailfrom(Filter):
     async def _own_address(self, address: Address) -> str | None:
         settings = self.settings
         own = settings.addresses
+        if len(address.local) > KEY_MAX and (own is not None or settings.patterns is not None):
+            return "its local part is too long to be compared"
         if own is not None and (entry := await own.look_up_address(address)):
             return entry
         if settings.patterns is None:

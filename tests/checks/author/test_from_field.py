@@ -16,6 +16,7 @@ from smtpd_filters.checks.author.from_field import (
     FROM_MAX,
     INTERNATIONAL_MAX,
     READINGS_MAX,
+    SIGNS_MAX,
     WORDS_MAX,
     TooLargeError,
     read_from,
@@ -332,6 +333,8 @@ def test_there_is_a_limit_to_what_is_read() -> None:
     with pytest.raises(TooLargeError, match="encoded words"):
         read_from(["=?utf-8?q?a?= " * (WORDS_MAX + 1)])
     assert not read_from(["=?utf-8?q?a?= " * WORDS_MAX + "<>"]).addresses
+    with pytest.raises(TooLargeError, match="addresses"):
+        read_from(["@-" * (SIGNS_MAX + 1)])
     with pytest.raises(TooLargeError, match="addresses"):
         read_from(["=?utf-16?b?YQBA?= <a@b>, " * (READINGS_MAX // 8)])
     label = "xn--" + "a" * (INTERNATIONAL_MAX // 4 - 4)

@@ -451,6 +451,23 @@ def test_no_author_is_too_long_for_patterns(author: str) -> None:
     assert not sent(*flags, fields="From: a@example.net").refused
 
 
+@pytest.mark.parametrize(
+    ("flag", "author"),
+    [
+        ("--addresses={ boss@example.org }", f"boss+{'x' * 200}@example.org"),
+        ("--addresses={ boss@example.org }", f"Boss <boss+{'x' * 200}@example.org>"),
+        ("--addresses={ boss@example.org }", f"boss{' ' * 200}@example.org"),
+        ("--addresses={ boss@example.org }", f"\uff42oss+{'x' * 2000}@example.org"),
+        ("--addresses={ boss@example.org }", f'"\uff42oss+{"x" * 2000}"@example.org'),
+        ("--patterns=^boss-.*@example\\.org$", f"boss-{'x' * 200}@example.org"),
+    ],
+)
+def test_no_local_part_is_too_long_to_be_own(flag: str, author: str) -> None:
+    assert sent(flag, "--check-header", fields=f"From: {author}").verb == "reject"
+    foreign = author.replace("boss", "chief").replace("\uff42oss", "chief")[-300:]
+    assert sent(flag, "--check-header", fields=f"From: {foreign}").verb == "proceed"
+
+
 def test_the_header_action_is_that_of_the_envelope_unless_given() -> None:
     fields = "From: boss@example.org"
     assert sent(*OWN, "--check-header", fields=fields).verb == "reject"
