@@ -20,7 +20,7 @@ class Options(Settings):
         TEXT,
         default="",
         metavar="NAME",
-        help="A verb, the name of a filter with or without `filter-`, or the whole path of a file "
+        help="A verb, the name of a filter with or without `filter-`, or the path of a file "
         "with a filter of your own.",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from smtpd_filters import main as executable
@@ -25,7 +26,7 @@ class Options(Settings):
         TEXT,
         required=True,
         metavar="NAME",
-        help="The filter's name, such as `fcrdns` for filter-fcrdns, or the whole path of a file "
+        help="The filter's name, such as `fcrdns` for filter-fcrdns, or the path of a file "
         "with a filter of your own, followed by flags of the filter. "
         f"`{PROG} list` shows the names; `{CHAIN}` and `{SUPERVISE}` are two more.",
     )
@@ -37,7 +38,12 @@ def run(options: Options, words: list[str]) -> int:
 
 
 def find(name: str) -> Callable[[Sequence[str]], int]:
-    """Return the main function of a filter; raise ConfigError for an unknown name."""
+    """Return the main function of a filter, by its name or the path of its file.
+
+    Raises ConfigError for an unknown one.
+    """
+    if "/" in name or name.partition(":")[0].endswith(".py"):
+        name = os.path.abspath(name)  # noqa: PTH100  # not resolved
     name = name.removeprefix("filter-")
     if name == CHAIN:
         from .chain import main

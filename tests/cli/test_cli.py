@@ -30,6 +30,15 @@ ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "fixtures" / "protocol" / "7.8.0p1" / "ehlo-message.session"
 TOOL = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
 
+#: A filter of an operator's own.
+OWN = """
+from smtpd_filters import PROCEED, Filter, Proceed, Session
+
+class Own(Filter):
+    def connect(self, session: Session) -> Proceed:
+        return PROCEED
+"""
+
 
 def fails(capsys: Capture, *words: str) -> str:
     """The one line that a call fails with, status 2."""
@@ -56,6 +65,20 @@ def test_each_verb_has_help(verb: str, capsys: Capture) -> None:
     assert main(["help", verb]) == 0
     assert capsys.readouterr().out == shown
     assert max(map(len, shown.splitlines())) < 80
+
+
+@pytest.mark.parametrize("path", ["./filter-own.py", "filter-own.py", "filter-own.py:Own"])
+def test_a_file_is_named_by_its_path_from_here(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "filter-own.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["help", path])
+    assert "usage: filter-own" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["run", path, "--help"])
+    assert "usage: filter-own" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"]])
