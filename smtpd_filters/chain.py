@@ -605,8 +605,7 @@ def _check_signatures(filters: Iterable[Filter]) -> None:
     for filter_ in filters:
         if signer and filter_.edits_signed:
             raise ConfigError(
-                f"{filter_.name} must be ahead of {signer}: its edits would make the signature "
-                "invalid"
+                f"{filter_.name} must be ahead of {signer}, whose signature should cover its edits"
             )
         signer = filter_.name if filter_.signs else signer
 

@@ -180,13 +180,13 @@ class Filter:
     early: bool = True
     #: Whether `message` waits for a scanner or another service, and edits nothing before it has
     #: awaited `smtpd_filters.runtime.coroutines.my_turn`. A chain then calls it while filters with
-    #: `scans` ahead of it still wait.
+    #: `scans` ahead of it still wait. One that edits nothing needs no `my_turn`.
     scans: bool = False
     #: Whether it signs the header: an edit by a later filter makes the signature invalid.
     signs: bool = False
-    #: Whether it edits what signatures cover: the body, or a field that was there before, such as
-    #: Subject. A chain can't have it behind a filter that signs. `setup` may set it on the
-    #: instance.
+    #: Whether it edits what signatures cover: the body, a field that was there before, such as
+    #: Subject, or one that it adds and that the signature should cover. A chain can't have it
+    #: behind a filter that signs. `setup` may set it on the instance.
     edits_signed: bool = False
     #: The least and the most points that a handler gives (`Points`), so that a chain knows when a
     #: score is certain; None for a filter that gives none itself.

@@ -106,7 +106,7 @@ def test_a_program_that_edits_what_is_signed_is_warned_of_once(path: Path) -> No
     traits = {("filter", each): frozenset({"edits_signed"}) for each in "bc"}
     traits["filter", "a"] = frozenset({"signs"})
     [problem] = behind_signers(found, traits)
-    assert 'filter "c", behind "a", changes messages' in str(problem)
+    assert 'filter "c", behind "a", edits what' in str(problem)
 
 
 def unable(path: Path, text: str, **phases: str) -> list[str]:

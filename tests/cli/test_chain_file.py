@@ -436,7 +436,7 @@ def test_a_filter_behind_one_that_signs(write: Callable[..., Path]) -> None:
     assert code != GREET
     use = f'use = "{write(code, "sign.py")}"'
     path = write(f"[filter.one]\n{use}\n[filter.two]\n{use}\n[chain.x]\nfilters = ['one', 'two']")
-    wrong = "two must be ahead of one: its edits would make the signature invalid"
+    wrong = "two must be ahead of one, whose signature should cover its edits"
     assert check(path) == (1, [f"filter-chain: {path}: [chain.x]: {wrong}"])
 
 

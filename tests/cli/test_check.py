@@ -132,11 +132,9 @@ def test_a_filter_that_edits_what_is_signed(
     assert status == 0
     assert lines[:2] == [f'{n}: filter "{each}": ok (as {ME})' for n, each in enumerate(order, 1)]
     warned = [line for line in lines if "signature" in line]
-    behind = (
-        '4: warning: listen on socket: filter "edits_signed", behind "signs", changes messages '
-    )
-    told = f"{behind}after they were signed, so the signature fails; put it ahead"
-    assert warned == ([told] if order[0] == "signs" else [])
+    pair = 'filter "edits_signed", behind "signs"'
+    told = f"4: warning: listen on socket: {pair}, edits what the signature should cover; put it"
+    assert warned == ([f"{told} ahead"] if order[0] == "signs" else [])
 
 
 @pytest.mark.parametrize(

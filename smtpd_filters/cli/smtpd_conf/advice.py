@@ -28,6 +28,7 @@ class _Order(NamedTuple):
 
 
 _SIGNS = "changes messages after they were signed, so the signature fails; put it ahead"
+_NOT_COVERED = "edits what the signature should cover; put it ahead"
 #: Programs that judge addresses of the envelope. smtpd ends a phase at `rewrite`.
 _OF_ADDRESSES = (
     "filter-dnsbl", "filter-greylist", "filter-limit", "filter-mailfrom", "filter-policy",
@@ -153,9 +154,9 @@ def behind_signers(
     for listener, name, behind in _pairs(read):
         signs = "signs" in _registered(read, name, traits)
         edits = "edits_signed" in _registered(read, behind, traits)
-        text = f"filter {quote(behind)}, behind {quote(name)}, {_SIGNS}"
-        if signs and edits and text not in _of_two(read, name, behind):
-            yield _warning(listener, text)
+        pair = f"filter {quote(behind)}, behind {quote(name)}, "
+        if signs and edits and f"{pair}{_SIGNS}" not in _of_two(read, name, behind):
+            yield _warning(listener, f"{pair}{_NOT_COVERED}")
 
 
 def _ended(
