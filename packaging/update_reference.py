@@ -28,6 +28,7 @@ PACKAGE = "smtpd_filters"
 MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters": (),
     "smtpd_filters.errors": ("UnavailableError",),
+    "smtpd_filters.runtime.coroutines": ("my_turn",),
     "smtpd_filters.settings": (
         *("TEXT", "REPLY", "SWITCH", "INTEGER", "NUMBER", "SECONDS", "SIZE", "PATH", "ENDPOINT"),
         *("LIST", "choice", "table"),

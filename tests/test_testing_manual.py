@@ -109,6 +109,14 @@ def test_the_recording_of_the_page_is_played(
     assert [step.phase for step in steps][-2:] == ["commit", "quit"]
 
 
+@pytest.mark.e2e
+def test_the_chain_of_the_page_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need(unavailable(system_version() or VERSIONS[0]))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quota.py").write_text(FILES["quota.py"], "utf-8")
+    exec(compile(examples()[4], "smtpd_filters.testing.3", "exec"), {})  # noqa: S102  # readers will run it as well
+
+
 def test_the_page_has_each_failure_of_an_answer() -> None:
     rows = re.findall(r"^\.It Cm (.*)$", PAGE, re.MULTILINE)
     assert set(BEHAVIOURS) - {""} <= {word for row in rows for word in row.split(" , ")}

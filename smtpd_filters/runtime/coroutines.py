@@ -122,6 +122,9 @@ _TURN: ContextVar[Turn | None] = ContextVar("turn", default=None)
 async def my_turn() -> bool:
     """Wait for the turn of the running handler, before it edits anything.
 
+    Only `message` of a filter with `scans` needs it: in a chain, the filters ahead of it may still
+    edit the message.
+
     Returns whether it had been called before its turn, so that others may have edited the message.
     """
     turn = _TURN.get()

@@ -51,7 +51,11 @@ class StoreUnavailableError(UnavailableError):
 
 
 class Store:
-    """A store, which `Store.setting` opens for a filter."""
+    """What a filter remembers beyond a session, in a file, in memory, or on servers.
+
+    `Store.setting` declares and opens it. `ask` applies operations, such as `Count` and `Get`, to
+    keys that `join` makes; every entry ends by itself. Raises UnavailableError if the store fails.
+    """
 
     #: The address for the log.
     label: str
