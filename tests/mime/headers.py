@@ -34,14 +34,15 @@ def file_4(name: bytes, data: bytes = b"x", flags: int = 0, *, kind: int = 0x74)
 
 def unicode_4(name: str, plain: bytes) -> bytes:
     """Return the name of a member in both forms: plain, and packed in Unicode by every step."""
-    high = next((ord(each) >> 8 for each in name if ord(each) > 0xFF), 0)
+    codes = memoryview(name.encode("utf-16-le")).cast("H")
+    high = next((code >> 8 for code in codes if code > 0xFF), 0)
     steps: list[tuple[int, bytes]] = []
     at = 0
-    while at < len(name):
+    while at < len(codes):
         same = 0
-        while at + same < min(len(name), len(plain)) and ord(name[at + same]) == plain[at + same]:
+        while at + same < min(len(codes), len(plain)) and codes[at + same] == plain[at + same]:
             same += 1
-        code = ord(name[at])
+        code = codes[at]
         if same > 1:
             steps.append((3, bytes((min(same, 129) - 2,))))
             at += min(same, 129)
