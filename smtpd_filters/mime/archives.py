@@ -111,7 +111,7 @@ class _Inspection:
         self._content.members_left -= 1
         names, more = all_readings(raw)
         if more:
-            self._content.odd("too many names of a member")
+            self._content.cut_off("too many names of a member")
         member = Member(names, kind, depth)
         self._part.members.append(member)
         return member
@@ -225,7 +225,7 @@ class _Inspection:
             yield _MEMBER_COST
             if kind in _TAR_NAMES:
                 if size > READ:
-                    self._content.odd("too long a name in a tar file")
+                    self._content.cut_off("too long a name in a tar file")
                 names = _tar_names(store.read(data, min(size, READ)), pax=kind != b"L")
                 # The last name counts for most programs.
                 every, longer = (names, longer) if kind == b"g" else (every, names + longer[:NAMES])
@@ -465,11 +465,11 @@ def _decompressor(kind: str) -> Decompressor:
 
 def _gzip_name(store: Storage, kind: str) -> list[str]:
     """Return the name in the header of a gzip file (RFC 1952 section 2.3)."""
-    head = store.read(0, 1024)
+    head = store.read(0, 12)
     if kind != "gzip" or len(head) < 12 or not head[3] & 8:
         return []
     at = 12 + int.from_bytes(head[10:12], "little") if head[3] & 4 else 10
-    return [head[at:].partition(b"\0")[0].decode("utf-8", "surrogateescape")]
+    return [_string(store.read(at, READ))]
 
 
 def _tar_number(field: bytes) -> int | None:

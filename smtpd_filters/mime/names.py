@@ -46,7 +46,8 @@ def readings(raw: str) -> Iterator[str]:
     some programs shorten a long name. Of a name of more than PARAMETERS characters, which is not
     one in a field, only the last ones are read.
     """
-    raw = raw[-PARAMETERS:]
+    if len(raw) > PARAMETERS:
+        raw = raw.rstrip(_ENDS)[-PARAMETERS:]
     texts: tuple[str, ...] = (raw,)
     if "=?" in raw:
         texts = (*decoded(raw), *decoded(_SPACES.sub("", raw)))

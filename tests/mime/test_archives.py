@@ -210,6 +210,25 @@ def test_a_zip_file_with_two_directories_is_ambiguous() -> None:
 def test_the_headers_of_a_tar_file_have_a_limit() -> None:
     content = read(attached(with_pax({"comment": "x" * limits.READ})))
     assert "too long a name in a tar file" in content.oddities
+    assert content.cut
+
+
+def test_a_name_in_an_archive_has_a_limit() -> None:
+    content = read(attached(zipped(("a" * 5000 + ".exe", b"x"))))
+    assert content.parts[-1].members[0].names[0].endswith("aaa.exe")
+    assert "too many names of a member" in content.oddities
+    assert content.cut
+    assert "a.exe" in every_name(read(attached(zipped(("a.exe" + " " * 5000, b"x")))))
+
+
+@pytest.mark.parametrize("extra", [b"", b"x" * 3000, b"x" * 65_535])
+@pytest.mark.parametrize("name", [b"a.js", b"a" * 3000 + b".js"])
+def test_the_name_in_a_gzip_file_is_read_to_its_end(extra: bytes, name: bytes) -> None:
+    data = gzip.compress(b"x", mtime=0)
+    head = data[:3] + b"\x0c" + data[4:10] + len(extra).to_bytes(2, "little") + extra
+    content = read(attached(head + name + b"\0" + data[10:]))
+    assert any(each.endswith("a.js") for each in every_name(content))
+    assert not content.cut
 
 
 def test_a_zip_that_declares_terabytes() -> None:
