@@ -10,8 +10,6 @@ the client's address out of it.
 
 from __future__ import annotations
 
-import re
-
 from smtpd_filters.message.folding import field_lines
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.kinds import quote
@@ -55,7 +53,6 @@ FIELDS = (
     "X-Mozilla-Draft-Info",
     "X-MS-Exchange-Organization-AuthSource",
 )
-_COMMENT = re.compile(r"\s*\(.*\)\s*$", re.DOTALL)
 
 
 class Privacy:
@@ -87,7 +84,7 @@ class Privacy:
                 headers.replace(name, value)
                 changed.append(name)
         if self._version and "(" in (version := headers.get("MIME-Version", "")):
-            headers.replace("MIME-Version", _COMMENT.sub("", version) or "1.0")
+            headers.replace("MIME-Version", version.partition("(")[0].rstrip() or "1.0")
             changed.append("MIME-Version")
         return changed
 

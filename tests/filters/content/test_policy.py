@@ -411,6 +411,13 @@ REVEALING = (
 )
 
 
+def test_comments_of_a_version_take_linear_time() -> None:
+    """It takes some milliseconds; it took the square of the comments, half an hour for these."""
+    version = b"MIME-Version: 1.0 " + (b"()" * 400 + b"\n ") * 1000
+    sent = Sent(b"Subject: s\n" + version + b"x\n\nhello\n", "--private", user="ann")
+    assert sent.head == ["Subject: s", "MIME-Version: 1.0"]
+
+
 @pytest.mark.parametrize("who", [{"user": "ann"}, {"local": True}])
 def test_private(who: dict[str, object]) -> None:
     sent = Sent(REVEALING, "--dangerous=off", "--private", **who)  # type: ignore[arg-type]
