@@ -183,9 +183,12 @@ class _Scan:
         return not group
 
     def _comment(self, at: int) -> int:
-        """Return where a comment ends, or -1."""
+        """Return where a comment ends, or -1; each parenthesis in it is a token."""
         depth = 0
         for each in _NEST.finditer(self._value, at):
+            self.steps += 1
+            if self.steps > self._limit:
+                return -1
             depth += {b"(": 1, b")": -1}.get(each[0], 0)
             if not depth:
                 return each.end()

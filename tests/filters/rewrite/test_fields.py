@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smtpd_filters.filters.rewrite.fields import MAX_LINE, Addresses, addresses
+from smtpd_filters.filters.rewrite.fields import MAX_LINE, STEPS_MAX, Addresses, addresses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -148,3 +148,8 @@ def test_the_work_is_bounded() -> None:
     new = edit_addresses([b"To: a@b.c"] * 16_000, {b"to": lambda _: "x@y.z"})
     assert new is not None
     assert new.count(b"To: x@y.z") < 1_000
+
+
+def test_parentheses_in_comments_count() -> None:
+    assert found(b"a@b.c (" + b"()" * (STEPS_MAX // 2 - 20) + b")") == [b"a@b.c"]
+    assert found(b"a@b.c (" + b"()" * (STEPS_MAX // 2) + b")") == []
