@@ -35,6 +35,8 @@ _BARE = re.compile(rb"\r(?!\n)")
 _DASHES_FIRST = re.compile(rb"[ \t]*+--")
 #: Units of work for the header block of a part, and for a line that may be a delimiter.
 _PART, _LINE = 120, 4
+#: Bytes that hold the names of `PARSED`.
+_NAME = 32
 #: Delimiters in a block above which it is cut, and the bytes of a piece.
 _DENSE, _PIECE = 40, 512
 #: Files that mail programs open as messages, whatever their types.
@@ -180,7 +182,7 @@ class Scan:
         if line.startswith((b" ", b"\t")) and fields:
             if len(fields[-1]) < PARAMETERS or self._keeps:
                 fields[-1] += b"\n" + line
-            elif fields[-1].lower().startswith(PARSED):
+            elif fields[-1][:_NAME].lower().startswith(PARSED):
                 self.content.cut_off("parameters of a part too long")
         elif FIELD.match(line):
             # The lines before it are in the header, if anything.
