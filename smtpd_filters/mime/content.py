@@ -68,6 +68,7 @@ class Part:
     encoding: str = ""
     disposition: str = ""
     charset: str = ""
+    charsets: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     kind: str = ""
     size: int = 0

@@ -6,11 +6,11 @@ import re
 
 from .comments import has_too_many
 from .leaf import ENCODINGS
-from .limits import BOUNDARIES, PARAMETERS, REPEATED
+from .limits import BOUNDARIES, CHARSETS, PARAMETERS, REPEATED
 from .names import all_readings, cost, extension
 from .parameters import (
     boundaries,
-    charset,
+    charsets,
     count_boundaries,
     first,
     is_behind_comment,
@@ -112,7 +112,11 @@ class Description:
         part.encoding = self.encoding
         every = [each for one in first_words for each in one]
         part.disposition = "attachment" if "attachment" in every else first(every)
-        part.charset = first(map(charset, self._type_fields))
+        declared = dict.fromkeys(each for one in self._type_fields for each in charsets(one))
+        if len(declared) > CHARSETS:
+            self._content.cut_off("too many character sets of a part")
+        part.charsets = tuple(declared)[:CHARSETS]
+        part.charset = first(part.charsets)
 
     def _values(self, wanted: bytes) -> list[str]:
         """Return the values of the fields of a name (in lower case), unfolded."""

@@ -18,6 +18,8 @@ COMMENTS = 100
 #: the last ones of a longer name.
 NAMES = 40
 NAME = 255
+#: Character sets of a part, by all readings.
+CHARSETS = 10
 #: Delimiters of a multipart, by all readings.
 BOUNDARIES = 10
 #: Bytes of decoded content by which a type is recognised; and those of text that are kept for it,

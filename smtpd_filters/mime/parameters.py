@@ -110,9 +110,10 @@ def is_behind_comment(field: str) -> bool:
     return any(each > plain for each in others)
 
 
-def charset(field: str) -> str:
-    """Return the character set that a field declares, in lower case; "" if it declares none."""
-    return next(iter(_values(_CHARSETS, field).values), "").strip().lower()[:64]
+def charsets(field: str) -> list[str]:
+    """Return the character sets that a field declares, by all readings, in lower case."""
+    found = (each.strip().lower()[:64] for each in _values(_CHARSETS, field).values)
+    return [each for each in found if each]
 
 
 def media_type(field: str) -> str:

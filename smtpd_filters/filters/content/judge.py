@@ -178,8 +178,12 @@ class Judge:
         if not part.head:
             return False
         if part.number not in self._shares:
-            yield _SCRIPTS
-            self._shares[part.number] = shares(part.head, part.charset)
+            found: dict[str, float] = {}
+            for charset in part.charsets or ("",):
+                yield _SCRIPTS
+                for name, share in shares(part.head, charset).items():
+                    found[name] = max(share, found.get(name, 0.0))
+            self._shares[part.number] = found
         return self._shares[part.number].get(rule.script, 0.0) >= rule.share > 0
 
 
@@ -198,7 +202,7 @@ def _fits(rule: Rule, part: Part) -> bool:
     return (
         (part.attached or not rule.on_files)
         and (not rule.types or any(_is_type(each, rule.types) for each in declared))
-        and (not rule.charsets or part.charset in rule.charsets)
+        and (not rule.charsets or not rule.charsets.isdisjoint(part.charsets))
         and rule.traits <= part.traits
     )
 

@@ -256,6 +256,21 @@ def test_points(tmp_path: Path) -> None:
         ("parts-over = 2", mixed(b"\nx\n", b"\ny\n")),
         ('charset = "KOI8-R"', b"Content-Type: text/plain; charset=koi8-r\n\nx\n"),
         ('charset = "koi8-r"', b'Content-Type: text/plain; charset(=x charset="koi8-r" y\n\nx\n'),
+        (
+            'charset = "koi8-r"',
+            b"Content-Type: text/plain; charset=ascii; charset=koi8-r\n\nx\n",
+        ),
+        (
+            'script = "cyrillic"',
+            b"Content-Type: text/plain; charset=ascii\nContent-Type: text/plain; charset=koi8-r\n\n"
+            + RUSSIAN.encode("koi8-r"),
+        ),
+        (
+            "beyond-limits = true",
+            b"Content-Type: text/plain"
+            + b"".join(b"; charset=c%d" % number for number in range(20))
+            + b"\n\nx\n",
+        ),
         ('script = "cyrillic"\nshare = 0.9', b"Subject: x\n\n" + RUSSIAN.encode()),
         (
             'script = "cyrillic"',
