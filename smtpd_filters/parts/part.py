@@ -43,10 +43,10 @@ class Part:
     types: tuple[str, ...]
     #: The character set that it declares, in lower case as the sender wrote it, such as
     #: `iso-8859-1`; empty without one. Python may not know it.
-    charset: str
+    charset: str = ""
     #: How its content is encoded: `base64`, `quoted-printable`, `x-uuencode`, or empty if it is
     #: as it is.
-    encoding: str
+    encoding: str = ""
     #: The type by content, such as `exe`, `zip`, `pdf`, `text` or `data` (anything else): the kinds
     #: of the condition `content` in filter-content(8). Empty for a part without content.
     kind: str
