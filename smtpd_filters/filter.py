@@ -118,9 +118,9 @@ class Registration:
     `waits=False` no handler waits: then the process needs no event loop. `opens` are the names of
     the `Shared` attributes (`dns`) to open at start, by default all of them if the filter waits.
     With `data`, messages pass through the process even without a handler for them. `points` are the
-    bounds of the points that handlers give with these settings, in place of the class's; a class
-    whose handlers are annotated `Decision` needs none. `taps` and `outgoing` (reports of sessions
-    in which smtpd is the client) are for tracing.
+    bounds of the points that handlers give with these settings, in place of the class's. With them,
+    a class whose handlers are annotated `Decision` needs no `points` of its own. `taps` and
+    `outgoing` (reports of sessions in which smtpd is the client) are for tracing.
     """
 
     __slots__ = (

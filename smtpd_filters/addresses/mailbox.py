@@ -49,7 +49,8 @@ class Address:
 def path(text: str) -> Address:
     """Parse an address of the envelope as smtpd does.
 
-    Removes a source route, unnecessary quotes and final dots. The null sender is false.
+    Removes a source route, unnecessary quotes and final dots, so that the domain of `x@.` is empty,
+    as that of `x`, which smtpd completes with its own name. The null sender is false.
     """
     text = text.strip(" \t")
     if text.startswith("<") and text.endswith(">"):

@@ -135,7 +135,7 @@ class Get(Operation[Entry | None]):
 
 @dataclass(frozen=True, slots=True)
 class _Write(Operation[T_co]):
-    #: The bytes to write, at most MAX_VALUE.
+    #: The bytes to write, at most 4,096.
     value: bytes
     #: Seconds until the entry expires.
     ttl: float
@@ -288,7 +288,7 @@ class Join(Operation[Joined]):
     process that is killed can't leave, but its leases expire.
     """
 
-    #: The member's name, at most MAX_VALUE.
+    #: The member's name, at most 4,096 bytes.
     member: bytes
     #: The number of members above which none is added.
     limit: int

@@ -101,7 +101,7 @@ class Store:
         """Apply operations atomically, in their order; return the result, or the tuple of several.
 
         All keys must have the same shard. Raises UnavailableError if the store fails, and
-        ValueError for keys of several shards or too many operations.
+        ValueError for keys of several shards or more than 32 operations.
         """
         if len(operations) == 1:
             return (await self._counted(operations))[0]
