@@ -1,4 +1,4 @@
-"""One copy of the sources for all packaging tests."""
+"""What packaging tests share: one copy of the sources, and machines of their own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from tests.packaging.roots import SOURCE
+from tests.packaging.roots import SOURCE, Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def copy_of(source: Path, target: Path) -> Path:
@@ -68,3 +71,11 @@ def make_dist(source: Path, output: Path, **environment: str) -> Dist:
 def dist(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Dist:
     """Wheel and sdist of the sources."""
     return make_dist(source, tmp_path_factory.mktemp("dist"))
+
+
+@pytest.fixture
+def machine(prepared: Machine, tmp_path: Path) -> Iterator[Machine]:
+    """A copy of the machine that the module has prepared."""
+    copy = prepared.copy(tmp_path / "root")
+    yield copy
+    copy.remove()

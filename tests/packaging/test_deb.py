@@ -79,13 +79,6 @@ def prepared(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     machine.remove()
 
 
-@pytest.fixture
-def machine(prepared: Machine, tmp_path: Path) -> Iterator[Machine]:
-    copy = prepared.copy(tmp_path / "root")
-    yield copy
-    copy.remove()
-
-
 def depends(deb: Path) -> str:
     done = subprocess.run(
         [DPKG_DEB, "-f", deb, "Depends"], capture_output=True, text=True, check=True

@@ -41,13 +41,6 @@ def prepared(dist: Dist, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
     machine.remove()
 
 
-@pytest.fixture
-def machine(prepared: Machine, tmp_path: Path) -> Iterator[Machine]:
-    copy = prepared.copy(tmp_path / "root")
-    yield copy
-    copy.remove()
-
-
 def later(wheel: Path, directory: Path, edits: Mapping[str, tuple[str, str]]) -> Path:
     """The same package as a later version, with replaced texts in some of its files."""
     name, version, tags = wheel.name.split("-", 2)
