@@ -368,7 +368,7 @@ class Filter:
         return frozenset(known)
 
     def fields_without_reports(self) -> frozenset[str]:
-        """Return the fields that are None in all its handlers, though no report is registered.
+        """Return the fields of the session that its handlers read as None without a report.
 
         So a check that `--phase` moves, such as exemptions, reads them at every phase. There are
         none with `reports` in the registration, which name what is read.
