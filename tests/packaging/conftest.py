@@ -1,4 +1,4 @@
-"""What packaging tests share: one copy of the sources, and machines of their own."""
+"""The fixtures of all packaging tests: one copy of the sources, and machines of their own."""
 
 from __future__ import annotations
 
