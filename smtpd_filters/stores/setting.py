@@ -137,6 +137,10 @@ class StoreSetting(_Base):
             needs.to_connect_anywhere()  # they name the servers
         for server in address.hosts:
             needs.to_connect(*server)
+        if address.scheme not in {"sqlite", "memory"}:
+            from .redis_store import CONNECTIONS
+
+            needs.to_open(CONNECTIONS * (_NODES if address.scheme == "cluster" else 1))
 
     def probes(self, filter_: Any) -> Iterator[Probe]:
         """Yield a probe that reads from the store."""
@@ -157,6 +161,10 @@ class StoreSetting(_Base):
         """Return the store's address; by default a file with the filter's name."""
         given: Address | None = filter_.pool.value(filter_, self.address)
         return default_address(filter_.store_name or filter_.name) if given is None else given
+
+
+#: Nodes of a cluster to which all connections may be open: they are kept for each node.
+_NODES = 32
 
 
 def default_address(name: str) -> Address:

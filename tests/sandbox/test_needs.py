@@ -110,18 +110,26 @@ class StoreSettings(Settings):
     """The option that the pool overrides."""
 
 
+def open_(descriptors: int) -> dict[str, object]:
+    """Return the need of so many descriptors."""
+    return {"descriptors": Needs().descriptors + descriptors}
+
+
 @pytest.mark.parametrize(
     ("store", "expected"),
     [
         ("memory:", {}),
         ("sqlite:/var/lib/x/y.sqlite", {"write": ["/var/lib/x"]}),
-        ("redis://192.0.2.1", {"tcp": [("192.0.2.1", 6379)]}),
-        ("unix:///run/redis.sock", {"sockets": ["/run/redis.sock"]}),
+        ("redis://192.0.2.1", {"tcp": [("192.0.2.1", 6379)], **open_(32)}),
+        ("unix:///run/redis.sock", {"sockets": ["/run/redis.sock"], **open_(32)}),
         (
             "redis+sentinel://192.0.2.1,192.0.2.2:5/main",
-            {"tcp": [("192.0.2.1", 26379), ("192.0.2.2", 5)], "anywhere": True},
+            {"tcp": [("192.0.2.1", 26379), ("192.0.2.2", 5)], "anywhere": True, **open_(32)},
         ),
-        ("redis+cluster://192.0.2.1", {"tcp": [("192.0.2.1", 6379)], "anywhere": True}),
+        (
+            "redis+cluster://192.0.2.1",
+            {"tcp": [("192.0.2.1", 6379)], "anywhere": True, **open_(1024)},
+        ),
     ],
 )
 def test_a_store_needs_its_file_or_its_servers(store: str, expected: dict[str, object]) -> None:
