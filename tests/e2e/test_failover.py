@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
+from smtpd_filters.runtime.log import AGAIN
 from smtpd_filters.testing.server import file_path, filter_command
 from tests.e2e.sending import ZONE, Outcome, attempt
 from tests.e2e.test_greylist import FIRST
@@ -75,13 +76,28 @@ class Servers:
         """Wait until the replica is the master."""
         wait_for(self.replica, "INFO replication", b"role:master")
 
+    def state(self) -> Iterator[str]:
+        """Yield what the servers tell and have logged, for a test that fails."""
+        asked = ("INFO sentinel",) if self.kind == "sentinel" else ("CLUSTER INFO", "CLUSTER NODES")
+        for each in self.all:
+            yield f"-- {each.port}"
+            with contextlib.suppress(OSError):
+                for command in ("INFO replication", *asked):
+                    yield each.command(command).decode()
+            yield from (each.folder / "log").read_text().splitlines()[-30:]
 
-@contextmanager
+
+@contextlib.contextmanager
 def servers(kind: str, folder: Path, server: Smtpd) -> Iterator[Servers]:
     # The network is that of the thread that starts them.
     started = server.lab.call(lambda: Servers(kind, folder))
     try:
         yield started
+    except AssertionError as error:
+        error.add_note("\n".join(started.state()))
+        failures = [line for line in server.log if "redis+" in line and AGAIN not in line]
+        error.add_note("\n".join(failures[-30:]))
+        raise
     finally:
         for each in started.all:
             each.stop()
@@ -107,7 +123,7 @@ class Load:
             self._count.notify_all()
         return outcome
 
-    @contextmanager
+    @contextlib.contextmanager
     def running(self) -> Iterator[None]:
         threads = [threading.Thread(target=self._run, args=[each]) for each in self.clients]
         for thread in threads:
