@@ -26,13 +26,16 @@ class _Patterns(Content):
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
+        # Imported here: filters without such a table don't load these modules, and one whose table
+        # is empty at first must not load them later, when an upgrade may have replaced them.
+        from . import automaton, ere  # noqa: F401
+
         self._entries: list[str] = []
         # The automata, each with the number of its first entry.
         self._groups: list[tuple[int, Automaton]] = []
         self._cost = 0
 
     def add(self, text: str) -> int:
-        # Imported here: filters without regular expressions don't load these modules.
         from .automaton import TOTAL_MAX, Automaton
         from .ere import parse
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import RegexTable, automaton
 from smtpd_filters.tables.patterns import _Patterns
+from tests.loading import loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -209,3 +210,8 @@ def test_same_as_re(entries: list[str], keys: list[str]) -> None:
     for key in ("", *keys):
         expected = next((e for e in entries if re.search(e, key)), None)
         assert table.match(key) == expected
+
+
+def test_an_empty_table_loads_at_once_what_its_first_entry_needs() -> None:
+    empty = loaded("from smtpd_filters.tables import RegexTable; RegexTable.of([])")
+    assert empty == loaded("from smtpd_filters.tables import RegexTable; RegexTable.of(['^a'])")
