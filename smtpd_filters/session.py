@@ -199,8 +199,17 @@ class Session:
 
     @property
     def fcrdns(self) -> str:
-        """Whether the reverse name resolves to the client: "pass", "fail" or "error" (DNS)."""
-        return text(self._connect[1])
+        """Whether the reverse name resolves to the client: "pass", "fail" or "error" (DNS).
+
+        An IP address in place of the name, which smtpd confirms without the DNS, is "fail".
+        """
+        rdns, result, *_ = self._connect
+        # smtpd passes the name to getaddrinfo(3), for which an address leads to itself. RFC 1123
+        # section 2.1: "a valid host name can never have the dotted-decimal form". Postfix takes
+        # such a client for one without a name.
+        if result == b"pass" and (b":" in rdns or _is_ipv4(rdns)):
+            return "fail"
+        return text(result)
 
     @property
     def src(self) -> str:
@@ -336,7 +345,11 @@ def _is_local(src: bytes) -> bool:
     """Whether a source that starts like a local one is completely valid as one."""
     if src.startswith((b"unix:", b"[::1]:")):
         return True
-    octets = src.rpartition(b":")[0].strip(b"[]").removeprefix(b"::ffff:").split(b".")
+    return _is_ipv4(src.rpartition(b":")[0].strip(b"[]").removeprefix(b"::ffff:"))
+
+
+def _is_ipv4(address: bytes) -> bool:
+    octets = address.split(b".")
     return len(octets) == _V4_OCTETS and all(
         octet.isdigit() and int(octet[:4]) <= _OCTET_MAX for octet in octets
     )

@@ -96,6 +96,17 @@ def test_no_reverse_name(rdns: bytes) -> None:
     assert connected(rdns, b"fail", b"192.0.2.1:1", b"192.0.2.2:25").rdns is None
 
 
+@pytest.mark.parametrize("rdns", [b"192.0.2.1", b"2001:db8::1"])
+def test_an_address_in_place_of_a_name_is_not_confirmed(rdns: bytes) -> None:
+    made = connected(rdns, b"pass", b"192.0.2.1:1", b"192.0.2.2:25")
+    assert (made.rdns, made.fcrdns) == (rdns.decode(), "fail")
+
+
+@pytest.mark.parametrize("rdns", [b"192.0.2.1.example", b"192.0.2", b"3221225985", b"0.0.2.256"])
+def test_a_name_of_digits_is_one(rdns: bytes) -> None:
+    assert connected(rdns, b"pass", b"192.0.2.1:1", b"192.0.2.2:25").fcrdns == "pass"
+
+
 def test_what_is_known_before_any_report() -> None:
     made = session()
     assert (made.rdns, made.fcrdns, made.src, made.dest) == (None, "error", "", "")

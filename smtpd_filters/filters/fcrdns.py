@@ -174,9 +174,16 @@ class Fcrdns(ClientFilter):
                 raise unavailable.error()
 
     async def _require_name(self, address: str) -> Answer:
+        from smtpd_filters.lookups.dns.names import is_valid  # *No look-ups without `--verify`*
+
         match await self.dns.ptr(address):
-            case Found():
-                return PROCEED
+            case Found(records, gap=gap):
+                if any(map(is_valid, records)):
+                    return PROCEED
+                if gap:
+                    raise UnavailableError(gap, DNS_FAILURE)
+                # For smtpd, too, a client has no name if it can't be one: the root, or `a b`.
+                return self._unnamed.because(NO_NAME)
             case NotFound():
                 return self._unnamed.because(NO_NAME)
             case unavailable:

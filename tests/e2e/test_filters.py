@@ -262,6 +262,16 @@ def test_all_names_of_a_client_are_looked_at(start: Start) -> None:
     assert attempt(server, LIAR).stage == "RCPT"
 
 
+def test_an_address_in_place_of_a_name_is_confirmed_by_smtpd_alone(start: Start, spy: Spy) -> None:
+    """smtpd looks the name up with getaddrinfo(3), which takes an address for itself."""
+    zone = {**ZONE, "3.2.0.192.in-addr.arpa": {"PTR": "192.0.2.3"}}
+    fcrdns = filter_command("fcrdns", "--action", "reject")
+    server = start(zone=zone, filters={"spy": spy(), "fcrdns": fcrdns})
+    assert attempt(server, "192.0.2.3").said == f"421 4.{LIAR_TEXT}"
+    [told] = spy.seen(server, "link-connect")
+    assert told.rest.startswith("192.0.2.3|pass|192.0.2.3:")
+
+
 def test_a_slow_dns_holds_up_nobody_else(start: Start) -> None:
     slow = {"3.2.0.192.in-addr.arpa": {"PTR": "slow.example"}, "slow.example": {"A": "192.0.2.99"}}
     verify = ("--verify", "--nameserver", "127.0.0.1", "--timeout", "0.2")

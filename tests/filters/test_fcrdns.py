@@ -175,6 +175,10 @@ ZONE = merge(
         # An IPv4 address under a name for IPv6.
         "4.2.0.192.in-addr.arpa": {"PTR": ["six.example"]},
         "six.example": {"AAAA": ["2001:db8::4"]},
+        # Names that smtpd drops.
+        "3.2.0.192.in-addr.arpa": {"PTR": [".", r"a\032b.example", r"\255.example"]},
+        "2.2.0.192.in-addr.arpa": {"PTR": [".", "named.example"]},
+        "1.2.0.192.in-addr.arpa": {"PTR": [r"\255" * 63 + f".{n}.example" for n in range(600)]},
     },
 )
 
@@ -228,13 +232,32 @@ def test_it_looks_for_itself_where_smtpd_did_not_confirm(
 
 
 @pytest.mark.parametrize(
-    ("address", "passes"), [("192.0.2.7", True), ("192.0.2.6", True), ("192.0.2.5", False)]
+    ("address", "passes"),
+    [
+        *(("192.0.2.7", True), ("192.0.2.6", True), ("192.0.2.2", True)),
+        *(("192.0.2.5", False), ("192.0.2.3", False)),
+    ],
 )
 def test_any_name_will_do_where_only_that_is_required(
     server: DNSServer, address: str, *, passes: bool
 ) -> None:
     said = verdict(*verifying(server, "--require", "rdns"), **UNNAMED, address=address)
     assert (said.verb == "proceed") is passes
+
+
+def test_a_name_that_was_not_read_may_do(server: DNSServer) -> None:
+    flags = verifying(server, "--require", "rdns", "--on-error", "tempfail")
+    said = verdict(*flags, **UNNAMED, address="192.0.2.1")
+    assert said.reply.startswith("421 4.4.3 ")
+
+
+def test_an_address_in_place_of_a_name_is_not_confirmed(server: DNSServer) -> None:
+    client = {"rdns": "192.0.2.7", "fcrdns": "pass", "address": "192.0.2.7"}
+    with Conversation(Fcrdns) as smtpd:
+        come(smtpd, **client)
+        assert 'reason="rdns 192.0.2.7 not confirmed for 192.0.2.7"' in smtpd.log[0]
+    assert verdict(*verifying(server), **client).refused
+    assert verdict("--require", "rdns", **client).verb == "proceed"
 
 
 def test_what_smtpd_confirmed_is_not_looked_up(server: DNSServer) -> None:

@@ -2,7 +2,8 @@
 
 Invariants
 ----------
-*One is enough*: an address is confirmed if any of its names resolves to it.
+*One is enough*: an address is confirmed if any of its names resolves to it. An address in place of
+a name confirms nothing, whatever a name server answers for it.
 *Complete evidence*: the result is Unconfirmed only if every name of the address was looked up and
 resolves elsewhere. If a look-up failed, if there are too many names (`MAX_NAMES`), or if the
 addresses of a name were not all read, the result is Unavailable, so that no mail is refused on
@@ -78,7 +79,7 @@ async def fcrdns(resolver: Resolver, address: str) -> FCrDNS:
     confirmed = tuple(
         name
         for name, forward in zip(candidates, forwards, strict=True)
-        if isinstance(forward, Found) and own in forward.records
+        if isinstance(forward, Found) and own in forward.records and not names.is_address(name)
     )
     if confirmed:
         return Confirmed(confirmed)

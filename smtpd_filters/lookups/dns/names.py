@@ -78,6 +78,24 @@ def canonical(address: str) -> str:
     return str(ip)
 
 
+def is_valid(name: str) -> bool:
+    """Return whether a name from the DNS can be looked up."""
+    try:
+        domain(name)
+    except ValueError:
+        return False
+    return True
+
+
+def is_address(text: str) -> bool:
+    """Return whether a text is an IP address, not a host name (RFC 1123 section 2.1)."""
+    try:
+        canonical(text)
+    except ValueError:
+        return False
+    return True
+
+
 def reverse(address: str, *, zone: str | None = None) -> str:
     """Return the name of an address in `in-addr.arpa` or `ip6.arpa`, or in `zone` if given.
 

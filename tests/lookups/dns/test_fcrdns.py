@@ -42,6 +42,9 @@ ZONE = merge(
         "13.2.0.192.in-addr.arpa": {"PTR": [f"good{n}.example" for n in range(200)]},
         **{f"good{n}.example": {"A": "192.0.2.13"} for n in range(200)},
         "14.2.0.192.in-addr.arpa": {"PTR": ["huge.example", "missing.example"]},
+        # A name server may answer so, as getaddrinfo(3) does.
+        "71.2.0.192.in-addr.arpa": {"PTR": "192.0.2.71"},
+        "192.0.2.71": {"A": "192.0.2.71"},
         # RFC 2317: a part of a network is delegated by aliases with a slash in their names.
         "70.2.0.192.in-addr.arpa": {"CNAME": "70.64/26.2.0.192.in-addr.arpa"},
         "70.64/26.2.0.192.in-addr.arpa": {"PTR": "small.example"},
@@ -60,6 +63,7 @@ MORE = Unavailable("more than 10 reverse names, of which 10 do not confirm")
     ("address", "expected"),
     [
         ("192.0.2.9", Confirmed(("mail.good.example",))),
+        ("192.0.2.71", Unconfirmed(("192.0.2.71",))),
         ("192.0.2.70", Confirmed(("small.example",))),
         ("::ffff:192.0.2.9", Confirmed(("mail.good.example",))),
         ("2001:DB8::9", Confirmed(("mail.good.example",))),
