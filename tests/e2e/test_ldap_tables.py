@@ -230,6 +230,25 @@ def test_attributes_that_the_server_does_not_know(
     assert status == (2 if unknown else 0)
 
 
+@pytest.mark.parametrize("name", ["userid", "0.9.2342.19200300.100.1.1", "name", "*"])
+def test_another_name_of_an_attribute_is_a_failure(
+    slapd: Slapd, folder: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    lines = (f"url {slapd.url}", "filter (mail=%u)", f"attributes {name}")
+    spec = file_of(folder, *lines, f"list_attributes mail, {name}")
+    table = MappingTable.load_asking(spec)
+
+    async def look_up() -> None:
+        assert await table.look_up_value("nobody@example.org") is None
+        with pytest.raises(UnavailableError, match=r"the server returns '.*' in place of "):
+            await table.look_up_value("alice@example.org")
+
+    run(look_up(), table)
+    assert main(["table", "list", spec, "--kind", "mapping"]) != 0
+    said = capsys.readouterr()
+    assert f"in place of '{name}'" in said.out + said.err
+
+
 def test_a_subordinate_referral_is_not_an_entry(slapd: Slapd, folder: Path) -> None:
     table = DomainTable.load_asking(file_of(folder, f"url {slapd.url}", "domain_filter (ou=%u)"))
 

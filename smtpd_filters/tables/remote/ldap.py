@@ -6,8 +6,9 @@ same filter, with a star in place of the key, unless there is a `list_filter`.
 
 Invariants
 ----------
-*Missing is an answer*: only a search that succeeds without an entry makes a key absent. A missing
-base is a mistake in the configuration, a referral may lead anywhere, and a limit hides entries.
+*Missing is an answer*: only a search that succeeds without an entry, or whose entry has no value,
+makes a key absent. A missing base is a mistake in the configuration, a referral may lead anywhere,
+a limit hides entries, and a value may be there under another name of its attribute.
 *One entry*: of a mapping, several entries for a key are an error, not the last one.
 """
 
@@ -26,6 +27,7 @@ from .backend import (
     SOME,
     AnswerError,
     Backend,
+    BackendError,
     release,
     value_of,
 )
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smtpd_filters.sandbox import Needs
+
+    from .ldap_client.messages import Entry
 
 #: Services of table-ldap, and our own.
 SERVICES = (
@@ -56,6 +60,8 @@ _ATTRIBUTES = {"credentials": 2, "userinfo": 3}
 _SCOPES = {"sub": messages.SUBTREE, "one": messages.ONE, "base": messages.BASE}
 #: The names in the description of an attribute: one, or several in parentheses.
 _NAMES = re.compile(r" NAME +(?:'[^']*'|\([^()]*\))")
+#: The option of an attribute of which Active Directory returns the first 1,500 values.
+_PART = ";range="
 #: Entries of a page: slapd's default size limit is 500.
 _PAGE = 500
 
@@ -75,6 +81,8 @@ class LDAP(Backend):
 
     def __init__(self, file: Configuration, service: str, timeout: float) -> None:
         self.timeout = timeout
+        #: The number of values that a list may have.
+        self.max_listed = LIST_MAX
         self._name = service
         self._mapping = service in _MAPPINGS
         self._joined = service in _JOINED
@@ -151,7 +159,7 @@ class LDAP(Backend):
             return ""
         if len(entries) > 1 or result.code:
             raise AnswerError("several entries for one key")
-        values = [entries[0].values(attribute) for attribute in self._attributes]
+        values = _values(entries[0], self._attributes)
         if not all(values):
             return None
         if len(values) > 1:
@@ -164,18 +172,31 @@ class LDAP(Backend):
         """Return all entries. Raises BackendError."""
         search = self._search(self._list_filter, "*", self._list_attributes, 0)
         search.seconds = 0
-        found = await self._client.pages(search, self._page, LIST_MAX, seconds)
-        first, *others = self._list_attributes
+        found = await self._client.pages(search, self._page, self.max_listed, seconds)
         rows: list[tuple[str, str]] = []
-        for number, entry in enumerate(found):
-            if not number % SOME:
-                await asyncio.sleep(0)
-            values = entry.values(others[0]) if others else [""]
-            if values:
-                value = ", ".join(values)
-                rows += [(each, value) for each in entry.values(first)]
-        await release(found)
+        try:
+            await self._convert(found, rows)
+        except BackendError:
+            await release(rows)
+            await release(found)
+            raise
         return rows
+
+    async def _convert(self, entries: list[Entry], rows: list[tuple[str, str]]) -> None:
+        """Move entries to rows, in steps by their values. Raises BackendError."""
+        entries.reverse()
+        left = SOME
+        while entries:
+            keys, *values = _values(entries.pop(), self._list_attributes)
+            if all(values):
+                value = ", ".join(values[0]) if values else ""
+                rows += [(each, value) for each in keys]
+            if len(rows) > self.max_listed:
+                raise BackendError(f"more than {self.max_listed} entries")
+            left -= sum(map(len, values), 1 + len(keys))
+            if left <= 0:
+                left = SOME
+                await asyncio.sleep(0)
 
     async def mistakes(self) -> list[str]:
         """Return a text for each attribute that the server's schema doesn't have.
@@ -214,6 +235,18 @@ class LDAP(Backend):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.aclose()
+
+
+def _values(entry: Entry, attributes: Sequence[str]) -> list[list[str]]:
+    """Return the values of each attribute. Raises AnswerError if there may be others."""
+    values = [entry.values(each) for each in attributes]
+    if any(_PART in each for each in entry.attributes):
+        raise AnswerError("a part of the values of an attribute")
+    if not all(values) and (others := entry.others(attributes)):
+        # RFC 4511 section 4.5.2.1: a server may write another name of an attribute than the client.
+        lacking = next(name for name, found in zip(attributes, values, strict=True) if not found)
+        raise AnswerError(f"the server returns {others[0][:40]!r} in place of {lacking!r}")
+    return values
 
 
 def names_in(description: str) -> list[str]:

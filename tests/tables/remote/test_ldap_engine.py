@@ -250,3 +250,19 @@ def test_an_entry_that_would_take_long_to_read_ends_the_connection() -> None:
         engine.number()
         with pytest.raises(EngineError, match="an entry with more than"):
             list(engine.receive(data))
+
+
+def test_an_attribute_has_the_values_with_its_options() -> None:
+    found = entry(1, **{"cn": [b"A"], "cn;lang-de": [b"B"], "CN;x-1;Lang-DE": [b"C"]})
+    [read] = _entries(found)
+    assert read.values("cn") == ["A", "B", "C"]
+    assert read.values("CN;lang-de") == ["B", "C"]
+    assert read.values("cn;x-1;lang-de") == ["C"]
+    assert read.values("cn;lang-fr") == []
+    assert read.others(["cn;lang-de", "sn"]) == ["cn"]
+
+
+def _entries(data: bytes) -> list[Entry]:
+    engine = Engine()
+    engine.number()
+    return [each for each in engine.receive(data) if isinstance(each, Entry)]

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.failover.breaker import Breaker
 from smtpd_filters.lookups.happy_eyeballs import connected
-from smtpd_filters.tables.remote.backend import BackendError
+from smtpd_filters.tables.remote.backend import BackendError, release
 
 from . import messages
 from .engine import Engine, EngineError
@@ -304,7 +304,7 @@ class Client:
         cause = ""
         loop = asyncio.get_running_loop()
         for index in self._breaker.order(loop.time()):
-            entries.clear()
+            await release(entries)
             try:
                 async with asyncio.timeout(seconds / len(self._servers)):
                     connection = await self._connected(index)
@@ -314,6 +314,9 @@ class Client:
                 self._give_up(index, 0.0)
             except ConnectionFailedError as error:
                 cause = str(error)
+            except BackendError:
+                await release(entries)
+                raise
             else:
                 self._breaker.answered(index)
                 return entries

@@ -127,7 +127,7 @@ class Search:
 
 
 class Entry:
-    """An entry that a search has found, with the values of its attributes by lower-case names."""
+    """An entry that a search has found: its values by lower-case description of the attribute."""
 
     __slots__ = ("attributes", "number")
 
@@ -136,9 +136,29 @@ class Entry:
         self.attributes = attributes
 
     def values(self, attribute: str) -> list[str]:
-        """Return the values of an attribute as texts."""
-        found = self.attributes.get(attribute.lower(), ())
+        """Return the values of an attribute as texts, also those with further options."""
+        asked = attribute.lower()
+        found: list[bytes] = []
+        for description, values in self.attributes.items():
+            if description == asked or _covers(asked, description):
+                found += values
         return [value.decode("utf-8", "surrogateescape") for value in found]
+
+    def others(self, attributes: Sequence[str]) -> list[str]:
+        """Return the descriptions of all attributes but these."""
+        asked = [each.lower() for each in attributes]
+        return [each for each in self.attributes if not any(_covers(one, each) for one in asked)]
+
+
+def _covers(asked: str, description: str) -> bool:
+    """Whether values of a description are those of the one that was asked for.
+
+    RFC 4512 section 2.5.2: "an attribute description with N options is a direct subtype of all
+    attribute descriptions with the same attribute type and all but one of the N options".
+    """
+    name, *options = asked.split(";")
+    other, *others = description.split(";")
+    return name == other and set(options) <= set(others)
 
 
 class Result:
@@ -198,9 +218,7 @@ def _attributes(entry: Reader) -> dict[str, list[bytes]]:
     attributes = entry.inner(SEQUENCE)
     while attributes:
         attribute = attributes.inner(SEQUENCE)
-        # Options, as in "mail;lang-en", are part of the description, not of the name.
-        name = attribute.octets().decode("ascii", "replace").partition(";")[0].lower()
-        values = found.setdefault(name, [])
+        values = found.setdefault(attribute.octets().decode("ascii", "replace").lower(), [])
         if len(found) > ATTRIBUTES_MAX:
             raise BERError(f"an entry with more than {ATTRIBUTES_MAX} attributes")
         each = attribute.inner(SET)
