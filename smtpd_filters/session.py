@@ -65,6 +65,8 @@ _UNCONNECTED: tuple[bytes, ...] = (b"<unknown>", b"error", b"", b"")
 #: The beginnings of the addresses of clients on this machine, in smtpd's notation.
 _LOCAL = (b"unix:", b"127.", b"[::1]:", b"[::ffff:127.")
 _V4_OCTETS, _OCTET_MAX = 4, 255
+#: Characters of a reverse name on Linux (HOST_NAME_MAX); smtpd drops the rest and looks that up.
+NAME_CUT = 64
 #: The verbs of the commands of which a session keeps something.
 COMMANDS = frozenset({b"MAIL", b"RCPT", b"AUTH"})
 #: The mechanisms that smtpd offers.
@@ -201,7 +203,8 @@ class Session:
     def fcrdns(self) -> str:
         """Whether the reverse name resolves to the client: "pass", "fail" or "error" (DNS).
 
-        An IP address in place of the name, which smtpd confirms without the DNS, is "fail".
+        An IP address in place of the name, which smtpd confirms without the DNS, is "fail". A name
+        of `NAME_CUT` characters that fails is "error": smtpd may have looked up a part of it.
         """
         rdns, result, *_ = self._connect
         # smtpd passes the name to getaddrinfo(3), for which an address leads to itself. RFC 1123
@@ -209,6 +212,8 @@ class Session:
         # such a client for one without a name.
         if result == b"pass" and (b":" in rdns or _is_ipv4(rdns)):
             return "fail"
+        if result == b"fail" and len(rdns) == NAME_CUT:
+            return "error"
         return text(result)
 
     @property

@@ -107,6 +107,15 @@ def test_a_name_of_digits_is_one(rdns: bytes) -> None:
     assert connected(rdns, b"pass", b"192.0.2.1:1", b"192.0.2.2:25").fcrdns == "pass"
 
 
+@pytest.mark.parametrize(
+    ("size", "told", "known"),
+    [(63, "fail", "fail"), (64, "fail", "error"), (65, "fail", "fail"), (64, "pass", "pass")],
+)
+def test_a_name_that_smtpd_may_have_cut(size: int, told: str, known: str) -> None:
+    made = connected(b"a" * size, told.encode(), b"192.0.2.1:1", b"192.0.2.2:25")
+    assert made.fcrdns == known
+
+
 def test_what_is_known_before_any_report() -> None:
     made = session()
     assert (made.rdns, made.fcrdns, made.src, made.dest) == (None, "error", "", "")

@@ -9,7 +9,8 @@ Invariants
 *Facts only*: a permanent refusal needs a statement of the DNS (no such name, or a name that
 resolves elsewhere). If a look-up fails, `--on-error` decides.
 *smtpd can't tell*: smtpd reports `fail` for a dead name server as for a missing name. So without
-`--verify` the default reply of a refusal is temporary.
+`--verify` the default reply of a refusal is temporary. For a name that smtpd has cut, `--on-error`
+decides.
 *No look-ups without `--verify`*: no event loop and no DNS library are loaded without it.
 """
 
@@ -35,6 +36,7 @@ from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import DNS_FAILURE, Found, NotFound
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Disconnect, Junk, Reject
+from smtpd_filters.session import NAME_CUT
 from smtpd_filters.settings import SWITCH, choice, option
 
 TYPE_CHECKING = False
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
 
 NO_NAME = "no reverse name"
+CUT = f"smtpd cuts reverse names after {NAME_CUT} characters"
 
 
 class Fcrdns(ClientFilter):
@@ -136,7 +139,8 @@ class Fcrdns(ClientFilter):
         if session.fcrdns != "fail":
             # RFC 7372's X.7.25 doesn't apply: there the "IP address failed a reverse DNS
             # validation check".
-            raise UnavailableError("smtpd reports a DNS failure", DNS_FAILURE)
+            cut = len(session.rdns or "") == NAME_CUT
+            raise UnavailableError(CUT if cut else "smtpd reports a DNS failure", DNS_FAILURE)
         if session.rdns is None:
             return self._unnamed.because(NO_NAME)
         return self._failed((session.rdns,), address)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from smtpd_filters.testing.dns import host
+from smtpd_filters.testing.dns import host, merge
 from smtpd_filters.testing.server import (
     LabError,
     file_path,
@@ -270,6 +270,16 @@ def test_an_address_in_place_of_a_name_is_confirmed_by_smtpd_alone(start: Start,
     assert attempt(server, "192.0.2.3").said == f"421 4.{LIAR_TEXT}"
     [told] = spy.seen(server, "link-connect")
     assert told.rest.startswith("192.0.2.3|pass|192.0.2.3:")
+
+
+def test_a_long_name_that_smtpd_cuts_is_no_refusal(start: Start, spy: Spy) -> None:
+    long = f"{'h' * 50}.outbound.good.example"
+    zone = merge(ZONE, host(long, "192.0.2.3"))
+    fcrdns = filter_command("fcrdns", "--action", "reject")
+    server = start(zone=zone, filters={"spy": spy(), "fcrdns": fcrdns})
+    assert attempt(server, "192.0.2.3").stage == ""
+    [told] = spy.seen(server, "link-connect")
+    assert told.rest.split("|")[:2] == [long[:64], "fail"]
 
 
 def test_a_slow_dns_holds_up_nobody_else(start: Start) -> None:

@@ -260,6 +260,17 @@ def test_an_address_in_place_of_a_name_is_not_confirmed(server: DNSServer) -> No
     assert verdict("--require", "rdns", **client).verb == "proceed"
 
 
+def test_a_name_that_smtpd_has_cut_is_not_held_against_the_client(server: DNSServer) -> None:
+    cut: dict[str, Any] = {"rdns": f"{'h' * 44}.mail.good.example.n", "fcrdns": "fail"}
+    assert len(cut["rdns"]) == 64
+    assert verdict("--action", "reject", **cut, address="192.0.2.9").verb == "proceed"
+    with Conversation(Fcrdns, "--on-error", "tempfail") as smtpd:
+        assert come(smtpd, **cut).reply.startswith("421 4.4.3 ")
+        assert 'cause="smtpd cuts reverse names after 64 characters"' in smtpd.log[0]
+    assert verdict(*verifying(server), **cut, address="192.0.2.9").verb == "proceed"
+    assert verdict(*verifying(server), **cut, address="192.0.2.7").refused
+
+
 def test_what_smtpd_confirmed_is_not_looked_up(server: DNSServer) -> None:
     server.queries.clear()
     assert verdict(*verifying(server), **NAMED, address="192.0.2.7").verb == "proceed"
