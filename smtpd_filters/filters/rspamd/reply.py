@@ -70,8 +70,9 @@ _ALL_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _decoders: list[JSONDecoder] = []
 
 
-# A string of JSON; an unterminated one may not match.
-_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# A string of JSON, or an unterminated one to the end: if that didn't match, a search would go on at
+# each quote in it, up to the end again.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?+', re.DOTALL)
 
 
 class ReplyError(Exception):

@@ -6,6 +6,7 @@ import json
 import re
 from itertools import permutations
 from pathlib import Path
+from time import process_time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -852,6 +853,21 @@ def test_values_are_counted_before_they_are_made(
 def test_what_stands_in_strings_is_no_value(text: str) -> None:
     # The sender may choose it, and must not make a reply that nobody reads.
     assert said(LISTED % f'["{text}", "{text}"]').action == "no action"
+
+
+@pytest.mark.parametrize("end", [b"", b"\\"])
+@pytest.mark.parametrize("text", [b'\\",,', b'\\"' + b"1" * 100])
+def test_an_unterminated_string_is_searched_once(text: bytes, end: bytes) -> None:
+    """Commas and digits are counted outside of strings, which no quote in one may end."""
+
+    def seconds(size: int) -> float:
+        data = b'{"action":"no action","x":["' + text * (size // len(text)) + b"1" * 1000 + end
+        begun = process_time()
+        with pytest.raises(ReplyError, match=r"^invalid JSON"):
+            parse(200, data)
+        return process_time() - begun
+
+    assert min(seconds(1 << 16) for _ in range(3)) < 0.1
 
 
 def test_a_reply_with_the_most_links_is_read() -> None:
