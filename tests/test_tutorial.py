@@ -26,6 +26,7 @@ TESTS = sorted(name for name in FILES if name.startswith("test_"))
 FILTERS = sorted(FILES.keys() - set(TESTS))
 #: The flags without which a filter doesn't start here.
 FLAGS = {
+    "accounts.py": ("--accounts", "DE89370400440532013000"),
     "quota.py": ("--service", "http://127.0.0.1:1"),
     "subject.py": ("--service", "http://127.0.0.1:1"),
     "recipients.py": ("--store", "memory:"),
@@ -58,7 +59,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 10
+    assert len(FILTERS) == 11
     assert len(TESTS) == 4
 
 
@@ -205,6 +206,40 @@ def test_the_filter_of_attachments_does_what_the_page_says(folder: Path) -> None
     (folder / "test_attachments.py").write_text(ATTACHMENTS, "utf-8")
     shown = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_attachments.py")
     assert "2 passed" in shown
+
+
+ACCOUNTS = """
+import base64
+import pytest
+
+from accounts import Accounts
+from smtpd_filters.testing import Conversation
+
+HTML = "<p>pay to \\uff24E89<b>37</b>04 0044&nbsp;0532<!-- x -->\\u200b0130 00 now</p>"
+PAD = "<br>hello" * 10_000
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [(PAD + HTML + PAD, "de89370400440532013000"), (PAD, ""), ("x" * 2_000_000, "texts")],
+)
+def test_accounts(text: str, reason: str) -> None:
+    fields = b"Content-Type: text/html; charset=utf-8\\nContent-Transfer-Encoding: base64\\n\\n"
+    with Conversation(Accounts, "--accounts", "{ DE89370400440532013000 }") as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+        mail = client.message(fields + base64.encodebytes(text.encode()))
+        assert mail.refused == bool(reason)
+    assert not reason or reason in smtpd.log[0] or "too long" in smtpd.log[0]
+"""
+
+
+def test_the_filter_of_accounts_does_what_the_page_says(folder: Path) -> None:
+    (folder / "test_accounts.py").write_text(ACCOUNTS, "utf-8")
+    shown = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_accounts.py")
+    assert "3 passed" in shown
 
 
 def test_its_code_is_type_checked(folder: Path) -> None:

@@ -115,7 +115,8 @@ def folded(text: str) -> str:
     """Return a text as it is compared: NFKC, case-folded, without invisible characters.
 
     ASCII becomes lower case. `ß`, `ς` and the joiners stay, as in UTS #46. The function is
-    idempotent.
+    idempotent. A text beyond ASCII of more than 1,024 characters only becomes lower case, since
+    normalisation takes quadratic time.
     """
     if text.isascii():
         return text.lower()

@@ -10,7 +10,7 @@ from .signatures import TEXTUAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Protocol
 
     class Storage(Protocol):
@@ -81,6 +81,8 @@ class Part:
     traits: set[str] = field(default_factory=set)
     members: list[Member] = field(default_factory=list)
     outer: Part | None = field(default=None, repr=False, compare=False)
+    #: The decoded content of a text, as far as `Content.kept_left` allows.
+    kept: list[bytes] = field(default_factory=list, repr=False)
 
     @property
     def attached(self) -> bool:
@@ -122,6 +124,10 @@ class Content:
     members_left: int = MEMBERS
     bytes_left: int = UNPACKED
     text_left: int = 0
+    #: Whether texts are kept, how many bytes of them still may be, and whether some were left out.
+    keeps_texts: bool = False
+    kept_left: int = 0
+    kept_cut: bool = False
     #: Whether a limit on parts, levels, header blocks or names kept something from being read.
     cut: bool = False
     #: Units of work (about a microsecond) for lines and parts since the caller set it to 0.
@@ -150,6 +156,21 @@ class Content:
         part = Part(len(self.parts), depth)
         self.parts.append(part)
         return part
+
+    def keep_text(self, part: Part, data: bytes) -> None:
+        """Keep a piece of a text."""
+        if len(data) > self.kept_left:
+            self.kept_cut = True
+            data = data[: self.kept_left]
+        self.kept_left -= len(data)
+        if data:
+            part.kept.append(data)
+
+    def drop_texts(self, parts: Iterable[Part]) -> None:
+        """Make room for other texts: these are no parts after all."""
+        for part in parts:
+            self.text_left += len(part.head)
+            self.kept_left += sum(map(len, part.kept))
 
     def keep(self, raw: bytes, *, nested: bool) -> None:
         """Keep a field for checks of the fields of parts."""

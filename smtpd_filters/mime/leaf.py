@@ -8,7 +8,7 @@ from io import BytesIO
 
 from .limits import HEAD, PARAMETERS, TEXT_LEAST
 from .names import all_readings, cost, extension
-from .signatures import ARCHIVES, BEHIND_DATA, ISO, ISO_AT, sniff
+from .signatures import ARCHIVES, BEHIND_DATA, ISO, ISO_AT, TEXTUAL, sniff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -127,8 +127,8 @@ class Leaf:
     """
 
     __slots__ = (
-        "_at", "_child", "_content", "_decoder", "_done", "_head", "_inner", "_iso", "_line",
-        "_seam", "_sniffed", "_store", "part",
+        "_at", "_child", "_content", "_decoder", "_done", "_head", "_inner", "_iso", "_keeps",
+        "_line", "_seam", "_sniffed", "_store", "part",
     )  # fmt: skip
 
     def __init__(
@@ -150,6 +150,8 @@ class Leaf:
         self._line = b""
         self._at = 0
         self._sniffed = False
+        #: Whether the content is a text that is kept.
+        self._keeps = False
         self._store: Storage | None = None
         #: The file in this text that is being read.
         self._child: Leaf | None = None
@@ -190,8 +192,11 @@ class Leaf:
             self._head += data
             if len(self._head) >= HEAD:
                 self._recognise()
-        elif self._store is not None:
-            self._store.write(data)
+        else:
+            if self._store is not None:
+                self._store.write(data)
+            if self._keeps:
+                self._content.keep_text(self.part, data)
         kind = self.part.kind
         if kind in _MARKED or not self._sniffed:
             self._look_for_macros(data)
@@ -228,6 +233,11 @@ class Leaf:
         if part.is_text:
             part.head = self._head[: HEAD if self._content.text_left > 0 else TEXT_LEAST]
             self._content.text_left -= len(part.head)
+        # What is read as a message has its texts in parts of its own.
+        shown = part.is_text or (kind in TEXTUAL and self._inner is None)
+        if self._content.keeps_texts and shown:
+            self._keeps = True
+            self._content.keep_text(part, self._head)
         self._head = b""
 
     def _look_for_macros(self, data: bytes) -> None:

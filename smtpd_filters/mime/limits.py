@@ -27,6 +27,8 @@ BOUNDARIES = 10
 HEAD = 1 << 12
 TEXT = 1 << 16
 TEXT_LEAST = 1 << 10
+#: Bytes of decoded texts that are kept for a filter that asks for them.
+TEXTS = 4 << 20
 #: Levels of archives within archives.
 ARCHIVES = 4
 #: Members of the archives of a message, and bytes unpacked to look into them.

@@ -5,8 +5,8 @@ archives that have ended; the result is `content`.
 
 Invariants
 ----------
-*One pass*: the scanner holds no content but a piece of each open part and archives, which are in
-the storage of `Content`.
+*One pass*: the scanner holds no content but a piece of each open part, the texts that it was asked
+for, and archives, which are in the storage of `Content`.
 *Union*: where programs disagree (two boundaries, an encoded multipart, a part behind the closing
 boundary), the parts of all readings are found, and an oddity is noted.
 """
@@ -406,7 +406,7 @@ class Scan:
         self.drop()
         self._leaf = self._inner = None
         parts = self.content.parts
-        self.content.text_left += sum(len(each.head) for each in parts[part.number :])
+        self.content.drop_texts(parts[part.number :])
         del parts[part.number :]
         if self._raw:
             self._messages.pop()
@@ -435,7 +435,8 @@ class Scan:
 class Scanner(Scan):
     """A scanner of one message with this header block; `storage` makes places for archives.
 
-    With `keep_fields` the fields of parts and attached messages are in `Content.fields`.
+    With `keep_fields` the fields of parts and attached messages are in `Content.fields`, and of
+    texts `keep_texts` bytes are in `Part.kept`.
     """
 
     def __init__(
@@ -444,8 +445,15 @@ class Scanner(Scan):
         storage: Callable[[], Storage],
         *,
         keep_fields: bool = False,
+        keep_texts: int = 0,
     ) -> None:
-        content = Content(storage, keep_fields=keep_fields, text_left=TEXT)
+        content = Content(
+            storage,
+            keep_fields=keep_fields,
+            text_left=TEXT,
+            keeps_texts=keep_texts > 0,
+            kept_left=keep_texts,
+        )
         super().__init__(content, deque())
         for line in head:
             self._head_line(line)

@@ -9,6 +9,7 @@ from smtpd_filters.mime.names import extension
 from smtpd_filters.mime.signatures import GROUPS
 
 from .dangerous import DANGEROUS
+from .texts import Texts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,6 +64,14 @@ class Part:
     traits: frozenset[str]
     #: The files in it, if it is an archive.
     members: tuple[Member, ...]
+    #: The content of a text, decoded, if `read_parts` was to keep texts: one text, several where
+    #: programs disagree about the character set, none if it is empty or no text. Bytes that are
+    #: invalid become U+FFFD. HTML is as it was written.
+    texts: tuple[str, ...] = ()
+    #: What programs show of these: without invisible characters, and of HTML without tags,
+    #: comments, scripts and styles, with characters in place of its references. A text that is
+    #: hidden by styles is in it.
+    shown: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,10 +86,15 @@ class Parts:
     whose `types` are empty.
     """
 
-    __slots__ = ("_parts", "cut", "oddities")
+    __slots__ = ("_parts", "cut", "oddities", "texts_cut")
 
     def __init__(
-        self, parts: Iterable[Part], oddities: Iterable[str] = (), *, cut: bool = False
+        self,
+        parts: Iterable[Part],
+        oddities: Iterable[str] = (),
+        *,
+        cut: bool = False,
+        texts_cut: bool = False,
     ) -> None:
         self._parts = tuple(parts)
         #: Where mail programs would disagree about the message, or where a limit was reached: a
@@ -90,6 +104,8 @@ class Parts:
         #: and 20 levels, or since the message is a piece of one. An archive beyond its limits is
         #: among the `oddities` only.
         self.cut = cut
+        #: Whether the texts are longer than `read_parts` was to keep.
+        self.texts_cut = texts_cut
 
     def __iter__(self) -> Iterator[Part]:
         return iter(self._parts)
@@ -103,10 +119,15 @@ class Parts:
         return bool(self.oddities)
 
 
-def described(found: content.Content) -> Generator[int, None, Parts]:
-    """Return the description of a message; yield units of work (`runtime.pace`)."""
+def described(found: content.Content, keep_texts: int = 0) -> Generator[int, None, Parts]:
+    """Return the description of a message; yield units of work (`runtime.pace`).
+
+    `keep_texts` is how many bytes of texts the scanner has kept at most.
+    """
     parts = []
+    texts = Texts(keep_texts)
     for part in found.parts:
+        read = yield from texts.of(part)
         dangerous = yield from _dangerous(part)
         members = []
         for each in part.members:
@@ -124,9 +145,11 @@ def described(found: content.Content) -> Generator[int, None, Parts]:
                 dangerous=dangerous,
                 traits=frozenset(part.traits),
                 members=tuple(members),
+                texts=read[0],
+                shown=read[1],
             )
         )
-    return Parts(parts, found.oddities, cut=found.cut)
+    return Parts(parts, found.oddities, cut=found.cut, texts_cut=found.kept_cut or texts.cut)
 
 
 def _size(part: content.Part) -> int:

@@ -8,7 +8,7 @@ Invariants
 
 from __future__ import annotations
 
-from smtpd_filters.mime.limits import BLOCK
+from smtpd_filters.mime.limits import BLOCK, TEXTS
 from smtpd_filters.mime.scanner import Scanner
 from smtpd_filters.runtime.pace import pace, paced
 
@@ -57,28 +57,42 @@ class Storage:
         self._body.discard()
 
 
-async def read_parts(message: Message) -> Parts:
+async def read_parts(message: Message, *, keep_texts: int = 0) -> Parts:
     """Read the parts of a message, as the mail programs of its recipients would show them.
 
     It reads the message as edited so far, in steps between which other sessions are served. No
     message makes it fail: look at `Parts.cut`. Raises SpoolError if the body can't be read.
 
+    With `keep_texts` the texts are in `Part.texts` and `Part.shown`, at most this many bytes of
+    the message, and no more than 4 MiB; look at `Parts.texts_cut`. A hostile message has them take
+    32 times as much memory.
+
     Python's `email` is no substitute: it follows one reading of a broken message, so that a sender
     can hide an attachment from it, raises exceptions for some messages, and blocks other sessions.
     """
-    content, _ = await read_content(message)
-    return await paced(described(content))
+    keep_texts = min(keep_texts, TEXTS)
+    content, _ = await read_content(message, keep_texts=keep_texts)
+    return await paced(described(content, keep_texts))
 
 
 async def read_content(
-    message: Message, take: Callable[[FieldSeen], Awaitable[object]] | None = None
+    message: Message,
+    take: Callable[[FieldSeen], Awaitable[object]] | None = None,
+    *,
+    keep_texts: int = 0,
 ) -> tuple[Content, int]:
     """Read a message; return what is in it, and its size. Raises SpoolError.
 
-    `take` gets each field of the parts, in their order.
+    `take` gets each field of the parts, in their order. With `keep_texts` the parts have their
+    texts, so many bytes together.
     """
     headers = message.headers
-    scanner = Scanner(headers.each_line(), lambda: Storage(message), keep_fields=take is not None)
+    scanner = Scanner(
+        headers.each_line(),
+        lambda: Storage(message),
+        keep_fields=take is not None,
+        keep_texts=keep_texts,
+    )
     size = len(headers.text()) + 1
     admit = pace().admit
     content = scanner.content

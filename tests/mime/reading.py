@@ -51,11 +51,12 @@ def blocks(body: bytes, size: int = BLOCK) -> Iterator[bytes]:
         at = end
 
 
-def read(
+def read(  # noqa: PLR0913  # options, given by name
     message: bytes,
     size: int = BLOCK,
     *,
     keep_fields: bool = False,
+    keep_texts: int = 0,
     unpacked: int = UNPACKED,
     members: int = MEMBERS,
 ) -> Content:
@@ -63,7 +64,7 @@ def read(
     head, _, body = message.partition(b"\n\n")
     if body and not body.endswith(b"\n"):
         body += b"\n"
-    scanner = Scanner(head.split(b"\n"), Memory, keep_fields=keep_fields)
+    scanner = Scanner(head.split(b"\n"), Memory, keep_fields=keep_fields, keep_texts=keep_texts)
     scanner.content.bytes_left, scanner.content.members_left = unpacked, members
     for block in blocks(body, size):
         scanner.feed(block)

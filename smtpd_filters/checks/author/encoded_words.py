@@ -76,6 +76,19 @@ _CODECS: dict[str, tuple[str, ...]] = {
 _WIDE = ("utf16", "utf32", "ucs", "iso10646", "unicode", "csunicode")
 
 
+def codecs_of(charset: str) -> tuple[str, ...]:
+    """Return Python's codecs for a character set: one, or two if programs disagree.
+
+    There is none for ASCII, UTF-8, and a name that isn't known.
+    """
+    return _CODECS.get(_bare(charset), ())
+
+
+def _bare(charset: str) -> str:
+    """Return the name of a character set without its language (RFC 2231 section 5) and marks."""
+    return _NOT_ALPHANUMERIC.sub("", charset.lower().partition("*")[0])
+
+
 def decoded(text: str) -> tuple[str, ...]:
     """Return the readings of a text: in its character sets, and as ASCII or UTF-8.
 
@@ -204,7 +217,7 @@ def _pieces(text: str, *, strict: bool) -> Iterator[str | _Word]:
     behind = 0
     last: _Word | None = None
     for begin, head, end in _words(text, strict=strict):
-        charset = _NOT_ALPHANUMERIC.sub("", head[1].lower().partition("*")[0])  # RFC 2231 section 5
+        charset = _bare(head[1])
         # RFC 2047 section 6.2: white space between two of them is not part of the text.
         between = text[behind:begin]
         if last is None or last.charset != charset or between.strip():
