@@ -249,6 +249,23 @@ def test_another_name_of_an_attribute_is_a_failure(
     assert f"in place of '{name}'" in said.out + said.err
 
 
+def test_an_entry_that_is_too_large_does_not_stop_other_look_ups(folder: Path) -> None:
+    crowd = person("crowd", [f"member{number:05}@club.example.org" for number in range(50_000)])
+    with another(person("alice", ["alice@example.org"]) + crowd) as slapd:
+        path = folder / "large.conf"
+        lines = (f"url {slapd.url}", f"basedn {BASE}", "filter (uid=%u)", "attributes mail")
+        path.write_text("\n".join((*lines, "timeout 10s")))
+        table = MappingTable.load_asking(f"ldap:{path}")
+
+        async def main() -> None:
+            for _ in range(5):
+                with pytest.raises(UnavailableError, match="a message of"):
+                    await table.look_up_value("crowd")
+            assert await table.look_up_value("alice") == "alice@example.org"
+
+        run(main(), table)
+
+
 def test_a_subordinate_referral_is_not_an_entry(slapd: Slapd, folder: Path) -> None:
     table = DomainTable.load_asking(file_of(folder, f"url {slapd.url}", "domain_filter (ou=%u)"))
 

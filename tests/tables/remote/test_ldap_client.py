@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.tables.remote.backend import BackendError
+from smtpd_filters.tables.remote.backend import AnswerError, BackendError
 from smtpd_filters.tables.remote.ldap_client import client as module
 from smtpd_filters.tables.remote.ldap_client.ber import element, integer, octets
 from smtpd_filters.tables.remote.ldap_client.client import Account, Client, Server
@@ -204,10 +204,37 @@ def test_a_silent_connection_is_given_up() -> None:
     assert accepted == 2
 
 
-def test_nothing_may_follow_the_answer_to_start_tls() -> None:
+def test_an_entry_that_is_too_large_fails_alone() -> None:
+    accepted = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal accepted
+        accepted += 1
+        number = 0
+        while await reader.read(1000):
+            number += 1
+            writer.write(entry(number, b"x" * (3 << 20 if number % 2 else 1)) + done(number))
+
+    async def main() -> None:
+        async with served(script) as server, client_of(server) as client:
+            for _ in range(5):
+                with pytest.raises(AnswerError, match="a message of 3145"):
+                    await client.search(SEARCH, 100)
+                assert len((await client.search(SEARCH, 100))[0]) == 1
+                with pytest.raises(AnswerError, match="a message of 3145"):
+                    await client.pages(SEARCH, 10, 100, 5)
+                with pytest.raises(AnswerError, match="more entries than a search may have"):
+                    await client.search(SEARCH, 0)
+
+    run(main())
+    assert accepted == 1
+
+
+@pytest.mark.parametrize("more", [b"\x30", element(0x30, integer(1), b"x" * (2 << 20))[:20]])
+def test_nothing_may_follow_the_answer_to_start_tls(more: bytes) -> None:
     async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1000)
-        writer.write(done(1, 0x78) + b"\x30")
+        writer.write(done(1, 0x78) + more)
 
     async def main() -> None:
         async with served(script) as server, client_of(server, tls=True) as client:

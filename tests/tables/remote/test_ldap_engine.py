@@ -10,7 +10,13 @@ from smtpd_filters.tables.remote.ldap_client import ber, messages
 from smtpd_filters.tables.remote.ldap_client.ber import BERError, Reader, element, integer, octets
 from smtpd_filters.tables.remote.ldap_client.engine import MESSAGE_MAX, Engine, EngineError
 from smtpd_filters.tables.remote.ldap_client.filters import DEPTH_MAX, encode, escape, fill
-from smtpd_filters.tables.remote.ldap_client.messages import Entry, Reference, Result, decode
+from smtpd_filters.tables.remote.ldap_client.messages import (
+    Entry,
+    Reference,
+    Result,
+    TooLarge,
+    decode,
+)
 from tests.fuzz import fuzz_ldap
 
 TYPE_CHECKING = False
@@ -91,7 +97,7 @@ def test_messages_arrive_in_any_pieces(data: st.DataObject) -> None:
         + result(second)
         + result(first)
     )
-    found: list[Entry | Result | Reference] = []
+    found: list[Entry | Result | Reference | TooLarge] = []
     while stream:
         size = data.draw(st.integers(1, len(stream)))
         found += engine.receive(stream[:size])
@@ -241,15 +247,38 @@ def crowded(*attributes: bytes) -> bytes:
     return element(ber.SEQUENCE, integer(1), found)
 
 
-def test_an_entry_that_would_take_long_to_read_ends_the_connection() -> None:
+def test_an_entry_that_would_take_long_to_read_fails_alone() -> None:
     empty = element(ber.SET)
     many = [element(ber.SEQUENCE, octets(b"%x" % each), empty) for each in range(1001)]
     values = element(ber.SET, *[octets(b"")] * 50_001)
     for data in (crowded(*many), crowded(element(ber.SEQUENCE, octets(b"a"), values))):
         engine = Engine()
         engine.number()
-        with pytest.raises(EngineError, match="an entry with more than"):
-            list(engine.receive(data))
+        large, done = list(engine.receive(data + result(1)))
+        assert isinstance(large, TooLarge)
+        assert "an entry with more than" in large.cause
+        assert isinstance(done, Result)
+
+
+@pytest.mark.parametrize("step", [1, 9, 40_000, 1 << 22])
+def test_a_message_that_is_too_long_is_dropped_and_fails_alone(step: int) -> None:
+    engine = Engine()
+    assert [engine.number(), engine.number()] == [1, 2]
+    long = entry(1, mail=[b"x" * (MESSAGE_MAX if step < 1000 else 3 << 20)])
+    head = len(long) - 2000 if step < 1000 else 0  # by bytes at its ends alone
+    data = long + result(1) + entry(2, mail=[b"a"]) + result(2)
+    pieces = [data[: 2 * step], data[2 * step : head]] if head else []
+    pieces += [data[at : at + step] for at in range(head, len(data), step)]
+    found: list[object] = []
+    for piece in pieces:
+        found += engine.receive(piece)
+        assert engine.pending <= MESSAGE_MAX
+    large, first, other, second = found
+    assert isinstance(large, TooLarge)
+    assert (large.number, large.cause) == (1, f"a message of {len(long)} bytes")
+    assert isinstance(other, Entry)
+    assert isinstance(first, Result)
+    assert isinstance(second, Result)
 
 
 def test_an_attribute_has_the_values_with_its_options() -> None:

@@ -64,6 +64,18 @@ def size_of(data: bytes | bytearray) -> int | None:
     return 2 + count + int.from_bytes(data[2 : 2 + count], "big")
 
 
+def first_integer(data: bytes | bytearray) -> int | None:
+    """Return the INTEGER that the element begins with, or None if it isn't there yet.
+
+    The size of the element must be there (`size_of`). Raises BERError.
+    """
+    begin = 2 + (data[1] - _LONG if data[1] >= _LONG else 0)
+    end = begin + 2 + _INTEGER_MAX
+    if len(data) < end:
+        return None
+    return Reader(bytes(data[begin:end])).integer()
+
+
 class Reader:
     """Reads the elements of some bytes in order."""
 

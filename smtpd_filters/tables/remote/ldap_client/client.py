@@ -20,11 +20,11 @@ from urllib.parse import unquote
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.failover.breaker import Breaker
 from smtpd_filters.lookups.happy_eyeballs import connected
-from smtpd_filters.tables.remote.backend import BackendError, release
+from smtpd_filters.tables.remote.backend import AnswerError, BackendError, release
 
 from . import messages
 from .engine import Engine, EngineError
-from .messages import Entry, Result
+from .messages import Entry, Result, TooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +124,7 @@ class _Connection:
                     result = message
         if result.code:
             raise ConnectionFailedError(f"StartTLS: {result.reason}")
-        if self._engine.pending:
+        if not self._engine.is_between:
             # Somebody in between may have added what would count as sent within TLS.
             raise ConnectionFailedError("StartTLS: more than a response before TLS")
         await self._writer.start_tls(context, server_hostname=host)
@@ -205,10 +205,18 @@ class _Connection:
             )
             request.room -= _OBJECT * len(message.attributes)
             if len(request.entries) >= request.most or request.room < 0:
-                self._engine.close(message.number)
-                request.done.set_exception(BackendError("more entries than a search may have"))
+                self._fail(message.number, "more entries than a search may have")
                 return
             request.entries.append(message)
+        elif isinstance(message, TooLarge):
+            self._fail(message.number, message.cause)
+
+    def _fail(self, number: int, cause: str) -> None:
+        """Fail a request alone, and drop what still arrives for it."""
+        self._engine.close(number)
+        request = self._requests.get(number)
+        if request is not None and not request.done.done():
+            request.done.set_exception(AnswerError(cause))
 
     def _end(self, cause: str) -> None:
         self.closed = self.closed or cause

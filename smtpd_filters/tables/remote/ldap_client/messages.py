@@ -179,6 +179,16 @@ class Result:
         return CODES.get(self.code, f"error {self.code}")
 
 
+class TooLarge:
+    """A message that was not read, and the cause: its request fails, others are answered."""
+
+    __slots__ = ("cause", "number")
+
+    def __init__(self, number: int, cause: str) -> None:
+        self.number = number
+        self.cause = cause
+
+
 class Reference:
     """A part of a search that another server would have to be asked for."""
 
@@ -188,7 +198,11 @@ class Reference:
         self.number = number
 
 
-def decode(data: bytes) -> Entry | Result | Reference | None:
+class _ExcessError(BERError):
+    """An entry has too much in it."""
+
+
+def decode(data: bytes) -> Entry | Result | Reference | TooLarge | None:
     """Decode one whole message; None for one that means nothing to us. Raises BERError."""
     outer = Reader(data)
     message = outer.inner(SEQUENCE)
@@ -197,7 +211,10 @@ def decode(data: bytes) -> Entry | Result | Reference | None:
     if number < 0:
         raise BERError("a negative message number")
     if tag == ENTRY:
-        return Entry(number, _attributes(message.inner(ENTRY)))
+        try:
+            return Entry(number, _attributes(message.inner(ENTRY)))
+        except _ExcessError as error:
+            return TooLarge(number, str(error))
     if tag == REFERENCE:
         return Reference(number)
     if tag in {BOUND, DONE, ANSWERED}:
@@ -220,13 +237,13 @@ def _attributes(entry: Reader) -> dict[str, list[bytes]]:
         attribute = attributes.inner(SEQUENCE)
         values = found.setdefault(attribute.octets().decode("ascii", "replace").lower(), [])
         if len(found) > ATTRIBUTES_MAX:
-            raise BERError(f"an entry with more than {ATTRIBUTES_MAX} attributes")
+            raise _ExcessError(f"an entry with more than {ATTRIBUTES_MAX} attributes")
         each = attribute.inner(SET)
         while each:
             values.append(each.octets(OCTETS))
             left -= 1
             if left < 0:
-                raise BERError(f"an entry with more than {VALUES_MAX} values")
+                raise _ExcessError(f"an entry with more than {VALUES_MAX} values")
     return found
 
 
