@@ -55,6 +55,11 @@ def test_sets_hashes_and_keys(tmp_path: Path) -> None:
             assert await users.look_up_value("bob") is None
             assert await keys.look_up_value("joe") == "j@example.org"
             assert await keys.look_up_value("bob") is None
+            await command("SADD", "user:group", "joe")
+            for _ in range(5):  # doesn't count against the server
+                with pytest.raises(UnavailableError, match="the value of a key is not a string"):
+                    await keys.look_up_value("group")
+            assert await keys.look_up_value("joe") == "j@example.org"
             with pytest.raises(UnavailableError, match="users is not a set"):
                 await wrong.look_up("example.org")
             with pytest.raises(UnavailableError, match="authentication failed"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.stores.address import parse as parse_address
 
-from .backend import LIST_MAX, Backend, BackendError, value_of
+from .backend import LIST_MAX, AnswerError, Backend, BackendError, value_of
 from .configuration import TIMES, Configuration
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ class RedisTable(Backend):
             except Exception as error:  # noqa: BLE001  # redis-py raises many kinds
                 text = cause(error).replace(" (--store-password-file)", "")
                 if "WRONGTYPE" in str(error):
+                    if self._form == "prefix":  # clients choose the key
+                        raise AnswerError("the value of a key is not a string") from None
                     text = f"{self._name} is not a {self._form}"
                 raise BackendError(f"{self._address.text}: {text}") from None
 
