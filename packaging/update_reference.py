@@ -31,7 +31,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters.runtime.coroutines": ("my_turn",),
     "smtpd_filters.settings": (
         *("TEXT", "REPLY", "SWITCH", "INTEGER", "NUMBER", "SECONDS", "SIZE", "PATH", "ENDPOINT"),
-        *("LIST", "choice", "table"),
+        *("LIST", "choice", "table", "Kind"),
     ),
     "smtpd_filters.tables": (),
     "smtpd_filters.addresses": (),

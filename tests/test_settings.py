@@ -47,7 +47,7 @@ from smtpd_filters.settings.manual import (
     mdoc_options,
     mdoc_synopsis,
 )
-from smtpd_filters.tables import DomainTable, MappingTable, NetworkTable
+from smtpd_filters.tables import DomainTable, MappingTable, NetworkTable, StringTable
 from tests.loading import loaded
 
 if TYPE_CHECKING:
@@ -395,8 +395,18 @@ def test_the_values_of_a_mapping_are_checked() -> None:
     kind.check(MappingTable.of(["a 3"]))
     with pytest.raises(ValueError, match=r"^invalid value: must be at least 0"):
         kind.check(MappingTable.of(["a -3"]))
-    with pytest.raises(TypeError, match="only mappings have values"):
+    with pytest.raises(TypeError, match="only mappings and lists of words"):
         table(NetworkTable, values=INTEGER)
+
+
+def test_the_entries_of_a_list_of_words_are_checked() -> None:
+    kind = table(StringTable, values=INTEGER(low=0))
+    assert kind.parse("{ 3 }").match("3") == "3"
+    with pytest.raises(ConfigError, match=r"^inline table: entry 2: expected a whole number, "):
+        kind.parse("{ 3, many }")
+    kind.check(StringTable.of(["3"]))
+    with pytest.raises(ValueError, match=r"^must be at least 0"):
+        kind.check(StringTable.of(["-3"]))
 
 
 def test_two_classes_read_one_table() -> None:

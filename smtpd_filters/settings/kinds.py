@@ -77,15 +77,24 @@ def printable(text: str) -> str:
 
 
 class Kind(Generic[T]):
-    """The type of a setting. Subclasses define at least `noun`, `metavar` and `parse`."""
+    """The type of a setting. Subclasses define at least `noun`, `metavar` and `parse`.
 
-    metavar: str = ""  # the placeholder of the value in help; empty if the flag takes no value
-    literal: bool = False  # the metavar is to be typed as it is, not a placeholder
-    repeats = False  # the flag may be given several times; the values (tuples) are joined
+    If a value isn't its text, they define `show` as well, which `parse` must take back.
+    """
+
+    #: The placeholder of the value in help; empty if the flag takes no value.
+    metavar: str = ""
+    #: Whether the metavar is to be typed as it is, and so is no placeholder.
+    literal: bool = False
+    #: Whether the flag may be given several times; the values (tuples) are joined.
+    repeats = False
     #: Whether no value can name a file, a host, a command, a table or anything else outside.
     inward = False
-    noun: str = ""  # completes "expected ..."
-    noun_in_code: str = ""  # the same for a value given in code, if another
+    #: The text that completes "expected ...".
+    noun: str = ""
+    #: The same for a value that is given in code, if it is another.
+    noun_in_code: str = ""
+    #: The types of a value in a TOML file.
     toml: tuple[type, ...] = (str,)
 
     def __class_getitem__(cls, _item: object) -> type:
@@ -457,7 +466,9 @@ class _Table(Kind[L]):
         self, table_class: type[L], *, asks: bool = False, values: Kind[Any] | None = None
     ) -> None:
         if values is not None and not hasattr(table_class, "checking"):
-            raise TypeError(f"table({table_class.__name__}, values=...): only mappings have values")
+            raise TypeError(
+                f"table({table_class.__name__}, values=...): only mappings and lists of words"
+            )
         self.table_class = table_class
         self.asks = asks
         self.values = values
@@ -483,12 +494,12 @@ class _Table(Kind[L]):
         return value.source
 
     def check(self, value: L) -> None:
-        """Check the type and a mapping's values only: loading a table again costs too much."""
+        """Check the type and the values only: loading a table again costs too much."""
         if not isinstance(value, self.table_class):
             raise ValueError(f"expected a {self.table_class.__name__}")  # noqa: TRY004  # Reason only
         if self.values is not None:
-            mapping: Any = value
-            mapping.check_values(self.values.parse)
+            checked: Any = value
+            checked.check_values(self.values.parse)
 
 
 def _is_empty_list(loaded: Any) -> bool:
@@ -535,9 +546,9 @@ def table(table_class: type[L], *, asks: bool = False, values: Kind[Any] | None 
     its source can answer so; the filter then calls `look_up` and its like, which wait, in place of
     `match`, `find` and `get`.
 
-    The values of a mapping are texts; with `values=INTEGER(low=0)` each must be of that kind. An
-    invalid one is an error at start, a reload with one keeps the table, and a look-up that finds
-    one in a remote source raises UnavailableError.
+    The values of a mapping are texts; with `values=INTEGER(low=0)` each must be of that kind, and
+    so must the entries of a StringTable. An invalid one is an error at start, a reload with one
+    keeps the table, and a look-up that finds one in a remote source raises UnavailableError.
 
     An option that is required doesn't accept a list without entries, as no table accepts a file
     with neither entries nor comments.

@@ -34,6 +34,9 @@ _NOT_IN_NAMES = re.compile(r"[^a-z0-9_.*-]")  # smtpd's star is allowed
 _NOT_IN_USERS = re.compile(r"""[\x00-\x20"(),:;<>@\[\\\]\x7f]""")
 # Units of work (see `source.STEP`) per character of a name beyond ASCII: a name takes some ms.
 _WORK = 100
+# Labels of the longest name above a domain that a remote source is asked for: a stranger chooses
+# the domain, and each name is a question.
+_ASKED_LABELS = 8
 # Entries freed in one step.
 _FREED = 4096
 _QUOTED_USER = re.compile(r'("(?:[^"\\]|\\.)*+")(?:@|\Z)', re.DOTALL)
@@ -131,7 +134,8 @@ class DomainTable(Table):
 
     `@example.org`, the form of a domain in smtpd's lists of addresses, equals `example.org`.
 
-    `match` prefers an entry without stars.
+    `match` prefers an entry without stars. An entry covers no names below its own, except for
+    `match_subdomain`.
     """
 
     __slots__ = ()
@@ -139,9 +143,42 @@ class DomainTable(Table):
     contents: ClassVar[type[_Domains]] = _Domains
     service = "domain"
 
+    def match_subdomain(self, key: str) -> str | None:
+        """Return the entry that covers the domain or a domain above it, the nearest one.
+
+        So `example.org` covers `a.b.example.org` as well, and `org` all names below it.
+        """
+        for name in _with_parents(key):
+            if (entry := self._content.find(name)) is not None:
+                return entry
+        return None
+
+    async def look_up_subdomain(self, key: str) -> str | None:
+        """Do as `match_subdomain`, and wait for the answer of a remote table.
+
+        That is asked for the domain and the domains above it with at most eight labels.
+        """
+        if self._asked is None:
+            return self.match_subdomain(key)
+        name, *parents = _with_parents(key)
+        return await self._first((name, *parents[-_ASKED_LABELS:]))
+
     def asked_keys(self, key: str) -> Sequence[str]:
         """Return the canonical domain: a remote source has no stars."""
         return (canonical(key),)
+
+
+def _with_parents(key: str) -> Iterator[str]:
+    """Yield the canonical form of a domain, and the domains above it, which have valid lengths."""
+    name = canonical(key)
+    yield name
+    if literal(name):
+        return
+    at = name.find(".", max(len(name) - NAME_MAX - 1, 0))
+    while at >= 0:
+        if parent := name[at + 1 :]:
+            yield parent
+        at = name.find(".", at + 1)
 
 
 class HostTable(DomainTable):

@@ -47,6 +47,8 @@ class Content:
     """
 
     __slots__ = ()
+    #: Raises ValueError with the reason for an invalid value, as it is written; see `Checked`.
+    check_value: ClassVar[Callable[[str], object] | None] = None
 
     def __init__(self, size: int) -> None:
         pass
@@ -60,6 +62,15 @@ class Content:
 
         Returns the work beyond that of reading a line, in the unit of `source.STEP`.
         """
+        raise NotImplementedError
+
+    @staticmethod
+    def check_one(check: Callable[[str], object], value: str) -> None:
+        """Raise ValueError, as `check` does, if the value is invalid."""
+        check(value)
+
+    def values(self) -> Iterator[str]:
+        """Yield the values, of a list the entries."""
         raise NotImplementedError
 
     def finish(self) -> Iterator[None]:
@@ -322,11 +333,51 @@ class Tables:
         return changed
 
 
+class Checked(Table):
+    """The base of tables whose values, of a list the entries, can be checked."""
+
+    __slots__ = ()
+
+    @classmethod
+    def checking(cls, check: Callable[[str], object]) -> type[Self]:
+        """Return the class of such tables whose values are checked, as of `table(values=...)`.
+
+        `check` raises ValueError with the reason for an invalid one. A value that is looked up in a
+        remote source is checked when it arrives.
+        """
+        contents: type[Any] = type(
+            cls.contents.__name__,
+            (cls.contents,),
+            {"__slots__": (), "check_value": staticmethod(check)},
+        )
+        made: type[Self] = type(cls.__name__, (cls,), {"__slots__": (), "contents": contents})
+        return made
+
+    def check_values(self, check: Callable[[str], object]) -> None:
+        """Raise ValueError with the reason if a value in memory is invalid."""
+        for value in () if self._from.is_remote else self._content.values():
+            self._content.check_one(check, value)
+
+
 class _Strings(Content):
     __slots__ = ("_entries",)
 
     def __init__(self, size: int) -> None:
         self._entries = Index(size)
+
+    def fill(self, source: Source) -> Iterator[None]:
+        check = type(self).check_value
+        if check is None:
+            return source.texts(self.add)
+
+        def add_checked(text: str) -> int:
+            check(text)
+            return self.add(text)
+
+        return source.texts(add_checked)
+
+    def values(self) -> Iterator[str]:
+        return iter(self._entries)
 
     def add(self, text: str) -> int:
         self._entries.add(lower(checked_key(text)), text)
@@ -342,7 +393,7 @@ class _Strings(Content):
         return len(self._entries)
 
 
-class StringTable(Table):
+class StringTable(Checked):
     """A list of keys that are compared as a whole."""
 
     __slots__ = ()
@@ -353,8 +404,6 @@ class Pairs(Content):
     """Keys, each with a value; `add_pair` takes the place of `add`."""
 
     __slots__ = ("_entries",)
-    #: Raises ValueError with the reason for an invalid value, as it is written.
-    check_value: ClassVar[Callable[[str], object] | None] = None
 
     def __init__(self, size: int) -> None:
         # The entry is the key as it is written, a NUL, and the value.
@@ -367,7 +416,7 @@ class Pairs(Content):
             return source.pairs(self.add_pair)
 
         def add_checked(key: str, value: str) -> int:
-            _check_value(check, value)
+            self.check_one(check, value)
             return self.add_pair(key, value)
 
         return source.pairs(add_checked)
@@ -376,6 +425,14 @@ class Pairs(Content):
         """Add a key with its value, as `add` adds an entry."""
         self._entries.put(lower(checked_key(key)), f"{key}\0{value}")
         return 0
+
+    @staticmethod
+    def check_one(check: Callable[[str], object], value: str) -> None:
+        """Raise ValueError, as `check` does, with words that name the value as the culprit."""
+        try:
+            check(value)
+        except ValueError as error:
+            raise ValueError(f"invalid value: {error}") from None
 
     def find(self, key: str) -> str | None:
         """Return the key as it is written in the table, or None."""
@@ -400,7 +457,7 @@ class Pairs(Content):
         return len(self._entries)
 
 
-class MappingTable(Table):
+class MappingTable(Checked):
     """Keys, each with a value. If a key occurs twice, the last one counts, as in smtpd."""
 
     __slots__ = ()
@@ -408,26 +465,6 @@ class MappingTable(Table):
     contents: ClassVar[type[Pairs]] = Pairs
 
     service = "mapping"
-
-    @classmethod
-    def checking(cls, check: Callable[[str], object]) -> type[Self]:
-        """Return the class of such tables whose values are checked, as of `table(values=...)`.
-
-        `check` raises ValueError with the reason for an invalid one. A value that is looked up in a
-        remote source is checked when it arrives.
-        """
-        contents: type[Any] = type(
-            cls.contents.__name__,
-            (cls.contents,),
-            {"__slots__": (), "check_value": staticmethod(check)},
-        )
-        made: type[Self] = type(cls.__name__, (cls,), {"__slots__": (), "contents": contents})
-        return made
-
-    def check_values(self, check: Callable[[str], object]) -> None:
-        """Raise ValueError with the reason if a value in memory is invalid."""
-        for value in () if self._from.is_remote else self._content.values():
-            _check_value(check, value)
 
     def get(self, key: str) -> str | None:
         """Return the value of the key, or None."""
@@ -441,18 +478,10 @@ class MappingTable(Table):
         check = self.contents.check_value
         if value is not None and check is not None:
             try:
-                _check_value(check, value)
+                self.contents.check_one(check, value)
             except ValueError as error:
                 raise UnavailableError(f"{self.source}: {error}") from None
         return value
-
-
-def _check_value(check: Callable[[str], object], value: str) -> None:
-    """Raise ValueError, as `check` does, with words that name the value as the culprit."""
-    try:
-        check(value)
-    except ValueError as error:
-        raise ValueError(f"invalid value: {error}") from None
 
 
 def checked_key(text: str) -> str:

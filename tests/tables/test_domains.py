@@ -348,3 +348,44 @@ def test_entries_for_a_user_with_stars() -> None:
 )
 def test_keys_that_a_remote_source_is_asked_for(address: Address, keys: tuple[str, ...]) -> None:
     assert _keys(address) == keys
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "covered"),
+    [
+        ("example.org", "example.org", True),
+        ("example.org", "a.example.org", True),
+        ("Example.ORG.", "A.B.example.org.", True),
+        ("example.org", "notexample.org", False),
+        ("a.example.org", "example.org", False),
+        ("*.example.org", "example.org", False),
+        ("*.example.org", "a.b.c.example.org", True),
+        ("org", "example.org", True),
+        ("xn--bcher-kva.example", "a.b\u00fccher.example", True),
+        ("[192.0.2.1]", "[192.0.2.1]", True),
+        ("example.org", "[192.0.2.1]", False),
+        ("example.org", "", False),
+        ("example.org", ".", False),
+        ("example.org", "..example.org", True),
+        ("example.org", "a." * 5000 + "example.org", True),
+        ("example.org", "x" * 5000 + ".example.org", True),
+        ("example.org", "\u0301" * 5000 + ".example.org", True),
+    ],
+)
+def test_a_domain_and_its_subdomains(entry: str, key: str, covered: bool) -> None:  # noqa: FBT001  # a table of cases
+    for cls in (DomainTable, HostTable) if "[" not in entry else (DomainTable,):
+        assert cls.of([entry]).match_subdomain(key) == (entry if covered else None)
+
+
+def test_the_nearest_entry_is_preferred() -> None:
+    table = DomainTable.of(["example.org", "a.example.org", "*.a.example.org"])
+    assert table.match_subdomain("x.y.a.example.org") == "*.a.example.org"
+    assert table.match_subdomain("a.example.org") == "a.example.org"
+    assert table.match_subdomain("b.example.org") == "example.org"
+
+
+def test_a_domain_of_many_labels_takes_few_matches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(DomainTable.contents, "find", lambda _, key: asked.append(key))
+    assert DomainTable.of(["example.org"]).match_subdomain("a." * 10_000 + "example.org") is None
+    assert len(asked) < 130

@@ -303,6 +303,19 @@ def test_checked_values(tmp_path: Path) -> None:
     assert MappingTable("{ a = many }").get("a") == "many"  # other tables are as before
 
 
+def test_checked_entries(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.write_text("1\n2\n")
+    table = StringTable.checking(number)(str(path))
+    path.write_text("1\nmany\n")
+    assert rejection(lambda: run(table.reload())) == f"{path}:2: not a number: 'many'"
+    assert table.match("2") == "2"
+    path.write_text("3\n")
+    run(table.reload())
+    assert (table.match("3"), table.match("1")) == ("3", None)
+    assert StringTable("{ many }").match("many") == "many"
+
+
 def test_empty_table_is_true() -> None:
     # `if settings.allow` asks whether there is a table.
     table = StringTable("{}")

@@ -109,6 +109,35 @@ def domains(database: Path) -> DomainTable:
     return DomainTable.load_asking(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
 
 
+def test_a_domain_is_looked_up_with_those_above_it(database: Path) -> None:
+    table = domains(database)
+
+    async def main() -> None:
+        assert await table.look_up_subdomain("example.org") == "example.org"
+        assert await table.look_up_subdomain("a.B.example.org.") == "example.org"
+        assert await table.look_up_subdomain("a." * 1000 + "example.org") == "example.org"
+        assert await table.look_up_subdomain("notexample.org") is None
+        assert await table.look_up_subdomain("") is None
+        loaded = DomainTable.of(["example.org"])
+        assert await loaded.look_up_subdomain("a.example.org") == "example.org"
+        before = len(asked)
+        assert await table.look_up_subdomain("x." * 100 + "example.com") is None
+        assert len(asked) - before == 9
+
+    asked: list[str] = []
+    answers = table._asked
+    assert answers
+    look_up = answers.look_up
+
+    async def counting(key: str) -> str | None:
+        asked.append(key)
+        return await look_up(key)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "look_up", counting)
+        run(main(), table)
+
+
 def test_a_domain_is_looked_up_in_its_canonical_form(database: Path) -> None:
     table = domains(database)
 
