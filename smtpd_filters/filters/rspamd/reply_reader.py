@@ -5,6 +5,8 @@ Invariants
 *Bounded*: the JSON of all replies being read takes at most `SMALL` bytes each, or `MAX_JSON` for
 `LARGE` of them; only one piece of a new body is in memory.
 *Nothing left*: the new body of a failed reply is discarded.
+*Whole*: no verdict counts that comes before the daemon had the whole message, and no new body whose
+end is that of the connection, which may be a part of it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ LARGE = 2
 #: Bytes of JSON parsed per unit of work (`pace`), and the units for a piece of a new body.
 _PER_UNIT, _PIECE = 100, 50
 OVERSIZED = "oversized reply"
+EARLY = "replied before it had the whole message"
 
 
 class Intake:
@@ -50,16 +53,15 @@ class Intake:
         Raises BadReplyError for an invalid reply, and NotKeptError if the spool fails.
         """
         try:
-            where = response.headers.get("Message-Offset")
-            end = None if where is None else offset(where)
+            end = _end(response)
             piece = self._plain(response, limit)
             if piece is None:
                 piece, size = response.piece, response.size
                 if end is None and size is not None and size <= SMALL:  # the usual case
-                    return parse(response.status, await response.read())
+                    return _parsed(response, await response.read())
                 if size is not None:
                     _check(end, size)
-            return await self._take(_Parts(end, new_body), piece, response.status)
+            return await self._take(_Parts(end, new_body), piece, response)
         except (ReplyError, ValueError) as error:
             raise BadReplyError(str(error)) from None
         except SpoolError as error:
@@ -75,7 +77,7 @@ class Intake:
         pieces = self._codec.decompress(response.pieces(), limit)
         return lambda: _paced(pieces)
 
-    async def _take(self, parts: _Parts, next_piece: Piece, status: int) -> Reply:
+    async def _take(self, parts: _Parts, next_piece: Piece, response: Response) -> Reply:
         holds = False
         try:
             while piece := await next_piece():
@@ -85,7 +87,7 @@ class Intake:
             parts.close()
             if holds:
                 await pace().admit(parts.size // _PER_UNIT)
-            reply = parse(status, b"".join(parts.json))
+            reply = _parsed(response, b"".join(parts.json))
         except BaseException:
             parts.discard()
             raise
@@ -94,6 +96,24 @@ class Intake:
                 self._large.release()
         reply.block = parts.body
         return reply
+
+
+def _end(response: Response) -> int | None:
+    """Return where the JSON ends and a new body begins; None without one. Raises ReplyError."""
+    where = response.headers.get("Message-Offset")
+    if where is None:
+        return None
+    if not response.delimited:
+        raise ReplyError("a new body without its length")
+    return offset(where)
+
+
+def _parsed(response: Response, data: bytes) -> Reply:
+    """Parse a reply, unless it was too early. Raises ReplyError."""
+    reply = parse(response.status, data)
+    if response.early:
+        raise ReplyError(EARLY)
+    return reply
 
 
 async def _paced(pieces: AsyncIterator[bytes]) -> bytes:

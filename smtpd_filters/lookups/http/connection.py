@@ -12,7 +12,7 @@ against the server's timeout.
 can't be distinguished from its reply: HTTP/1.1 doesn't number replies.
 *Verbatim*: header fields are sent unchanged; a field of more than one line is never sent.
 *Early*: a reply that arrives before the whole request is sent is valid: a server need not read
-the rest.
+the rest. `Response.early` tells those for which it makes a difference.
 
 `docs/decisions/http.md` gives the reasons for this design.
 """
@@ -126,7 +126,9 @@ class Host:
 class Exchange:
     """One request and its reply over one connection."""
 
-    __slots__ = ("_host", "_request", "intake", "refused", "replied", "sent", "source_failed")
+    __slots__ = (
+        "_host", "_request", "early", "intake", "refused", "replied", "sent", "source_failed",
+    )  # fmt: skip
 
     def __init__(self, host: Host, request: Request) -> None:
         self._host = host
@@ -138,6 +140,8 @@ class Exchange:
         self.sent = True
         #: Whether a reply has begun.
         self.replied = False
+        #: Whether it has begun before the whole request was sent.
+        self.early = False
         #: Why the rest of the reply is not read.
         self.refused = ""
         #: Why the body could not be read.
@@ -246,6 +250,8 @@ class _Chunks:
             self._exchange.sent = True
             raise StopAsyncIteration
         self._sent = sent
+        if sent == size:
+            self._exchange.sent = True  # aiohttp writes the chunk before anything else happens
         return chunk
 
 

@@ -110,11 +110,15 @@ class Intake(asyncio.BufferedProtocol):
     def _released(self) -> None:
         """End the exchange: aiohttp has the whole reply and may keep the connection, or gave up."""
         exchange, self.exchange = self.exchange, None
-        if exchange is None or not exchange.sent or self.transport.get_write_buffer_size():
+        if exchange is None or not exchange.sent or self._has_unsent:
             # The server would read the rest of the request as part of the next one.
             self.abort()
         if self._end is not None:
             asyncio.get_running_loop().call_soon(self._advance)
+
+    @property
+    def _has_unsent(self) -> bool:
+        return not self.closing and self.transport.get_write_buffer_size() > 0
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -245,6 +249,9 @@ class Intake(asyncio.BufferedProtocol):
 
     def _feed(self, piece: bytes) -> None:
         size = len(piece)
+        exchange = self.exchange
+        if exchange is not None and not exchange.replied:
+            exchange.early = not exchange.sent or self._has_unsent
         self._parsed = True
         self._unread += size
         if self._plain:

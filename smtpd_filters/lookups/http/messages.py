@@ -60,6 +60,20 @@ class Response:
         self._pace = pace
         self._taken = 0
 
+    @property
+    def early(self) -> bool:
+        """Whether the server began to reply before the whole request was sent.
+
+        A reply that arrives in the meantime may still count as early or not.
+        """
+        return self._exchange.early
+
+    @property
+    def delimited(self) -> bool:
+        """Whether the reply says where its content ends, so that a missing part is noticed."""
+        coding = self.headers.get("Transfer-Encoding", "")
+        return self.size is not None or coding.lower().endswith("chunked")
+
     async def read(self) -> bytes:
         """Return the whole content; raise BadReplyError beyond the request's limit."""
         parts = [await self.piece()]

@@ -72,6 +72,7 @@ class Said:
         self.status = 200
         self.headers = {} if offset is None else {"Message-Offset": offset}
         self.size = len(content) if sized else None
+        self.early, self.delimited = False, True
         self.content = content
         self._each = piece
         self._pieces = self.pieces()
@@ -1158,6 +1159,32 @@ def test_a_new_body_behind_no_verdict_is_discarded(content: bytes) -> None:
     with pytest.raises(BadReplyError):
         taken(Said(content + b"new", str(len(content))), body)
     assert body.discarded == 1
+
+
+@pytest.mark.parametrize("size", [0, 10_000, SMALL + 1])
+@pytest.mark.parametrize("offset", [False, True])
+def test_a_reply_before_the_whole_message_is_no_verdict(size: int, *, offset: bool) -> None:
+    content = b'{"action":"no action"}'.ljust(size)
+    response, body = Said(content, str(len(content)) if offset else None), Disk()
+    response.early = True
+    with pytest.raises(BadReplyError, match=r"^replied before it had the whole message$"):
+        taken(response, body)
+    assert body.discarded == offset
+
+
+def test_an_early_error_is_that_error() -> None:
+    response = Said(b'{"error":"too large"}')
+    response.early, response.status = True, 413
+    with pytest.raises(BadReplyError, match=r"^status 413: too large$"):
+        taken(response, Disk())
+
+
+def test_a_new_body_that_may_be_cut_is_not_used() -> None:
+    """It ends with the connection, as with HTTP/1.0, whether all of it was sent or not."""
+    response = Said(b'{"action":"no action"}new', "22", sized=False)
+    response.delimited = False
+    with pytest.raises(BadReplyError, match=r"^a new body without its length$"):
+        taken(response, Disk())
 
 
 def test_a_new_body_of_a_message_that_is_refused_is_discarded() -> None:

@@ -74,9 +74,14 @@ async def read(response: Response) -> Said:
     return Said(response.status, response.headers, await response.read())
 
 
-async def read_pair(response: Response) -> tuple[int, bytes]:
-    """The status and the content."""
-    return response.status, await response.read()
+async def read_early(response: Response) -> tuple[int, bytes, bool]:
+    """The status, the content, and whether the reply was early."""
+    return response.status, await response.read(), response.early
+
+
+async def read_delimited(response: Response) -> tuple[bytes, bool]:
+    """The content, and whether a missing part of it would have been noticed."""
+    return await response.read(), response.delimited
 
 
 def served(*urls: str, work: Work, **settings: Any) -> Any:
@@ -490,9 +495,9 @@ def test_a_reply_may_come_before_all_is_sent(behaviour: str, *, known: bool) -> 
         chunks = [bytes(1 << 16)] * 400
         size = 400 << 16 if known else None
         request = Request("/checkv2", (), lambda: iter(chunks), size=size)
-        return await client.ask(request, read_pair)
+        return await client.ask(request, read_early)
 
-    assert by_hand(serve, work) == (413, b"no")
+    assert by_hand(serve, work) == (413, b"no", True)
     assert connections == 1
 
 
@@ -525,6 +530,10 @@ def test_a_reply_may_come_before_all_is_sent(behaviour: str, *, known: bool) -> 
 def test_forms_of_a_reply(said: bytes, body: bytes, connections: int) -> None:
     made = 0
 
+    async def work(client: Client) -> list[Any]:
+        one = Request("/checkv2", (), b"body")
+        return [await client.ask(one, read_delimited) for _ in range(3)]
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal made
         made += 1
@@ -534,8 +543,8 @@ def test_forms_of_a_reply(said: bytes, body: bytes, connections: int) -> None:
             if said.startswith(b"HTTP/1.0"):
                 return
 
-    replies = by_hand(serve, requests_for_body(3))
-    assert [reply.body for reply in replies] == [body] * 3
+    delimited = b"Content-Length" in said or b"chunked" in said
+    assert by_hand(serve, work) == [(body, delimited)] * 3
     assert made == connections
 
 
@@ -579,9 +588,9 @@ def test_a_connection_is_kept_after_a_large_body(stub: RspamdStub, size: int) ->
     async def work(client: Client) -> list[Any]:
         body = [bytes(1 << 16)] * (size >> 16)
         request = Request("/checkv2", (), lambda: iter(body), size=size)
-        return [await client.ask(request, read) for _ in range(5)]
+        return [await client.ask(request, read_early) for _ in range(5)]
 
-    assert all(isinstance(each, Said) for each in served(stub.url, work=work))
+    assert served(stub.url, work=work) == [(200, b"{}", False)] * 5
     assert (stub.asked, stub.connections) == (5, 1)
 
 
