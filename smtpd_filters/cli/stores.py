@@ -3,9 +3,10 @@
 Invariants
 ----------
 *Not created*: a verb never creates a file, since a file of root's would be out of the filter's
-reach.
+reach; and it never renames one that is not a store, since a path may be mistyped.
 *As its owner*: run by root, the process becomes the owner of the file before it opens it, so that
-the files that SQLite creates beside it are the owner's as well.
+the files that SQLite creates beside it are the owner's as well. For a file of root's, it becomes
+the owner of the directory, who may have put a link to any file there.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def with_store(
         _become_owner(address.path)
 
     async def opened() -> int:
-        store = open_store(values, lambda text: sys.stderr.write(f"{text}\n"))
+        store = open_store(values, lambda text: sys.stderr.write(f"{text}\n"), guest=True)
         try:
             return await work(store)
         finally:
@@ -95,7 +96,11 @@ def _become_owner(path: str) -> None:
             " (filters create it when they start)" if isinstance(error, FileNotFoundError) else ""
         )
         raise ConfigError(f"--store: {path}: {os_reason(error)}{hint}") from None
-    if os.geteuid() == 0 and status.st_uid != 0:
+    if os.geteuid() != 0:
+        return
+    if status.st_uid == 0:
+        status = os.stat(os.path.dirname(path))  # noqa: PTH116, PTH120  # a path as text
+    if status.st_uid != 0:
         os.setgroups([status.st_gid])
         os.setgid(status.st_gid)
         os.setuid(status.st_uid)

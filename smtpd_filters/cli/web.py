@@ -226,7 +226,7 @@ def _store(options: Options, name: str) -> Callable[[], Store] | None:
     if address.scheme == "sqlite" and not os.access(address.path, os.R_OK | os.W_OK):
         raise ConfigError(f"--{name}: {address.path}: missing, or not writable for this user")
     values = {each: vars(options).get(each) for each in STORE_OPTIONS} | {"store": address}
-    return lambda: open_store(values, _note)
+    return lambda: open_store(values, _note, flag=f"--{name}", guest=True)
 
 
 def _trials(options: Options) -> Setup | None:

@@ -178,12 +178,13 @@ def open_store(
     clock: Callable[[], float] = monotonic,
     *,
     flag: str = "--store",
+    guest: bool = False,
 ) -> Store:
     """Open the store that the values of `StoreSetting.options` describe.
 
     `note` takes a text for the log. `clock` is that of a store in memory, `Filter.now` for a
-    filter, which a test advances. `flag` is the one that gave the store's address. Raises
-    ConfigError.
+    filter, which a test advances. `flag` is the one that gave the store's address. A `guest` uses
+    the file of a filter: it neither creates it nor renames a damaged one. Raises ConfigError.
     """
     address: Address = values["store"]
     timeout: float = values["store_timeout"]
@@ -195,7 +196,7 @@ def open_store(
         if address.scheme == "sqlite":
             from .sqlite import SQLiteStore
 
-            return SQLiteStore(address.path, timeout=timeout, note=note)
+            return SQLiteStore(address.path, timeout=timeout, note=note, guest=guest)
     except ImportError as error:  # a package of its own on FreeBSD
         raise ConfigError(f"{flag}: sqlite: requires Python's sqlite3: {error}") from None
     except ConfigError as error:

@@ -88,6 +88,7 @@ class SQLiteStore(Store):
     """A store in the file at `path`, which is created if it is missing; its folder is not.
 
     `timeout` is for a request, in seconds; `max_size` is in bytes. `note` takes a text for the log.
+    A `guest` neither creates the file nor renames a damaged one: it is that of another program.
 
     Raises ConfigError if an operator must mend something before the file can be used. A fault that
     may pass, such as a full disk, is noted, and the file is opened later.
@@ -96,7 +97,7 @@ class SQLiteStore(Store):
     one_place = True
     kind = "sqlite"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # given by name
         self,
         path: str,
         *,
@@ -104,6 +105,7 @@ class SQLiteStore(Store):
         note: Callable[[str], object],
         max_size: int = MAX_SIZE,
         times: Callable[[], Times] = read_times,
+        guest: bool = False,
     ) -> None:
         self.label = f"sqlite:{path}"
         self._timeout = timeout
@@ -131,6 +133,7 @@ class SQLiteStore(Store):
             times=times,
             note=self._notes.put,
             damage=self._damage,
+            guest=guest,
         )
         self._thread: Thread | None = None
         self._try_file()

@@ -83,7 +83,8 @@ class File:
 
     `max_size` is its size in bytes above which rows are dropped before their expiry; `busy` the
     seconds to wait for other processes; `note` takes a text for the log, `damage` the keys of
-    damaged rows. Nothing but FileError is raised.
+    damaged rows. A `guest`, such as an operator's command, uses the file of a filter: it neither
+    creates a file nor renames a damaged one. Nothing but FileError is raised.
     """
 
     def __init__(  # noqa: PLR0913  # given by name
@@ -95,8 +96,10 @@ class File:
         times: Callable[[], Times],
         note: Callable[[str], object],
         damage: Damage,
+        guest: bool = False,
     ) -> None:
         self.path = path
+        self._guest = guest
         self._max_size = max_size
         self._busy = busy
         self._times = times
@@ -113,13 +116,13 @@ class File:
     def apply(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[list[Any]]:
         """Apply requests in one transaction; return the results of each.
 
-        A damaged file is set aside, and the requests are applied to a new one.
+        A damaged file is set aside, unless for a guest, and the requests are applied to a new one.
         """
         with self._translated():
             try:
                 return self._apply(requests)
             except sqlite3.DatabaseError as error:
-                if _code(error) not in _DAMAGED:
+                if _code(error) not in _DAMAGED or self._guest:
                     raise
                 self._set_aside(str(error))
                 return self._apply(requests)
@@ -167,10 +170,13 @@ class File:
         check_database(self.path)
         self._inode = _inode(self.path)
         if self._inode == (0, 0):
+            if self._guest:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
             self._create()
         # Autocommit: transactions are begun by statements of our own.
         connection = sqlite3.connect(self.path, timeout=self._busy, isolation_level=None)
         self._connection = connection
+        _require_store(connection)  # before anything is written
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
@@ -210,17 +216,7 @@ class File:
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         """Bring the schema to the newest version."""
-        (owner,) = connection.execute("PRAGMA application_id").fetchone()
-        (version,) = connection.execute("PRAGMA user_version").fetchone()
-        (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        if owner != APPLICATION_ID and (owner or version or tables):
-            raise FileError("a database of another program", lasting=True)
-        if version > len(MIGRATIONS):
-            raise FileError(
-                f"written by a newer release (schema {version}, this one knows {len(MIGRATIONS)})",
-                lasting=True,
-            )
-        _migrate(connection, version)
+        _migrate(connection, _require_store(connection))
         if not _expected() <= _schema(connection):
             damaged = sqlite3.DatabaseError("its tables are not those of a store")
             damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -275,6 +271,9 @@ class File:
             code = _code(error)
             if code not in _BUSY:
                 self.close()  # and open it again for the next request
+            if code in _DAMAGED and self._guest:
+                reason = f"{error}: not the file of a store, or a damaged one"
+                raise FileError(reason, lasting=True) from None
             raise FileError(
                 _REASONS.get(code, str(error)), lasting=code in _REFUSED and _is_denied(self.path)
             ) from None
@@ -290,6 +289,22 @@ class File:
 _LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EISDIR, errno.EINVAL}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _REFUSED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+
+def _require_store(connection: sqlite3.Connection) -> int:
+    """Return the version of the schema; raise FileError for a database that is not for us."""
+    (owner,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if owner != APPLICATION_ID and (owner or version or tables):
+        raise FileError("a database of another program", lasting=True)
+    if version > len(MIGRATIONS):
+        raise FileError(
+            f"written by a newer release (schema {version}, this one knows {len(MIGRATIONS)})",
+            lasting=True,
+        )
+    known: int = version
+    return known
 
 
 def _migrate(connection: sqlite3.Connection, version: int) -> None:

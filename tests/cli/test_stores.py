@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -11,9 +14,6 @@ from smtpd_filters.cli.stores import TEMPFAIL, StoreOptions, with_store
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.stores import Get, Put, Store, join
 from smtpd_filters.stores.setting import STORE, default_address
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 KEY = join("test", b"a")
 
@@ -50,6 +50,52 @@ def test_a_verb_creates_no_file(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.parametrize("content", [b"listen on lo\n" * 400, b"SQLite format 3\0" + b"x" * 9000])
+def test_a_verb_leaves_a_file_alone_that_is_no_store(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "smtpd.conf"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"--store: sqlite:{path}: .*not the file of a store"):
+        with_store(options(f"sqlite:{path}"), "limit", read)
+    assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [
+        ("smtpd.conf", content)
+    ]
+
+
+def test_a_verb_leaves_the_database_of_another_program_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE other (x)")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="a database of another program"):
+        with_store(options(f"sqlite:{path}"), "limit", read)
+    assert path.read_bytes() == before
+    assert len([*tmp_path.iterdir()]) == 1
+
+
+def damage(path: str) -> None:
+    Path(path).write_text("damaged" * 1000)
+
+
+async def replaced(store: Store) -> int:
+    """Use a store whose file is removed, and then damaged, meanwhile."""
+    path = store.label.removeprefix("sqlite:")
+    await store.ask(Get(KEY))
+    os.unlink(path)  # noqa: PTH108  # a path as text
+    with pytest.raises(UnavailableError, match="No such file"):
+        await store.ask(Get(KEY))
+    damage(path)
+    with pytest.raises(UnavailableError, match="not the file of a store"):
+        await store.ask(Get(KEY))
+    return 0
+
+
+def test_a_verb_makes_no_file_in_place_of_one_that_disappears(tmp_path: Path) -> None:
+    path = tmp_path / "limit.sqlite"
+    path.touch()
+    assert with_store(options(f"sqlite:{path}"), "limit", replaced) == 0
+    assert not [*tmp_path.glob("*.damaged-*")]
+
+
 def test_the_store_of_another_process_memory_is_out_of_reach() -> None:
     with pytest.raises(ConfigError, match="memory:"):
         with_store(options("memory:"), "limit", read)
@@ -70,10 +116,17 @@ def test_a_store_that_fails_is_a_temporary_failure(
 
 
 class Recorder:
-    """The module os of root, in which changes of the user are only recorded."""
+    """The module os of root, in which changes of the user are only recorded.
 
-    def __init__(self, become: list[tuple[str, Any]], status: object) -> None:
-        self.stat = lambda _path: status
+    `owners` are the user and the group of each path.
+    """
+
+    path = os.path
+
+    def __init__(self, become: list[tuple[str, Any]], owners: dict[str, tuple[int, int]]) -> None:
+        self.stat = lambda path: SimpleNamespace(
+            st_uid=owners[str(path)][0], st_gid=owners[str(path)][1]
+        )
         self.geteuid = lambda: 0
         self._become = become
 
@@ -81,16 +134,24 @@ class Recorder:
         return lambda value: self._become.append((name, value))
 
 
+@pytest.mark.parametrize(
+    ("file", "folder"),
+    [
+        ((4321, 1234), (0, 0)),
+        # A link of the directory's owner, to a file of root's.
+        ((0, 0), (4321, 1234)),
+    ],
+)
 def test_root_becomes_the_owner_of_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: tuple[int, int], folder: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "limit.sqlite"
     path.touch()
     become: list[tuple[str, Any]] = []
-    owned = SimpleNamespace(st_uid=4321, st_gid=1234)
-    monkeypatch.setattr("smtpd_filters.cli.stores.os", Recorder(become, owned))
+    recorder = Recorder(become, {str(path): file, str(tmp_path): folder})
+    monkeypatch.setattr("smtpd_filters.cli.stores.os", recorder)
 
-    def opened(*_: object) -> None:
+    def opened(*_: object, **__: object) -> None:
         raise RuntimeError
 
     monkeypatch.setattr("smtpd_filters.cli.stores.open_store", opened)
