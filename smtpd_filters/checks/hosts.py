@@ -85,3 +85,12 @@ def unmapped(address: str) -> str:
     RFC 4291 section 2.5.5.2, in the form in which the system writes it (RFC 5952 section 5).
     """
     return address.removeprefix(_MAPPED) if "." in address else address
+
+
+def plain_address(address: str) -> str:
+    """Return an address as Postfix gives it to other programs.
+
+    It has no zone (fe80::1%em0), and an IPv4-mapped address is the IPv4 address: programs take any
+    other for one of IPv6, and all of ::/64 for one client.
+    """
+    return unmapped(address.partition("%")[0])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from smtpd_filters.checks.hosts import plain_address
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.session import parameters
 
@@ -99,9 +100,9 @@ class Facts:
 
     @property
     def _address(self) -> str | None:
-        """The client's address without a zone (fe80::1%em0), for which libmilter hangs up."""
+        """The client's address without a zone, for which libmilter hangs up."""
         address = self.session.address
-        return None if address is None else address.partition("%")[0]
+        return None if address is None else plain_address(address)
 
     def macros(
         self, event: bytes, names: tuple[bytes, ...], recipient: str = ""
@@ -202,7 +203,7 @@ def _domain(address: str) -> str | None:
 
 
 def _plain(endpoint: str) -> str:
-    return endpoint.rpartition(":")[0].strip("[]").partition("%")[0]
+    return plain_address(endpoint.rpartition(":")[0].strip("[]"))
 
 
 def _port(endpoint: str) -> int:

@@ -15,6 +15,7 @@ which would end it and begin another attribute.
 from __future__ import annotations
 
 from smtpd_filters.addresses import path
+from smtpd_filters.checks.hosts import plain_address
 from smtpd_filters.session import parameters
 
 TYPE_CHECKING = False
@@ -80,7 +81,7 @@ def of_session(session: Session) -> dict[str, str]:
         "reverse_client_name": session.rdns or UNKNOWN,
         # As Postfix: the name is verified, that of the reverse look-up is not.
         "client_name": (session.rdns if session.fcrdns == "pass" else None) or UNKNOWN,
-        "client_address": _without_zone(session.address or ""),
+        "client_address": plain_address(session.address or ""),
         "client_port": _port(session.src),
         "server_address": _host(session.dest),
         "server_port": _port(session.dest),
@@ -100,12 +101,7 @@ def _host(endpoint: str) -> str:
     """Return the address of `ADDRESS:PORT`, without the brackets of IPv6."""
     if endpoint.startswith("unix:"):
         return ""
-    return _without_zone(endpoint.rpartition(":")[0].strip("[]"))
-
-
-def _without_zone(address: str) -> str:
-    """Return an address without a zone (fe80::1%em0), as Postfix does."""
-    return address.partition("%")[0]
+    return plain_address(endpoint.rpartition(":")[0].strip("[]"))
 
 
 def _port(endpoint: str) -> str:

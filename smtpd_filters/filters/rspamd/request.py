@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import re
 
+from smtpd_filters.checks.hosts import plain_address
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +154,7 @@ def _address(session: Session) -> str:
     if session.by_socket:
         return LOCAL_ADDRESS
     # A zone index (fe80::1%em0) is meaningless on other machines.
-    return safe(session.address or "").partition("%")[0]
+    return plain_address(safe(session.address or ""))
 
 
 def _hostname(session: Session) -> str:

@@ -150,6 +150,17 @@ def test_an_address_has_no_zone() -> None:
     assert macros[b"{daemon_addr}"] == b"fe80::1"
 
 
+def test_an_ipv4_mapped_address_is_the_ipv4_address() -> None:
+    with milter() as stub, _one(stub) as smtpd:
+        there = smtpd.connect(None, "::ffff:192.0.2.9", dest="[::ffff:192.0.2.1]:25")
+        there.ehlo()
+        there.mail_from("bob@example.net")
+    assert stub.seen.fields(v.CONNECT) == [(b"[192.0.2.9]", b"4", b"33174", b"192.0.2.9")]
+    macros = stub.seen.events[1].macros
+    assert macros[b"_"] == b"unknown [192.0.2.9]"
+    assert macros[b"{daemon_addr}"] == b"192.0.2.1"
+
+
 def test_the_parameters_of_recipients() -> None:
     with milter() as stub, _one(stub) as smtpd:
         there = greeted(smtpd)

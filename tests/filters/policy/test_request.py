@@ -147,6 +147,15 @@ def test_an_address_has_no_zone() -> None:
     assert (values["server_address"], values["server_port"]) == ("fe80::1", "25")
 
 
+def test_an_ipv4_mapped_address_is_the_ipv4_address() -> None:
+    made = session()
+    ends = (b"[::ffff:192.0.2.9]:1", b"[::ffff:192.0.2.1]:25")
+    made.apply("link-connect", (b"<unknown>", b"fail", *ends))
+    values = of_session(made)
+    assert (values["client_address"], values["client_port"]) == ("192.0.2.9", "1")
+    assert (values["server_address"], values["server_port"]) == ("192.0.2.1", "25")
+
+
 def test_a_client_on_the_socket_has_an_address() -> None:
     values = of_session(session(src=b"unix:/run/smtpd.sock"))
     assert values["client_address"] == "127.0.0.1"

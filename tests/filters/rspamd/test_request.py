@@ -112,6 +112,7 @@ def test_only_a_verified_name_is_sent(rdns: bytes, fcrdns: bytes, name: list[str
     [
         (b"[2001:db8::1]:25", "2001:db8::1"),
         (b"[fe80::1%em0]:25", "fe80::1"),
+        (b"[::ffff:192.0.2.1]:25", "192.0.2.1"),
         (b"unix:/var/run/smtpd.sock", "127.0.0.1"),
     ],
 )
