@@ -120,8 +120,9 @@ class Conversation(Peer):
     def errors(self) -> list[str]:
         """The errors in the filters' code, one text each.
 
-        They are exceptions of handlers and event methods, and decisions that a handler may not
-        return. `UnavailableError` and a missed deadline are not among them.
+        They are exceptions of handlers and event methods, decisions that a handler may not
+        return, and coroutines that were never awaited. `UnavailableError` and a missed deadline are
+        not among them.
         """
         return self._served.log.errors
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smtpd_filters.filter import Filter
@@ -15,8 +18,8 @@ from smtpd_filters.settings import Pool, common_options, parse_flags, policy_opt
 from smtpd_filters.stores.address import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, TextIO
 
     from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.recording.replay import Replay
@@ -44,6 +47,36 @@ class _Captured(Log):
 
     def defect(self, who: str, what: str, session: str, error: str) -> None:
         self.errors.append(" ".join(filter(None, (session, who, f"{what}: {error}"))))
+
+
+#: How the interpreter's warning of a coroutine that nobody has awaited ends.
+_UNAWAITED = " was never awaited"
+
+
+@contextmanager
+def _awaits_noted(log: Log) -> Iterator[None]:
+    """Note a coroutine that isn't awaited as an error in a filter's code: its work isn't done."""
+    with warnings.catch_warnings():
+        # Each time, whatever else the test does with warnings.
+        warnings.filterwarnings("always", f"coroutine .*{_UNAWAITED}", RuntimeWarning)
+        show = warnings.showwarning
+
+        def note(  # noqa: PLR0913  # as `warnings` calls it
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            text = str(message).partition("\n")[0]
+            if category is RuntimeWarning and text.endswith(_UNAWAITED):
+                log.defect("", f"{Path(filename).name}:{lineno}", "", text)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = note
+        yield
 
 
 class Served:
@@ -83,8 +116,9 @@ class Served:
 
     def refresh(self) -> None:
         """Run the filters' `refresh` to completion."""
-        for filter_ in self.chain.refreshing:
-            self._loop.run_until_complete(self.chain.refresh(filter_))
+        with _awaits_noted(self.log):
+            for filter_ in self.chain.refreshing:
+                self._loop.run_until_complete(self.chain.refresh(filter_))
 
     def receive(self, data: bytes) -> None:
         """Process bytes from smtpd, in the running loop as in a filter's process."""
@@ -97,9 +131,13 @@ class Served:
 
         The first steps of the handlers' coroutines run in this call.
         """
-        if not self.chain.waits:
-            call(*arguments)
-            return
+        with _awaits_noted(self.log):
+            if self.chain.waits:
+                self._call_in_loop(call, *arguments)
+            else:
+                call(*arguments)
+
+    def _call_in_loop(self, call: Callable[..., object], *arguments: object) -> None:
         returned = self._loop.create_future()
 
         def callback() -> None:
@@ -129,7 +167,8 @@ class Served:
         """Run coroutines until one of them ends; return whether there are any."""
         if not self.engine.busy:
             return False
-        self._loop.run_until_complete(self._ended)
+        with _awaits_noted(self.log):
+            self._loop.run_until_complete(self._ended)
         self._ended = self._loop.create_future()
         return True
 
@@ -157,7 +196,8 @@ class Served:
         """End as at the end of input, and cancel everything that is left."""
         try:
             self._in_loop(self.engine.abandon)
-            self._loop.run_until_complete(self.chain.close())
+            with _awaits_noted(self.log):
+                self._loop.run_until_complete(self.chain.close())
             self._loop.run_until_complete(asyncio.sleep(0))  # a task must start to be cancelled
             while left := asyncio.all_tasks(self._loop):
                 for task in left:

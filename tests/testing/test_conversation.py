@@ -5,6 +5,7 @@ import doctest
 import re
 import subprocess
 import sys
+import warnings
 from itertools import groupby
 from pathlib import Path
 
@@ -39,7 +40,7 @@ from smtpd_filters.filters.dyndns import Dyndns
 from smtpd_filters.filters.trace import Trace
 from smtpd_filters.protocol.vocabulary import HANDLERS, REPORTS
 from smtpd_filters.recording import Recording
-from smtpd_filters.settings import TEXT
+from smtpd_filters.settings import TEXT, choice
 from smtpd_filters.stores import Count, Store, join
 from smtpd_filters.testing import Client, Conversation, DNSServer, Verdict
 from smtpd_filters.testing import conversation as kit
@@ -48,6 +49,7 @@ from smtpd_filters.testing.client import TLS
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "protocol" / "7.8.0p1"
 PROTOCOLS = [(0, 5), (0, 6), (0, 7)]
@@ -590,6 +592,78 @@ class Errs(Filter):
     async def close(self) -> None:
         if self.settings.at == "close":
             raise ValueError("in close")
+
+
+class Forgets(Filter):
+    """A filter that forgets to await what it calls at a phase or an event."""
+
+    store = Store.setting()
+
+    class Options(Settings):
+        at = option(choice("mail-from", "rcpt-to", "link-connect"), required=True, help="Where.")
+
+    settings: Options
+
+    async def mail_from(self, session: Session, address: str) -> Decision:
+        assert address
+        if self.settings.at == "mail-from":
+            self._count(session)
+        return PROCEED
+
+    async def rcpt_to(self, session: Session, address: str) -> Decision:
+        await asyncio.sleep(0)
+        if self.settings.at == "rcpt-to" and self._count(session):
+            return Reject("550 5.1.1 No")
+        assert address
+        return PROCEED
+
+    def link_connect(self, session: Session) -> None:
+        if self.settings.at == "link-connect":
+            self._count(session)
+
+    def _count(self, session: Session) -> bool:
+        key = join("forgets", (session.address or "").encode())
+        return bool(self.store.ask(Count(key, window=60)))
+
+
+def send(smtpd: Conversation) -> None:
+    client = smtpd.connect()
+    client.ehlo()
+    client.mail_from("a@example.net")
+    client.rcpt_to("b@example.org")
+
+
+@pytest.mark.parametrize("at", ["mail-from", "rcpt-to", "link-connect"])
+@pytest.mark.parametrize("action", ["error", "ignore", "default"])
+def test_a_forgotten_await_is_an_error(at: str, action: Any) -> None:
+    """It is reported each time, whatever the test does with warnings."""
+    where = r"\n  test_conversation\.py:\d+: coroutine 'Store\.ask' was never awaited$"
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        for _ in range(2):
+            with (
+                pytest.raises(AssertionError, match=where),
+                Conversation(Forgets, "--at", at) as smtpd,
+            ):
+                send(smtpd)
+        with Conversation(Forgets, "--at", at, errors=True) as smtpd:
+            send(smtpd)
+    assert len(smtpd.errors) == 1
+
+
+def test_other_warnings_are_those_of_the_test() -> None:
+    class Warns(Filter):
+        """A filter with a warning."""
+
+        def mail_from(self, session: Session, address: str) -> Proceed:
+            assert session.address
+            assert address
+            warnings.warn("mind", RuntimeWarning, stacklevel=1)
+            return PROCEED
+
+    with pytest.warns(RuntimeWarning, match="mind"), Conversation(Warns) as smtpd:
+        send(smtpd)
+    assert smtpd.errors == []
 
 
 def test_a_test_that_fails_shows_the_errors_of_the_filter() -> None:
