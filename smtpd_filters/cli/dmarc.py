@@ -5,7 +5,8 @@ Invariants
 *Not sent by itself*: without `--send` reports are only written to files.
 *Asked for*: a report is sent only to addresses that the policy names, and outside its organization
 only to those that agree (`authentication.dmarc.reports.destinations`).
-*Once*: what was sent is noted in the store, so that nothing is sent twice, by whichever machine.
+*Once*: a report is claimed in the store while it is submitted, and then noted as sent, so that
+nothing is sent twice, by whichever machine. The claim of a process that ends in between expires.
 *Bounded*: at most `--limit` mails are sent in a run.
 *In turns*: of domains with the same last two labels the first come before all others' second, so
 that the names of one owner don't use up the limit.
@@ -13,23 +14,27 @@ that the names of one owner don't use up the limit.
 
 from __future__ import annotations
 
-import gzip
+import asyncio
+import os
+import secrets
 import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
+from gzip import GzipFile
+from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical
-from smtpd_filters.authentication.dmarc.reports import Report, destinations, xml
+from smtpd_filters.authentication.dmarc.reports import Report, destinations, is_domain, xml
 from smtpd_filters.authentication.inquiry import settle
 from smtpd_filters.errors import ConfigError, os_reason
-from smtpd_filters.filters.auth.reporting import claim, day_of, rows_on, unclaim
+from smtpd_filters.filters.auth.reporting import claim, day_of, end_claim, most_frequent, results_on
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.settings import (
     ENDPOINT,
@@ -44,13 +49,16 @@ from smtpd_filters.settings import (
     option,
     package,
 )
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.kinds import printable, quote
 
 from .stores import StoreOptions, with_store
 from .verb import Verb
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from smtpd_filters.authentication.dmarc.reports import Destination
+    from smtpd_filters.filters.auth.reporting import Results
     from smtpd_filters.stores import Store
 
 #: The filter whose store it reads.
@@ -58,6 +66,7 @@ FILTER = "auth"
 SENDMAIL = "/usr/sbin/sendmail"
 #: Seconds that sendmail may take.
 PATIENCE = 60.0
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class _Day(Kind[str]):
@@ -76,11 +85,22 @@ class _Address(Kind[str]):
     noun = "a mail address"
 
     def parse(self, text: str) -> str:
-        local, at, domain = text.rpartition("@")
-        if parseaddr(text)[1] != text or not (local and at and "." in domain and text.isascii()):
+        local, _, domain = text.rpartition("@")
+        plain = local and text.isascii() and text.isprintable() and is_domain(domain.lower())
+        if not plain or parseaddr(text)[1] != text:
             raise ValueError(f"expected {self.noun}, not {text[:60]!r}")
         if text.startswith("-"):
             raise ValueError("an address that begins with a hyphen can't be given to sendmail")
+        return text
+
+
+class _Name(Kind[str]):
+    metavar = "TEXT"
+    noun = "a name in UTF-8, without control characters"
+
+    def parse(self, text: str) -> str:
+        if not (text.strip() and text.isprintable()):
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
         return text
 
 
@@ -99,7 +119,7 @@ class Options(StoreOptions):
         default=(),
         help="Report only to the owners of these domains, at which the policies are published.",
     )
-    organization = option(TEXT, required=True, help="The name of your organization.")
+    organization = option(_Name(), required=True, help="The name of your organization.")
     email = option(
         _Address(),
         required=True,
@@ -168,37 +188,50 @@ class _Reporting:
         wanted = set(map(canonical, self._options.domain))
         submitter = canonical(self._options.email.rpartition("@")[2])
         begin = int(datetime.fromisoformat(self._day).replace(tzinfo=UTC).timestamp())
-        found = await rows_on(self._store, self._day)
+        found = await results_on(self._store, self._day)
         domains = [domain for domain in found if not wanted or domain in wanted]
         if not domains:
             where = " of these domains" if wanted else ""
             _print(f"no results{where} on {self._day}")
         for domain in in_turns(domains):
-            published, rows = found[domain]
-            report = Report(
-                self._options.organization,
-                self._options.email,
-                submitter,
-                begin,
-                published,
-                rows,
-                package(),
-            )
-            data = gzip.compress(xml(report), mtime=report.end)
-            _print(f"{domain}: {sum(count for _, count in rows)} messages in {len(rows)} rows")
+            results = found.pop(domain)
+            report = await self._report(results, submitter, begin)
+            if not report.rows:  # a report has at least one
+                continue
+            messages = sum(results.counts.values())
+            _print(f"{domain}: {messages} messages in {len(results.counts)} rows")
+            if report.left_out:
+                _print(f"  {report.left_out} rows are left out")
+            data = compressed(report)
             self._write(report, data)
             if self._options.send:
-                for each in await settle(destinations(domain, published.rua), resolver):
+                asked = destinations(domain, results.published.rua)
+                for each in await settle(asked, resolver):
                     await self._send(report, data, each)
         return 1 if self._failed else 0
+
+    async def _report(self, results: Results, submitter: str, begin: int) -> Report:
+        rows = await most_frequent(self._store, results)
+        return Report(
+            self._options.organization,
+            self._options.email,
+            submitter,
+            begin,
+            results.published,
+            rows,
+            package(),
+            left_out=len(results.counts) - len(rows),
+        )
 
     def _write(self, report: Report, data: bytes) -> None:
         if self._folder is None:
             return
         path = self._folder / report.file_name
-        temporary = path.with_name(f".{path.name}.new")
+        # Two runs at a time have different ones.
+        temporary = self._folder / f".{secrets.token_hex(8)}.new"
         try:
-            temporary.write_bytes(data)
+            with os.fdopen(os.open(temporary, _NEW, 0o644), "wb") as file:
+                file.write(data)
             temporary.replace(path)
         except OSError as error:
             with suppress(OSError):
@@ -216,15 +249,28 @@ class _Reporting:
             _print(f"  not sent to {to.uri}: {to.problem}")
         elif not self._left:
             self._problem(f"  not sent to {to.address}: --limit is reached")
-        elif not await claim(self._store, self._day, domain, to.address):
-            _print(f"  sent to {to.address} before")
+        elif earlier := await claim(self._store, self._day, domain, to.address):
+            if earlier == "sent":
+                _print(f"  sent to {to.address} before")
+            else:
+                self._problem(f"  not sent to {to.address}: another run is sending it, or ended")
         else:
             self._left -= 1
-            if problem := self._submit(mail(report, data, to.address), to.address):
-                await unclaim(self._store, self._day, domain, to.address)
-                self._problem(f"  not sent to {to.address}: {problem}")
-            else:
-                _print(f"  sent to {to.address}")
+            await self._send_claimed(report, data, to.address)
+
+    async def _send_claimed(self, report: Report, data: bytes, address: str) -> None:
+        """Submit a report and end the claim, also if that fails or is interrupted."""
+        sent = False
+        try:
+            problem = self._submit(mail(report, data, address), address)
+            sent = not problem
+        finally:
+            domain = report.published.domain
+            await _surely(end_claim(self._store, self._day, domain, address, sent=sent))
+        if problem:
+            self._problem(f"  not sent to {address}: {problem}")
+        else:
+            _print(f"  sent to {address}")
 
     def _submit(self, message: EmailMessage, address: str) -> str:
         """Give a mail to sendmail; return the problem, "" if it was taken."""
@@ -250,6 +296,24 @@ class _Reporting:
     def _problem(self, text: str) -> None:
         self._failed = True
         _print(text)
+
+
+async def _surely(work: Awaitable[None]) -> None:
+    """Await what has to be done even if the run is interrupted meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await task
+        raise
+
+
+def compressed(report: Report) -> bytes:
+    """Return the compressed document of a report; it is the same if the report is made again."""
+    data = BytesIO()
+    with GzipFile(filename="", mode="wb", fileobj=data, mtime=report.end) as file:
+        file.writelines(xml(report))
+    return data.getvalue()
 
 
 def in_turns(domains: list[str]) -> list[str]:

@@ -15,6 +15,7 @@ import pytest
 from smtpd_filters.authentication.dmarc.reports import Published, Row
 from smtpd_filters.cli import dmarc, main
 from smtpd_filters.cli.verb import Verb
+from smtpd_filters.filters.auth import reporting
 from smtpd_filters.filters.auth.reporting import count
 from smtpd_filters.stores.sqlite import SQLiteStore
 from smtpd_filters.testing import DNSServer
@@ -208,6 +209,58 @@ def test_what_can_not_be_sent_is_sent_later(tool: Tool) -> None:
     assert (status, len(tool.mails())) == (0, 2)
 
 
+def claim(tool: Tool, address: str, lease: float = reporting.LEASE) -> str:
+    async def ask() -> str:
+        store = SQLiteStore(str(tool.store), timeout=30, note=print)
+        try:
+            return await reporting.claim(store, DAY, "example.org", address, lease)
+        finally:
+            await store.aclose()
+
+    return asyncio.run(ask())
+
+
+def test_two_runs_at_a_time_send_once(tool: Tool) -> None:
+    tool.record((asking("example.org", "a@example.org"), ROW))
+    assert claim(tool, "a@example.org") == ""
+    status, out, _ = tool.run("--send")
+    assert (status, tool.mails()) == (1, [])
+    assert "  not sent to a@example.org: another run is sending it, or ended" in out.splitlines()
+
+
+def test_the_claim_of_a_run_that_was_killed_expires(tool: Tool) -> None:
+    tool.record((asking("example.org", "a@example.org"), ROW))
+    assert claim(tool, "a@example.org", 0.001) == ""
+    assert (tool.run("--send")[0], len(tool.mails())) == (0, 1)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_run_that_is_interrupted(tool: Tool, *, takes: bool) -> None:
+    """The program in place of sendmail interrupts the run: what it has done is noted."""
+    tool.record((asking("example.org", "a@example.org", "b@example.org"), ROW))
+    if takes:
+        tool._program(f'cat > "{tool.sent}/0"; kill -INT $PPID; echo "$@" >> "{tool.sent}/0"')
+    else:
+        tool._program("cat > /dev/null; kill -INT $PPID; exit 75")
+    assert tool.run("--send")[0] == 130
+    assert claim(tool, "a@example.org") == ("sent" if takes else "")
+    assert claim(tool, "b@example.org") == ""
+
+
+def test_a_mail_that_can_not_be_made_is_not_noted_as_sent(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool.record((asking("example.org", "a@example.org"), ROW))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(dmarc, "mail", fail)
+    with pytest.raises(MemoryError):
+        tool.run("--send")
+    assert claim(tool, "a@example.org") == ""
+
+
 def test_the_names_of_one_owner_do_not_use_up_the_limit(tool: Tool) -> None:
     names = [f"{n}.evil.example" for n in range(4)]
     tool.record(*((asking(each, f"a@{each}", f"b@{each}"), ROW) for each in names))
@@ -259,6 +312,37 @@ def test_a_folder_that_is_read_only(tool: Tool, monkeypatch: pytest.MonkeyPatch)
     assert list(tool.reports.iterdir()) == []
 
 
+def test_links_in_the_folder_are_not_followed(tool: Tool, tmp_path: Path) -> None:
+    tool.record((asking("example.org"), ROW))
+    tool.run("--output", str(tool.reports))
+    (written,) = tool.reports.iterdir()
+    target = tmp_path / "target"
+    target.write_text("precious")
+    written.unlink()
+    written.symlink_to(target)
+    written.with_name(f".{written.name}.new").symlink_to(target)
+    assert tool.run("--output", str(tool.reports))[0] == 0
+    assert target.read_text() == "precious"
+    assert not written.is_symlink()
+
+
+def test_a_report_on_very_many_rows(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = asking("example.org")
+    tool.record(*((published, replace(ROW, source=f"192.0.2.{n}")) for n in range(9)))
+    monkeypatch.setattr(
+        reporting.most_frequent, "__kwdefaults__", {"max_rows": 4, "max_size": 1 << 20}
+    )
+    status, out, _ = tool.run("--output", str(tool.reports))
+    assert (status, out.splitlines()[:2]) == (
+        0,
+        ["example.org: 9 messages in 9 rows", "  5 rows are left out"],
+    )
+    (path,) = tool.reports.iterdir()
+    root = validate(gzip.decompress(path.read_bytes()))
+    assert len(every(root, "record")) == 4
+    assert text_at(root, "report_metadata/error") == "5 rows left out"
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
@@ -266,6 +350,11 @@ def test_a_folder_that_is_read_only(tool: Tool, monkeypatch: pytest.MonkeyPatch)
         (("--send", "--day", "2926-01-01"), "--day: 2926-01-01 is not over"),
         (("--send", "--day", "monday"), "--day: expected a date such as"),
         (("--send", "--email", "Ann <a@mx.example>"), "--email: expected a mail address"),
+        (("--send", "--email", "a@../../mx.example"), "--email: expected a mail address"),
+        (("--send", "--email", "a@mx.example\n"), "--email: expected a mail address"),
+        (("--send", "--organization", "M\udcfcller"), "--organization: expected a name in UTF-8"),
+        (("--send", "--organization", "X\r\nY"), "--organization: expected a name in UTF-8"),
+        (("--send", "--organization", ""), "--organization: expected a name in UTF-8"),
         (("--send", "--email", "-oQ@mx.example"), "begins with a hyphen"),
         (("--output", "/nonexistent"), "--output: /nonexistent: not a directory"),
         (("--send", "--store", "memory:"), "--store: memory:"),

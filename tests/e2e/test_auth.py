@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from smtpd_filters.authentication.results import parse
-from smtpd_filters.filters.auth.reporting import day_of, rows_on
+from smtpd_filters.filters.auth.reporting import day_of
 from smtpd_filters.stores.sqlite import SQLiteStore
 from smtpd_filters.testing.server import filter_command, scratch_path
 from tests.authentication.signing import public, rsa_key, signed
 from tests.e2e.sending import ALICE, GOOD, GOOD6, NAMELESS, ZONE, attempt, folders, logged
+from tests.filters.auth.recorded import rows_on
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ from smtpd_filters.authentication.dmarc.reports import Row as Result
 from smtpd_filters.checks.correspondents import Correspondents
 from smtpd_filters.cli import main
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.filters.auth.reporting import count, rows_on
+from smtpd_filters.filters.auth.reporting import count
 from smtpd_filters.filters.greylist.records import records
 from smtpd_filters.filters.greylist.triplets import (
     Attempt,
@@ -38,6 +38,7 @@ from smtpd_filters.stores.operations import MAX_TTL, MAX_VALUE, Row
 from smtpd_filters.stores.redis_store import RedisStore
 from smtpd_filters.stores.sqlite import SQLiteStore
 from tests.effort import part
+from tests.filters.auth.recorded import rows_on
 from tests.needed import need
 from tests.stores.conftest import PATIENCE
 from tests.stores.redis_server import RedisServer, unavailable

@@ -15,14 +15,17 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from hashlib import sha256
+from heapq import nsmallest
+from itertools import islice
 from time import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from smtpd_filters.authentication.dmarc.reports import is_domain
+from smtpd_filters.authentication.dmarc.reports.document import MAX_ROWS
 from smtpd_filters.authentication.dmarc.reports.rows import MAX_NAME, Published, Row, cut
 from smtpd_filters.checks.exemptions import known_address
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.stores import Add, Count, Put, Store, join, split
+from smtpd_filters.stores import Add, Count, Delete, Get, Put, Store, join, split
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
 
 #: Seconds for which a day's rows are kept: time enough to mend a report that could not be sent.
 KEPT = 8 * 86400.0
+#: Seconds after which a claim ends: longer than it takes to submit a mail.
+LEASE = 600.0
+#: Bytes of the rows of a report in the store: a sender can make rows of some KiB each, which don't
+#: compress, and mail has limits.
+MAX_SIZE = 16 << 20
 #: Messages that wait to be counted.
 MAX_PENDING = 1000
 #: Seconds for which the end of the process waits for them.
@@ -46,6 +54,9 @@ FAILED = "a look-up failed"
 
 _SPACE = "dmarc-report"
 _POLICY, _ROW, _COUNT = b"policy", b"row", b"count"
+_CLAIMED, _SENT = b"claimed", b"sent"
+#: Rows that are read at a time.
+_AT_ONCE = 64
 _DISPOSITIONS = {"junk": "quarantine", "reject": "reject"}
 
 
@@ -206,14 +217,24 @@ async def count(store: Store, day: str, published: Published, row: Row) -> None:
     )
 
 
-async def rows_on(store: Store, day: str) -> dict[str, tuple[Published, list[tuple[Row, int]]]]:
-    """Return the policies that were applied on a day, by their domains, with rows and counts.
+class Results(NamedTuple):
+    """The results of a day for the policy of a domain, whose rows `most_frequent` reads.
+
+    `counts` has the number of messages of each row, by the row's digest.
+    """
+
+    published: Published
+    shard: bytes
+    counts: dict[bytes, int]
+
+
+async def results_on(store: Store, day: str) -> dict[str, Results]:
+    """Return the results of a day, by the domains of their policies.
 
     What another version has stored is left out. Raises UnavailableError.
     """
     policies: dict[bytes, Published] = {}
-    rows: dict[bytes, dict[bytes, Row]] = {}
-    counts: dict[tuple[bytes, bytes], int] = {}
+    counts: dict[bytes, dict[bytes, int]] = {}
     async for key, entry in store.scan(f"{_SPACE}:{{{day}/".encode()):
         shard, *parts = split(key)
         try:
@@ -221,30 +242,65 @@ async def rows_on(store: Store, day: str) -> dict[str, tuple[Published, list[tup
                 case [kind] if kind == _POLICY:
                     policies[shard] = Published.restored(entry.value)
                 case [kind, digest] if kind == _ROW:
-                    rows.setdefault(shard, {})[digest] = Row.restored(entry.value)
+                    counts.setdefault(shard, {}).setdefault(digest, 1)
                 case [kind, digest] if kind == _COUNT:
-                    counts[shard, digest] = int(entry.value)
+                    counts.setdefault(shard, {})[digest] = int(entry.value)
         except ValueError:
             store.damaged(key)
     return {
-        published.domain: (
-            published,
-            [(row, counts.get((shard, key), 1)) for key, row in rows[shard].items()],
-        )
+        published.domain: Results(published, shard, counts[shard])
         for shard, published in sorted(policies.items())
-        if shard in rows and is_domain(published.domain)
+        if shard in counts and is_domain(published.domain)
     }
 
 
-async def claim(store: Store, day: str, domain: str, address: str) -> bool:
-    """Return whether nobody has sent the report on a domain's day to an address, and note it."""
-    key = join(_SPACE, f"sent/{day}/{domain}".encode("utf-8", "surrogateescape"), address.encode())
-    return await store.ask(Add(key, b"sent", KEPT)) is None
+async def most_frequent(
+    store: Store, results: Results, *, max_rows: int = MAX_ROWS, max_size: int = MAX_SIZE
+) -> list[tuple[Row, int]]:
+    """Return the rows of results with their counts, the most frequent ones first.
+
+    They are at most `max_rows`, and take at most `max_size` bytes in the store. Raises
+    UnavailableError.
+    """
+    found: list[tuple[Row, int]] = []
+    left = max_size
+    chosen = iter(nsmallest(max_rows, results.counts.items(), key=lambda each: (-each[1], each[0])))
+    while some := [*islice(chosen, _AT_ONCE)]:
+        keys = [join(_SPACE, results.shard, _ROW, digest) for digest, _ in some]
+        entries = await asyncio.gather(*(store.ask(Get(key)) for key in keys))
+        for key, entry, (_, number) in zip(keys, entries, some, strict=True):
+            if entry is None:
+                continue
+            left -= len(entry.value)
+            if left < 0:
+                return found
+            try:
+                found.append((Row.restored(entry.value), number))
+            except ValueError:
+                store.damaged(key)
+    return found
 
 
-async def unclaim(store: Store, day: str, domain: str, address: str) -> None:
-    """Undo `claim`: the report could not be sent."""
-    from smtpd_filters.stores import Delete
+async def claim(store: Store, day: str, domain: str, address: str, lease: float = LEASE) -> str:
+    """Claim the sending of a report to an address; return "", or who has it.
 
-    key = join(_SPACE, f"sent/{day}/{domain}".encode("utf-8", "surrogateescape"), address.encode())
-    await store.ask(Delete(key))
+    "sent" means that it has been sent, "claimed" that another process sends it. A claim expires
+    after `lease` seconds: its process may have been killed. Raises UnavailableError.
+    """
+    earlier = await store.ask(Add(_sent_key(day, domain, address), _CLAIMED, lease))
+    if earlier is None:
+        return ""
+    return "claimed" if earlier.value == _CLAIMED else "sent"
+
+
+async def end_claim(store: Store, day: str, domain: str, address: str, *, sent: bool) -> None:
+    """End a claim: note that the report was sent, or let others send it.
+
+    Raises UnavailableError.
+    """
+    key = _sent_key(day, domain, address)
+    await store.ask(Put(key, _SENT, KEPT) if sent else Delete(key))
+
+
+def _sent_key(day: str, domain: str, address: str) -> bytes:
+    return join(_SPACE, f"sent/{day}/{domain}".encode("utf-8", "surrogateescape"), address.encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,12 +11,13 @@ import pytest
 from smtpd_filters.authentication.dmarc.reports import Published, Row
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.auth import Auth, reporting
-from smtpd_filters.filters.auth.reporting import Reporter, count, day_of, rows_on
+from smtpd_filters.filters.auth.reporting import Reporter, count, day_of, most_frequent, results_on
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.stores.memory import MemoryStore
 from smtpd_filters.stores.sqlite import SQLiteStore
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.filters.auth.mail import FAILS, MESSAGE, PASSES, of, send, signed_by, zone
+from tests.filters.auth.recorded import rows_on
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,6 +244,25 @@ def test_what_another_version_has_stored_is_left_out() -> None:
         return await rows_on(store, DAY)
 
     assert asyncio.run(run()) == {"example.org": (PUBLISHED, [(ROW, 1)])}
+
+
+def test_the_most_frequent_rows_are_read() -> None:
+    rows = [replace(ROW, source=f"192.0.2.{n}") for n in range(1, 90)]
+
+    async def read(**bounds: int) -> list[tuple[str, int]]:
+        store = MemoryStore()
+        for row in (*rows, rows[7], rows[70], rows[70]):
+            await count(store, DAY, PUBLISHED, row)
+        found = await results_on(store, DAY)
+        assert sum(found["example.org"].counts.values()) == len(rows) + 3
+        read = await most_frequent(store, found["example.org"], **bounds)
+        return [(row.source, number) for row, number in read]
+
+    most = [("192.0.2.71", 3), ("192.0.2.8", 2)]
+    assert asyncio.run(read(max_rows=2)) == most
+    assert asyncio.run(read(max_size=2 * len(ROW.stored()) + 10)) == most
+    every = asyncio.run(read())
+    assert (every[:2], len(every)) == (most, len(rows))
 
 
 def test_days_are_those_of_utc() -> None:

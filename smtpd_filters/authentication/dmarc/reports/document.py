@@ -29,7 +29,8 @@ class Report:
     """A report on a day.
 
     `organization`, `email` and `submitter`, a domain, are those of the reporter. `begin` is the
-    first second of the day. `rows` are rows with the numbers of their messages.
+    first second of the day. `rows` are rows with the numbers of their messages, without the
+    `left_out` ones.
     """
 
     organization: str
@@ -39,6 +40,7 @@ class Report:
     published: Published
     rows: Sequence[tuple[Row, int]]
     generator: str = ""
+    left_out: int = 0
 
     @property
     def end(self) -> int:
@@ -72,17 +74,22 @@ class Report:
         )
 
 
-def xml(report: Report, *, max_rows: int = MAX_ROWS) -> bytes:
-    """Return the XML document of a report, with at most `max_rows` rows, the most frequent ones."""
-    lines = ['<?xml version="1.0" encoding="UTF-8"?>', f'<feedback xmlns="{NAMESPACE}">']
-    lines += _inside(_feedback(report, max_rows))
-    lines.append("</feedback>\n")
-    return "\n".join(lines).encode("utf-8")
+def xml(report: Report) -> Iterator[bytes]:
+    """Yield the lines of the XML document of a report."""
+    for line in _document(report):
+        yield f"{line}\n".encode()
 
 
-def _feedback(report: Report, max_rows: int) -> Iterator[str]:
+def _document(report: Report) -> Iterator[str]:
+    yield '<?xml version="1.0" encoding="UTF-8"?>'
+    yield f'<feedback xmlns="{NAMESPACE}">'
+    yield from _inside(_feedback(report))
+    yield "</feedback>"
+
+
+def _feedback(report: Report) -> Iterator[str]:
     rows = sorted(report.rows, key=lambda each: (-each[1], each[0].stored()))
-    left_out = len(rows) - max_rows
+    left_out = report.left_out
     yield _element("version", "1.0")
     yield from _group(
         "report_metadata",
@@ -94,12 +101,12 @@ def _feedback(report: Report, max_rows: int) -> Iterator[str]:
                 "date_range",
                 [_element("begin", str(report.begin)), _element("end", str(report.end))],
             ),
-            *_optional("error", f"{left_out} rows left out" if left_out > 0 else ""),
+            *_optional("error", f"{left_out} rows left out" if left_out else ""),
             *_optional("generator", report.generator),
         ],
     )
     yield from _group("policy_published", _policy(report.published))
-    for row, count in rows[:max_rows]:
+    for row, count in rows:
         yield from _group("record", _record(row, count))
 
 
