@@ -34,6 +34,7 @@ from .settings import Settings, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .checks.subject import tag_subject
     from .filter import Filter, Registration
     from .lookups.dns import Resolver
     from .lookups.http import Service
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from .main import run
     from .message import Headers, Message
     from .own_field import OwnField
-    from .parts import Part, Parts, read_parts
+    from .parts import Part, Parts, read_parts, read_words
     from .runtime.probes import Probe
     from .sandbox import Needs
     from .session import Session, Transaction
@@ -70,7 +71,7 @@ _LAZY = {
     "Resolver": "lookups.dns",
     **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
-    **dict.fromkeys(("Part", "Parts", "read_parts"), "parts"),
+    **dict.fromkeys(("Part", "Parts", "read_parts", "read_words"), "parts"),
     "Probe": "runtime.probes",
     "Service": "lookups.http",
     **dict.fromkeys(("Session", "Transaction"), "session"),
@@ -82,6 +83,7 @@ _LAZY = {
         "stores",
     ),
     "run": "main",
+    "tag_subject": "checks.subject",
 }
 
 
@@ -150,7 +152,9 @@ __all__ = [
     "join",
     "option",
     "read_parts",
+    "read_words",
     "reply",
     "run",
     "split",
+    "tag_subject",
 ]

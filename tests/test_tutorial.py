@@ -232,6 +232,11 @@ def test_accounts(text: str, reason: str) -> None:
         client.rcpt_to("b@example.org")
         mail = client.message(fields + base64.encodebytes(text.encode()))
         assert mail.refused == bool(reason)
+        if not text.startswith("x"):
+            client.mail_from("a@example.net")
+            client.rcpt_to("b@example.org")
+            subject = b"Subject: =?utf-8?q?DE89_3704_0044_0532_0130_00?="
+            assert client.message(b"Subject: x\\n" + subject + b"\\n\\nhello\\n").refused
     assert not reason or reason in smtpd.log[0] or "too long" in smtpd.log[0]
 """
 

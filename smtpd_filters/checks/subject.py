@@ -28,14 +28,22 @@ _ANSWER = re.compile(r"\s*+(?:\w{1,8}(?:\[\d{1,3}\])?\s?:\s*+){0,8}")
 _ESCAPED = re.compile("[\udc80-\udcff]")
 #: Characters of a subject that are searched for the tag.
 _SEARCHED = 1000
+#: Characters of a tag, with which its encoded words are one line (RFC 5322 section 2.1.1).
+TAG_MAX = 120
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]+")
 
 
 def tag_subject(headers: Headers, tag: str) -> bool:
     """Put a tag before the subject; return whether it was not there.
 
     A message without a subject gets one. Of several subjects the first and the last get the tag,
-    since programs show one of them.
+    since programs show one of them. A subject that begins with the tag, perhaps behind `Re:`,
+    stays. The tag is any text; control characters become blanks, and of a longer one the first 120
+    characters count.
     """
+    tag = re.sub(_CONTROL, " ", tag).strip()[:TAG_MAX]
+    if not tag:
+        return False
     text = headers.text()
     first = last = None
     for last in fields_named(text, text.lower(), "Subject"):  # there may be 16,000

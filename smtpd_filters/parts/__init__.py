@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from .part import Member, Part, Parts
 from .reader import read_parts
+from .words import read_words
 
-__all__ = ["Member", "Part", "Parts", "read_parts"]
+__all__ = ["Member", "Part", "Parts", "read_parts", "read_words"]

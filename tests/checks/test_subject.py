@@ -77,6 +77,29 @@ def test_a_tag_beyond_ascii() -> None:
     assert tagged(answer, tag="[für außen]") == [answer]
 
 
+@pytest.mark.parametrize(
+    ("tag", "line"),
+    [
+        ("a\nb", b"Subject: a b x"),
+        ("[x]\r\nBcc: y ", b"Subject: [x] Bcc: y x"),
+        ("x" * 500, b"Subject: " + b"x" * 120 + b"\n x"),
+        ("", b"Subject: x"),
+        (" \n", b"Subject: x"),
+    ],
+)
+def test_any_text_can_be_a_tag(tag: str, line: bytes) -> None:
+    """It may be what a service has replied."""
+    once = tagged(b"Subject: x", tag=tag)
+    assert b"\n".join(once) == line
+    assert tagged(*once, tag=tag) == once
+
+
+def test_the_longest_tag_is_a_line_of_mail() -> None:
+    once = tagged(b"Subject: x", tag="\U0001f600" * 5000)
+    assert max(map(len, once)) < 998
+    assert shown(once) == "\U0001f600" * 120 + " x"
+
+
 VALUES = st.lists(st.binary(max_size=40).map(lambda each: each.replace(b"\n", b" ")), max_size=4)
 
 

@@ -16,7 +16,7 @@ import re
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from typing import Literal
 
 # RFC 2047 section 2. Programs accept longer words than its 75 characters, and white space within.
@@ -27,6 +27,12 @@ _NOT_ALPHANUMERIC = re.compile(r"[^a-z0-9]+")
 # RFC 2047 section 5 (3) allows letters, digits and "!*+-/=_" only; programs accept everything but
 # these, which are special in an address. The second set may precede or follow a word.
 _NOT_IN_NAMES = re.compile(r"[\x00-\x20\x7f()<>@,;:\\\"\[\]?]")
+#: Characters of a text whose encoded words `readings` decodes: programs show a line of it. A run of
+#: blanks counts as one, since it is shown as one.
+ENCODED = 1 << 12
+_BLANKS = re.compile(r"\s+")
+#: Units of work for a text with encoded words, and for each of its characters.
+_WORK, _WORK_EACH = 50, 3
 _APART = frozenset(' \t\r\n()<>,;:"')
 
 #: Python's codecs for the character sets of mail programs in which ASCII bytes may have another
@@ -102,6 +108,18 @@ def decoded(text: str) -> tuple[str, ...]:
     if _may_differ(text):
         found.update(dict.fromkeys(_readings(list(_pieces(text, strict=True)))))
     return tuple(found)
+
+
+def readings(text: str) -> Generator[int, None, tuple[str, ...]]:
+    """Return what `decoded` does; of a long text only for its beginning, and the text as well.
+
+    Yields units of work (`runtime.pace`).
+    """
+    if "=?" not in text:
+        return (text,)
+    begun = text if len(text) <= ENCODED else _BLANKS.sub(" ", text)[:ENCODED]
+    yield _WORK + _WORK_EACH * len(begun)
+    return tuple(dict.fromkeys((*decoded(begun), *(() if begun == text else (text,)))))
 
 
 def outside(text: str) -> str:

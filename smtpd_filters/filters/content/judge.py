@@ -5,10 +5,9 @@ It is a generator that yields units of work (`runtime.pace`).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
-from smtpd_filters.checks.author.encoded_words import decoded
+from smtpd_filters.checks.author.encoded_words import readings
 from smtpd_filters.mime.names import extension, inner_extension
 from smtpd_filters.parts.dangerous import DANGEROUS, HARMLESS
 
@@ -25,13 +24,8 @@ if TYPE_CHECKING:
     from .patterns import Patterns
     from .rules import Rule, Rules
 
-#: Characters of a field with encoded words that are decoded: programs show a line of it. A run of
-#: blanks counts as one, since it is shown as one.
-ENCODED = 1 << 12
-_BLANKS = re.compile(r"\s+")
-#: Units of work for a rule and part, for the scripts of a text, for a text with encoded words, and
-#: for each of its characters.
-_PART, _SCRIPTS, _ENCODED, _DECODED = 5, 800, 50, 3
+#: Units of work for a rule and part, and for the scripts of a text.
+_PART, _SCRIPTS = 5, 800
 
 
 @dataclass(slots=True)
@@ -126,7 +120,7 @@ class Judge:
             if dialect == "raw":
                 found |= yield from patterns.matches(b"\n".join(field.lines).lower())
                 continue
-            for text in (yield from _decoded(field.value)):
+            for text in (yield from readings(field.value)):
                 found |= yield from patterns.matches((yield from folding(text)))
         self._fields[key] = found
         return found
@@ -185,15 +179,6 @@ class Judge:
                     found[name] = max(share, found.get(name, 0.0))
             self._shares[part.number] = found
         return self._shares[part.number].get(rule.script, 0.0) >= rule.share > 0
-
-
-def _decoded(value: str) -> Generator[int, None, tuple[str, ...]]:
-    """Return the readings of a field's value, and a long one as it is written, too."""
-    if "=?" not in value:
-        return (value,)
-    begun = value if len(value) <= ENCODED else _BLANKS.sub(" ", value)[:ENCODED]
-    yield _ENCODED + _DECODED * len(begun)
-    return tuple(dict.fromkeys((*decoded(begun), *(() if begun == value else (value,)))))
 
 
 def _fits(rule: Rule, part: Part) -> bool:
