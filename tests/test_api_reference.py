@@ -26,6 +26,7 @@ FRAMEWORK = {
             "discard",
             "drain",
             "drained",
+            "end_header",
             "feed",
             "header_cost",
             "header_seen",

@@ -1160,6 +1160,43 @@ def test_a_body_for_a_message_without_one() -> None:
         assert wire(held) == [b"A: 1", b"", b"x"]
 
 
+@pytest.mark.parametrize("memory", [TINY, 1 << 20])
+@pytest.mark.parametrize("body", [[], [b""], [b"", b"x", b"", b"..", b"y" * 70_000] * 3])
+@pytest.mark.parametrize("edited", [False, True])
+def test_a_header_block_can_be_ended_before_its_end(
+    memory: int, body: list[bytes], *, edited: bool
+) -> None:
+    spool = Spool(memory=memory)
+    with message([b"A: 1", b"B: 2", b"..: x", b" y", *body], spool=spool) as held:
+        before = held.snapshot()
+        size = len(b"\n.: x\n y") + sum(len(each) + 1 for each in body[1:])
+        assert sum(held.end_header(b"\n.: x\n y")) == size
+        assert held.headers.names() == ["A", "B"]
+        if edited:
+            held.headers.append("C", "3")
+        ended = [b"A: 1", b"B: 2", *[b"C: 3"] * edited, b"", b"..: x", b" y", *body]
+        assert b"".join(held.body()) == b"".join(
+            [each + b"\n" for each in unstuff(ended[ended.index(b"") + 1 :])]
+        )
+        assert held.differs(before)
+        if not edited:
+            held.restore(before)
+            assert not held.differs(before)
+            assert list(held.end_header(b"\n.: x\n y"))
+        assert wire(held) == ended
+    assert spool.used == 0
+
+
+def test_a_header_block_that_is_not_ended_to_the_end_stays(tmp_path: Path) -> None:
+    spool = Spool(memory=TINY, directories=(str(tmp_path),))
+    with message(MAIL, spool=spool) as held:
+        steps = held.end_header(b"\n" + MAIL[1])
+        next(steps)
+        del steps
+        assert wire(held) == MAIL
+    assert spool.used == 0
+
+
 def test_a_body_that_fails_leaves_the_old_one() -> None:
     def chunks() -> Iterator[bytes]:
         yield b"new\n"

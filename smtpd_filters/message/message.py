@@ -6,7 +6,7 @@ sent back from it unchanged.
 Invariants
 ----------
 *Byte for byte*: the message is sent back as received, except for edits of `headers`, the argument
-of `replace_body` and the end of a header block that was cut.
+of `replace_body` and the end of a header block that was cut, or ended by `end_header`.
 *Bounded*: lines are kept in a `Spool`, including those of an edited header block. The header block
 is held as `Headers` only from the first access to `headers` until `release`, and the store is never
 read in larger pieces than a chunk.
@@ -385,8 +385,34 @@ class Message:
         except BaseException:
             new.discard()
             raise
+        self._take_body(new.store)
+
+    def end_header(self, rest: bytes) -> Iterator[int]:
+        """End the header block before its last lines, which become the beginning of the body.
+
+        `rest` is these lines, as a text of `Headers`. An empty line is added in front of them.
+        This is done in steps; it yields the bytes of each before it. On failure nothing changes.
+        Raises SpoolError.
+        """
+        self._ready()
+        headers = self.headers
+        new = Store(self._spool)
+        try:
+            yield len(rest)
+            new.append_block(_block(rest.replace(b"\n.", b"\n.."), blank=self._ended))
+            for block in _blocks(self._body, self._body_at, self._first_row(), CHUNK):
+                yield len(block)
+                new.append_block(block)
+        except BaseException:
+            new.discard()
+            raise
+        headers.replace_text(headers.text().removesuffix(rest))
+        self._take_body(new)
+
+    def _take_body(self, new: Store) -> None:
+        """Have a store, which is not a list of lines, as the body."""
         self._replaced.append((self._body, self._body_at, self._blank))
-        self._body, self._body_at, self._blank = new.store, 0, True
+        self._body, self._body_at, self._blank = new, 0, True
 
     # -- sending back --------------------------------------------------------------------
 

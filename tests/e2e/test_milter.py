@@ -242,6 +242,20 @@ def test_opendmarc_sees_the_results_of_opendkim(start: Start, lab: Lab, verifier
     assert "dkim=pass" in results[-1]
 
 
+@pytest.mark.parametrize("line", [b": x", b"X\xff: y"])
+def test_no_from_is_hidden_from_opendmarc(start: Start, lab: Lab, line: bytes) -> None:
+    """smtpd takes such a line; OpenDMARC sees no From below it, and no recipient may either."""
+    with opendmarc(lab, "RejectFailures true", "SPFSelfValidate true") as judge:
+        server = begin(start, lab, judge)
+        message = mail("hello")
+        outcome = attempt(server, GOOD, sender=SENDER, message=message)
+        assert "rejected by DMARC policy for good.example" in outcome.text
+        outcome = attempt(server, GOOD, sender=SENDER, message=line + b"\r\n" + message)
+        assert outcome.code == 250, outcome
+        [delivered] = server.maildir("alice")
+    assert b"\n\n" + line + b"\nFrom: " in delivered.content
+
+
 def test_every_answer_of_a_program(start: Start, lab: Lab, scripted: Daemon) -> None:
     server = begin(start, lab, scripted)
 

@@ -80,7 +80,7 @@ class Asked:
         draft = Draft(message, self._session.server_name)
         decision = await self._bring(v.END_OF_BODY, draft=draft)
         if isinstance(decision, Proceed | Junk):
-            return self._finished(draft, decision)
+            return await self._finished(draft, decision)
         return decision
 
     async def commit(self) -> Proceed | Reject | Disconnect:
@@ -129,7 +129,7 @@ class Asked:
         policy.log.failure(cause, phase, self._session.id, told, cause=cause)
         return decision
 
-    def _finished(self, draft: Draft, decision: Proceed | Junk) -> Proceed | Junk | Reject:
+    async def _finished(self, draft: Draft, decision: Proceed | Junk) -> Proceed | Junk | Reject:
         """Apply the edits of all milters; return the decision about the message."""
         settings = self._policy.settings
         notes = "; ".join(draft.notes)
@@ -148,5 +148,5 @@ class Asked:
             notes = "; ".join([f"quarantined: {draft.quarantine}", *draft.notes])
             if settings.quarantine == "junk":
                 decision = JUNK
-        draft.store()
+        await draft.store()
         return decision.because(notes) if notes else decision

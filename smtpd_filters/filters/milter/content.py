@@ -5,6 +5,9 @@ Invariants
 *In order*: each milter is sent the message with the edits of those before it.
 *All or nothing*: edits are collected and applied after the final answer; a milter that fails or
 refuses has changed nothing.
+*One header*: a line that isn't a field ends the header for milters, and for the recipient as well:
+an empty line is added, as by Postfix. A program that reads fields below it would show, for example,
+a From that no milter has seen.
 *Bounded*: the body is read from the spool in pieces as they are sent, a new one is spooled as it
 arrives, and the protocol bounds the edits (`smtpd_filters.milter.Limits`).
 """
@@ -75,6 +78,8 @@ class Draft:
         self.headers = EditedHeaders(message.headers.text(), field_lines)
         #: Notes about the message for the log.
         self.notes: list[str] = []
+        if self.headers.rest:
+            self.note("header ended before a line that is not a field")
         #: The reason for which it is to be held; None if it isn't.
         self.quarantine: str | None = None
         #: Whether a milter has changed the envelope; the recipients that were deleted, in brackets,
@@ -147,10 +152,18 @@ class Draft:
         edit = AddHeader(QUARANTINE.name.encode(), reason.encode() or b"no reason given")
         self.headers.apply(edit, leading_space=False)
 
-    def store(self) -> None:
-        """Write the edits of the header into the message."""
-        if self.headers.changed:
-            self._message.headers.replace_text(self.headers.text())
+    async def store(self) -> None:
+        """Write the edits of the header into the message, and end it where it ends for milters.
+
+        Raises SpoolError.
+        """
+        headers = self.headers
+        if headers.changed:
+            self._message.headers.replace_text(headers.text())
+        if headers.rest:
+            admit = pace().admit
+            for size in self._message.end_header(headers.rest):
+                await admit(_EDIT + size // _BYTES_PER_UNIT)
 
 
 class Wishes:

@@ -329,6 +329,31 @@ def test_bytes_as_they_are(content: bytes, fields: list[object], body: bytes) ->
     assert stub.seen.body == body
 
 
+BODIES = [b"", b"\r\n", b"\r\nbody\r\n.dot\r\na\rb\r\n", b"\r\n" + b"x\r\n" * 99_999]
+
+
+@pytest.mark.parametrize("line", [b": x", b"X\xff: y", b"X Y: z", b"X\x1f: y"])
+@pytest.mark.parametrize("body", BODIES, ids=["none", "empty", "small", "large"])
+def test_a_line_that_is_no_field_ends_the_header_for_all(line: bytes, body: bytes) -> None:
+    """Programs that show mail read on, and show a From that OpenDMARC has not seen."""
+    rest = line + b"\r\n\tfold\r\n.A: b\r\nFrom: boss@example.org\r\n"
+    answers = at_end(AddHeader(b"X-Added", b" y"), Verdict(v.CONTINUE))
+    with milter(answers=answers) as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        delivery = send(greeted(smtpd), b"A: b\r\n" + rest + body)
+        assert "header ended before a line that is not a field" in smtpd.log[-1]
+    assert stub.seen.fields(v.HEADER) == [(b"A", b" b")]
+    assert stub.seen.body == rest + (body or b"\r\n")
+    assert delivery.headers.names() == ["Received", "A", "X-Added"]
+    assert delivery.body.replace(b"\n", b"\r\n") == rest + body
+
+
+def test_a_line_that_is_no_field_of_a_message_whose_body_is_replaced() -> None:
+    with milter(answers=at_end(NewBody(b"new\r\n"), Verdict(v.CONTINUE))) as stub:
+        delivery = deliver(stub, content=b"A: b\r\n: x\r\nFrom: c\r\n\r\nbody\r\n")
+    assert delivery.headers.names() == ["Received", "A"]
+    assert delivery.body == b"new\n"
+
+
 # -- phases ----------------------------------------------------------------------------------
 
 
