@@ -12,15 +12,15 @@ could not look something up. `learn` uses those of sysexits(3), and `run` those 
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
-from io import TextIOWrapper
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import die, package
 from smtpd_filters.settings.declare import RESERVED, suggest
 from smtpd_filters.settings.kinds import printable, quote
+
+from .streams import prepare, write_nowhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,16 +51,14 @@ VERBS = {
     "web": "web",
     "why": "why",
 }
+#: Verbs that are filters, which complain of closed streams themselves.
+_FILTERS = ["run"], ["record"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the tool; return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if sys.stdout is None:  # closed: no output is wanted
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-    if isinstance(sys.stdout, TextIOWrapper):
-        # What a sender wrote may have characters that the terminal's encoding lacks.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    prepare(descriptors=words[:1] not in _FILTERS)
     try:
         status = _main(words)
         sys.stdout.flush()
@@ -112,8 +110,3 @@ def load(name: str) -> Verb:
     """Load the module of a verb; return the verb."""
     verb: Verb = import_module(f".{VERBS[name]}", __package__).VERB
     return verb
-
-
-def write_nowhere() -> None:
-    """Redirect stdout to /dev/null, so that the flush at exit doesn't fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -126,11 +126,8 @@ def _check_socket(path: str) -> None:
 
 def _note(text: str) -> None:
     """Write a line to the log."""
-    try:
-        sys.stderr.write(f"smtpd-filters journal: {printable(text)}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass
+    sys.stderr.write(f"smtpd-filters journal: {printable(text)}\n")
+    sys.stderr.flush()
 
 
 def _group(name: str) -> int | None:

@@ -13,6 +13,8 @@ from smtpd_filters.journal.query import Journal, TooSlowError
 from smtpd_filters.settings import PATH, SECONDS, SWITCH, Settings, choice, option
 from smtpd_filters.settings.kinds import printable
 
+from .streams import OutputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -48,7 +50,7 @@ def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
     except TooSlowError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
+        if isinstance(error, BrokenPipeError | OutputError):
             raise
         start = f"; {_START}" if isinstance(error, FileNotFoundError) else ""
         text = f"{printable(options.directory)}: {os_reason(error)}{start}"

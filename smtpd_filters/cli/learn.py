@@ -38,10 +38,11 @@ from smtpd_filters.settings import (
 )
 from smtpd_filters.settings.kinds import Kind, printable, quote
 
-from . import mailboxes, write_nowhere
+from . import mailboxes
 from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
 from .mailboxes import Gone, Mail
 from .progress import PROGRESS, Progress
+from .streams import write_nowhere
 from .verb import Verb
 
 TYPE_CHECKING = False

@@ -317,12 +317,9 @@ def _write_password(options: Options) -> int:
     if len(options.who) != 1:
         raise ConfigError("password requires one USER")
     [user] = options.who
-    if sys.stdin.isatty():
-        password = getpass.getpass("Password: ")
-        if getpass.getpass("Again: ") != password:
-            raise ConfigError("the two passwords differ")
-    else:
-        password = sys.stdin.readline(_MAX_INPUT).rstrip("\r\n")
+    password = _read_password()
+    if not password.isprintable():
+        raise ConfigError("the password has control characters, or bytes that are not UTF-8")
     if not password or len(password) > MAX_PASSWORD:
         raise ConfigError(f"expected a password of 1 to {MAX_PASSWORD} characters")
     with_user(options.passwords, user, password)
@@ -330,12 +327,26 @@ def _write_password(options: Options) -> int:
     return 0
 
 
-def _note(text: str) -> None:
+def _read_password() -> str:
+    """Read a password from the terminal or the standard input. Raises ConfigError."""
+    if sys.stdin is None:
+        raise ConfigError("stdin is closed")
     try:
-        sys.stderr.write(f"smtpd-filters web: {printable(text)}\n")
-        sys.stderr.flush()
-    except OSError:
-        os.close(2)
+        if not sys.stdin.isatty():
+            return sys.stdin.readline(_MAX_INPUT).rstrip("\r\n")
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Again: ") != password:
+            raise ConfigError("the two passwords differ")
+    except EOFError:
+        raise ConfigError("no password was typed") from None
+    except UnicodeError:
+        raise ConfigError("the password has bytes that are invalid in the locale") from None
+    return password
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(f"smtpd-filters web: {printable(text)}\n")
+    sys.stderr.flush()
 
 
 VERB = Verb(

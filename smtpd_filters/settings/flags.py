@@ -340,5 +340,9 @@ def die(error: ConfigError | str, prog: str, status: int = 2) -> NoReturn:
     if not line.startswith(f"{prog}: "):
         line = f"{prog}: {line}"
     if sys.stderr is not None:  # closed
-        sys.stderr.write(f"{line}\n")
+        try:
+            sys.stderr.write(f"{line}\n")
+            sys.stderr.flush()
+        except OSError:  # a full disk
+            pass
     raise SystemExit(status)

@@ -23,12 +23,16 @@ from smtpd_filters.settings import TEXT, Settings, option
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     Capture = pytest.CaptureFixture[str]
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "fixtures" / "protocol" / "7.8.0p1" / "ehlo-message.session"
 TOOL = [sys.executable, "-c", "import sys; from smtpd_filters.cli import main; sys.exit(main())"]
+
+#: The flags that `auth` requires.
+AUTH = ["--client", "192.0.2.1", "--helo", "a.example", "--mail-from", ""]
 
 #: A filter of an operator's own.
 OWN = """
@@ -178,14 +182,77 @@ def test_a_closed_pipe_is_not_an_error() -> None:
     assert (process.returncode, err) == (0, b"")
 
 
-def test_no_output_with_stdout_closed() -> None:
-    def close() -> None:
-        os.close(1)
+def run_without(number: int | None, *words: str, **how: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run the tool with a descriptor closed."""
 
-    done = subprocess.run(
-        [*TOOL, "list"], stderr=subprocess.PIPE, cwd=ROOT, preexec_fn=close, timeout=60, check=False
+    def close() -> None:
+        if number is not None:
+            os.close(number)
+
+    return subprocess.run(
+        [*TOOL, *words], cwd=ROOT, preexec_fn=close, timeout=60, check=False, **how
     )
+
+
+def test_no_output_with_stdout_closed() -> None:
+    done = run_without(1, "list", stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["greylist", "import", "--store", "sqlite:STORE"], 2, b"greylist: stdin is closed\n"),
+        (["web", "password", "ann", "--passwords", "STORE"], 2, b"web: stdin is closed\n"),
+        (["learn", "spam"], 66, b"stdin: is closed\n"),
+        (["auth", "check", "-", *AUTH], 2, b"auth: stdin is closed\n"),
+    ],
+)
+def test_stdin_that_is_closed(words: list[str], status: int, text: bytes, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.touch()
+    words = [word.replace("STORE", str(store)) for word in words]
+    done = run_without(0, *words, stderr=subprocess.PIPE)
+    assert done.returncode == status
+    assert done.stderr.endswith(text)
+    assert done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["table", "check", "file:/nonexistent"], 2),
+        (["learn", "spam", "/nonexistent"], 66),
+        (["nosuch"], 2),
+        (["run", "fcrdns", "--allow", "/nonexistent"], 2),
+        (["reload", "nosuch"], 1),
+    ],
+)
+@pytest.mark.parametrize("stderr", ["closed", "full"])
+def test_errors_that_can_not_be_written_keep_the_status(
+    words: list[str], status: int, stderr: str
+) -> None:
+    if stderr == "closed":
+        assert run_without(2, *words, stdin=subprocess.DEVNULL).returncode == status
+        return
+    with open("/dev/full", "wb") as full:  # noqa: PTH123  # a device
+        done = run_without(None, *words, stdin=subprocess.DEVNULL, stderr=full)
+    assert done.returncode == status
+
+
+def test_no_file_has_the_number_of_a_closed_stream() -> None:
+    code = (
+        "import os; from smtpd_filters.cli import load, main\n"
+        "load('list')._run = lambda *_: os.open('/dev/zero', os.O_RDONLY)\n"
+        "raise SystemExit(main(['list']))"
+    )
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code],
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode > 2
 
 
 @pytest.mark.parametrize("words", [["list"], ["list", "--help"]])
@@ -200,7 +267,8 @@ def test_output_that_can_not_be_written_is_an_error(words: list[str]) -> None:
             timeout=60,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (2, b"smtpd-filters: No space left on device\n")
+    text = b"smtpd-filters: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, text)
 
 
 def test_the_version_is_shown(capsys: Capture) -> None:

@@ -344,3 +344,21 @@ def test_a_journal_without_a_place_for_its_socket_leaves_nothing(run: Run, tmp_p
     assert f"--socket: the directory {missing} is missing; " in error
     assert f"install -d -o {'USER' if os.geteuid() == 0 else user_name()} -m 755 {missing}" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", [["stats"], ["why", "alice@example.org"]])
+def test_a_full_disk_for_the_output_is_not_the_journal(
+    verb: list[str], archive: Archive, tmp_path: Path
+) -> None:
+    del archive
+    with open("/dev/full", "wb") as full:  # noqa: PTH123  # a device
+        done = subprocess.run(
+            [*COMMAND, *verb, "--directory", str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            timeout=60,
+            check=False,
+        )
+    text = b"smtpd-filters: standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, text)

@@ -77,7 +77,7 @@ def run(options: Options, _rest: list[str]) -> int:
     if options.action == "import":
         # With the rights of the caller, before the process becomes another user's.
         with ExitStack() as stack:
-            files = [_opened(name, stack) for name in options.what] or [sys.stdin.buffer]
+            files = [_opened(name, stack) for name in options.what] or [_stdin()]
             return with_store(options, NAME, lambda store: _import(store, options, files))
     action, what = _ACTIONS[options.action], list(options.what)
     return with_store(options, NAME, lambda store: action(store, options, what))
@@ -298,6 +298,12 @@ async def _import(store: Store, options: Options, files: list[BinaryIO]) -> int:
             f"{imported} imported, {skipped} skipped: expired, or without a meaning here\n"
         )
     return 0
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise ConfigError("stdin is closed")
+    return sys.stdin.buffer
 
 
 def _opened(name: str, stack: ExitStack) -> BinaryIO:
