@@ -1,4 +1,7 @@
-"""Connections by redis-py, from 4.3 (Debian 12) on: the only module that imports it."""
+"""Connections by redis-py, from 4.3 (Debian 12) on, and what its exceptions mean.
+
+Only this module, `redis_cluster` and `redis_pool` know redis-py.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from redis import __version__, exceptions
 from redis import asyncio as redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -18,19 +20,29 @@ from redis.exceptions import NoScriptError
 
 from smtpd_filters.runtime.counters import INVALID, TIMEOUT, UNREACHABLE
 
+from .redis_cluster import IN_CIRCLES, NO_NODE, Cluster, NoClusterError
+from .redis_pool import Pool
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from .address import Address
+    from .redis_cluster import Place
 
-__all__ = ["BROKEN", "Connections", "NoScriptError", "cause", "failure"]
+__all__ = ["BROKEN", "REPLIES", "Connections", "NoScriptError", "cause", "failure"]
 
 #: A connection that broke, or could not be made. A timeout is not among them.
 BROKEN = (exceptions.ConnectionError, ConnectionError)
+#: A reply of a server that works: it rejects this command.
+REPLIES = (exceptions.ResponseError,)
 
 #: RESP2, as with redis-py before 5.0. With RESP3 its version 8 uses connections again that have
 #: replies which nobody has asked for, and each later request gets that of another.
 _PROTOCOL = {"protocol": 2} if int(__version__.partition(".")[0]) >= 5 else {}
+
+#: A command takes less than so many timeouts: looking for the master, connecting, the replies of a
+#: handshake, sending, and the reply. It is cancelled then (`redis_pool`).
+STEPS = 10
 
 #: The settings of a server that are those of its sentinels as well. A client without `retry` tries
 #: a dead sentinel for longer than a request may take.
@@ -38,7 +50,10 @@ _OF_SENTINELS = {"socket_timeout", "socket_connect_timeout", "retry", "protocol"
 
 
 class Connections:
-    """The connections to the servers of an address; they are made when they are needed."""
+    """The connections to the servers of an address; they are made when they are needed.
+
+    `timeout` is for a step of a command, such as connecting or the reply, in seconds.
+    """
 
     def __init__(
         self, address: Address, *, timeout: float, password: str, certificates: str
@@ -52,48 +67,54 @@ class Connections:
         }
         settings |= _PROTOCOL
         if address.tls:
-            settings |= {"ssl": True, "ssl_ca_certs": certificates or None}
-        #: What redis-py forgets to close: the clients of sentinels, the first nodes of a cluster.
-        self._others: list[Any] = []
-        self._client = self._connect(address, settings)
-        self.command = self._client.execute_command
-
-    def _connect(self, address: Address, settings: dict[str, Any]) -> Any:
-        if address.scheme == "unix":
-            return redis.Redis(unix_socket_path=address.path, db=address.db, **settings)
+            # By default redis-py 4.3 doesn't compare the certificate's name.
+            settings |= {"ssl": True, "ssl_check_hostname": True}
+            settings |= {"ssl_ca_certs": certificates or None}
+        limit = STEPS * timeout
+        self._cluster = self._pool = None
         if address.scheme == "cluster":
-            nodes = [ClusterNode(host, port) for host, port in address.hosts]
-            client = RedisCluster(startup_nodes=nodes, **settings)
-            client.set_response_callback("CLUSTER SLOTS", _checked)
-            self._others += nodes
-            return client
-        if address.scheme == "sentinel":
-            # The sentinels have passwords of their own, if any.
-            own = {name: settings[name] for name in settings.keys() & _OF_SENTINELS}
-            untyped: Any = Sentinel
-            sentinel = untyped(list(address.hosts), sentinel_kwargs=own, **settings)
-            self._others += sentinel.sentinels
-            return sentinel.master_for(address.master, db=address.db)
-        ((host, port),) = address.hosts
-        return redis.Redis(host=host, port=port, db=address.db, **settings)
+
+            def node(place: Place) -> Pool:
+                host, port = place
+                return Pool(lambda: [redis.Redis(host=host, port=port, **settings)], limit)
+
+            self._cluster = Cluster(address.hosts, node)
+        else:
+            self._pool = Pool(lambda: _clients(address, settings), limit)
+
+    def server(self, key: bytes) -> str:
+        """Return the name of the node that has a key, if it is known; "" without a cluster."""
+        if self._cluster is None or (node := self._cluster.node(key)) is None:
+            return ""
+        return f"{node[0]}:{node[1]}"
+
+    async def command(self, key: bytes, *words: Any) -> Any:
+        """Return the reply to a command, from the server that has the key."""
+        if self._cluster is not None:
+            return await self._cluster.command(key, *words)
+        assert self._pool is not None  # noqa: S101  # one of the two is there
+        return await self._pool.command(*words)
+
+    def look_again(self) -> None:
+        """Find out in the background whether another server of a cluster has the keys by now."""
+        if self._cluster is not None:
+            self._cluster.look_again()
 
     async def scan(self, prefix: bytes, count: int) -> AsyncIterator[list[bytes]]:
         """Iterate over the keys with a prefix, a page at a time; a key may occur twice."""
         pattern = b"".join(
             b"\\%c" % byte if byte in b"*?[]\\^" else b"%c" % byte for byte in prefix
         )
-        nodes: list[dict[str, Any]] = [{}]
-        if isinstance(self._client, RedisCluster):
-            await self._client.initialize()
-            nodes = [{"target_nodes": node} for node in self._client.get_primaries()]
-        for where in nodes:
+        pools = [self._pool]
+        if self._cluster is not None:
+            pools = [self._cluster.pool(node) for node in await self._cluster.masters()]
+        for pool in pools:
+            assert pool is not None  # noqa: S101  # as above
             cursor: Any = 0
             while True:
-                cursor, keys = await self.command(
-                    "SCAN", cursor, "MATCH", pattern + b"*", "COUNT", count, **where
+                cursor, keys = await pool.command(
+                    "SCAN", cursor, "MATCH", pattern + b"*", "COUNT", count
                 )
-                if isinstance(cursor, dict):  # of a cluster: by node
-                    (cursor,) = cursor.values()
                 yield list(keys)
                 if int(cursor) == 0:
                     break
@@ -102,27 +123,21 @@ class Connections:
         """Close all of them within some seconds; never raise."""
         with contextlib.suppress(Exception):
             async with asyncio.timeout(seconds):
-                for client in (self._client, *self._others):
-                    if (pool := getattr(client, "connection_pool", None)) is not None:
-                        await pool.disconnect()
-                    if isinstance(client, ClusterNode):
-                        await client.disconnect()
-                    else:  # `close` until redis-py 5.0.1
-                        await (getattr(client, "aclose", None) or client.close)()
+                await (self._cluster or self._pool).close()  # type: ignore[union-attr]
 
 
-#: Slots of a cluster (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
-_SLOTS = 16384
-
-
-def _checked(response: Any, **_: Any) -> Any:
-    """Return a reply to CLUSTER SLOTS; raise ValueError for a slot that no cluster has.
-
-    redis-py counts through the slots of a range, however many there are, and the loop stands still.
-    """
-    if any(not 0 <= int(slot) < _SLOTS for each in response for slot in each[:2]):
-        raise ValueError("no slot of a cluster")
-    return response
+def _clients(address: Address, settings: dict[str, Any]) -> list[Any]:
+    """Return a client of redis-py for the commands, and those that it uses itself."""
+    if address.scheme == "unix":
+        return [redis.Redis(unix_socket_path=address.path, db=address.db, **settings)]
+    if address.scheme == "sentinel":
+        # The sentinels have passwords of their own, if any.
+        own = {name: settings[name] for name in settings.keys() & _OF_SENTINELS}
+        untyped: Any = Sentinel
+        sentinel = untyped(list(address.hosts), sentinel_kwargs=own, **settings)
+        return [sentinel.master_for(address.master, db=address.db), *sentinel.sentinels]
+    ((host, port),) = address.hosts
+    return [redis.Redis(host=host, port=port, db=address.db, **settings)]
 
 
 def cause(error: BaseException) -> str:
@@ -199,6 +214,9 @@ _TEXTS = (
     ("NOREPLICAS", "has too few replicas"),
     ("MASTERDOWN", "is a replica without its master"),
     ("CLUSTERDOWN", "the cluster is down"),
+    ("cluster support disabled", "is not a node of a cluster"),
+    (NO_NODE, NO_NODE),
+    (IN_CIRCLES, IN_CIRCLES),
     # redis-py 4.3 fails to describe a timeout on a unix socket.
     ("has no attribute 'host'", "timeout"),
 )
@@ -207,9 +225,8 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.AuthenticationError, _REJECTED),
     (exceptions.BusyLoadingError, "is loading its data"),
     (exceptions.ReadOnlyError, "is a read-only replica"),
-    (exceptions.RedisClusterException, _NO_CLUSTER),
+    (NoClusterError, _NO_CLUSTER),
     (exceptions.ClusterDownError, "the cluster is down"),
-    (exceptions.ClusterError, _NO_CLUSTER),
     (MasterNotFoundError, _NO_MASTER),
     (exceptions.TimeoutError, _TIMEOUT),
     (asyncio.TimeoutError, _TIMEOUT),

@@ -9,10 +9,13 @@ then gives that reply to the next command (CVE-2023-28858, CVE-2023-28859; Debia
 caller that gives up leaves its command to the socket's timeout.
 *Repeated once*: a request whose connection broke is sent again, as after a restart of the server.
 So it may be applied twice: a counter may count one too many, and an `Add` may find its own entry.
-*Passed over*: a server that has failed three times in a row is asked by one request in
+*Passed over*: a server that hasn't replied three times in a row is asked by one request in
 `SET_BACK` seconds; all others are unavailable at once, so that a dead server doesn't cost each
-session a timeout.
-*Bounded*: at most `CONNECTIONS` connections, and `MAX_PENDING` requests that wait for one.
+session a timeout. An error is a reply.
+*Node by node*: the nodes of a cluster fail alone. A request for one neither waits for another nor
+is passed over because of it.
+*Bounded*: at most `CONNECTIONS` connections to a server, and `MAX_PENDING` requests that wait for
+one.
 """
 
 from __future__ import annotations
@@ -41,6 +44,8 @@ MAX_PENDING = 2048
 #: Seconds between two requests to a server that has failed three times in a row. A fail-over of
 #: Sentinel takes about as long.
 SET_BACK = 5.0
+#: Servers that are remembered: more than a cluster has.
+MAX_SERVERS = 2048
 #: Keys that `scan` reads at a time.
 PAGE = 256
 #: Seconds for closing the connections.
@@ -52,7 +57,7 @@ class RedisStore(Store):
 
     `timeout` is for a request, in seconds. `prefix` precedes all keys. `certificates` is a file of
     certificates that the server's is checked against, with TLS; "" is the system's. `note` takes a
-    text for the log.
+    text for the log. `set_back` is for how long a server is passed over, in seconds.
 
     Raises ConfigError if redis-py is missing.
     """
@@ -69,6 +74,7 @@ class RedisStore(Store):
         prefix: str = "smtpd-filters:",
         certificates: str = "",
         connections: int = CONNECTIONS,
+        set_back: float = SET_BACK,
     ) -> None:
         self.label = address.label
         self.one_place = address.scheme != "cluster"
@@ -88,17 +94,23 @@ class RedisStore(Store):
             password=password,
             certificates=certificates,
         )
-        self._places = asyncio.Semaphore(connections)
-        self._waiting = 0
-        self._failures = 0
-        self._next_try = 0.0
+        self._places = connections
+        self._set_back = set_back
+        #: By name: the nodes of a cluster; "" is the only server, or a cluster not yet known.
+        self._servers: dict[str, _Server] = {}
         self._closed = False
         self._commands: set[asyncio.Task[Any]] = set()
         COUNTERS.watch(self.kind, self)
 
     def circuits(self) -> Iterator[tuple[str, bool]]:
-        """Yield its label, and whether it is passed over."""
-        yield self.label, self._failures >= SILENCES
+        """Yield the label of each server, and whether it is passed over."""
+        if "" not in self._servers:
+            yield self.label, False
+        for server in self._servers.values():
+            yield server.label, server.is_open
+
+    def _label(self, name: str) -> str:
+        return f"{self.label}: {name}" if name else self.label
 
     async def _apply(self, operations: Sequence[Operation[Any]]) -> Sequence[Any]:
         keys = [self._prefix + operation.key for operation in operations]
@@ -121,57 +133,70 @@ class RedisStore(Store):
         """Run the script within the timeout; raise UnavailableError if that fails."""
         if self._closed:
             raise UnavailableError(CLOSED)
+        server = self._server(keys[0])
         now = time.monotonic()
-        if self._failures >= SILENCES:
-            if now < self._next_try:
-                raise self._unavailable("failed repeatedly, passed over for now", PASSED_OVER)
-            self._next_try = now + SET_BACK  # this request tries it
-        if self._waiting >= MAX_PENDING:
-            raise self._unavailable("too many requests are pending", LOCAL)
+        if server.is_open:
+            if now < server.next_try:
+                self._connections.look_again()
+                raise server.unavailable("failed repeatedly, passed over for now", PASSED_OVER)
+            server.next_try = now + self._set_back  # this request tries it
+        if server.waiting >= MAX_PENDING:
+            raise server.unavailable("too many requests are pending", LOCAL)
+        attempt = _Attempt(server, now, self._timeout)
         # A task of its own, which is not cancelled (*No late replies*).
-        command = asyncio.create_task(self._run(keys, arguments))
+        command = asyncio.create_task(self._run(attempt, keys, arguments))
         self._commands.add(command)
-        command.add_done_callback(self._ended)
-        done, _ = await asyncio.wait({command}, timeout=self._timeout)
+        command.add_done_callback(self._commands.discard)
+        command.add_done_callback(attempt.ended)
+        try:
+            done, _ = await asyncio.wait({command}, timeout=self._timeout)
+        finally:
+            attempt.is_over = True
         if not done:
-            self._failed(now)
-            raise self._unavailable(f"no answer within {self._timeout:g} s", TIMEOUT)
+            attempt.settle(replied=False)
+            raise server.unavailable(f"no answer within {self._timeout:g} s", TIMEOUT)
         try:
-            results = command.result()
-        except Exception as error:  # noqa: BLE001  # redis-py raises many, and foreign ones
-            self._failed(now)
+            return command.result()
+        # redis-py raises many, and foreign ones; also CancelledError, where nobody has cancelled.
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # as said
             cause = self._redis.cause(error)
-            raise self._unavailable(cause, self._redis.failure(cause)) from None
-        self._failures = 0
-        return results
+            raise server.unavailable(cause, self._redis.failure(cause)) from None
 
-    def _ended(self, command: asyncio.Task[Any]) -> None:
-        self._commands.discard(command)
-        if not command.cancelled():
-            command.exception()  # its caller may have given up
+    def _server(self, key: bytes) -> _Server:
+        """Return the server that has a key."""
+        name = self._connections.server(key)
+        found = self._servers.get(name)
+        if found is None:
+            if len(self._servers) >= MAX_SERVERS:
+                self._servers = {"": self._servers[""]} if "" in self._servers else {}
+            found = self._servers[name] = _Server(
+                self._label(name), self._places, self._set_back, self._redis.REPLIES
+            )
+        return found
 
-    async def _run(self, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
-        self._waiting += 1
+    async def _run(self, attempt: _Attempt, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
+        server = attempt.server
+        server.waiting += 1
         try:
-            async with self._places:
+            async with server.places:
+                if attempt.is_over:
+                    return None  # and nothing has been sent
+                attempt.is_sent = True
                 try:
                     return await self._evaluate(keys, arguments)
                 except self._redis.BROKEN:
+                    if attempt.is_over:
+                        raise
                     return await self._evaluate(keys, arguments)  # *Repeated once*
         finally:
-            self._waiting -= 1
+            server.waiting -= 1
 
     async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
-        command = self._connections.command
+        command, words = self._connections.command, (len(keys), *keys, *arguments)
         try:
-            return await command("EVALSHA", self._script.digest, len(keys), *keys, *arguments)
+            return await command(keys[0], "EVALSHA", self._script.digest, *words)
         except self._redis.NoScriptError:
-            return await command("EVAL", self._script.source, len(keys), *keys, *arguments)
-
-    def _failed(self, now: float) -> None:
-        self._failures += 1
-        if self._failures >= SILENCES:
-            self._next_try = max(self._next_try, now + SET_BACK)
+            return await command(keys[0], "EVAL", self._script.source, *words)
 
     def _unavailable(self, cause: str, failure: str = INVALID) -> UnavailableError:
         return StoreUnavailableError(f"{self.label}: {cause}", failure)
@@ -214,3 +239,62 @@ class RedisStore(Store):
         if self._commands:
             await asyncio.wait(self._commands, timeout=self._timeout)
         await self._connections.close(LAST)
+
+
+class _Server:
+    """A server: whether it is passed over, and the requests that wait for it."""
+
+    def __init__(
+        self, label: str, places: int, set_back: float, replies: tuple[type[Exception], ...]
+    ) -> None:
+        self.label = label
+        #: Of one connection each.
+        self.places = asyncio.Semaphore(places)
+        self._set_back = set_back
+        self.waiting = 0
+        #: Exceptions that are replies.
+        self.replies = replies
+        self.next_try = 0.0
+        self._failures = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is passed over."""
+        return self._failures >= SILENCES
+
+    def count(self, began: float, *, replied: bool) -> None:
+        """Count a request by whether the server has replied in time."""
+        self._failures = 0 if replied else self._failures + 1
+        if self.is_open:
+            self.next_try = max(self.next_try, began + self._set_back)
+
+    def unavailable(self, cause: str, failure: str) -> UnavailableError:
+        return StoreUnavailableError(f"{self.label}: {cause}", failure)
+
+
+class _Attempt:
+    """A request to a server, counted once, also if its caller has been cancelled."""
+
+    def __init__(self, server: _Server, began: float, timeout: float) -> None:
+        self.server = server
+        #: Whether its caller has gone.
+        self.is_over = False
+        self.is_sent = False
+        self._began = began
+        self._timeout = timeout
+        self._is_settled = False
+
+    def settle(self, *, replied: bool) -> None:
+        """Count it by whether the server has replied in time."""
+        if not self._is_settled:
+            self._is_settled = True
+            self.server.count(self._began, replied=replied)
+
+    def ended(self, command: asyncio.Task[Any]) -> None:
+        """Count it by how its command ended."""
+        replied = False
+        if not command.cancelled():
+            error = command.exception()
+            replied = error is None or isinstance(error, self.server.replies)
+        if self.is_sent:
+            self.settle(replied=replied and time.monotonic() - self._began <= self._timeout)

@@ -152,7 +152,7 @@ def test_a_dead_server_is_passed_over_and_tried_again(
         assert causes[3:] == ["failed repeatedly, passed over for now"] * 3
         server.start()
         assert await cause(store) == "failed repeatedly, passed over for now"
-        monkeypatch.setattr(store, "_next_try", 0.0)  # its time is up
+        monkeypatch.setattr(store._servers[""], "next_try", 0.0)  # type: ignore[attr-defined]  # its time is up
         await store.ask(Put(A, b"v", ttl=60))
         await store.ask(Put(A, b"v", ttl=60))
 
@@ -189,7 +189,7 @@ def test_a_late_reply_is_nobody_elses(server: RedisServer) -> None:
             each.cancel()
         await asyncio.wait(late)
         os.kill(server.process.pid, signal.SIGCONT)
-        store._failures = 0  # type: ignore[attr-defined]
+        store._servers.clear()  # type: ignore[attr-defined]  # it is not passed over
         for number in range(20):
             found = await patiently(store, Get(join("test", b"%d" % number)))
             assert found is not None
@@ -254,6 +254,89 @@ def test_a_server_that_refuses_to_write_is_named(
     assert run(store_of(server), cause) == expected
 
 
+def test_a_server_that_replies_is_not_passed_over(server: RedisServer) -> None:
+    """What fails for its own reason stops nothing else."""
+
+    async def steps(store: Store) -> None:
+        server.command("CONFIG", "SET", "maxmemory", "1")
+        for _ in range(6):
+            assert await cause(store) == "out of memory (maxmemory)"
+        assert await store.ask(Get(B)) is None
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        await store.ask(Put(A, b"v", ttl=60))
+
+    run(store_of(server), steps)
+
+
+def test_requests_that_nobody_waits_for_count_as_well(server: RedisServer) -> None:
+    async def steps(store: Store) -> None:
+        await patiently(store, Put(A, b"v", ttl=60))
+        os.kill(server.process.pid, signal.SIGSTOP)
+        await _abandoned(store, 3)
+        assert [is_open for _, is_open in store.circuits()] == [True]  # type: ignore[attr-defined]
+        os.kill(server.process.pid, signal.SIGCONT)
+        # The one that tries the server is given up, too, but the server replies to it.
+        for each in store._servers.values():  # type: ignore[attr-defined]
+            each.next_try = 0.0
+        await _abandoned(store, 1)
+        assert [is_open for _, is_open in store.circuits()] == [False]  # type: ignore[attr-defined]
+
+    run(store_of(server, timeout=2.0), steps)
+
+
+async def _abandoned(store: Store, count: int) -> None:
+    """Make requests whose callers are cancelled, and wait until their commands have ended."""
+    asked = [asyncio.ensure_future(store.ask(Get(A))) for _ in range(count)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert len(store._commands) == count  # type: ignore[attr-defined]
+    for each in asked:
+        each.cancel()
+    await asyncio.wait(store._commands)  # type: ignore[attr-defined]
+    await asyncio.sleep(0)
+
+
+def test_a_request_that_has_waited_too_long_is_not_sent(server: RedisServer) -> None:
+    async def steps(store: Store) -> None:
+        await patiently(store, Put(A, b"v", ttl=60))
+        os.kill(server.process.pid, signal.SIGSTOP)
+        late = [asyncio.ensure_future(store.ask(Count(B, 600))) for _ in range(20)]
+        await asyncio.wait(late)
+        assert all(isinstance(each.exception(), UnavailableError) for each in late)
+        os.kill(server.process.pid, signal.SIGCONT)
+        store._servers.clear()  # type: ignore[attr-defined]  # it is not passed over
+        await asyncio.wait(store._commands)  # type: ignore[attr-defined]
+        assert await patiently(store, Count(B, 600, by=0)) <= 2
+
+    run(store_of(server, timeout=0.5, connections=1), steps)
+
+
+def test_a_request_that_is_cancelled_from_within_is_unavailable(server: RedisServer) -> None:
+    """asyncio cancels what waits for a connection to close, if another's time for that is up."""
+
+    async def steps(store: Store) -> None:
+        async def cancelled(*_: object) -> None:
+            raise asyncio.CancelledError
+
+        connections = store._connections  # type: ignore[attr-defined]
+        command, connections.command = connections.command, cancelled
+        assert await cause(store) == "invalid reply"
+        connections.command = command
+        await store.ask(Put(A, b"v", ttl=60))
+
+    run(store_of(server), steps)
+
+
+def test_a_database_that_is_not_there_is_not_replaced_by_another(server: RedisServer) -> None:
+    async def steps(store: Store) -> None:
+        for _ in range(3):
+            await cause(store)
+        assert server.command("DBSIZE") == b":0\r\n"
+
+    address = parse(f"unix://{server.socket}?db=99")
+    run(RedisStore(address, timeout=PATIENCE), steps)
+
+
 def test_a_server_that_evicts_forgets_and_goes_on(server: RedisServer) -> None:
     server.command("CONFIG", "SET", "maxmemory", "3mb", "maxmemory-policy", "allkeys-lru")
 
@@ -306,6 +389,26 @@ def test_tls(tmp_path: Path) -> None:
         assert run(RedisStore(address, timeout=PATIENCE), cause)
         other = parse(f"rediss://localhost:{port}")
         assert run(RedisStore(other, timeout=PATIENCE, certificates=pem), cause)
+    finally:
+        server.stop()
+
+
+def test_certificates_that_are_replaced_are_read_again(tmp_path: Path) -> None:
+    need(unavailable())
+    used, port = certificate(tmp_path), free_port()
+    files = ("--tls-cert-file", str(used), "--tls-key-file", str(used), "--tls-auth-clients", "no")
+    server = RedisServer(tmp_path / "redis", "--tls-port", str(port), *files)
+    try:
+
+        async def steps(store: Store) -> None:
+            await eventually(store, A)
+            server.stop()
+            assert certificate(tmp_path) == used
+            server.start()
+            await eventually(store, A)
+
+        address = parse(f"rediss://127.0.0.1:{port}")
+        run(RedisStore(address, timeout=PATIENCE, certificates=str(used)), steps)
     finally:
         server.stop()
 
@@ -551,7 +654,8 @@ async def eventually(store: Store, key: bytes) -> None:
         try:
             await store.ask(Put(key, b"v", ttl=600))
         except UnavailableError:
-            store._next_try = 0.0  # type: ignore[attr-defined]
+            for each in store._servers.values():  # type: ignore[attr-defined]
+                each.next_try = 0.0
             if time.monotonic() > until:
                 raise
             await asyncio.sleep(0)

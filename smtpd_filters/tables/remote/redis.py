@@ -109,7 +109,7 @@ class RedisTable(Backend):
         encoded = [_bytes(each) for each in words]
         async with self._places:
             try:
-                return await self._connections.command(*encoded)
+                return await self._connections.command(encoded[1], *encoded)  # their key
             except Exception as error:  # noqa: BLE001  # redis-py raises many kinds
                 text = cause(error).replace(" (--store-password-file)", "")
                 if "WRONGTYPE" in str(error):

@@ -1,0 +1,132 @@
+"""The connections to one server, or to the master that sentinels name, by redis-py.
+
+Invariants
+----------
+*Ends*: a command ends within a limit even where redis-py waits for something without one. Its
+connection is not used again, since a reply may still be due.
+*Renewed*: after `FAILURES` commands without a reply, one after the other, the next ones use new
+connections, whatever the state of the old ones, which have the certificates of when they were made.
+The old ones are closed after their last command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from redis import exceptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: As many as let `redis_store` pass a server over.
+FAILURES = 3
+#: Seconds for closing connections.
+LAST = 2.0
+
+
+class Pool:
+    """Connections that `connect` makes: clients of redis-py, the first of which gets the commands.
+
+    `limit` is for a command, in seconds: more than the timeouts of all its steps.
+    """
+
+    def __init__(self, connect: Callable[[], Sequence[Any]], limit: float) -> None:
+        self._connect = connect
+        self._limit = limit
+        self._current = _Clients(connect())
+        self._closing: set[asyncio.Task[None]] = set()
+
+    async def command(self, *words: Any, asking: bool = False) -> Any:
+        """Return the reply to a command; with `asking`, one that a node was named for once (ASK).
+
+        Raises redis-py's exceptions, and TimeoutError after the limit.
+        """
+        clients = self._current
+        clients.pending += 1
+        try:
+            async with asyncio.timeout(self._limit):
+                reply = await _reply(clients.all[0], words, asking=asking)
+        except exceptions.ResponseError:  # a reply as well
+            clients.failures = 0
+            raise
+        except Exception as error:
+            clients.failures += 1
+            if clients.failures >= FAILURES or _is_unusable(error):
+                self._renew(clients)
+            raise
+        else:
+            clients.failures = 0
+            return reply
+        finally:
+            clients.pending -= 1
+            if clients.retired and not clients.pending:
+                self._close(clients)
+
+    def retire(self) -> None:
+        """Close the connections after the last command; the pool is not used any more."""
+        clients = self._current
+        clients.retired = True
+        if not clients.pending:
+            self._close(clients)
+
+    def _renew(self, clients: _Clients) -> None:
+        """Use others from now on, in place of clients with a pending command."""
+        clients.retired = True
+        if clients is self._current:
+            self._current = _Clients(self._connect())
+
+    def _close(self, clients: _Clients) -> None:
+        task = asyncio.create_task(clients.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close the connections; never raise."""
+        await self._current.close()
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=LAST)
+
+
+class _Clients:
+    """Clients of redis-py that were made together, and the number of their pending commands."""
+
+    def __init__(self, clients: Sequence[Any]) -> None:
+        self.all = clients
+        self.pending = 0
+        self.failures = 0
+        self.retired = False
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(LAST):
+                for client in self.all:
+                    await client.connection_pool.disconnect()
+                    # `close` until redis-py 5.0.1
+                    await (getattr(client, "aclose", None) or client.close)()
+
+
+def _is_unusable(error: Exception) -> bool:
+    """Return whether a connection must not be used again, though redis-py would.
+
+    After `Pool`'s limit, since a reply may be due; redis-py has a TimeoutError of its own. And with
+    redis-py 4.3 after a failed handshake on a unix socket: the connection stays open, without
+    password, and in database 0.
+    """
+    if isinstance(error, exceptions.ConnectionError):
+        return bool(error.args) and isinstance(error.args[0], Exception)
+    return isinstance(error, TimeoutError)
+
+
+async def _reply(client: Any, words: Sequence[Any], *, asking: bool) -> Any:
+    if not asking:
+        return await client.execute_command(*words)
+    # ASKING is for the next command of its connection.
+    async with client.pipeline(transaction=False) as pipeline:
+        pipeline.execute_command("ASKING")
+        pipeline.execute_command(*words)
+        _, reply = await pipeline.execute(raise_on_error=False)
+    if isinstance(reply, Exception):
+        raise reply
+    return reply
