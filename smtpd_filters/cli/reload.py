@@ -77,7 +77,9 @@ def run(options: Options, _rest: list[str]) -> int:
     for name in options.name:
         if name not in known:
             status = FAILED
-            sys.stderr.write(f"{VERB.prog}: {name}: not a supervised filter that runs{there}\n")
+            sys.stderr.write(
+                f"{VERB.prog}: {printable(name)}: not a supervised filter that runs{there}\n"
+            )
     if not options.name and not found:
         sys.stderr.write(f"{VERB.prog}: no supervised filter runs\n")
     for each in chosen:
@@ -146,8 +148,8 @@ def _parse(pid: int, words: Sequence[str]) -> Iterator[Supervisor]:
         _, command = split_command(list(words[3:]))
     else:
         return
-    if command:
-        yield Supervisor(pid, tuple(" ".join(command).split()))
+    if split := " ".join(command).split():  # any user can start one with empty words
+        yield Supervisor(pid, tuple(split))
 
 
 def send(supervisor: Supervisor) -> None:

@@ -130,6 +130,8 @@ def test_processes_that_only_look_like_one(capsys: pytest.CaptureFixture[str]) -
         ("vim /usr/libexec/opensmtpd/filter-supervise", ""),
         ("python3 /usr/bin/other filter-supervise filter-a", ""),
         ("python3 filter-supervise", ""),
+        ("python3 filter-supervise ", ""),
+        ("python3 -m smtpd_filters.supervise.program --  ", ""),
         ("", ""),
     ],
 )
