@@ -36,6 +36,7 @@ from smtpd_filters.settings import (
     operand,
     option,
 )
+from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import Kind, printable, quote
 
 from . import mailboxes
@@ -204,6 +205,7 @@ def run(options: Options, more: list[str]) -> int:
 
 def _daemon(options: Options) -> Daemon:
     """Return the daemon; raise ConfigError, or OSError if the password can't be read."""
+    _refuse_control("--user", options.user)
     if options.spamd is not None:
         if unused := {"url", "password_file"} & options.given:
             flag = "-url" if "url" in unused else "--password-file"
@@ -219,13 +221,21 @@ def _daemon(options: Options) -> Daemon:
         return Teller(options.spamd, options.kind, user=options.user, timeout=options.timeout)
     if options.kind not in ("ham", "spam"):
         raise ConfigError(f"{options.kind} requires --spamd")
+    password = _password(options.password_file)
+    _refuse_control("--password-file", password)
     return Controller(
         options.url,
         options.kind,
-        password=_password(options.password_file),
+        password=password,
         user=options.user,
         timeout=options.timeout,
     )
+
+
+def _refuse_control(flag: str, value: str) -> None:
+    """Raise ConfigError for a value that can't be in a request; it may be a secret."""
+    if any(c < " " or c == "\x7f" for c in value):
+        raise ConfigError(f"{flag}: contains a control character")
 
 
 def _print(text: str) -> None:
@@ -241,7 +251,7 @@ def _password(name: str | None) -> str:
     """Return the first line of the file; raise OSError if it can't be read or is empty."""
     if name is None:
         return ""
-    with open(name, "rb") as file:  # noqa: PTH123
+    with open_file(name) as file:
         line = file.readline(4096).rstrip(b"\r\n")
     if not line:
         raise OSError(errno.EINVAL, "the first line is empty", name)

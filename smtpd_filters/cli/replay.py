@@ -279,7 +279,8 @@ class _Progress(Progress):
         """Count a step."""
         self._steps += 1
         if self.due():
-            self.show(f"{self._done}/{self._files} {self._file}: {self._steps} steps"[:79])
+            file = printable(self._file)
+            self.show(f"{self._done}/{self._files} {file}: {self._steps} steps"[:79])
 
 
 # -- output ------------------------------------------------------------------------------
@@ -299,7 +300,7 @@ def _show(compared: Compared, *, only_changed: bool) -> str:
         for column in zip(*(cells for _, cells in table), strict=True)
     ]
     shown = {id(row): cells for row, cells in table}
-    lines = [compared.file, _line(" ", table[0][1], widths)]
+    lines = [printable(compared.file), _line(" ", table[0][1], widths)]
     for row in rows:
         if id(row) in shown:
             mark = "*" if row.differs and not row.unreached else " "

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 
 from smtpd_filters.errors import ConfigError, os_reason
 
@@ -102,6 +103,8 @@ class Recording:
             name = os.fspath(source)
             try:
                 with open(name, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
+                    if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):  # it may be endless
+                        raise ConfigError(f"{name}: not a regular file")
                     source = file.read()
             except OSError as error:
                 raise ConfigError(f"{name}: {os_reason(error)}") from error

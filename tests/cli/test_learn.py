@@ -287,10 +287,12 @@ def test_an_empty_path_is_a_file_that_can_not_be_read(
         (["spam", "--jobs", "0"], 64, '--jobs: must be at least 1, not "0"'),
         (["spam", "--jobs", "65"], 64, '--jobs: must be at most 64, not "65"'),
         (["spam", "--jobs", "²"], 64, "--jobs: "),
-        (["spam", "--user", "a\nX: b"], 64, "Deliver-To: contains a control character"),
+        (["spam", "--user", "a\nX: b"], 64, "--user: contains a control character"),
+        (["spam", "--spamd", "127.0.0.1", "--user", "a\nX: b"], 64, "--user: contains a control"),
         (["spam", "--password-file", "/no/such/file"], 78, "/no/such/file: No such file"),
         (["spam", "--password-file", ""], 78, '--password-file: "": No such file'),
-        (["spam", "--password-file", "/dev/null"], 78, "/dev/null: the first line is empty"),
+        (["spam", "--password-file", "/dev/null"], 78, "/dev/null: not a regular file"),
+        (["spam", "--password-file", "/dev/zero"], 78, "/dev/zero: not a regular file"),
     ],
 )
 def test_what_is_wrong_is_one_line(

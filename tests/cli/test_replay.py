@@ -561,6 +561,24 @@ def test_no_process_is_left_behind(
 # -- progress ----------------------------------------------------------------------------
 
 
+def test_the_names_of_files_reach_no_terminal(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "\x1b[2J\u202e.session"
+    path.write_bytes(PLAIN.read_bytes())
+    main(["replay", str(tmp_path), "--", *TRACE])
+    shown = capsys.readouterr().out
+    assert f"{tmp_path}/\\x1b[2J\\u202e.session" in shown.splitlines()
+    progress = _Progress(1, wanted=True, interval=0)
+    progress.begin("\x1b[2J")
+    progress.tick()
+    assert capsys.readouterr().err.count("\x1b") == 1  # that of the progress itself
+
+
+def test_an_endless_file_is_refused(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["replay", "/dev/zero", "--", *TRACE])
+    assert "/dev/zero: not a regular file" in capsys.readouterr().err
+
+
 def test_progress_is_shown_and_taken_away(capsys: Capture) -> None:
     progress = _Progress(3, wanted=True, interval=0.0)
     progress.begin("x" * 200)

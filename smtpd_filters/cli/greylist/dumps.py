@@ -23,8 +23,11 @@ from smtpd_filters.filters.greylist.records import COUNTED, Record, of_json
 from smtpd_filters.tables.networks import network_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
+    from typing import BinaryIO
 
+#: Bytes of a line at most.
+MAX_LINE = 1 << 16
 #: A sender, which may be empty, and a recipient: local parts may contain a slash, domains don't.
 _ADDRESSES = re.compile(r"((?:.*?@[^/@]+)?)/(.+)", re.DOTALL)
 _PRINTED = re.compile(rb"\\([0-9a-f]{2})|\\\\")
@@ -46,12 +49,12 @@ class Terms:
         return network_of(address, *self.prefixes)
 
 
-def read(lines: Iterable[bytes], terms: Terms) -> Iterator[Record | None]:
+def read(file: BinaryIO, terms: Terms) -> Iterator[Record | None]:
     """Read records of any form; None stands for an entry that has no meaning here.
 
     Raises ConfigError with the line for what is none of them.
     """
-    numbered = ((number, line.rstrip(b"\r\n")) for number, line in enumerate(lines, 1))
+    numbered = _lines(file)
     for number, line in numbered:
         if line.startswith(b"VERSION="):
             yield from _postgrey(numbered, terms)
@@ -61,6 +64,16 @@ def read(lines: Iterable[bytes], terms: Terms) -> Iterator[Record | None]:
             yield _exported(line, number)
         elif line.strip():
             raise ConfigError(f"line {number}: neither an export nor a dump of postgrey or spamd")
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines with their numbers. Raises ConfigError for one that is too long."""
+    number = 0
+    while line := file.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            raise ConfigError(f"line {number}: longer than {MAX_LINE} bytes")
+        yield number, line.rstrip(b"\r\n")
 
 
 def _exported(line: bytes, number: int) -> Record:
