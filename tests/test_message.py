@@ -27,7 +27,7 @@ from smtpd_filters.message import (
 )
 from smtpd_filters.message.disguise import Name
 from smtpd_filters.message.folding import MAX_LINE, field_lines
-from smtpd_filters.message.obsolete import correct_names
+from smtpd_filters.message.obsolete import correct_names, replace_stray_cr
 from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, directories
 from tests import effort
 
@@ -1479,6 +1479,15 @@ def test_what_is_not_of_the_name_stays(pieces: list[bytes]) -> None:
     assert headers.lines()[0] == b"Received: a"
     assert headers.lines()[-1] == b"To: b"
     assert SPAM.remove_foreign(headers) == 0
+
+
+def test_stray_crs_become_blanks() -> None:
+    headers = Headers([b"A: b", b" c", b"D: \xff"])
+    assert not replace_stray_cr(headers)
+    assert not headers.changed
+    headers = Headers([b"A: b\r\rc", b" d\r", b"\rE: f"])
+    assert replace_stray_cr(headers)
+    assert headers.lines() == [b"A: b  c", b" d ", b" E: f"]
 
 
 def test_blanks_after_names_are_removed() -> None:

@@ -1,8 +1,12 @@
-"""Correction of field names that are followed by blanks, as in `From :`.
+"""Correction of what programs that read a header disagree on: blanks behind names, and stray CRs.
 
 Readers have to accept this obsolete syntax (RFC 5322 section 4.5), and writers must not use it.
 smtpd(8) and several programs that verify signatures take `From :` for another field than `From:`:
 smtpd neither completes nor removes it, and adds a second Date beside `Date :`.
+
+A CR that isn't part of a line end must not occur (RFC 5322 section 2.2), and smtpd delivers it.
+Rspamd 3.4 ends the header at two of them, wherever they are; other programs take one for a line
+end, or for nothing.
 """
 
 from __future__ import annotations
@@ -27,3 +31,15 @@ def correct_names(headers: Headers) -> bool:
         corrected += text[at:]
         headers.replace_text(bytes(corrected))
     return bool(at)
+
+
+def replace_stray_cr(headers: Headers) -> bool:
+    """Replace each CR by a space; return whether there were any.
+
+    Postfix does it as well (cleanup_replace_stray_cr_lf).
+    """
+    text = headers.text()
+    if b"\r" not in text:
+        return False
+    headers.replace_text(text.replace(b"\r", b" "))
+    return True

@@ -4,7 +4,8 @@ Invariants
 ----------
 *As delivered*: a message is scanned as it will be delivered, with From, To and Cc as smtpd
 completes them after all filters, so that a scanner's signatures are valid there
-(`smtpd_filters.message.completion`). A first line of an mbox file is left out.
+(`smtpd_filters.message.completion`). A first line of an mbox file is left out. A CR in the header,
+at which a scanner may take the header for ended, is replaced by a space, also for the recipient.
 *In turn*: in a chain a message may be scanned while filters in front of this one scan it as well
 (`Filter.scans`). So a scanner edits it only after `Content.turn`, and scans it again if they have
 changed what its verdict is about.
@@ -18,6 +19,7 @@ import re
 
 from smtpd_filters.checks.exemptions import exempted
 from smtpd_filters.message.completion import complete
+from smtpd_filters.message.obsolete import replace_stray_cr
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.runtime.coroutines import my_turn
 
@@ -108,6 +110,7 @@ class Intake:
         """
         if why := self.exempt.reason(session):
             return exempted(filter_, why)
+        replace_stray_cr(message.headers)
         if session.server_name:
             complete(message.headers, session.server_name)
         head = without_mbox_line(message.headers)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from smtpd_filters.message.completion import complete
 from smtpd_filters.message.folding import field_lines
+from smtpd_filters.message.obsolete import replace_stray_cr
 from smtpd_filters.milter import (
     AddHeader,
     AddRecipient,
@@ -71,6 +72,7 @@ class Draft:
     """
 
     def __init__(self, message: Message, host: str | None) -> None:
+        replace_stray_cr(message.headers)
         if host:
             complete(message.headers, host)
         QUARANTINE.remove(message.headers)

@@ -329,6 +329,14 @@ def test_bytes_as_they_are(content: bytes, fields: list[object], body: bytes) ->
     assert stub.seen.body == body
 
 
+def test_a_stray_cr_in_the_header_becomes_a_blank() -> None:
+    with milter() as stub:
+        delivery = deliver(stub, content=b"A: b\r\rc\r\r\n\td\r\n\r\na\rb\r\n")
+    assert stub.seen.fields(v.HEADER) == [(b"A", b" b  c \n\td")]
+    assert stub.seen.body == b"a\rb\r\n"
+    assert delivery.bytes.endswith(b"\nA: b  c \n\td\n\na\rb\n")
+
+
 BODIES = [b"", b"\r\n", b"\r\nbody\r\n.dot\r\na\rb\r\n", b"\r\n" + b"x\r\n" * 99_999]
 
 

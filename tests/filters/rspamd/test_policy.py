@@ -137,6 +137,15 @@ def test_addresses_are_completed_as_smtpd_does_it(stub: RspamdStub) -> None:
     assert delivery.content == delivery.delivered
 
 
+@pytest.mark.parametrize("end", [b"", b"x\r\n" * SMALL])
+def test_no_field_is_hidden_by_a_stray_cr(stub: RspamdStub, end: bytes) -> None:
+    """Rspamd 3.4 ends the header at two of them; smtpd delivers them within it."""
+    content = b"X: a\r\rb\r\r\r\n\tc\r\r\nFrom: bob@example.net\r\n\r\nbo\rdy\r\n" + end
+    delivery = scanned(stub, content=content)
+    assert b"\nX: a  b  \n\tc \nFrom: bob@example.net\n\nbo\rdy\n" in stub.requests[0].body
+    assert delivery.bytes == stub.requests[0].body
+
+
 def test_what_is_not_scanned_is_not_completed(stub: RspamdStub) -> None:
     delivery = scanned(stub, "--skip", "192.0.2.1", content=b"To: root\r\n\r\nbody\r\n")
     assert delivery.unchanged
