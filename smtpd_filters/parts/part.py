@@ -69,8 +69,9 @@ class Part:
     #: invalid become U+FFFD. HTML is as it was written.
     texts: tuple[str, ...] = ()
     #: What programs show of these: without invisible characters, and of HTML without tags,
-    #: comments, scripts and styles, with characters in place of its references. A text that is
-    #: hidden by styles is in it.
+    #: comments, scripts and styles, with characters in place of its references and the alternative
+    #: texts of images. What only some programs hide is in it, and so is what styles hide. HTML
+    #: that some programs show as it is written is there in both forms.
     shown: tuple[str, ...] = ()
 
     @property

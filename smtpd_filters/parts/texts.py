@@ -58,7 +58,8 @@ class Texts:
         if not data:
             return (), ()
         found: dict[str, None] = {}
-        is_html = part.kind in {"html", "svg", "hta"} or any("html" in each for each in part.types)
+        declared = ["html" in each for each in part.types]
+        is_html = part.kind in {"html", "svg", "hta"} or any(declared)
         for codec in _codecs(part.charsets, data, is_html=is_html):
             text = yield from _decoded(data, codec)
             if text in found:
@@ -70,8 +71,10 @@ class Texts:
             found[text] = None
         shown: dict[str, None] = {}
         for text in found:
-            seen = (yield from without_markup(text)) if is_html else text
-            shown[(yield from _visible(seen))] = None
+            if is_html:
+                shown[(yield from _visible((yield from without_markup(text))))] = None
+            if not (declared and all(declared)):
+                shown[(yield from _visible(text))] = None
         return tuple(found), tuple(shown)
 
 
@@ -143,4 +146,5 @@ def _visible(text: str) -> Generator[int, None, str]:
     for at in range(0, len(text), PIECE):
         yield PIECE // _SEARCHED
         found.append(invisible(text[at : at + PIECE]))
-    return "".join(found)
+    # Joiners shape the letters of some scripts, but between others they are nothing.
+    return "".join(found).replace("\u200c", "").replace("\u200d", "")

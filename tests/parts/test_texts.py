@@ -142,8 +142,8 @@ def test_html_declares_its_character_set() -> None:
 )
 def test_which_parts_are_texts(mail: bytes, count: int) -> None:
     """`mixed` puts a text ahead."""
-    texts = [text for part in parts(mail) for text in part.shown]
-    assert len([text for text in texts if "hello" in text]) == count
+    found = [part for part in parts(mail) if any("hello" in text for text in part.shown)]
+    assert len(found) == count
 
 
 def test_the_preamble_of_a_multipart_takes_no_room() -> None:
@@ -174,6 +174,92 @@ def test_readings_have_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
+    "html",
+    [
+        "<style><p>SHOWN</style>",
+        "<svg><style><p>SHOWN",
+        "<title><style></title>SHOWN<style></style>",
+        "<textarea><style>SHOWN</style></textarea>",
+        "<textarea><!--</textarea>SHOWN<!-- -->",
+        "<xmp><!--</xmp>SHOWN<!-- -->",
+        "<plaintext><style>SHOWN</style>",
+        "<plaintext></plaintext><!-- SHOWN -->",
+        "<style><!-- </style>SHOWN<!-- -->",
+        "<style><!-- <b </style>SHOWN<!-- -->",
+        "<style/>SHOWN</style>",
+        "<!-- a --!>SHOWN<!-- b -->",
+        "<!-->SHOWN<!-- b -->",
+        "<!--->SHOWN<!-- b -->",
+        "<!-- <!-- -->SHOWN-->",
+        "<!--[if mso]>SHOWN<![endif]-->",
+        '<! ">SHOWN<a b="">',
+        "<? '>SHOWN<a b=''>",
+        '</ ">SHOWN<a b="">',
+        '<!doctype html public ">SHOWN<a b="">',
+        "<svg><![CDATA[SHOWN]]></svg>",
+        '<a ">SHOWN<a ">',
+        '<a b">SHOWN<a ">',
+        '<a b=c">SHOWN<a ">',
+        '<a b=c=">SHOWN<a ">',
+        '<a b="c""d">SHOWN<a ">',
+        '<a / ">SHOWN<a ">',
+        "<a b=\"'\">SHOWN<a b='>",
+        "<a b=>SHOWN<a b=''>",
+        "<a b='>SHOWN",
+        '<a b=">SHOWN',
+        "<a <b>SHOWN",
+        "<a=\">SHOWN<a b=''>",
+        "<img alt=SHOWN>",
+        "<IMG src=x ALT = 'SHOWN' title=y>",
+        "SH\u200cO\u200dWN<p>\u00e9",
+    ],
+)
+def test_what_some_program_shows_is_not_hidden(html: str) -> None:
+    [part] = parts(declared("utf-8", html.encode(), "html"))
+    assert any("SHOWN" in text for text in part.shown)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<style>p { x: HIDDEN }</style>",
+        "<style><!-- p { x: HIDDEN } --></style>",
+        "<title>x</title><STYLE type='a>b'>HIDDEN</STYLE  >",
+        "<script>HIDDEN</script >",
+        "<!-- HIDDEN -->",
+        "<!-- <b>HIDDEN</b> -- > -->",
+        "<a href='HIDDEN'>",
+        "<a href = HIDDEN title=\">\" alt='HIDDEN'>",
+        '<a\nhref\n=\n"\'HIDDEN>">',
+        "<br HIDDEN/>",
+        "<textarea></textarea><style>HIDDEN</style>",
+    ],
+)
+def test_what_no_program_shows_is_hidden(html: str) -> None:
+    [part] = parts(declared("utf-8", html.encode(), "html"))
+    assert not any("HIDDEN" in text for text in part.shown)
+
+
+@pytest.mark.parametrize(
+    ("fields", "as_html", "as_it_is"),
+    [
+        (b"Content-Type: text/html\n", True, False),
+        (b"Content-Type: text/plain\n", True, True),
+        (b"", True, True),
+        (b"Content-Type: text/plain\nContent-Type: text/html\n", True, True),
+    ],
+)
+def test_html_that_some_programs_show_as_it_is(
+    fields: bytes,
+    as_html: bool,  # noqa: FBT001  # a table of cases
+    as_it_is: bool,  # noqa: FBT001  # as above
+) -> None:
+    [part] = parts(b"Subject: x\n" + fields + b"\n<html>a<b>b<!--c-->\n")
+    assert any("ab" in text for text in part.shown) == as_html
+    assert any("c" in text for text in part.shown) == as_it_is
+
+
+@pytest.mark.parametrize(
     ("html", "text"),
     [
         ("DE89<b>37</b>04", "DE8937 04".replace(" ", "")),
@@ -183,7 +269,7 @@ def test_readings_have_a_limit() -> None:
         ("a<!-->b", "ab"),
         ("a<!-- x", "a<!-- x"),
         ("<STYLE>x{}</Style >a", "a"),
-        ("<script>if (a<b) x</script>a", "a"),
+        ("<script>if (a < b) x</script>a", "a"),
         ("<style>a", "a"),
         ("a<!doctype html>b<?xml x?>c", "abc"),
         ('<a title="x>y">b', "b"),
@@ -221,6 +307,8 @@ def test_texts_do_not_depend_on_the_pieces(case: str) -> None:
 
 
 HOSTILE = (
+    "<!--x--!>", "<img alt=x>", "<img alt='x", "<title>", "<title></title>", "<a x='>' ",
+    "<style>x</style>", "<style><b", "<a x=\">\" <a ", "<!---->", "<xmp>", "</xmp>", "<![CDATA[",
     "<a>", '<a "', '<a "">" ', "<a '", "<!--", "<!-->", "<style>", "<style></style>", "<script>",
     "&", "&#0", "&lt", "<", "<a", "</", "<!", "</s", "<a>'", "<a '<a \"", "&abcdefghijklmnopqr",
     "<style></", "x", "\u0301", "\u200b",
