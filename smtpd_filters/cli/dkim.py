@@ -35,7 +35,7 @@ from smtpd_filters.settings import (
     option,
     table,
 )
-from smtpd_filters.settings.files import create_file, no_directory
+from smtpd_filters.settings.files import no_directory, replace_file
 
 from .accounts import UnknownError, filters_user
 from .verb import Verb
@@ -234,7 +234,10 @@ def _rotate(options: Options) -> int:
     if any(key.selector == options.selector for key in options.keys.keys[options.domain]):
         raise ConfigError(f"-s: {options.selector} is in use already")
     beside = Path(options.keys.path_of(old[0])).parent
-    new = options.key or str(beside / f"{options.domain}.{options.selector}.key")
+    # It is written into the table, which smtpd's filter reads in another directory.
+    new = str(Path(options.key or beside / f"{options.domain}.{options.selector}.key").absolute())
+    if not new.isprintable():
+        raise ConfigError(f"{new}: the path has characters that can't be in a table")
     if not Path(new).exists():
         _make(new, options)
         text = zone_record(str(options.selector), options.domain, _read(new).record())
@@ -265,7 +268,6 @@ def _replace(path: str, options: Options, old: set[str], new: str) -> None:
     If the path is a symbolic link, the file that it leads to is replaced.
     """
     real = Path(path).resolve()
-    temporary = real.with_name(f"{real.name}.new")
     lines = []
     pending = f"{options.domain} {options.selector} {new}\n"
     try:
@@ -279,14 +281,8 @@ def _replace(path: str, options: Options, old: set[str], new: str) -> None:
                 lines.append(line)
         if pending:
             raise ConfigError(f"{path}: no line with {' or '.join(sorted(old))}")
-        with os.fdopen(create_file(str(temporary), 0o600), "wb") as file:
-            file.writelines(lines)
-        os.chown(temporary, status.st_uid, status.st_gid)
-        temporary.chmod(status.st_mode & 0o777)
-        temporary.replace(real)
+        replace_file(str(real), b"".join(lines), like=status)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise ConfigError(f"{path}: {os_reason(error)}") from None
 
 

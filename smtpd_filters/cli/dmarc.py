@@ -15,11 +15,8 @@ that the names of one owner don't use up the limit.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import subprocess
 import sys
-from contextlib import suppress
 from datetime import UTC, date, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
@@ -49,6 +46,7 @@ from smtpd_filters.settings import (
     option,
     package,
 )
+from smtpd_filters.settings.files import replace_file
 from smtpd_filters.settings.kinds import printable, quote
 
 from .stores import StoreOptions, with_store
@@ -66,7 +64,6 @@ FILTER = "auth"
 SENDMAIL = "/usr/sbin/sendmail"
 #: Seconds that sendmail may take.
 PATIENCE = 60.0
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 class _Day(Kind[str]):
@@ -227,15 +224,9 @@ class _Reporting:
         if self._folder is None:
             return
         path = self._folder / report.file_name
-        # Two runs at a time have different ones.
-        temporary = self._folder / f".{secrets.token_hex(8)}.new"
         try:
-            with os.fdopen(os.open(temporary, _NEW, 0o644), "wb") as file:
-                file.write(data)
-            temporary.replace(path)
+            replace_file(str(path), data)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             self._problem(f"{path}: {os_reason(error)}")
         else:
             _print(f"  wrote {path}")

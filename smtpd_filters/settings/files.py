@@ -69,6 +69,36 @@ def create_file(path: str, mode: int = 0o666) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 
+def replace_file(
+    path: str, content: bytes, mode: int = 0o644, like: os.stat_result | None = None
+) -> None:
+    """Write a file, in one step, in place of any file or link at the path. Raises OSError.
+
+    It gets the mode less the umask, or the owner and the mode that another file has. Until it is
+    complete and on the disk, it has a name of its own: no file of another process or of the
+    operator is in the way, and after a crash the old file is there.
+    """
+    own = f".{os.urandom(8).hex()}.new"
+    temporary = os.path.join(os.path.dirname(path), own)  # noqa: PTH118, PTH120  # pathlib costs start-up
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    fd = os.open(temporary, flags, mode if like is None else 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            if like is not None:
+                os.fchown(fd, like.st_uid, like.st_gid)
+                os.fchmod(fd, stat.S_IMODE(like.st_mode))
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+        os.replace(temporary, path)  # noqa: PTH105  # as above
+    except BaseException:
+        try:
+            os.unlink(temporary)  # noqa: PTH108  # as above
+        except OSError:
+            pass
+        raise
+
+
 def no_directory(path: str) -> str:
     """Return what to do if the directory of a file to create is missing, or ""."""
     folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120  # pathlib costs start-up

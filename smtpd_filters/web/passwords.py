@@ -25,7 +25,7 @@ from math import prod
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
-from smtpd_filters.settings.files import create_file, no_directory, read_file
+from smtpd_filters.settings.files import no_directory, read_file, replace_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -219,17 +219,8 @@ def with_user(path: str, user: str, password: str, work: Work = USUAL) -> None:
     users = _entries(path) if os.path.lexists(path) else {}
     users[user] = Hash.of(password, work)
     text = "".join(f"{name}:{hashed}\n" for name, hashed in users.items())
-    temporary = f"{path}.new"
     try:
         owner = os.stat(path) if os.path.lexists(path) else None  # noqa: PTH116  # as the rest
-        fd = create_file(temporary, 0o600)
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            if owner is not None:
-                os.fchown(fd, owner.st_uid, owner.st_gid)
-                os.fchmod(fd, stat.S_IMODE(owner.st_mode))
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        os.replace(temporary, path)  # noqa: PTH105  # as the rest
+        replace_file(path, text.encode(), 0o600, owner)
     except OSError as error:
         raise ConfigError(f"{path}: {os_reason(error)}{no_directory(path)}") from None

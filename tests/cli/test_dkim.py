@@ -133,6 +133,25 @@ def test_a_rotation(capsys: Capture, tmp_path: Path) -> None:
     assert (status, "new is in use already" in err) == (2, True)
 
 
+def test_a_rotation_to_a_key_in_this_directory(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filter, which runs elsewhere, finds the key."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.key", "new.key"):
+        run(capsys, "keygen", "-d", "example.org", "-s", "x", "-k", name)
+    table = tmp_path / "keys"
+    table.write_text(f"example.org old {tmp_path}/old.key\n")
+    record = parse_private_key((tmp_path / "new.key").read_bytes()).record()
+    words = ("rotate", *FLAGS, "--keys", str(table))
+    with DNSServer({NAME: {"TXT": record}}) as server:
+        given = ("--nameserver", f"{server.address}:{server.port}")
+        assert run(capsys, *words, "-k", "new.key", *given)[0] == 0
+    assert table.read_text() == f"example.org new {tmp_path}/new.key\n"
+    status, _, err = run(capsys, *words[:4], "third", *words[5:], "-k", "x\ny")
+    assert (status, "characters that can't be in a table" in err) == (2, True)
+
+
 @pytest.mark.parametrize("line", ["Example.org S1 {}", "example.org:s1 {}", "example.org\ts1\t{}"])
 def test_a_rotation_in_any_writing_of_a_table(capsys: Capture, tmp_path: Path, line: str) -> None:
     old, new = tmp_path / "old.key", tmp_path / "new.key"
@@ -143,7 +162,8 @@ def test_a_rotation_in_any_writing_of_a_table(capsys: Capture, tmp_path: Path, l
     real.write_bytes(before + line.format(old).encode() + b"\n")
     table = tmp_path / "keys"
     table.symlink_to(real)
-    os.mkfifo(f"{real}.new")  # to open it would wait
+    draft = tmp_path / "real.new"
+    draft.write_text("of the operator")
     record = parse_private_key(new.read_bytes()).record()
     with DNSServer({NAME: {"TXT": record}}) as server:
         given = ("--nameserver", f"{server.address}:{server.port}")
@@ -151,6 +171,7 @@ def test_a_rotation_in_any_writing_of_a_table(capsys: Capture, tmp_path: Path, l
         status, out, _ = run(capsys, *words)
     assert (status, f"{table}: new replaces s1\n" in out) == (0, True)
     assert table.is_symlink()
+    assert draft.read_text() == "of the operator"
     assert real.read_bytes() == before + f"example.org new {new}\n".encode()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 from dataclasses import replace
 from email import message_from_bytes, policy
 from functools import partial
@@ -306,7 +307,7 @@ def test_a_folder_that_is_read_only(tool: Tool, monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     status, out, _ = tool.run("--output", str(tool.reports))
     assert (status, "No space left on device" in out) == (1, True)
     assert list(tool.reports.iterdir()) == []

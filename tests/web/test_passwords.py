@@ -60,10 +60,11 @@ def test_a_user_is_added_and_changed(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o640
 
 
-def test_what_is_in_the_way_of_the_new_file_is_removed(path: Path) -> None:
+def test_no_file_is_in_the_way_of_the_new_file(path: Path) -> None:
     os.mkfifo(f"{path}.new")  # to open it would wait
     with_user(str(path), "ann", "wonder", LITTLE)
     assert check(path, "ann", "wonder")
+    assert sorted(each.name for each in path.parent.iterdir()) == [path.name, f"{path.name}.new"]
 
 
 def test_an_unknown_user_takes_as_much_work_as_the_most_of_a_known_one(path: Path) -> None:
