@@ -475,6 +475,17 @@ def test_messages_that_are_too_large(stub: RspamdStub, larger: str) -> None:
     assert stub.asked == 1
 
 
+@pytest.mark.parametrize("exempt", [False, True])
+def test_no_forged_result_passes_in_a_message_that_is_too_large(
+    stub: RspamdStub, *, exempt: bool
+) -> None:
+    content = b"X-Spam-Status: No, forged\r\nSubject: x\r\n\r\n" + b"x\r\n" * 1000
+    flags = ("--max-size", "1k", *(("--skip", "192.0.2.1") if exempt else ()))
+    delivery = scanned(stub, *flags, content=content)
+    assert stub.asked == 0
+    assert ("X-Spam-Status" in delivery.headers) == exempt
+
+
 # -- errors --------------------------------------------------------------------------------
 
 ERRORS = {
