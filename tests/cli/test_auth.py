@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tracemalloc
 from io import BytesIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
@@ -288,3 +289,14 @@ def test_line_ends_and_the_separator_of_an_mbox(content: bytes) -> None:
     message = message_of(content + b".\r\n..x")
     assert b"".join(message.iter_bytes(crlf=True)) == MESSAGE + b".\r\n..x\r\n"
     message.discard()
+
+
+def test_a_message_of_empty_lines_takes_little_memory() -> None:
+    content = b"From: a@example.org\n" + b"\n" * (4 << 20)
+    tracemalloc.start()
+    try:
+        message_of(content).discard()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(content)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 PROG = "filter-auth"
 _MESSAGE_ID = b"00000000"
+#: Bytes of a message that are given to the filter at a time.
+_PIECE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,12 +204,18 @@ def message_of(content: bytes) -> Message:
 
     The separator at the top of an mbox is dropped.
     """
-    lines = content.replace(b"\r\n", b"\n").split(b"\n")
-    if not lines[-1]:
-        del lines[-1]
-    if lines and lines[0].startswith(b"From "):
-        del lines[0]
     message = Message()
-    message.feed([b"." + line if line.startswith(b".") else line for line in lines])
+    file = BytesIO(content)
+    if content.startswith(b"From "):
+        file.readline()
+    # In pieces: a message of empty lines would take hundreds of times its size.
+    while lines := file.readlines(_PIECE):
+        message.feed([_as_from_smtpd(line) for line in lines])
     message.close()
     return message
+
+
+def _as_from_smtpd(line: bytes) -> bytes:
+    """Return a line of a file without its end, and with the dot that SMTP adds."""
+    line = line[:-2] if line.endswith(b"\r\n") else line.removesuffix(b"\n")
+    return b"." + line if line.startswith(b".") else line
