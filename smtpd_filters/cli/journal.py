@@ -21,6 +21,8 @@ from .verb import Verb
 
 #: Characters of a key for hashes.
 KEY_SIZE = 32
+#: Characters of a key at least.
+LEAST_KEY = 16
 #: Added to the process's nice value: mail comes first. Datagrams hold several stories while many
 #: come, so that the journal is in time nevertheless.
 NICE = 10
@@ -144,17 +146,37 @@ def _group(name: str) -> int | None:
 
 
 def _key(directory: str) -> bytes:
-    """Return the key of hashes; make it if there is none."""
+    """Return the key of hashes; make it if there is none. Raises ConfigError."""
     path = os.path.join(directory, KEY)  # noqa: PTH118
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        return read_key(directory)
+        pass
     except OSError as error:
         raise ConfigError(f"{path}: {os_reason(error)}") from None
-    with open(fd, "wb") as file:  # noqa: PTH123  # a descriptor
-        file.write(secrets.token_hex(KEY_SIZE).encode())
-    return read_key(directory)
+    else:
+        _write_key(fd, path)
+    key = read_key(directory)
+    if len(key) < LEAST_KEY:  # everybody could compute hashes with it
+        raise ConfigError(
+            f"{path}: a key of less than {LEAST_KEY} characters; remove it if it was left by a "
+            "crash or a full disk: a new one is made, and what was hashed before isn't found"
+        )
+    return key
+
+
+def _write_key(fd: int, path: str) -> None:
+    """Write a new key to a new file; remove the file if that fails. Raises ConfigError."""
+    try:
+        with open(fd, "wb") as file:
+            file.write(secrets.token_hex(KEY_SIZE).encode())
+            file.flush()
+            os.fsync(fd)
+    except BaseException as error:
+        os.unlink(path)  # noqa: PTH108  # paths as text
+        if not isinstance(error, OSError):
+            raise
+        raise ConfigError(f"{path}: {os_reason(error)}") from None
 
 
 VERB = Verb(

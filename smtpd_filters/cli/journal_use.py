@@ -39,13 +39,16 @@ class JournalOptions(Settings):
 SINCE = SECONDS(low=1, high=LONGEST)
 
 
-def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
-    """Call `work` with the journal; return its status. Raises ConfigError if there is none."""
+def reading(options: JournalOptions, work: Callable[[Journal], int], *, finds: bool = False) -> int:
+    """Call `work` with the journal; return its status. Raises ConfigError if there is none.
+
+    If it `finds` addresses, it notes that those that are hashed can't be found without the key.
+    """
     journal = Journal(options.directory, key=b"")
     try:
         if journal.extent() is None:
             raise ConfigError(f"{printable(options.directory)}: no files of a journal; {_START}")
-        journal = Journal(options.directory, key=key_of(options.directory))
+        journal = Journal(options.directory, key=key_of(options.directory, note=finds))
         status = work(journal)
     except TooSlowError as error:
         raise ConfigError(str(error)) from None
@@ -60,11 +63,18 @@ def reading(options: JournalOptions, work: Callable[[Journal], int]) -> int:
     return status
 
 
-def key_of(directory: str) -> bytes:
-    """Return the key of hashed addresses, b"" if there is none or it can't be read."""
+def key_of(directory: str, *, note: bool = False) -> bytes:
+    """Return the key of hashed addresses, b"" if there is none or it can't be read.
+
+    With `note` the latter is noted on stderr.
+    """
     try:
         return read_key(directory)
-    except ConfigError:  # addresses need not be hashed
+    except ConfigError as error:  # addresses need not be hashed
+        if note:
+            sys.stderr.write(
+                f"smtpd-filters: {printable(str(error))}: no hashed address is found\n"
+            )
         return b""
 
 

@@ -36,7 +36,7 @@ class Options(JournalOptions):
 
 def run(options: Options, _rest: list[str]) -> int:
     """Print the stories; return 1 if there are none."""
-    return reading(options, lambda journal: _why(journal, options))
+    return reading(options, lambda journal: _why(journal, options), finds=True)
 
 
 def _why(journal: Journal, options: Options) -> int:

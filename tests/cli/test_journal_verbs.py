@@ -16,6 +16,7 @@ from smtpd_filters.cli import main, stats
 from smtpd_filters.cli import tail as tail_verb
 from smtpd_filters.errors import user_name
 from smtpd_filters.journal.archive import Archive
+from smtpd_filters.journal.places import KEY
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.wire import encode
 from tests.journal.made import PASSED, REFUSED, parse, refused, stored
@@ -344,6 +345,38 @@ def test_a_journal_without_a_place_for_its_socket_leaves_nothing(run: Run, tmp_p
     assert f"--socket: the directory {missing} is missing; " in error
     assert f"install -d -o {'USER' if os.geteuid() == 0 else user_name()} -m 755 {missing}" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "\n", "short"])
+def test_a_key_that_everybody_can_guess_is_refused(content: str, run: Run, tmp_path: Path) -> None:
+    """The journal was killed when it made the key."""
+    key = tmp_path / KEY
+    key.write_text(content)
+    status, out, err = run("journal", "--addresses", "hashed", "--socket", f"{tmp_path}/socket")
+    assert (status, out) == (2, "")
+    assert f"{key}: a key of less than 16 characters; remove it" in err
+    assert not (tmp_path / "socket").exists()
+
+
+def test_a_full_disk_leaves_no_key(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_fd: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    status, _, err = run("journal", "--addresses", "hashed", "--socket", f"{tmp_path}/socket")
+    text = f"smtpd-filters journal: {tmp_path / KEY}: No space left on device\n"
+    assert (status, err) == (2, text)
+    assert not (tmp_path / KEY).exists()
+
+
+def test_why_says_that_it_can_not_read_the_key(archive: Archive, run: Run, tmp_path: Path) -> None:
+    del archive
+    (tmp_path / KEY).mkdir()
+    status, out, err = run("why", "bob@example.net")
+    assert (status, "refused" in out) == (0, True)
+    assert err == f"smtpd-filters: {tmp_path / KEY}: Is a directory: no hashed address is found\n"
 
 
 @pytest.mark.parametrize("verb", [["stats"], ["why", "alice@example.org"]])
