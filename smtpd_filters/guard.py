@@ -6,6 +6,8 @@ Invariants
 handler that raises, returns what its phase does not allow, or misses its deadline is answered for
 as `--on-error` says; the log has the cause once per interval, and each session in which it happens.
 *No credential*: what is logged of a failure never repeats one.
+*Reported*: a handler that reads transactions isn't called for one whose sender smtpd has not
+reported, nor for a path that it will not report (`MAX_PATH`); the command or message is refused.
 *Dry run*: the decision is logged, and the result is to proceed.
 
 A plain handler, and the first step of a coroutine, is watched by the `Watchdog`; the rest of a
@@ -69,6 +71,11 @@ KEEPING = "handler failed, its edits stay"
 SLOW = 1.0
 #: The phase whose parameter is a credential.
 CONFIDENTIAL = "auth"
+#: Octets of a path in a command, without its brackets: RFC 5321 section 4.5.3.1.3 allows 256 with
+#: them. smtpd accepts more than twice as many, but then sends neither tx-mail nor tx-rcpt; seen on
+#: 6.8 and 7.6.
+MAX_PATH = 254
+_IN_TRANSACTIONS = frozenset({"rcpt-to", "data", "headers", "message", "commit"})
 #: What `Registration(junk=False)` excludes.
 _MARKS = frozenset({Junk, Marked})
 
@@ -151,6 +158,8 @@ class Guard:
         self.first_step: Callable[[Coroutine[Any, Any, object]], object] = _only_step
         #: The place of the handler in its file, for the log.
         self.where = _place(self.handler)
+        if "tx-begin" in filter.required_reports():
+            self.handler = _of_reported(self.handler, self.phase)
         self.dry = filter.dry_run
         self.log = filter.log
         self.watchdog = watchdog
@@ -405,6 +414,10 @@ class Guard:
         return f"returned {name}, but may return {allowed}, at {self.where}"
 
     def _raised(self, session: Session, error: BaseException) -> Decision:
+        if type(error) is _PathError:
+            # Also where `--on-error` would proceed: each client could have that.
+            self._note(session, error.refusal, 0.0)
+            return _SUPPRESSED if self.dry else error.refusal
         where = fold_traceback(error, text=False)
         expected = isinstance(error, UnavailableError)
         status = getattr(error, "status", "") if expected else ""
@@ -446,6 +459,51 @@ class Guard:
             cause = why.get("cause") or why.get("error") or FAILED
             self.journal.decided(session, self, fallback, 0.0, failure=cause)
         return PROCEED.because(FAILED) if self.dry else fallback
+
+
+class _PathError(Exception):
+    """A path is too long for smtpd to report it; `refusal` is the decision."""
+
+    def __init__(self, refusal: Reject) -> None:
+        super().__init__(refusal.reason)
+        self.refusal = refusal
+
+
+def _path_error(code: int, status: str, text: str) -> _PathError:
+    return _PathError(Reject(reply(code, status, text)).because(f"more than {MAX_PATH} octets"))
+
+
+def _of_reported(handler: Callable[..., object], phase: str) -> Callable[..., object]:
+    """Return a handler with `_PathError` in place of its call for what smtpd doesn't report."""
+    if phase not in _IN_TRANSACTIONS and phase != "mail-from":
+        return handler
+
+    # RFC 5321 section 4.5.3.1.10: "Path too long: 501 Path too long". RFC 3463 section 3.2: X.1.3
+    # and X.1.7 are the syntax of a recipient's and a sender's address.
+    def of_sender(session: Session, address: str) -> object:
+        if _is_too_long(address):
+            raise _path_error(501, "5.1.7", "Path too long")
+        return handler(session, address)
+
+    def in_transaction(session: Session, *arguments: object) -> object:
+        tx = session.tx
+        if tx is not None and tx.sender is None:
+            # Or without memory the report was lost: it may come when the client tries again.
+            raise _path_error(451, "4.1.7", "The sender's path is too long, or not known yet")
+        return handler(session, *arguments)
+
+    def of_recipient(session: Session, address: str) -> object:
+        if _is_too_long(address):
+            raise _path_error(501, "5.1.3", "Path too long")
+        return in_transaction(session, address)
+
+    return {"mail-from": of_sender, "rcpt-to": of_recipient}.get(phase, in_transaction)
+
+
+def _is_too_long(address: str) -> bool:
+    if len(address) <= MAX_PATH and address.isascii():
+        return False
+    return len(address.encode("utf-8", "surrogateescape")) > MAX_PATH
 
 
 def _only_step(work: Coroutine[Any, Any, object]) -> object:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 TLS = "TLSv1.3:TLS_AES_256_GCM_SHA384:256"
 #: The name of the server.
 HOST = "mx.example.org"
+#: Octets of the longest address that smtpd reports; it accepts longer ones.
+MAX_REPORTED = 254
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,7 @@ class Client:
             self._msgid = self._smtpd.message_id()
             self._report("tx-begin", self._msgid)
             # smtpd reports the old address even if it was rewritten.
-            self._report("tx-mail", self._msgid, b"ok", wire(address))
+            self._report_path("tx-mail", self._msgid, b"ok", wire(address))
         return verdict
 
     def rcpt_to(self, address: str, *, accepted: bool = True, parameters: str = "") -> Verdict:
@@ -176,11 +178,11 @@ class Client:
             verdict = _refused(verdict, f"550 Invalid recipient: <{address}>")
         if verdict.refused:
             if not self.closed:
-                self._report("tx-rcpt", msgid, failure(verdict), wire(address))
+                self._report_path("tx-rcpt", msgid, failure(verdict), wire(address))
             return verdict
         self._recipients.append(verdict.parameter)
         self._report("tx-envelope", msgid, msgid + b"%08x" % len(self._recipients))
-        self._report("tx-rcpt", msgid, b"ok", wire(address))
+        self._report_path("tx-rcpt", msgid, b"ok", wire(address))
         return verdict
 
     def data(self) -> Verdict:
@@ -289,6 +291,11 @@ class Client:
     def _report(self, name: str, *values: bytes) -> None:
         self._smtpd.report(name, self._session, *values)
 
+    def _report_path(self, name: str, msgid: bytes, result: bytes, address: bytes) -> None:
+        """Report an address, unless it is one of those that smtpd doesn't report."""
+        if len(address) <= MAX_REPORTED:
+            self._report(name, msgid, result, address)
+
     def _ask(self, phase: str, argument: bytes) -> Verdict:
         verdict = self._smtpd.ask(phase, self._session, argument)
         if verdict.verb == "junk":
@@ -299,7 +306,7 @@ class Client:
                 self._session_junk = True
         if verdict.closes:
             if self._msgid and phase == "rcpt-to":
-                self._report("tx-rcpt", self._msgid, failure(verdict), argument)
+                self._report_path("tx-rcpt", self._msgid, failure(verdict), argument)
             elif self._msgid and phase in {"data", "commit"}:
                 self._report("tx-data", self._msgid, failure(verdict))
             self._close()

@@ -80,7 +80,8 @@ WHERE = (b"mx.example.org", b"pass", b"192.0.2.1:25", b"192.0.2.2:25")
 STEPS = [
     SMTPD.report("link-connect", ONE, *WHERE) + SMTPD.report("link-connect", TWO, *WHERE),
     asked("mail-from", ONE, b"a@b") + asked("mail-from", TWO),
-    SMTPD.report("tx-begin", ONE, b"0a0b0c0d"),
+    SMTPD.report("tx-begin", ONE, b"0a0b0c0d")
+    + SMTPD.report("tx-mail", ONE, b"0a0b0c0d", b"ok", b"a@b"),
     sent(ONE, MAIL[:2]) + sent(TWO, MAIL[:2]),
     sent(ONE, MAIL[2:20]) + sent(TWO, MAIL[2:10]) + sent(ONE, MAIL[20:], end=True),
     sent(TWO, MAIL[10:], end=True),

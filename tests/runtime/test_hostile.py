@@ -68,6 +68,7 @@ def play(process: FilterProcess, session: bytes) -> dict[str, bytes]:
     process.connect(session)
     said = {step: ask(process, step, session) for step in STEPS}
     process.report("tx-begin", session, b"1ef1c203")
+    process.report("tx-mail", session, b"1ef1c203", b"ok", b"a@example.net")
     back = process.message(session, BODY)
     said["message"] = b"\n".join(back)
     said["commit"] = ask(process, "commit", session)
