@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 from datetime import UTC, date, datetime
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
@@ -50,6 +49,7 @@ from smtpd_filters.settings.files import replace_file
 from smtpd_filters.settings.kinds import printable, quote
 
 from .stores import StoreOptions, with_store
+from .streams import say
 from .verb import Verb
 
 if TYPE_CHECKING:
@@ -335,7 +335,7 @@ def mail(report: Report, data: bytes, address: str) -> EmailMessage:
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(f"{printable(line)}\n")
+    say(f"{printable(line)}\n")  # a reader that ends must not end the sending
 
 
 VERB = Verb(

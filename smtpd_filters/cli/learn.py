@@ -43,7 +43,7 @@ from . import mailboxes
 from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
 from .mailboxes import Gone, Mail
 from .progress import PROGRESS, Progress
-from .streams import write_nowhere
+from .streams import say
 from .verb import Verb
 
 TYPE_CHECKING = False
@@ -199,7 +199,7 @@ def run(options: Options, more: list[str]) -> int:
         raise
     finally:
         progress.clear()
-        _print(tally.summary())
+        say(tally.summary())
     return tally.status
 
 
@@ -236,15 +236,6 @@ def _refuse_control(flag: str, value: str) -> None:
     """Raise ConfigError for a value that can't be in a request; it may be a secret."""
     if any(c < " " or c == "\x7f" for c in value):
         raise ConfigError(f"{flag}: contains a control character")
-
-
-def _print(text: str) -> None:
-    """Write to stdout; a failure doesn't change the exit status."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except OSError:
-        write_nowhere()
 
 
 def _password(name: str | None) -> str:

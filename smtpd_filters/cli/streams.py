@@ -75,6 +75,15 @@ def prepare(*, descriptors: bool = True) -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+def say(text: str) -> None:
+    """Write to stdout; a failure neither ends the verb nor changes its exit status."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        write_nowhere()
+
+
 def write_nowhere() -> None:
     """Redirect stdout to /dev/null, so that the flush at exit doesn't fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 import os
 from dataclasses import replace
 from email import message_from_bytes, policy
@@ -260,6 +261,31 @@ def test_a_mail_that_can_not_be_made_is_not_noted_as_sent(
     with pytest.raises(MemoryError):
         tool.run("--send")
     assert claim(tool, "a@example.org") == ""
+
+
+class Ended(io.StringIO):
+    """A pipe whose reader, such as head(1), has ended."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+    def write(self, _text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_a_reader_that_ends_does_not_end_the_sending(
+    tool: Tool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = [f"{n}.example" for n in range(3)]
+    tool.record(*((asking(name, f"a@{name}"), ROW) for name in names))
+    with (tmp_path / "stdout").open("w") as file:
+        monkeypatch.setattr("sys.stdout", Ended(file.fileno()))
+        status, _, _ = tool.run("--send")
+    assert (status, len(tool.mails())) == (0, 3)
 
 
 def test_the_names_of_one_owner_do_not_use_up_the_limit(tool: Tool) -> None:
