@@ -1,6 +1,6 @@
 """Connections by redis-py, from 4.3 (Debian 12) on, and what its exceptions mean.
 
-Only this module, `redis_cluster` and `redis_pool` know redis-py.
+Only this module, `redis_cluster`, `redis_pool` and `redis_tls` know redis-py.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import errno
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any
 
 from redis import __version__, exceptions
 from redis import asyncio as redis
+from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
@@ -22,6 +24,7 @@ from smtpd_filters.runtime.counters import INVALID, TIMEOUT, UNREACHABLE
 
 from .redis_cluster import IN_CIRCLES, NO_NODE, Cluster, NoClusterError
 from .redis_pool import Pool
+from .redis_tls import sharing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -68,15 +71,15 @@ class Connections:
         settings |= _PROTOCOL
         if address.tls:
             # By default redis-py 4.3 doesn't compare the certificate's name.
-            settings |= {"ssl": True, "ssl_check_hostname": True}
-            settings |= {"ssl_ca_certs": certificates or None}
+            settings |= {"ssl_check_hostname": True, "ssl_ca_certs": certificates or None}
+            base = SentinelManagedSSLConnection if address.scheme == "sentinel" else SSLConnection
+            settings["connection_class"] = sharing(base, certificates)
         limit = STEPS * timeout
         self._cluster = self._pool = None
         if address.scheme == "cluster":
 
             def node(place: Place) -> Pool:
-                host, port = place
-                return Pool(lambda: [redis.Redis(host=host, port=port, **settings)], limit)
+                return Pool(lambda: [_client(place, settings)], limit)
 
             self._cluster = Cluster(address.hosts, node)
         else:
@@ -136,8 +139,13 @@ def _clients(address: Address, settings: dict[str, Any]) -> list[Any]:
         untyped: Any = Sentinel
         sentinel = untyped(list(address.hosts), sentinel_kwargs=own, **settings)
         return [sentinel.master_for(address.master, db=address.db), *sentinel.sentinels]
-    ((host, port),) = address.hosts
-    return [redis.Redis(host=host, port=port, db=address.db, **settings)]
+    (place,) = address.hosts
+    return [_client(place, settings | {"db": address.db})]
+
+
+def _client(place: Place, settings: dict[str, Any]) -> Any:
+    host, port = place
+    return redis.Redis(connection_pool=redis.ConnectionPool(host=host, port=port, **settings))
 
 
 def cause(error: BaseException) -> str:
@@ -161,6 +169,8 @@ def _reason(error: BaseException) -> str:
             break
         if isinstance(within, socket.gaierror):
             return _UNKNOWN_HOST
+        if isinstance(within, ssl.SSLCertVerificationError):
+            return _CERTIFICATE
         if isinstance(within, OSError):
             # Of several addresses that failed, asyncio's error has only the text.
             text = str(within)
@@ -180,7 +190,7 @@ def failure(text: str) -> str:
 _MAX_CAUSES = 8
 _TIMEOUT, _LOST = "timeout", "connection failed or lost"
 _NO_CLUSTER, _NO_MASTER = "the cluster is unreachable", "no sentinel knows the master"
-_UNKNOWN_HOST = "unknown host"
+_UNKNOWN_HOST, _CERTIFICATE = "unknown host", "the certificate is not accepted"
 #: By the number of the system's error.
 _REASONS = {
     errno.ECONNREFUSED: "connection refused",

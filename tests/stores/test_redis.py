@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -386,9 +387,46 @@ def test_tls(tmp_path: Path) -> None:
         address = parse(f"rediss://127.0.0.1:{port}")
         run(RedisStore(address, timeout=PATIENCE, certificates=pem), lambda s: eventually(s, A))
         # Neither a certificate that nobody has signed nor one of another name.
-        assert run(RedisStore(address, timeout=PATIENCE), cause)
+        expected = "the certificate is not accepted"
+        assert run(RedisStore(address, timeout=PATIENCE), cause) == expected
         other = parse(f"rediss://localhost:{port}")
-        assert run(RedisStore(other, timeout=PATIENCE, certificates=pem), cause)
+        assert run(RedisStore(other, timeout=PATIENCE, certificates=pem), cause) == expected
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def contexts(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
+    """The TLS contexts that are made."""
+    make, found = ssl.create_default_context, []
+
+    def counted(*words: Any, **more: Any) -> ssl.SSLContext:
+        found.append(make(*words, **more))
+        return found[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    return found
+
+
+def test_connections_with_tls_share_a_context(
+    tmp_path: Path, contexts: list[ssl.SSLContext]
+) -> None:
+    """The loop stands still while one is made: 80 ms each are more than a busy filter has."""
+    need(unavailable())
+    pem, port = str(certificate(tmp_path)), free_port()
+    files = ("--tls-cert-file", pem, "--tls-key-file", pem, "--tls-auth-clients", "no")
+    server = RedisServer(tmp_path / "redis", "--tls-port", str(port), *files)
+    try:
+
+        async def steps(store: Store) -> None:
+            await asyncio.gather(*(eventually(store, A) for _ in range(20)))
+            server.stop()
+            server.start()
+            await asyncio.gather(*(eventually(store, A) for _ in range(20)))
+            assert len(contexts) == 1
+
+        address = parse(f"rediss://127.0.0.1:{port}")
+        run(RedisStore(address, timeout=PATIENCE, certificates=pem), steps)
     finally:
         server.stop()
 
@@ -549,6 +587,39 @@ def test_a_dead_sentinel_costs_no_request() -> None:
                 await store.aclose()
 
     asyncio.run(steps())
+
+
+def test_a_master_that_sentinels_name_has_tls(tmp_path: Path) -> None:
+    need(unavailable())
+    pem, port = str(certificate(tmp_path)), free_port()
+    files = ("--tls-cert-file", pem, "--tls-key-file", pem, "--tls-auth-clients", "no")
+    server = RedisServer(tmp_path / "redis", "--tls-port", str(port), *files)
+
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                asked = b"MASTERS" in data.upper()
+                writer.write(_masters(port) if asked else b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            at = listening.sockets[0].getsockname()[1]
+            address = parse(f"rediss+sentinel://127.0.0.1:{at}/main")
+            for certificates in (pem, ""):
+                store = RedisStore(address, timeout=PATIENCE, certificates=certificates)
+                try:
+                    if certificates:
+                        await eventually(store, A)
+                    else:
+                        assert await cause(store) == "the certificate is not accepted"
+                finally:
+                    await store.aclose()
+
+    try:
+        asyncio.run(steps())
+    finally:
+        server.stop()
 
 
 def _masters(port: int) -> bytes:
