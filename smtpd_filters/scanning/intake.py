@@ -91,12 +91,21 @@ class Content:
 class Intake:
     """Decides whether a message is scanned: by its client (`exempt`) and its size.
 
-    `max_size` is in bytes; `larger`, one of `LARGER`, is for messages above it.
+    `max_size` is in bytes; `larger`, one of `LARGER`, is for messages above it. `shown` returns the
+    header block as the scanner gets it; both are texts of `Headers`.
     """
 
-    __slots__ = ("exempt", "max_size", "too_large")
+    __slots__ = ("_shown", "exempt", "max_size", "too_large")
 
-    def __init__(self, exempt: Exempt, *, max_size: int, larger: str) -> None:
+    def __init__(
+        self,
+        exempt: Exempt,
+        *,
+        max_size: int,
+        larger: str,
+        shown: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        self._shown = shown
         self.exempt = exempt
         self.max_size = max_size
         self.too_large = _LARGER[larger]
@@ -114,6 +123,8 @@ class Intake:
         if session.server_name:
             complete(message.headers, session.server_name)
         head = without_mbox_line(message.headers)
+        if self._shown is not None:
+            head = self._shown(message.headers.text() if head is None else head)
         whole = message.small(head)
         if whole is None:
             size, whole = await _measure(message.iter_bytes(head=head))

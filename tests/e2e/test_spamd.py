@@ -126,6 +126,18 @@ def test_ham(scan: Start, daemon: Spamd) -> None:
     daemon.wait_for(r"clean message .* for \(unknown\):")
 
 
+@pytest.mark.parametrize("line", [b"--x: y\r\n", b": x\r\n" * 4], ids=["hyphens", "no fields"])
+def test_no_line_ends_the_header(scan: Start, line: bytes) -> None:
+    """SpamAssassin ends it there, and would leave what follows in its reply."""
+    server = scan()
+    message = line + mail("X-Spam-Status: No, score=-100")
+    assert attempt(server, message=message).code == 250
+    added, content = delivered(server)
+    assert b"score=-100" not in b"".join(added)
+    assert b"MISSING_FROM" not in b"".join(added)
+    assert content.endswith(b"\n" + line.replace(b"\r", b"") + local(mail()))
+
+
 def test_gtube_is_marked(scan: Start) -> None:
     server = scan()
     message = mail(body=GTUBE)

@@ -178,8 +178,14 @@ class Spamd(Filter):
         if not settings.spamd:
             raise ConfigError("--spamd: at least one daemon is needed")
         self.servers = tuple(dict.fromkeys(settings.spamd))
+        # At start, not at the first mail: they import asyncio, and an upgrade may remove them.
+        from . import edits, scan  # noqa: F401
+
         self._messages = Intake(
-            settings.exempt.only(settings.only), max_size=settings.max_size, larger=settings.larger
+            settings.exempt.only(settings.only),
+            max_size=settings.max_size,
+            larger=settings.larger,
+            shown=scan.valid,
         )
         self._check(settings)
         # CHECK is as costly for spamd as the others, and doesn't show whether it ended early.
@@ -189,9 +195,6 @@ class Spamd(Filter):
             self._command = "SYMBOLS"
         else:
             self._command = "HEADERS"
-        # At start, not at the first mail: they import asyncio, and an upgrade may remove them.
-        from . import edits, scan  # noqa: F401
-
         note_timeout(self)
         return Registration(points=(LEAST, MOST) if settings.points else (0, 0))
 

@@ -6,12 +6,16 @@ Received is in the message already; SpamAssassin knows its form.
 
 Invariants
 ----------
+*One header*: SpamAssassin ends the header at a line that begins with two hyphens, and at the fourth
+that isn't a field. What follows would be body to it: no rule would see a From there, and it would
+leave a client's own X-Spam fields in its reply. So such lines are the values of a field.
 *Repeatable*: a request may be sent to several daemons, one after another.
 *Bounded*: a large message is read, and compressed, as it is sent.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import TYPE_CHECKING
 
@@ -45,6 +49,29 @@ _STEP = 16 << 10
 #: Bytes of a header block that are parsed at a time: each is a unit of work if it is a line of its
 #: own. And the bytes of a body that are a unit.
 _LINES, _PER_PARSED = 4 << 10, 50
+
+
+# The beginning of a line that SpamAssassin takes neither for a field nor for its continuation.
+_INVALID = re.compile(rb"\n(?=--|(?![ \t\n]|[!-9;-~]++[ \t]*+:).)")
+#: The field whose value it becomes.
+_FIELD = b"\nX-Invalid: "
+
+
+def valid(text: bytes) -> bytes:
+    """Return a header block, a text of `Headers`, as it is sent (*One header*).
+
+    Of several such lines in a row the first begins the field, and the others continue it.
+    """
+    made, at = bytearray(), 0
+    for match in _INVALID.finditer(text):  # `sub` would keep an object for each line
+        between = text[at : match.start()]
+        made += between
+        made += b"\n " if at and b"\n" not in between else _FIELD
+        at = match.end()
+    if not at:
+        return text
+    made += text[at:]
+    return bytes(made)
 
 
 class Scan:

@@ -196,6 +196,16 @@ def test_a_forged_verdict_is_removed(spamd: SpamdStub, flags: tuple[str, ...], v
         assert b"score=-100" in spamd.requests[0].body
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_no_line_ends_the_header_for_spamassassin(spamd: SpamdStub, size: int) -> None:
+    lines = b"--x: y\r\n\tfold\r\n: a\r\nX\xff: b\r\nX Y: c\r\n-z: d\r\nX :\r\n --e\r\n"
+    content = lines + MESSAGE + b"--body\r\n: body\r\n" + b"x\r\n" * (size // 3)
+    delivery = scan(spamd, content=content)
+    shown = b"\nX-Invalid: --x: y\n\tfold\nX-Invalid: : a\n X\xff: b\n X Y: c\n-z: d\nX :\n --e\n"
+    assert shown + content[len(lines) :].replace(b"\r\n", b"\n") in spamd.requests[0].body
+    assert content.replace(b"\r\n", b"\n") in delivery.bytes
+
+
 def test_a_forged_copy_of_the_subject_is_removed(spamd: SpamdStub) -> None:
     spamd.answer = Answer(stub.spam)
     delivery = scan(spamd, "--rewrite-subject", content=b"X-Spam-Prev-Subject: y\r\n" + MESSAGE)
