@@ -1,13 +1,13 @@
-"""The text that programs show of HTML, without its tags, comments, styles and scripts.
+"""The texts that programs show of HTML, without its tags, comments, styles and scripts.
 
 Styles aren't applied: a text that they hide is in it. Elements within a line are joined, as a
 program shows them, and others separated.
 
 Invariants
 ----------
-*Nothing shown is left out*: where a stranger may make programs disagree about what is a comment or
-a style, the text is kept: one without an end, one within an element whose content is text, and all
-behind a style with what looks like a tag.
+*Nothing shown is left out*: the first reading is that of the standard (WHATWG, HTML). Where others
+may differ, as within a comment for Outlook, in SVG, or behind a quote without an end, there is a
+second one, which leaves out the tags only.
 *Linear*: what is looked for and isn't there isn't looked for again.
 """
 
@@ -29,15 +29,19 @@ _LINE_TAGS = (
 )
 _LINES = frozenset(_LINE_TAGS.split())
 _CELLS = frozenset({"td", "th", "img", "input", "object", "video", "audio", "iframe"})
-#: Elements whose content is not shown; and those whose content is a text for programs.
+#: Elements whose content is not shown; and those whose content has no tags.
 _HIDDEN = frozenset({"script", "style"})
-_RAW = frozenset({"title", "textarea", "xmp", "iframe", "noembed", "noframes", "plaintext"})
-# WHATWG, HTML, section "tag open state": only these begin a tag. The content of a comment such as
-# `<!--[if mso]>` is shown by Outlook; that of CDATA is shown in SVG.
-_TAG = re.compile(r"<(/?[a-zA-Z][^\s/><\"']{0,40})|<(!--)(?!\[[iI][fF])|<(!\[CDATA\[)|<[!?/]")
-# The same, section "before attribute name state": a quote without an equal sign is a name.
+_RAW = frozenset({"title", "textarea", "xmp", "iframe", "noembed", "noframes"})
+_PLAIN = "plaintext"
+# Section "tag open state": only these begin a tag.
+_TAG = re.compile(r"<(/?[a-zA-Z][^\s/>]{0,40})|<(!--)|<(!\[CDATA\[)|<[!?/]")
+# Section "before attribute name state": a quote without an equal sign is a name.
 _ATTRIBUTE = re.compile(r"[\s/]*+(?:(>)|=?[^\s/>=]*+(?:\s*+=\s*+(?:([\"'])|[^\s>\"'][^\s>]*+)?)?)")
-_ALT = re.compile(r"""(?i)[\s/"']alt\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s>]++))""")
+#: Attributes that are shown, and elements that have them.
+_SHOWN = re.compile(r"""(?i)[\s/"'](?:alt|value)\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s>]++))""")
+_WITH_SHOWN = frozenset({"img", "image", "input"})
+# By some programs the content of a style or script may have tags, but in old ones a comment.
+_MARKUP = "<(?!!--)"
 _REFERENCE = re.compile(r"&(?:#([0-9]++|[xX][0-9a-fA-F]++)|[a-zA-Z][a-zA-Z0-9]{1,31});?")
 #: Digits of a number with leading zeros; one that is longer is beyond Unicode.
 _DIGITS = 32
@@ -53,83 +57,30 @@ _WINDOW, _SEARCHED = 1 << 15, 64
 _ATTRIBUTES, _ATTRIBUTE_WORK = 300, 3
 
 
-class _Rest:
-    """What is behind some place in a text; it knows what isn't there, and what was found."""
-
-    __slots__ = ("_found", "_missing", "_text", "_whole_tags")
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._missing: set[str] = set()
-        self._found: dict[str, int] = {}
-        #: Whether all tags so far had an end outside of quotes.
-        self._whole_tags = True
-
-    def find(self, wanted: str, at: int) -> int:
-        """Return where the text behind the next one of these begins; 0 if there is none."""
-        if wanted in self._missing:
-            return 0
-        found = self._found.get(wanted, -1)
-        if found < at:
-            found = self._found[wanted] = self._text.find(wanted, at)
-        if found < 0:
-            self._missing.add(wanted)
-            return 0
-        return found + len(wanted)
-
-    def find_end_of_comment(self, begin: int) -> int:
-        """Do so for the end of a comment, which some programs take to end early."""
-        # As "<!-->" it ends in itself.
-        ends = (self.find("-->", begin + 2), self.find("--!>", begin + 4))
-        return min(filter(None, ends), default=0)
-
-    def find_end_of_tag(self, at: int) -> Generator[int, None, int]:
-        """Do so for the end of a tag, whose quotes may hold a `>`."""
-        plain = self.find(">", at)
-        if not plain or not self._whole_tags:
-            return plain
-        count = 0
-        while at < len(self._text):
-            match = _ATTRIBUTE.match(self._text, at)
-            if match is None or match[1]:
-                return match.end() if match else plain
-            at = match.end()
-            if quote := match[2]:
-                at = self._text.find(quote, at) + 1
-                if not at:
-                    break
-            count += 1
-            if count % _ATTRIBUTES == 0:
-                yield _ATTRIBUTES * _ATTRIBUTE_WORK
-        # It may be so for all tags behind this one.
-        self._whole_tags = False
-        return plain
-
-    def find_end_tag(self, name: str, at: int) -> Generator[int, None, int]:
-        """Return where the end tag of an element begins; 0 if a tag is in it, or it has none."""
-        pattern = re.compile(f"<(/{name})|<[a-z/]", re.IGNORECASE)
-        for begin in range(at, len(self._text), _WINDOW):
-            if match := pattern.search(self._text, begin, begin + _WINDOW + _LONGEST):
-                return match.start() if match[1] else 0
-            yield _WINDOW // _SEARCHED
-        return 0
+def without_markup(text: str) -> Generator[int, None, tuple[str, ...]]:
+    """Return the readings of HTML, one or two; yield units of work (`runtime.pace`)."""
+    standard = _Reader(text)
+    found = yield from standard.read()
+    if not standard.differs:
+        return (found,)
+    return (found, (yield from _Reader(text, hides=False).read()))
 
 
 class _Reader:
-    """A reader of one text."""
+    """A reader of a text; `hides` whether it leaves out more than tags."""
 
-    __slots__ = ("_hides", "_raw", "_rest", "_text")
+    __slots__ = ("_found", "_hides", "_text", "differs")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, hides: bool = True) -> None:
         self._text = text
-        self._rest = _Rest(text)
-        #: Whether comments, styles and scripts are left out.
-        self._hides = True
-        #: The element around whose content is text; "" for none.
-        self._raw = ""
+        self._hides = hides
+        #: Where each text was found that was looked for; -1 for nowhere.
+        self._found: dict[str, int] = {}
+        #: Whether some program may show what isn't in this reading.
+        self.differs = False
 
     def read(self) -> Generator[int, None, str]:
-        """Return what programs show; yield units of work."""
+        """Return the reading; yield units of work."""
         text = self._text
         found: list[str] = []
         # The pieces of this step, which are joined at its end: a million of them take 0.2 s.
@@ -153,47 +104,106 @@ class _Reader:
             work += _STEP + (match.start() - at) // _STEP
             at, shown = yield from self._tag(match)
             step.append(shown)
+            if match[1] and self._hides and at < len(text):
+                name = match[1].lower()
+                if name in _HIDDEN:
+                    at = yield from self._content(name, at, _MARKUP)
+                elif name in _RAW:
+                    end = yield from self._content(name, at, "<")
+                    while at < end:
+                        limit = _whole(text, at, min(at + PIECE, end))
+                        yield _TEXT
+                        step.append(_resolved(text[at:limit]))
+                        at = limit
+                elif name == _PLAIN:
+                    self.differs = True
+                    step.append(text[at:])
+                    at = len(text)
         return "".join((*found, *step))
 
     def _tag(self, match: re.Match[str]) -> Generator[int, None, tuple[int, str]]:
-        """Read a tag, with the element if that is hidden; return where it ends, and its text."""
-        begin, end = match.span()
-        if match[2]:
-            behind = self._rest.find_end_of_comment(begin) if self._hides and not self._raw else 0
-            return (behind, "") if behind else (end, match[0])
-        if match[3]:
+        """Read a tag or a comment; return where it ends, and what is shown of it."""
+        end = match.end()
+        if match[2] and not self._hides:
             return end, ""
-        name = (match[1] or "").lower()
-        if name:
-            behind = yield from self._rest.find_end_of_tag(end)
+        if match[3]:
+            # A comment up to the next tag, and in SVG a text.
+            self.differs = True
+            behind = self._find(">" if self._hides else "]]>", end) or len(self._text)
+            return behind, "" if self._hides else self._text[end:behind]
+        if match[2]:
+            self.differs = self.differs or self._text[end : end + 1] == "["  # Outlook's
+            # As "<!-->" it ends in itself.
+            ends = (self._find("-->", end - 2), self._find("--!>", end))
+            behind = min(filter(None, ends), default=0)
+            name = ""
         else:
-            behind = self._rest.find(">", end)
+            name = (match[1] or "").lower()
+            if name and self._hides:
+                behind = yield from self._end_of_tag(end)
+            else:
+                behind = self._find(">", end)
         if not behind:
-            return end, match[0]
-        if name == f"/{self._raw}" and name != "/plaintext":
-            self._raw = ""
-        elif name in _RAW and not self._raw:
-            self._raw = name
-        shown = "\n" if name.lstrip("/") in _LINES else " " if name.lstrip("/") in _CELLS else ""
-        if name == "img":
-            shown = f" {self._alternative(end - 1, behind)} "
-        if name in _HIDDEN and self._hides and not self._raw and self._text[behind - 2] != "/":
-            hidden = yield from self._rest.find_end_tag(name, behind)
-            self._hides = bool(hidden)
-            behind = hidden or behind
-        return behind, shown
+            self.differs = True
+            return (len(self._text), "") if self._hides else (end, match[0])
+        if name in _WITH_SHOWN:
+            return behind, f" {self._attributes(end - 1, behind)} "
+        if name == "select" or (name in _HIDDEN and self._text[behind - 2] == "/"):
+            self.differs = True  # in a list no style begins, and in SVG it ends here
+        name = name.removeprefix("/")
+        return behind, "\n" if name in _LINES else " " if name in _CELLS else ""
 
-    def _alternative(self, at: int, end: int) -> str:
-        """Return what programs show in place of an image."""
+    def _find(self, wanted: str, at: int) -> int:
+        """Return where the text behind the next one of these begins; 0 if there is none."""
+        found = self._found.get(wanted, 0)
+        if 0 <= found < at or wanted not in self._found:
+            found = self._found[wanted] = self._text.find(wanted, at)
+        return found + len(wanted) if found >= 0 else 0
+
+    def _end_of_tag(self, at: int) -> Generator[int, None, int]:
+        """Return where the text behind a tag begins, whose quotes may hold a `>`; 0 for nowhere."""
+        count = 0
+        while at < len(self._text):
+            match = _ATTRIBUTE.match(self._text, at)
+            assert match is not None  # noqa: S101  # it matches anything
+            at = match.end()
+            if match[1]:
+                return at
+            if quote := match[2]:
+                at = self._text.find(quote, at) + 1
+                if not at:
+                    return 0
+            count += 1
+            if count % _ATTRIBUTES == 0:
+                yield _ATTRIBUTES * _ATTRIBUTE_WORK
+        return 0
+
+    def _content(self, name: str, at: int, other: str) -> Generator[int, None, int]:
+        """Return where the content of an element ends.
+
+        It may be read in other ways if it matches `other`.
+        """
+        end = re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
+        begin = at
+        while begin < len(self._text):
+            limit = begin + _WINDOW
+            match = end.search(self._text, begin, limit + _LONGEST)
+            stop = match.start() if match else limit
+            if not self.differs and re.compile(other).search(self._text, begin, stop):
+                self.differs = True
+            if match:
+                return stop
+            yield _WINDOW // _SEARCHED
+            begin = limit
+        self.differs = True
+        return len(self._text)
+
+    def _attributes(self, at: int, end: int) -> str:
+        """Return what programs show of a tag, such as a text in place of an image."""
         if end - at > PIECE:  # no program writes such a tag
             return self._text[at:end]
-        alt = _ALT.search(self._text, at, end)
-        return _resolved(next(filter(None, alt.groups()), "")) if alt else ""
-
-
-def without_markup(text: str) -> Generator[int, None, str]:
-    """Return what programs show of HTML; yield units of work (`runtime.pace`)."""
-    return _Reader(text).read()
+        every = _SHOWN.finditer(self._text, at, end)
+        return _resolved(" ".join(next(filter(None, each.groups()), "") for each in every))
 
 
 def _whole(text: str, at: int, limit: int) -> int:

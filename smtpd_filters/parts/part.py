@@ -70,8 +70,8 @@ class Part:
     texts: tuple[str, ...] = ()
     #: What programs show of these: without invisible characters, and of HTML without tags,
     #: comments, scripts and styles, with characters in place of its references and the alternative
-    #: texts of images. What only some programs hide is in it, and so is what styles hide. HTML
-    #: that some programs show as it is written is there in both forms.
+    #: texts of images. A text that styles hide is in it. Where programs may differ, there are
+    #: further texts: HTML with all but its tags, and as it is written.
     shown: tuple[str, ...] = ()
 
     @property

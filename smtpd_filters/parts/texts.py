@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 PIECE = 1 << 12
 #: Bytes that are decoded in a unit of work, where most are invalid, and characters searched in one.
 _DECODED, _SEARCHED = 8, 64
-#: Characters of all readings of the texts for each byte that is kept.
-READINGS = 4
+#: Characters of all readings, and of what is shown of them, for each byte that is kept.
+READINGS = 8
 #: By these bytes at the beginning programs recognise a character set, whatever is declared.
 _MARKS = ((BOM_UTF8, "utf-8"), (BOM_UTF16_LE, "utf-16-le"), (BOM_UTF16_BE, "utf-16-be"))
 #: As mail programs and browsers read it (WHATWG, Encoding).
@@ -61,21 +61,24 @@ class Texts:
         declared = ["html" in each for each in part.types]
         is_html = part.kind in {"html", "svg", "hta"} or any(declared)
         for codec in _codecs(part.charsets, data, is_html=is_html):
-            text = yield from _decoded(data, codec)
-            if text in found:
-                continue
-            if len(text) > self.left:
-                self.cut = True
-                break
-            self.left -= len(text)
-            found[text] = None
+            self._add((yield from _decoded(data, codec)), found)
         shown: dict[str, None] = {}
         for text in found:
-            if is_html:
-                shown[(yield from _visible((yield from without_markup(text))))] = None
+            for seen in (yield from without_markup(text)) if is_html else ():
+                self._add((yield from _visible(seen)), shown)
             if not (declared and all(declared)):
-                shown[(yield from _visible(text))] = None
+                self._add((yield from _visible(text)), shown)
         return tuple(found), tuple(shown)
+
+    def _add(self, text: str, found: dict[str, None]) -> None:
+        """Add a reading if it is another one, and there is room."""
+        if text in found:
+            return
+        if len(text) > self.left:
+            self.cut = True
+            return
+        self.left -= len(text)
+        found[text] = None
 
 
 def _codecs(charsets: tuple[str, ...], data: bytes, *, is_html: bool) -> list[str]:
