@@ -19,7 +19,7 @@ from io import TextIOWrapper
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from io import BufferedIOBase
+    from typing import Any
 
 
 class OutputError(OSError):
@@ -96,9 +96,10 @@ def _open_closed() -> None:
 
 
 def _wrapped(stream: TextIOWrapper, cls: type[TextIOWrapper]) -> TextIOWrapper:
-    encoding, errors, by_line = stream.encoding, stream.errors, stream.line_buffering
-    buffer: BufferedIOBase = stream.detach()  # type: ignore[assignment]  # it is one
-    return cls(buffer, encoding, errors, line_buffering=by_line)  # type: ignore[arg-type]  # as above
+    encoding, errors = stream.encoding, stream.errors
+    by_line, at_once = stream.line_buffering, stream.write_through
+    buffer: Any = stream.detach()
+    return cls(buffer, encoding, errors, line_buffering=by_line, write_through=at_once)
 
 
 def _named(error: OSError) -> OutputError:

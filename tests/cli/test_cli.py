@@ -240,6 +240,23 @@ def test_errors_that_can_not_be_written_keep_the_status(
     assert done.returncode == status
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_errors_are_written_at_once(unbuffered: str) -> None:
+    code = (
+        "import os, sys; from smtpd_filters.cli.streams import prepare; prepare()\n"
+        "sys.stderr.write('at once\\n'); os._exit(0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == b"at once\n"
+
+
 def test_no_file_has_the_number_of_a_closed_stream() -> None:
     code = (
         "import os; from smtpd_filters.cli import load, main\n"
