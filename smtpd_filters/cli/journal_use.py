@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Seconds of the longest time that can be asked for: ten years.
 LONGEST = 3660 * 86400
 DAY = 86400.0
+#: The exit status if a file of the journal can't be read: something may be missing in the answer.
+UNREADABLE = 2
 _START = "has smtpd-filters journal run, with this --directory?"
 
 
@@ -40,7 +42,9 @@ SINCE = SECONDS(low=1, high=LONGEST)
 
 
 def reading(options: JournalOptions, work: Callable[[Journal], int], *, finds: bool = False) -> int:
-    """Call `work` with the journal; return its status. Raises ConfigError if there is none.
+    """Call `work` with the journal; return its status, or UNREADABLE if a file was not read.
+
+    Raises ConfigError if there is no journal.
 
     If it `finds` addresses, it notes that those that are hashed can't be found without the key.
     """
@@ -58,9 +62,14 @@ def reading(options: JournalOptions, work: Callable[[Journal], int], *, finds: b
         start = f"; {_START}" if isinstance(error, FileNotFoundError) else ""
         text = f"{printable(options.directory)}: {os_reason(error)}{start}"
         raise ConfigError(text) from None
+    return UNREADABLE if note_unread(journal) else status
+
+
+def note_unread(journal: Journal) -> bool:
+    """Note on stderr which files the last query could not read; return whether there are any."""
     for path, why in journal.unread.items():
         sys.stderr.write(f"smtpd-filters: {printable(path)}: not read: {printable(why)}\n")
-    return status
+    return bool(journal.unread)
 
 
 def key_of(directory: str, *, note: bool = False) -> bytes:

@@ -22,7 +22,7 @@ import stat
 import sys
 import threading
 
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.lookups.spamd import PORT
 from smtpd_filters.lookups.stream import ADDRESS
 from smtpd_filters.settings import (
@@ -185,7 +185,7 @@ def run(options: Options, more: list[str]) -> int:
     try:
         daemon = _daemon(options)
     except OSError as error:
-        _print_error(f"--password-file: {error.filename or quote('')}: {error.strerror}")
+        _print_error(f"--password-file: {error.filename or quote('')}: {os_reason(error)}")
         return CONFIG
     if not names:
         return _learn_stdin(daemon, mbox=options.mbox)
@@ -275,7 +275,7 @@ def _stdin() -> BinaryIO:
 
 def _learn_one(daemon: Daemon, mail: Mail | OSError, tally: Tally) -> None:
     if isinstance(mail, OSError):
-        tally.fail(mail.filename or quote(""), mail.strerror or str(mail), NOINPUT)
+        tally.fail(mail.filename or quote(""), os_reason(mail), NOINPUT)
         return
     try:
         tally.add(daemon.learn(mail))
@@ -285,7 +285,7 @@ def _learn_one(daemon: Daemon, mail: Mail | OSError, tally: Tally) -> None:
         unreachable = isinstance(refused, Unreachable)
         tally.fail(mail.name, str(refused), refused.status, unreachable=unreachable)
     except OSError as error:
-        tally.fail(mail.name, error.strerror or str(error), NOINPUT)
+        tally.fail(mail.name, os_reason(error), NOINPUT)
 
 
 def _learn_all(

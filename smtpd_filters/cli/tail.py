@@ -12,7 +12,7 @@ from smtpd_filters.journal.stories import OUTCOMES
 from smtpd_filters.journal.telling import headline, plain, tell
 from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, choice, option
 
-from .journal_use import JournalOptions, in_colour, reading
+from .journal_use import JournalOptions, in_colour, note_unread, reading
 from .verb import Verb
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ def run(options: Options, _rest: list[str]) -> int:
 
 def _tail(journal: Journal, options: Options) -> int:
     marks = journal.marks()
-    if options.follow and not any(mark.last for mark in marks.values()):
+    missed = options.follow and note_unread(journal)
+    if options.follow and not missed and not any(mark.last for mark in marks.values()):
         sys.stderr.write("smtpd-filters tail: the journal has no message yet; waiting for one\n")
         sys.stderr.flush()
     if options.number:

@@ -395,3 +395,16 @@ def test_a_full_disk_for_the_output_is_not_the_journal(
         )
     text = b"smtpd-filters: standard output: No space left on device\n"
     assert (done.returncode, done.stderr) == (2, text)
+
+
+@pytest.mark.parametrize(
+    "words", [["why", "bob@example.net"], ["stats"], ["tail", "--follow=false"]]
+)
+def test_a_file_that_can_not_be_read_is_not_an_empty_one(
+    words: list[str], run: Run, tmp_path: Path
+) -> None:
+    day = tmp_path / time.strftime("%Y-%m-%d.sqlite", time.gmtime())
+    day.write_text("damaged")
+    status, _, err = run(*words)
+    assert status == 2
+    assert err == f"smtpd-filters: {day}: not read: file is not a database\n"
