@@ -27,7 +27,7 @@ from .redis_pool import Pool
 from .redis_tls import sharing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from .address import Address
     from .redis_cluster import Place
@@ -89,7 +89,12 @@ class Connections:
         """Return the name of the node that has a key, if it is known; "" without a cluster."""
         if self._cluster is None or (node := self._cluster.node(key)) is None:
             return ""
-        return f"{node[0]}:{node[1]}"
+        return _name(node)
+
+    def servers(self) -> Sequence[str]:
+        """Return the names of the nodes that have keys, if they are known; "" without a cluster."""
+        masters = () if self._cluster is None else self._cluster.known_masters()
+        return [_name(node) for node in masters] or [""]
 
     async def command(self, key: bytes, *words: Any) -> Any:
         """Return the reply to a command, from the server that has the key."""
@@ -127,6 +132,10 @@ class Connections:
         with contextlib.suppress(Exception):
             async with asyncio.timeout(seconds):
                 await (self._cluster or self._pool).close()  # type: ignore[union-attr]
+
+
+def _name(node: Place) -> str:
+    return f"{node[0]}:{node[1]}"
 
 
 def _clients(address: Address, settings: dict[str, Any]) -> list[Any]:

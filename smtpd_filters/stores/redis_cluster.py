@@ -130,6 +130,10 @@ class Cluster:
     async def masters(self) -> Sequence[Place]:
         """Return the nodes that have slots. Raises NoClusterError."""
         await self._refresh()
+        return self.known_masters()
+
+    def known_masters(self) -> Sequence[Place]:
+        """Return the nodes that have slots, as far as that is known."""
         return list(dict.fromkeys(node for node in self._slots if node is not None))
 
     def look_again(self) -> None:

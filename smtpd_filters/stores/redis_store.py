@@ -103,11 +103,10 @@ class RedisStore(Store):
         COUNTERS.watch(self.kind, self)
 
     def circuits(self) -> Iterator[tuple[str, bool]]:
-        """Yield the label of each server, and whether it is passed over."""
-        if "" not in self._servers:
-            yield self.label, False
-        for server in self._servers.values():
-            yield server.label, server.is_open
+        """Yield the label of each server that has keys now, and whether it is passed over."""
+        for name in self._connections.servers():
+            server = self._servers.get(name)
+            yield self._label(name), server is not None and server.is_open
 
     def _label(self, name: str) -> str:
         return f"{self.label}: {name}" if name else self.label

@@ -117,6 +117,7 @@ def test_a_node_that_takes_over_is_used_at_once() -> None:
             for node in (new, other):
                 node.slots = layout(new, new, other)
             await asked(store, key)
+            assert sorted(store.circuits()) == circuits(store, new, other)
 
     asyncio.run(steps())
 
@@ -128,11 +129,18 @@ def test_a_cluster_that_was_down_is_used_at_once() -> None:
                 await node.stop()
             causes = [await cause(store, key_of(0, 2)) for _ in range(6)]
             assert causes == ["the cluster is unreachable"] * 3 + [PASSED_OVER] * 3
+            assert list(store.circuits()) == [(store.label, True)]
             for node in some:
                 await node.start()
             await asked(store, key_of(0, 2))
+            assert sorted(store.circuits()) == circuits(store, *some)
 
     asyncio.run(steps())
+
+
+def circuits(store: RedisStore, *some: Node) -> list[tuple[str, bool]]:
+    """Return those of nodes that reply."""
+    return sorted((f"{store.label}: 127.0.0.1:{node.port}", False) for node in some)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
