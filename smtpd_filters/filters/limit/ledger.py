@@ -121,11 +121,13 @@ class Ledger:
         *,
         background: int = MAX_BACKGROUND,
         remembered: int = REMEMBERED,
+        renewed: int = RENEWED,
     ) -> None:
         self._store = store
         self._note = note
         self._background = background
         self._remembered = remembered
+        self._renewed = renewed
         #: The leases of each connection, by the key of the group.
         self._held: dict[str, dict[bytes, Claim]] = {}
         #: The highest of the past days by its key, with the day for which it was read.
@@ -250,13 +252,19 @@ class Ledger:
             self.later(self._store.ask(Leave(claim.key, claim.name)))
 
     async def renew(self) -> None:
-        """Renew all leases. Raises UnavailableError."""
+        """Renew all leases, also if some fail. Raises UnavailableError."""
         every = [claim for held in self._held.values() for claim in held.values()]
-        for at in range(0, len(every), RENEWED):
-            part = every[at : at + RENEWED]
+        failure: BaseException | None = None
+        for at in range(0, len(every), self._renewed):
+            part = every[at : at + self._renewed]
             # A session may have ended meanwhile.
             held = [each for each in part if each.key in self._held.get(each.member, ())]
-            await asyncio.gather(*(self._store.ask(_join(each)) for each in held))
+            asked = (self._store.ask(_join(each)) for each in held)
+            for result in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(result, BaseException):
+                    failure = result  # of one node of a cluster, say
+        if failure is not None:
+            raise failure
 
     def later(self, work: Coroutine[Any, Any, object]) -> None:
         """Do work that no command waits for; log if the store fails."""

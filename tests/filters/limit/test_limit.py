@@ -547,6 +547,21 @@ class Cluster(MemoryStore):
         return await super()._apply(operations)
 
 
+def test_leases_are_renewed_though_another_part_of_the_store_fails() -> None:
+    clock = Clock()
+    store = Cluster(clock=clock)
+    with serving(*limits("client connections 1"), store=store, clock=clock) as server:
+        for address in ("192.0.2.1", "192.0.2.2"):
+            server.client(address=address)
+        vars(server.filter)["_opened"]._renewed = 1  # at a time
+        store.broken = b"192.0.2.1"
+        for _ in range(3):
+            server.advance(LEASE / 2)
+            server.smtpd.refresh()
+        assert server.smtpd.connect(address="192.0.2.2").greeting.refused
+        assert 'limit store error="redis: connection refused"' in server.smtpd.log
+
+
 def test_a_refusal_stands_though_another_part_of_the_store_fails() -> None:
     clock = Clock()
     store = Cluster(clock=clock)
