@@ -140,6 +140,9 @@ class StoreSetting(_Base):
         if address.scheme not in {"sqlite", "memory"}:
             from .redis_store import CONNECTIONS
 
+            if (certificates := filter_.pool.value(filter_, "store_ca_file")) is not None:
+                needs.to_reload(certificates)  # when it connects
+
             needs.to_open(CONNECTIONS * (_NODES if address.scheme == "cluster" else 1))
 
     def probes(self, filter_: Any) -> Iterator[Probe]:

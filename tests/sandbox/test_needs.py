@@ -12,6 +12,7 @@ from smtpd_filters.settings import ENDPOINT, LIST, PATH, Pool, Settings, option,
 from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.setting import StoreSetting
 from smtpd_filters.tables import StringTable
+from smtpd_filters.tables.remote.redis import open_backend
 
 
 class Options(Settings):
@@ -100,9 +101,9 @@ def test_a_file_is_replaced_where_its_name_is_and_where_it_is(tmp_path: Path) ->
 class _Filter:
     """What a store's setting reads of a filter."""
 
-    def __init__(self, store: str) -> None:
+    def __init__(self, store: str, certificates: str | None = None) -> None:
         self.name = "x"
-        self.pool = Pool(store=parse(store))
+        self.pool = Pool(store=parse(store), store_ca_file=certificates)
         self.settings = StoreSettings()
 
 
@@ -140,3 +141,19 @@ def test_a_store_needs_its_file_or_its_servers(store: str, expected: dict[str, o
         **{name: getattr(empty, name) for name in Needs.__slots__},
         **expected,
     }
+
+
+def test_a_store_reads_the_certificates_of_its_servers_when_it_connects() -> None:
+    needs = Needs()
+    filter_ = _Filter("rediss://192.0.2.1", "/srv/ca.pem")
+    StoreSetting().declare(filter_, needs)
+    assert needs.replaced == ["/srv/ca.pem"]
+
+
+def test_a_table_reads_the_certificates_of_its_servers_when_it_connects(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").touch()
+    (tmp_path / "table").write_text(f"url rediss://192.0.2.1\nset a\nca_file {tmp_path}/ca.pem\n")
+    needs = Needs()
+    backend, _ = open_backend(str(tmp_path / "table"), "string")
+    backend.declare(needs)
+    assert needs.replaced == [f"{tmp_path}/ca.pem"]

@@ -128,6 +128,8 @@ class RedisTable(Backend):
         for server in address.hosts:
             needs.to_connect(*server)
         needs.to_open(_PLACES)
+        if certificates := self._settings["certificates"]:
+            needs.to_reload(certificates)  # when it connects
 
     async def aclose(self) -> None:
         """Close the connections."""
