@@ -82,7 +82,7 @@ class Part:
     members: list[Member] = field(default_factory=list)
     outer: Part | None = field(default=None, repr=False, compare=False)
     #: The decoded content of a text, as far as `Content.kept_left` allows.
-    kept: list[bytes] = field(default_factory=list, repr=False)
+    kept: list[bytes] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def attached(self) -> bool:
