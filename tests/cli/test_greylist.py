@@ -158,7 +158,7 @@ def test_a_triplet_may_be_forgotten_alone(tool: Tool) -> None:
 def test_an_export_is_imported_elsewhere(
     tool: Tool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tool.run_filter(ONE, TWO, ("192.0.2.7", "x" * 300 + "@example.org", "\udcff@example.net"))
+    tool.run_filter(ONE, TWO, ("192.0.2.7", "x" * 240 + "@example.org", "\udcff@example.net"))
     tool("allow", "example.org")
     exported = tmp_path / "export"
     exported.write_text(tool("export"))
