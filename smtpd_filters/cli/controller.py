@@ -159,6 +159,10 @@ def connect_unix(path: str, timeout: float) -> socket.socket:
 def _endpoint(url: str) -> tuple[str, str, int, str]:
     """Return a URL's authority, host, port and path prefix; raise ConfigError if it is invalid."""
     message = f"-url: expected http://HOST:PORT or the path of a socket, not {url[:80]!r}"
+    if "@" in url.partition("://")[2].partition("/")[0]:
+        raise ConfigError(
+            "-url: a password here could be read by others: write it to the file of --password-file"
+        )
     if not url.isprintable() or " " in url:
         raise ConfigError(message)
     if url.startswith(("/", "unix:/")):

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.settings import Settings, option
+from smtpd_filters.settings.kinds import printable
 from smtpd_filters.stores.setting import STORE, default_address, open_store
 
+from . import PROG
 from .store_search import OPTIONS as _OPTIONS
 from .store_search import find_store
 
@@ -75,7 +77,7 @@ def with_store(
         _become_owner(address.path)
 
     async def opened() -> int:
-        store = open_store(values, lambda text: sys.stderr.write(f"{text}\n"), guest=True)
+        store = open_store(values, _note, guest=True)
         try:
             return await work(store)
         finally:
@@ -84,8 +86,13 @@ def with_store(
     try:
         return asyncio.run(opened())
     except UnavailableError as error:
-        sys.stderr.write(f"{error}\n")
+        _note(str(error))
         return TEMPFAIL
+
+
+def _note(text: str) -> None:
+    """Write a line to stderr; a server's error may be part of it."""
+    sys.stderr.write(f"{PROG}: {printable(text)}\n")
 
 
 def _become_owner(path: str) -> None:

@@ -33,7 +33,7 @@ async def read(store: Store) -> int:
 
 
 async def failing(_store: Store) -> int:
-    raise UnavailableError("sqlite:/x: disk full")
+    raise UnavailableError("sqlite:/x: disk full \x1b[2J")
 
 
 def test_a_verb_uses_the_file_of_a_filter(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_store_that_fails_is_a_temporary_failure(
 ) -> None:
     (tmp_path / "limit.sqlite").touch()
     assert with_store(options(f"sqlite:{tmp_path}/limit.sqlite"), "limit", failing) == TEMPFAIL
-    assert capsys.readouterr().err == "sqlite:/x: disk full\n"
+    assert capsys.readouterr().err == "smtpd-filters: sqlite:/x: disk full \\x1b[2J\n"
 
 
 class Recorder:

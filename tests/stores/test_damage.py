@@ -267,7 +267,8 @@ def test_the_greylist_verb_leaves_damage_out(
     assert main(["greylist", action, "--store", file.address]) == 0
     shown = capsys.readouterr()
     assert "anna@example.org" in shown.out or "triplets waiting               1" in shown.out
-    assert shown.err == f"{file.address}: an entry of greylist is damaged and counts as missing\n"
+    text = "an entry of greylist is damaged and counts as missing"
+    assert shown.err == f"smtpd-filters: {file.address}: {text}\n"
 
 
 @pytest.mark.parametrize(
