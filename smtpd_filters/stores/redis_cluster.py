@@ -46,6 +46,8 @@ PAUSE = 0.05
 INTERVAL = 0.5
 #: Seconds after which the next node is asked for the slots as well.
 HURRY = 0.2
+#: Nodes beyond which those are forgotten that only others have named; a cluster has 1,000 at most.
+MAX_NODES = 2048
 #: Names and addresses of hosts; they get into the log.
 _HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
 
@@ -64,7 +66,10 @@ class Cluster:
     `pool` returns new connections to a node.
     """
 
-    def __init__(self, seeds: Sequence[Place], pool: Callable[[Place], Pool]) -> None:
+    def __init__(
+        self, seeds: Sequence[Place], pool: Callable[[Place], Pool], *, most: int = MAX_NODES
+    ) -> None:
+        self._most = most
         self._seeds = seeds
         self._new_pool = pool
         self._pools: dict[Place, Pool] = {}
@@ -83,6 +88,8 @@ class Cluster:
         """Return the connections to a node."""
         found = self._pools.get(node)
         if found is None:
+            if len(self._pools) >= self._most:
+                self._forget()
             found = self._pools[node] = self._new_pool(node)
         return found
 
@@ -208,7 +215,11 @@ class Cluster:
 
     def _use(self, source: Place, slots: list[Place | None], nodes: frozenset[Place]) -> None:
         self._source, self._slots, self._nodes = source, slots, nodes
-        for node in self._pools.keys() - nodes - {*self._seeds}:
+        self._forget()
+
+    def _forget(self) -> None:
+        """Close the connections to what is not a node, or not any more."""
+        for node in self._pools.keys() - self._nodes - {*self._seeds}:
             self._pools.pop(node).retire()
 
     async def close(self) -> None:

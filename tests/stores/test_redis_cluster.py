@@ -12,7 +12,7 @@ import pytest
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.stores import Get, join
 from smtpd_filters.stores.address import parse
-from smtpd_filters.stores.redis_cluster import SLOTS, parse_slots, slot_of
+from smtpd_filters.stores.redis_cluster import SLOTS, Cluster, parse_slots, slot_of
 from smtpd_filters.stores.redis_store import RedisStore
 from tests.stores.conftest import PATIENCE
 from tests.stores.redis_nodes import NOTHING, Node, layout, nodes, saying
@@ -288,6 +288,27 @@ def test_connections_to_a_node_that_left_are_closed() -> None:
                 await asyncio.sleep(0)
 
     asyncio.run(steps())
+
+
+def test_nodes_that_only_others_have_named_are_forgotten() -> None:
+    class Named:
+        is_retired = False
+
+        def retire(self) -> None:
+            self.is_retired = True
+
+    made: list[Any] = []
+
+    def new(_: object) -> Any:
+        made.append(Named())
+        return made[-1]
+
+    cluster = Cluster([("seed", 1)], new, most=5)
+    for port in range(1, 100):
+        cluster.pool(("seed", 1))
+        cluster.pool(("named", port))
+    assert not made[0].is_retired
+    assert sum(not each.is_retired for each in made) <= 5
 
 
 # -- without nodes ----------------------------------------------------------------------------
