@@ -22,7 +22,7 @@ from redis.exceptions import NoScriptError
 
 from smtpd_filters.runtime.counters import INVALID, TIMEOUT, UNREACHABLE
 
-from .redis_cluster import IN_CIRCLES, NO_NODE, Cluster, NoClusterError
+from .redis_cluster import IN_CIRCLES, MOVING, NO_NODE, Cluster, NoClusterError
 from .redis_pool import Pool
 from .redis_tls import sharing
 
@@ -236,6 +236,7 @@ _TEXTS = (
     ("cluster support disabled", "is not a node of a cluster"),
     (NO_NODE, NO_NODE),
     (IN_CIRCLES, IN_CIRCLES),
+    (MOVING, MOVING),
     # redis-py 4.3 fails to describe a timeout on a unix socket.
     ("has no attribute 'host'", "timeout"),
 )

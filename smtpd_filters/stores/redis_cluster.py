@@ -53,6 +53,7 @@ _HOST = re.compile(r"[A-Za-z0-9._:%-]{1,255}")
 
 
 NO_NODE = "no node of the cluster has the slot"
+MOVING = "the slot is moving to another node of the cluster"
 IN_CIRCLES = "the nodes of the cluster name each other for the slot"
 
 
@@ -104,6 +105,7 @@ class Cluster:
             node = self.node(key)
         if node is None:
             raise NoClusterError(NO_NODE)
+        text = ""
         for _ in range(REDIRECTIONS):
             try:
                 return await self.pool(node).command(*words, asking=asking)
@@ -122,7 +124,7 @@ class Cluster:
                 if self._is_due():
                     await self._refresh()  # before the command is repeated
                 raise
-        raise exceptions.ResponseError(IN_CIRCLES)
+        raise exceptions.ResponseError(MOVING if text.startswith("TRYAGAIN") else IN_CIRCLES)
 
     def _named(self, key: bytes, text: str, node: Place) -> Place | None:
         """Return the node that another one names for a key in an error, if it names one."""

@@ -234,6 +234,16 @@ def test_keys_on_two_nodes_are_asked_for_again() -> None:
     asyncio.run(steps())
 
 
+def test_a_slot_that_moves_for_long_is_named() -> None:
+    async def steps() -> None:
+        async with nodes(1) as some, store_on(*some) as store:
+            some[0].reply = saying(b"-TRYAGAIN Multiple keys request during rehashing of slot\r\n")
+            expected = "the slot is moving to another node of the cluster"
+            assert await cause(store, key_of(0, 1)) == expected
+
+    asyncio.run(steps())
+
+
 def test_nodes_that_name_each_other_cost_nobody_else_anything() -> None:
     async def steps() -> None:
         async with nodes(2) as some, store_on(*some) as store:
