@@ -10,6 +10,8 @@ Invariants
 a hundred thousand of them.
 *Gone*: a message that has disappeared is not an error, unlike an unreadable one: other programs
 move mail in the meantime, and a maildir's file is renamed once its message has been seen.
+*No links*: in a directory, links are not followed: they may lead to what its owner must not read,
+and root has learned or reported.
 *Verbatim*: a message is the content of its file. In an mbox, separators aren't part of a message,
 and their quoting is undone (mboxrd: one `>` of `>From `, `>>From ` and so on).
 """
@@ -49,19 +51,21 @@ class Gone(Exception):  # noqa: N818  # not an error
 class Mail:
     """A message, by its path or its content, which can be read once."""
 
-    __slots__ = ("_content", "_path", "name")
+    __slots__ = ("_content", "_flags", "_path", "name")
 
-    def __init__(self, name: str, *, path: str = "", what: bytes | BinaryIO = b"") -> None:
+    def __init__(
+        self, name: str, *, path: str = "", what: bytes | BinaryIO = b"", flags: int = 0
+    ) -> None:
         #: Its name in errors.
         self.name = name
-        self._path = path
+        self._path, self._flags = path, flags
         self._content = what
 
     def open(self) -> tuple[BinaryIO, int]:
         """Return the message as a file, and its size. Raises Gone or OSError."""
         what = self._content
         if self._path:
-            what = _opened(self._path)
+            what = _opened(self._path, self._flags)
         elif isinstance(what, bytes):
             from io import BytesIO
 
@@ -92,7 +96,7 @@ def messages(names: list[str]) -> Iterator[Mail | OSError]:
         try:
             if os.path.isdir(name):  # noqa: PTH112
                 for path in _entries(name):
-                    yield Mail(path, path=path)
+                    yield Mail(path, path=path, flags=os.O_NOFOLLOW)
             elif is_mbox(name):
                 with open_file(name) as file:
                     yield from split(name, file)
@@ -206,17 +210,21 @@ def _entries(name: str) -> Iterator[str]:
     """Yield the files of a maildir, or of another directory without its subdirectories."""
     # In this order, a file that is moved from new to cur in the meantime is found.
     folders = [os.path.join(name, part) for part in ("new", "cur")]  # noqa: PTH118
-    for directory in folders if all(map(os.path.isdir, folders)) else [name]:
+    if all(map(os.path.isdir, folders)):
+        places = [each for each in folders if not os.path.islink(each)]  # noqa: PTH114
+    else:
+        places = [name]
+    for directory in places:
         with os.scandir(directory) as entries:
             for entry in entries:
-                if entry.is_file() and not entry.name.startswith("."):
+                if entry.is_file(follow_symlinks=False) and not entry.name.startswith("."):
                     yield entry.path
 
 
-def _opened(path: str) -> BinaryIO:
+def _opened(path: str, flags: int) -> BinaryIO:
     """Open a file; in a maildir, even after it was renamed for its flags."""
     try:
-        return open_file(path)
+        return open_file(path, flags)
     except FileNotFoundError:
         pass
     directory, name = os.path.split(path)
@@ -228,7 +236,7 @@ def _opened(path: str) -> BinaryIO:
         with os.scandir(cur) as entries:
             for entry in entries:
                 if entry.name.partition(":")[0] == unique:
-                    return open_file(entry.path)
+                    return open_file(entry.path, flags)
     except FileNotFoundError:
         pass
     raise Gone(path)

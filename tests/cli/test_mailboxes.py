@@ -46,6 +46,37 @@ def test_a_maildir(call: Learn, tmp_path: Path) -> None:
     assert call.rspamd.most_at_once <= 2
 
 
+def test_links_in_a_directory_are_not_followed(call: Learn, tmp_path: Path) -> None:
+    """Root may be asked to learn a maildir whose owner has put links to files of others in it."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "one").write_bytes(b"secret")
+    box = maildir(tmp_path, one=b"1")
+    (box / "new" / "two").symlink_to(secret / "one")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "three").symlink_to(secret / "one")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "new").mkdir()
+    (linked / "cur").symlink_to(secret)
+    (linked / "uidlist").write_bytes(b"7")
+    (linked / "new" / "four").write_bytes(b"4")
+    status, _, err = call("spam", str(box), str(plain), str(linked))
+    assert (status, err) == (0, "")
+    assert bodies(call.rspamd) == [b"1", b"4"]
+    # One that was put there since the directory was read.
+    [mail] = mailboxes.messages([str(box)])
+    assert isinstance(mail, mailboxes.Mail)
+    (box / "new" / "one").unlink()
+    (box / "new" / "one").symlink_to(secret / "one")
+    with pytest.raises(OSError, match="symbolic"):
+        mail.open()
+    # A link that the operator names is followed.
+    assert call("spam", str(box / "new" / "one"))[0] == 0
+    assert bodies(call.rspamd)[-1] == b"secret"
+
+
 def test_a_directory_of_messages(call: Learn, tmp_path: Path) -> None:
     (tmp_path / "a.eml").write_bytes(b"1")
     (tmp_path / "below").mkdir()
