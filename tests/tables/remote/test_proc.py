@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
 
+#: Seconds for a program to start; the machine may be busy.
+PATIENCE = 60.0
 PROGRAM = f"proc:{sys.executable} {Path(__file__).with_name('table_program.py')}"
 
 
@@ -32,6 +34,7 @@ def run(
     **more: float,
 ) -> None:
     table = TableProgram([*PROGRAM.removeprefix("proc:").split(), mode], service, **more)
+    table.timeout = PATIENCE
 
     async def main() -> None:
         try:
