@@ -77,7 +77,8 @@ class StoreSetting(_Base):
         password: Any = option(
             PATH,
             default=None,
-            help="A file whose first line is the password of the store's servers.",
+            help="A file whose first line is the password of the store's servers. It is read at "
+            "the start.",
         )
         certificates: Any = option(
             PATH,
