@@ -115,6 +115,7 @@ def ask(process: FilterProcess, phase: str, number: int) -> Result:
     if phase != "message":
         return process.ask(phase, session, PARAMETERS.get(phase, b""))
     process.report("tx-begin", session, b"1ef1c203")
+    process.report("tx-mail", session, b"1ef1c203", b"ok", b"a@example.net")
     process.message(session, MESSAGE)
     return process.ask("commit", session)
 
