@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import io
 import os
+import signal
 from dataclasses import replace
 from email import message_from_bytes, policy
 from functools import partial
@@ -236,6 +237,15 @@ def test_the_claim_of_a_run_that_was_killed_expires(tool: Tool) -> None:
     assert (tool.run("--send")[0], len(tool.mails())) == (0, 1)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Have SIGINT raise KeyboardInterrupt, also where tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("takes", [True, False])
 def test_a_run_that_is_interrupted(tool: Tool, *, takes: bool) -> None:
     """The program in place of sendmail interrupts the run: what it has done is noted."""
