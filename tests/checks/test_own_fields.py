@@ -192,7 +192,9 @@ def test_copies_that_a_client_sent_are_removed(name: str, serve: Serving) -> Non
                 b"From: a@b.example\r\n" + forged + b"To: c@d.example\r\n\r\nhi\r\n"
             )
             assert delivery.verb == "proceed", what
-            assert b"forged" not in delivery.bytes, what
+            # Programs disagree about a bare CR. It ends lines here; a filter may replace it.
+            left = [line for line in delivery.bytes.splitlines() if b"forged" in line]
+            assert left in ([], [b"X-Other: a %s: mx.example.org; forged" % name.encode()]), what
             assert len(delivery.headers.get_all(name)) == 1, what
             assert delivery.headers.get("To") == "c@d.example", what
 
