@@ -176,8 +176,7 @@ def _with_parents(key: str) -> Iterator[str]:
         return
     at = name.find(".", max(len(name) - NAME_MAX - 1, 0))
     while at >= 0:
-        if parent := name[at + 1 :]:
-            yield parent
+        yield name[at + 1 :]
         at = name.find(".", at + 1)
 
 
