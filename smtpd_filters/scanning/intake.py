@@ -23,13 +23,16 @@ from smtpd_filters.message.obsolete import replace_stray_cr
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
 from smtpd_filters.runtime.coroutines import my_turn
 
+from .edits import Edits
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_filters.checks.exemptions import Exempt
     from smtpd_filters.filter import Filter
     from smtpd_filters.message import Headers, Message
+    from smtpd_filters.message.disguise import Name
     from smtpd_filters.session import Session
 
 #: Bytes of a message that is sent at once; most mail is smaller.
@@ -91,11 +94,12 @@ class Content:
 class Intake:
     """Decides whether a message is scanned: by its client (`exempt`) and its size.
 
-    `max_size` is in bytes; `larger`, one of `LARGER`, is for messages above it. `shown` returns the
-    header block as the scanner gets it; both are texts of `Headers`.
+    `max_size` is in bytes; `larger`, one of `LARGER`, is for messages above it. `own` are the names
+    of the scanner's fields. `shown` returns the header block as the scanner gets it; both are texts
+    of `Headers`.
     """
 
-    __slots__ = ("_shown", "exempt", "max_size", "too_large")
+    __slots__ = ("_own", "_shown", "exempt", "max_size", "too_large")
 
     def __init__(
         self,
@@ -103,8 +107,10 @@ class Intake:
         *,
         max_size: int,
         larger: str,
+        own: Sequence[Name],
         shown: Callable[[bytes], bytes] | None = None,
     ) -> None:
+        self._own = own
         self._shown = shown
         self.exempt = exempt
         self.max_size = max_size
@@ -115,6 +121,7 @@ class Intake:
     ) -> Content | Proceed | Reject:
         """Return the message to be scanned, completed, or the decision if it isn't.
 
+        From one that is too large the client's own copies of the scanner's fields are removed.
         Raises SpoolError.
         """
         if why := self.exempt.reason(session):
@@ -131,9 +138,18 @@ class Intake:
         else:
             size = len(whole)
         if size > self.max_size:
+            await my_turn()
+            await self.remove_forged(message)
             reason = f"not scanned: {size} bytes are more than --max-size"
             return self.too_large.because(reason)
         return Content(message, head, size, whole)
+
+    async def remove_forged(self, message: Message) -> Edits:
+        """Remove the client's own copies of the scanner's fields; return the edits for more."""
+        edits = Edits(message.headers, lambda _: None)
+        for name in self._own:
+            await edits.remove_foreign(name)
+        return edits
 
 
 def without_mbox_line(headers: Headers) -> bytes | None:

@@ -28,8 +28,6 @@ from smtpd_filters.main import run
 from smtpd_filters.message.disguise import Name
 from smtpd_filters.message.spool import SpoolError
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Proceed, Reject
-from smtpd_filters.runtime.coroutines import my_turn
-from smtpd_filters.scanning.edits import Edits
 from smtpd_filters.scanning.intake import Content, Intake
 from smtpd_filters.scanning.options import (
     connections_option,
@@ -52,6 +50,7 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.sandbox import Needs
+    from smtpd_filters.scanning.edits import Edits
     from smtpd_filters.session import Session
 
 #: clamd's port, and where the filter of this name that is written in Go looks for it.
@@ -155,7 +154,10 @@ class Clamav(Filter):
             raise ConfigError("--clamd: at least one daemon is needed")
         self.servers = tuple(dict.fromkeys(settings.clamd))
         self._intake = Intake(
-            settings.exempt.only(settings.only), max_size=settings.max_size, larger=settings.larger
+            settings.exempt.only(settings.only),
+            max_size=settings.max_size,
+            larger=settings.larger,
+            own=(FIELDS,),
         )
         self._suspicious = settings.suspicious or RegexTable.load(SUSPICIOUS)
         self._quarantine = None
@@ -182,9 +184,6 @@ class Clamav(Filter):
         while True:
             content = await self._intake.content(self, session, message)
             if not isinstance(content, Content):
-                if not self._intake.exempt.reason(session):
-                    await my_turn()
-                    await self._remove_forged(message)
                 return content
             trouble: list[str] = []
             found = await self._client.ask(scan(content), trouble=trouble)
@@ -193,7 +192,7 @@ class Clamav(Filter):
                 break
         if isinstance(found, Unavailable):
             raise UnavailableError(found.cause, FAILED)
-        edits = await self._remove_forged(message)
+        edits = await self._intake.remove_forged(message)
         after = f", after {trouble[0]}" if trouble else ""
         if not found:
             if self.settings.headers == "all":
@@ -220,12 +219,6 @@ class Clamav(Filter):
         """Do so for clients that aren't exempt."""
         if not self._intake.exempt.known_reason(session):
             FIELDS.remove_foreign(headers)
-
-    async def _remove_forged(self, message: Message) -> Edits:
-        """Remove the client's own fields; return the edits, for further ones."""
-        edits = Edits(message.headers, lambda _: None)
-        await edits.remove_foreign(FIELDS)
-        return edits
 
     async def _state(self, edits: Edits, session: Session, status: str) -> None:
         """Add the fields with the result."""

@@ -28,8 +28,6 @@ from smtpd_filters.lookups.http.kinds import URL, checked
 from smtpd_filters.lookups.http.probe import ping
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
-from smtpd_filters.runtime.coroutines import my_turn
-from smtpd_filters.scanning.edits import Edits
 from smtpd_filters.scanning.intake import Content
 from smtpd_filters.scanning.intake import Intake as Messages
 from smtpd_filters.scanning.options import (
@@ -45,7 +43,7 @@ from smtpd_filters.settings import LIST, PATH, SWITCH, TEXT, Settings, choice, o
 from smtpd_filters.settings.secrets import read_secret
 
 from .edits import FIELDS, apply
-from .edits import Options as EditOptions
+from .edits import Options as Edits
 from .kinds import ACTION
 from .reply import MAX_JSON, Reply, ReplyError
 from .request import Facts, fields
@@ -197,7 +195,10 @@ class Rspamd(Filter):
         """Prepare requests and edits."""
         settings = self.settings
         self._messages = Messages(
-            settings.exempt + settings.skip, max_size=settings.max_size, larger=settings.larger
+            settings.exempt + settings.skip,
+            max_size=settings.max_size,
+            larger=settings.larger,
+            own=FIELDS,
         )
         self._codec = _codec(settings.compress)
         self._facts = Facts(
@@ -209,7 +210,7 @@ class Rspamd(Filter):
             deliver_to=settings.deliver_to,
             compressed=self._codec is not None,
         )
-        self._edits = EditOptions(
+        self._edits = Edits(
             actions=self._actions(),
             envelope=settings.envelope_changes,
             headers=settings.headers,
@@ -239,11 +240,6 @@ class Rspamd(Filter):
         while True:
             content = await self._messages.content(self, session, message)
             if not isinstance(content, Content):
-                if not self._messages.exempt.reason(session):
-                    await my_turn()
-                    edits = Edits(message.headers, lambda _: None)
-                    for name in FIELDS:
-                        await edits.remove_foreign(name)
                 return content
             reply = await self._scan(session, message, content)
             if await _in_turn(content, reply):

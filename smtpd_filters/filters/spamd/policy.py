@@ -30,7 +30,6 @@ from smtpd_filters.lookups.stream import ADDRESS, Address
 from smtpd_filters.main import run
 from smtpd_filters.message.disguise import Name
 from smtpd_filters.protocol.decisions import JUNK, MARKED, PROCEED, Points
-from smtpd_filters.runtime.coroutines import my_turn
 from smtpd_filters.scanning.edits import Edits
 from smtpd_filters.scanning.intake import Content, Intake
 from smtpd_filters.scanning.options import (
@@ -185,6 +184,7 @@ class Spamd(Filter):
             settings.exempt.only(settings.only),
             max_size=settings.max_size,
             larger=settings.larger,
+            own=(FIELDS,),
             shown=scan.valid,
         )
         self._check(settings)
@@ -217,9 +217,6 @@ class Spamd(Filter):
         while True:
             content = await self._messages.content(self, session, message)
             if not isinstance(content, Content):
-                if not self._messages.exempt.reason(session):
-                    await my_turn()
-                    await self._remove_forged(message)
                 return content
             reply = await self._scan(session, message, content)
             if await self._in_turn(content, reply):
@@ -227,7 +224,7 @@ class Spamd(Filter):
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause)
         try:
-            await self._remove_forged(message)
+            await self._messages.remove_forged(message)
             return await self._apply(reply, message)
         finally:
             reply.discard()
@@ -236,10 +233,6 @@ class Spamd(Filter):
         """Do so for clients that aren't exempt."""
         if not self._messages.exempt.known_reason(session):
             FIELDS.remove_foreign(headers)
-
-    async def _remove_forged(self, message: Message) -> None:
-        """Remove the client's own X-Spam fields."""
-        await Edits(message.headers, _ignore).remove_foreign(FIELDS)
 
     async def _scan(
         self, session: Session, message: Message, content: Content
