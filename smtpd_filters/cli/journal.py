@@ -146,7 +146,10 @@ def _group(name: str) -> int | None:
 
 
 def _key(directory: str) -> bytes:
-    """Return the key of hashes; make it if there is none. Raises ConfigError."""
+    """Return the key with which addresses are hashed, a new one at the first start.
+
+    Raises ConfigError.
+    """
     path = os.path.join(directory, KEY)  # noqa: PTH118
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

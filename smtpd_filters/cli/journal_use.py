@@ -73,9 +73,9 @@ def note_unread(journal: Journal) -> bool:
 
 
 def key_of(directory: str, *, note: bool = False) -> bytes:
-    """Return the key of hashed addresses, b"" if there is none or it can't be read.
+    """Return the key with which addresses are hashed; b"" if it is missing or unreadable.
 
-    With `note` the latter is noted on stderr.
+    With `note` an unreadable key is noted on stderr.
     """
     try:
         return read_key(directory)

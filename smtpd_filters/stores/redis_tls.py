@@ -31,10 +31,7 @@ def sharing(base: type[SSLConnection], certificates: str) -> type[SSLConnection]
             made: Any = self
             version = _version(path)
             if shared is None or version != known:
-                shared, known = (
-                    made.ssl_context,
-                    version,
-                )  # redis-py reads the file when it connects
+                shared, known = made.ssl_context, version  # which reads the file when it connects
             made.ssl_context = shared
 
     return Connection

@@ -85,7 +85,7 @@ _WIDE = ("utf16", "utf32", "ucs", "iso10646", "unicode", "csunicode")
 def codecs_of(charset: str) -> tuple[str, ...]:
     """Return Python's codecs for a character set: one, or two if programs disagree.
 
-    There is none for ASCII, UTF-8, and a name that isn't known.
+    ASCII, UTF-8 and unknown names have none.
     """
     return _CODECS.get(_bare(charset), ())
 
