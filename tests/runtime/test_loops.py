@@ -584,6 +584,30 @@ def test_one_turn_of_messages_in_a_round_of_the_loop() -> None:
         loop.close()
 
 
+@pytest.mark.parametrize(("seconds", "reads"), [(0.0, asyncio_loop.READS), (1.0, 1)])
+def test_reads_in_a_row_end_after_a_number_and_a_time(
+    seconds: float, reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, processed = 0.0, 0
+
+    def take_full_read(_channel: object, _engine: object) -> int:
+        nonlocal now, processed
+        processed += 1
+        now += seconds
+        return READ
+
+    monkeypatch.setattr(asyncio_loop, "hand_over", take_full_read)
+    monkeypatch.setattr(asyncio_loop, "monotonic", lambda: now)
+    stub: Any = SimpleNamespace(stalled=False)
+    loop = asyncio_loop._EventLoop()
+    filter_loop = asyncio_loop._Loop(loop, stub, stub, stub, stub, Log(), stub, stub)
+    filter_loop._receive = filter_loop._turn = lambda: None  # type: ignore[method-assign]
+    filter_loop.reading = True
+    filter_loop._readable()
+    assert processed == reads
+    loop.close()
+
+
 def test_the_state_is_told_again_after_a_lack_of_memory() -> None:
     class Telling:
         """An engine that has no memory the second time."""
