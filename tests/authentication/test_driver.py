@@ -33,7 +33,9 @@ ZONE = {
 }
 
 
-def verified(raw: bytes, *, arc: bool = True) -> tuple[Verified, list[str]]:
+def verified(
+    raw: bytes, *, arc: bool = True, seconds: float | None = None
+) -> tuple[Verified, list[str]]:
     """Return the results, and the names that were asked for."""
 
     async def ask(server: DNSServer) -> Verified:
@@ -43,7 +45,12 @@ def verified(raw: bytes, *, arc: bool = True) -> tuple[Verified, list[str]]:
             made = message(raw)
             try:
                 return await verify(
-                    made, resolver, authors=["example.org"], arc=arc, clock=lambda: NOW
+                    made,
+                    resolver,
+                    authors=["example.org"],
+                    arc=arc,
+                    clock=lambda: NOW,
+                    seconds=seconds,
                 )
             finally:
                 made.discard()
@@ -87,3 +94,36 @@ def test_a_large_body_is_hashed_in_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     found, _ = verified(raw)
     assert found.signatures[0].result == "pass"
     assert admitted == [driver.PRICE] * 4
+
+
+def test_keys_that_are_not_there_in_time() -> None:
+    raw = sealed()
+    for name in ("dead.example", "example.org"):
+        raw = signed(raw, TEMPLATE.replace("example.org", name))
+    found, _ = verified(raw, seconds=brief(0.25))
+    assert [(each.domain, each.result) for each in found.signatures] == [
+        ("example.org", "pass"),
+        ("dead.example", "temperror"),
+    ]
+    assert found.signatures[1].reason == "key: not done in time"
+
+
+class Stuck:
+    """A budget that is never renewed."""
+
+    async def admit(self, work: int) -> None:
+        del work
+        await asyncio.get_running_loop().create_future()
+
+
+def test_a_body_that_is_not_hashed_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "pace", Stuck)
+    raw = sealed(MESSAGE + b"x\r\n" * driver.BLOCK)
+    raw = signed(signed(raw), TEMPLATE.replace("to:", ""))
+    found, _ = verified(raw, seconds=0.1)
+    late = ("temperror", "not done in time")
+    assert [(each.result, each.reason) for each in found.signatures] == [late, late]
+    assert (found.arc.result, found.arc.temporary, len(found.arc.sets)) == ("fail", True, 1)
+    # That of a changed header is known.
+    found, _ = verified(raw.replace(b"Suzie", b"Susan"), seconds=0.1)
+    assert [each.result for each in found.signatures] == ["temperror", "fail"]

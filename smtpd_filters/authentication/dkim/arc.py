@@ -165,8 +165,8 @@ class Chain:
         every = [self._message, *(tags for _, tags in self._older)]
         return [(tags.body_form, tags.length) for tags in every]
 
-    def result(self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]) -> ArcResult:
-        """Return the result."""
+    def result(self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]) -> ArcResult:
+        """Return the result; `bodies` is None if the body could not be hashed in time."""
         if self._known or self._message is None:
             return self._known or NO_CHAIN
         sets = tuple(
@@ -182,7 +182,7 @@ class Chain:
                 return ArcResult("fail", f"{what}: {checked.reason}", sets, temporary)
         return ArcResult("pass", "", sets, oldest=self._oldest(bodies, keys))
 
-    def _oldest(self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]) -> int:
+    def _oldest(self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]) -> int:
         """Return the oldest instance from which on all message signatures are valid; 0 for all."""
         instance = len(self._sets)
         for field, tags in self._older:

@@ -5,25 +5,31 @@ Invariants
 *Side by side*: the keys of all signatures are looked up at the same time, while the body is hashed.
 *In steps*: a body is hashed block by block within the budget of the event loop, so that other
 sessions are served in between.
+*Each on its own*: what is not there in time makes those signatures temperror that need it, and no
+others. A slow key of one domain says nothing about the signature of another.
 """
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from time import time
 from typing import TYPE_CHECKING, Final
 
+from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.runtime.pace import pace
 
 from .arc import NO_CHAIN, Chain
 from .canonical import BodyHashes
-from .signatures import LIMIT, Signatures
+from .signatures import LATE, LIMIT, Signatures
 from .signed_fields import SignedFields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from smtpd_filters.lookups.dns.resolver import Resolver
+    from smtpd_filters.lookups.outcome import Outcome
     from smtpd_filters.message import Message
 
     from .arc import ArcResult
@@ -55,10 +61,12 @@ async def verify(  # noqa: PLR0913  # options, given by name
     limit: int = LIMIT,
     arc: bool = True,
     clock: Callable[[], float] = time,
+    seconds: float | None = None,
 ) -> Verified:
     """Verify the signatures of a message, and with `arc` its chain.
 
     `authors` are the domains in From, in canonical form: their signatures are verified first.
+    `seconds` is how long the look-ups and the hash of the body may take, None without a limit.
     Raises SpoolError if the message can't be read.
     """
     fields = SignedFields(message.headers)
@@ -69,14 +77,22 @@ async def verify(  # noqa: PLR0913  # options, given by name
     for name in names:
         dns.start(name, "TXT")
     bodies = BodyHashes((*signatures.bodies, *(chain.bodies if chain else ())))
-    if bodies:
-        await _hash(message.body(BLOCK), bodies)
-    outcomes = await dns.query_all([(name, "TXT") for name in names])
-    keys = dict(zip(names, outcomes, strict=True))
+    hashed: BodyHashes | None = None
+    keys: dict[str, Outcome[bytes]] = {}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            if bodies:
+                await _hash(message.body(BLOCK), bodies)
+            hashed = bodies
+            for name in names:
+                (keys[name],) = await dns.query_all([(name, "TXT")])
+    for name in names:
+        if name not in keys:
+            keys[name] = dns.known(name, "TXT") or Unavailable(LATE)
     return Verified(
-        signatures.results(bodies, keys),
+        signatures.results(hashed, keys),
         signatures.left_out,
-        chain.result(bodies, keys) if chain else NO_CHAIN,
+        chain.result(hashed, keys) if chain else NO_CHAIN,
     )
 
 

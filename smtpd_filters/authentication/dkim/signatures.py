@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 #: Signatures of a message that are verified; those that are considered, the topmost.
 LIMIT: Final = 8
 CONSIDERED: Final = 50
+#: The reason of a temperror for what is not there in time.
+LATE: Final = "not done in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +111,18 @@ class Signatures:
         return [(each.tags.body_form, each.tags.length) for each in self._candidates if each.tags]
 
     def results(
-        self, bodies: BodyHashes, keys: Mapping[str, Outcome[bytes]]
+        self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]
     ) -> tuple[Signature, ...]:
-        """Return the results, those of the author's domain first."""
+        """Return the results, those of the author's domain first.
+
+        `bodies` is None if the body could not be hashed in time.
+        """
         return tuple([self._result(each, bodies, keys) for each in self._candidates])
 
     def _result(
         self,
         candidate: _Candidate | Signature,
-        bodies: BodyHashes,
+        bodies: BodyHashes | None,
         keys: Mapping[str, Outcome[bytes]],
     ) -> Signature:
         if isinstance(candidate, Signature):
@@ -174,7 +179,7 @@ def check(
     field: bytes,
     tags: SignatureTags,
     fields: SignedFields,
-    bodies: BodyHashes,
+    bodies: BodyHashes | None,
     keys: Mapping[str, Outcome[bytes]],
 ) -> Checked:
     """Check one signature: its key, its hash of the body, and its hash of the header."""
@@ -184,6 +189,10 @@ def check(
     )
     if checked.result in {"permerror", "policy", "neutral"}:
         return checked
+    if bodies is None:
+        # A signature that doesn't match fails whatever the body is.
+        is_fact = checked.result == "fail"
+        return checked if is_fact else replace(checked, result="temperror", reason=LATE)
     body = bodies[tags.body_form]
     found = body.digest(tags.length)
     if found is None:

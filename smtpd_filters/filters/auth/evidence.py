@@ -20,7 +20,7 @@ from smtpd_filters.authentication import dmarc, spf
 from smtpd_filters.authentication.dkim.arc import NO_CHAIN
 from smtpd_filters.authentication.dkim.arithmetic import MissingError, arithmetic
 from smtpd_filters.authentication.dkim.driver import Verified, verify
-from smtpd_filters.authentication.dkim.signatures import Signature
+from smtpd_filters.authentication.dkim.signatures import LATE
 from smtpd_filters.authentication.inquiry import at_once, settle
 from smtpd_filters.runtime.pace import pace
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 TEMPERROR = "temperror"
-LATE = "not done in time"
 
 
 def load() -> None:
@@ -113,7 +112,9 @@ class Work(Generic[T]):
 class Envelope:
     """The evaluations of SPF for one session."""
 
-    __slots__ = ("_dns", "_explain", "_receiver", "address", "helo", "identity", "mail", "sender")
+    __slots__ = (
+        "_asked", "_dns", "_explain", "_receiver", "address", "helo", "identity", "mail", "sender",
+    )  # fmt: skip
 
     def __init__(
         self, dns: Resolver, address: str, receiver: str, *, explain: bool = False
@@ -126,6 +127,8 @@ class Envelope:
         self.helo: Work[spf.Verdict] | None = None
         self.sender = ""
         self.mail: Work[spf.Verdict] | None = None
+        #: Whether smtpd has asked about the sender of the next message.
+        self._asked = False
 
     def greeted(self, identity: str) -> None:
         """Begin with the name in the client's greeting."""
@@ -138,11 +141,21 @@ class Envelope:
 
     def sent_from(self, identity: str, sender: str) -> None:
         """Begin with the sender of a message."""
+        self._asked = True
         self.greeted(identity)
         if self.mail is not None:
             self.mail.cancel()
         self.sender = sender
         self.mail = self._begin(sender) if sender else None
+
+    def received(self, identity: str, sender: str) -> None:
+        """Note that a message of a sender has arrived.
+
+        smtpd doesn't ask about its MAIL if a filter before this one marks or rewrites it.
+        """
+        if not self._asked:
+            self.sent_from(identity, sender)
+        self._asked = False
 
     def _begin(self, sender: str) -> Work[spf.Verdict]:
         engine = spf.check(
@@ -195,14 +208,13 @@ async def collect(
     loop = asyncio.get_running_loop()
     ends = loop.time() + seconds
     evidence = Evidence(authors)
-    verifying = loop.create_task(verify(message, dns, authors=authors.domains))
+    verifying = loop.create_task(verify(message, dns, authors=authors.domains, seconds=seconds))
     discovering = [Work(dmarc.discover(each), dns) for each in authors.domains]
     aligning: list[Work[dmarc.Verdict]] = []
     try:
         works = envelope.works if isinstance(envelope, Envelope) else []
-        await _wait([verifying, *_tasks(works), *_tasks(discovering)], ends - loop.time())
-        late = Verified((Signature(TEMPERROR, reason=LATE),), 0, NO_CHAIN)
-        evidence.verified = verifying.result() if verifying.done() else late
+        await _wait([*_tasks(works), *_tasks(discovering)], ends - loop.time())
+        evidence.verified = await verifying
         if isinstance(envelope, Envelope):
             envelope.results(evidence)
         else:

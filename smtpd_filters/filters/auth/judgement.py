@@ -136,10 +136,11 @@ class Judgement:
         results = {each.result for each in signatures}
         if not signatures or "pass" in results:
             return
+        for each in signatures:
+            if each.result == "temperror":
+                self._trouble([self._actions.dkim_fail], f"dkim: {each.reason}", "4.3")
+                return
         first = signatures[0]
-        if "temperror" in results:
-            self._trouble([self._actions.dkim_fail], f"dkim: {first.reason}", "4.3")
-            return
         self._add(
             first.domain,
             self._actions.dkim_fail,

@@ -276,12 +276,10 @@ class Auth(Filter):
             envelope.greeted(session.identity or "")
 
     def mail_from(self, session: Session, address: str) -> Proceed:
-        """Evaluate SPF for the sender; one without a domain has our name from smtpd."""
-        if address and session.server_name and not path(address).domain:
-            address = f"{address}@{session.server_name}"
+        """Evaluate SPF for the sender."""
         envelope = self._envelope(session)
         if envelope is not None:
-            envelope.sent_from(session.identity or "", address)
+            envelope.sent_from(session.identity or "", _completed(session, address))
         return PROCEED
 
     def link_disconnect(self, session: Session) -> None:
@@ -366,10 +364,13 @@ class Auth(Filter):
         from .evidence import collect
         from .judgement import Judgement
 
+        envelope = self._envelope(session)
+        if envelope is not None:
+            envelope.received(session.identity or "", _completed(session, _sender(session)))
         evidence = await collect(
             message,
             authors_of(message.headers, session.server_name),
-            self._envelope(session) or _unknown(session),
+            envelope or _unknown(session),
             self.dns,
             self.share * self.deadline,
         )
@@ -394,7 +395,7 @@ class Auth(Filter):
                 verdict,
                 client=session.address or "",
                 helo=session.identity or "",
-                sender="" if evidence.null else (session.tx and session.tx.sender) or "",
+                sender="" if evidence.null else _sender(session),
                 receiver=own,
             )
             headers.prepend(fields.RECEIVED_SPF, value)
@@ -416,13 +417,25 @@ class Auth(Filter):
         return self.settings.authserv_id or self.smtpd.get("admd") or session.server_name or ""
 
 
+def _sender(session: Session) -> str:
+    """Return the sender of a message; "" is the null sender."""
+    return (session.tx and session.tx.sender) or ""
+
+
+def _completed(session: Session, sender: str) -> str:
+    """Return a sender as smtpd completes it: one without a domain has the server's name."""
+    if sender and session.server_name and not path(sender).domain:
+        return f"{sender}@{session.server_name}"
+    return sender
+
+
 def _unknown(session: Session) -> Verdict | None:
     """Return SPF's result for a client whose address smtpd has not reported."""
     if session.by_socket:
         return None
     from smtpd_filters.authentication.spf import Verdict
 
-    sender = (session.tx and session.tx.sender) or session.identity or ""
+    sender = _sender(session) or session.identity or ""
     return Verdict("temperror", canonical(sender.rpartition("@")[2]), problem=UNKNOWN)
 
 

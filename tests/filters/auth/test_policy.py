@@ -432,12 +432,69 @@ class Hasty(Auth):
     share = 0.001
 
 
+class Late(Auth):
+    """The time suffices for answers of the name server, but not for one that is silent."""
+
+    name = "auth"
+    share = brief(0.15)
+
+
 def test_results_that_are_not_there_in_time(server: DNSServer) -> None:
     with talk(server, "--deadline", "10", "--timeout", "5", kind=Hasty) as smtpd:
         delivery = send(smtpd, of("x@silent.example"), "a@silent.example")
         found = stated(delivery)
         assert found["smtp.mailfrom"].startswith("temperror")
         assert found["dmarc"].startswith("temperror silent.example")
+
+
+def test_a_slow_key_says_nothing_about_other_signatures(server: DNSServer) -> None:
+    with talk(
+        server, "--deadline", "10", "--timeout", "5", "--dmarc", "honour", kind=Late
+    ) as smtpd:
+        twice = signed_by("silent.example", signed_by("example.org"))
+        delivery = send(smtpd, twice, "a@forwarder.example", FAILS)
+        assert stated(delivery)["dmarc"].startswith("pass example.org")
+        results = parse(delivery.headers.get(FIELD, ""))
+        assert results is not None
+        signatures = [each for each in results.results if each.method == "dkim"]
+        assert [(each.result, each.properties[0][1]) for each in signatures] == [
+            ("pass", "example.org"),
+            ("temperror", "silent.example"),
+        ]
+
+
+def test_a_key_of_the_author_that_is_not_there_in_time(server: DNSServer) -> None:
+    flags = ("--deadline", "10", "--timeout", "5", "--dmarc-reject", "reject")
+    content = signed_by("slow.example", of("x@slow.example"))
+    with talk(server, *flags, kind=Late) as smtpd:
+        delivery = send(smtpd, content, "a@forwarder.example", FAILS)
+        found = stated(delivery)
+        assert found["dkim"].startswith("temperror slow.example")
+        assert found["dmarc"].startswith("temperror slow.example")
+    # A slow key of another domain does not excuse the author's lack of one.
+    content = signed_by("silent.example", of("x@slow.example"))
+    with talk(server, *flags, kind=Late) as smtpd:
+        assert send(smtpd, content, "a@forwarder.example", FAILS).reply.startswith("550 5.7.26 ")
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_sender_about_which_smtpd_did_not_ask(
+    server: DNSServer,
+    monkeypatch: pytest.MonkeyPatch,
+    earlier: bool,  # noqa: FBT001  # a column
+) -> None:
+    # A filter of smtpd.conf marks or rewrites it at mail-from: no other filter is asked.
+    with talk(server, "--spf-fail", "reject", "--received-spf") as smtpd:
+        client = smtpd.connect(address=FAILS)
+        client.ehlo("mail.example.net")
+        if earlier:
+            send(smtpd, sender="a@nowhere.example", client=client)
+        proceed = client.noop()
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "_ask", lambda *_: proceed)
+            client.mail_from("ann@example.org")
+        client.rcpt_to("bob@example.net")
+        assert client.message(MESSAGE).reply.startswith("550 5.7.23 ")
 
 
 def test_a_session_that_ends_before_its_results(server: DNSServer) -> None:
