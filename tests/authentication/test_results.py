@@ -120,7 +120,8 @@ INVALID = [
     "example.org; ; spf=pass",
     "a b c; none",
     "example.org; spf=pass smtp.mailfrom=a\\b",
-    "x" * (1 << 13) + "; none",
+    "x" * (1 << 15) + "; none",
+    "example.org; spf=pass smtp.mailfrom=a .b",
 ]
 
 
@@ -144,10 +145,27 @@ def test_an_invalid_field(value: str) -> None:
         ("2001:db8::1", '"2001:db8::1"'),
         ("a=b@example.org", '"a=b@example.org"'),
         ("\\", '"\\\\"'),
+        ("example.org.", '"example.org."'),
+        ("a@example.org.", '"a@example.org."'),
+        (".", '"."'),
     ],
 )
 def test_values(text: str, value: str) -> None:
     assert value_of(text) == value
+
+
+@given(st.text('a.@/;="\\ ', max_size=12), st.text("a.@/ ", max_size=6))
+@example("a.", "a")
+def test_values_end_where_they_were_written(text: str, other: str) -> None:
+    properties = (("smtp.mailfrom", text), ("smtp.helo", other), ("header.b", "x"))
+    content = parse(write(OWN, [Result("spf", "pass", properties)]))
+    assert content == Results(OWN, (Result("spf", "pass", properties),))
+
+
+def test_a_value_of_another_writer_may_end_with_a_dot() -> None:
+    properties = (("header.d", "example.org."), ("header.s", "."), ("header.b", "a/"))
+    content = parse(f"{OWN}; dkim=fail header.d=example.org. header . s=. header.b=a/")
+    assert content == Results(OWN, (Result("dkim", "fail", properties),))
 
 
 def test_utf8_only_for_messages_that_use_it() -> None:

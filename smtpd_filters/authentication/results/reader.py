@@ -10,8 +10,8 @@ from .writer import Result, Results
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Characters of a field that is parsed.
-MAX_FIELD = 1 << 13
+#: Characters of a field that is parsed. A sender can make our own have half of them.
+MAX_FIELD = 1 << 15
 # RFC 8601 section 2.2. "@" is a token of its own in [ [ local-part ] "@" ] domain-name; "/" stands
 # before a version.
 _TOKENS = re.compile(
@@ -24,6 +24,7 @@ _PAIR = re.compile(r"\\(.)", re.DOTALL)
 _KEYWORD = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.IGNORECASE)
 _VERSION = re.compile("[0-9]+")
 _JOINTS = ("/", ".")
+_EQUALS = ("special", "=")
 _PROPERTY = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+)", re.IGNORECASE)
 
 
@@ -75,7 +76,7 @@ def _result(tokens: list[tuple[str, str]]) -> Result:
     assigned = []
     for at in range(0, len(tokens), 3):
         left, equals, right = [*tokens[at : at + 3], ("", ""), ("", "")][:3]
-        if left[0] != "word" or equals != ("special", "=") or right[0] not in {"word", "quoted"}:
+        if left[0] != "word" or equals != _EQUALS or right[0] not in {"word", "quoted"}:
             raise _InvalidError
         assigned.append((left[1].lower(), right[1]))
     if not assigned:
@@ -93,10 +94,12 @@ def _result(tokens: list[tuple[str, str]]) -> Result:
 
 
 def _append(part: list[tuple[str, str]], kind: str, text: str) -> None:
-    """Append a token; RFC 8601 section 2.2 allows comments around "/" and "."."""
-    joins = text in _JOINTS or (part and part[-1][0] == "word" and part[-1][1][-1:] in _JOINTS)
-    if part and kind == part[-1][0] == "word" and joins:
-        text = part.pop()[1] + text
+    """Append a token; RFC 8601 section 2.2 allows comments around "/" and "." of names."""
+    if part and kind == part[-1][0] == "word" and _EQUALS not in part[-2:]:
+        last = part[-1][1]
+        if text in _JOINTS or last.endswith(_JOINTS):
+            text = last + text
+            del part[-1]
     part.append((kind, text))
 
 

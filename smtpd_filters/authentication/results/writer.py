@@ -13,11 +13,12 @@ FIELD = "Authentication-Results"
 #: Octets of a value; a longer one is left out: cut, it would name something else.
 MAX_VALUE = 400
 
-# RFC 2045 section 5.1, to which RFC 8601 section 2.2 refers: no controls, blanks or tspecials.
-_TOKEN = re.compile(r"[!#-'*+.0-9A-Z^-~-]+")
+# RFC 2045 section 5.1, to which RFC 8601 section 2.2 refers: no controls, blanks or tspecials. A
+# value that ends with a dot is quoted: that may continue behind a blank in other places.
+_TOKEN = re.compile(r"[!#-'*+.0-9A-Z^-~-]*[!#-'*+0-9A-Z^-~-]")
 # RFC 8601 section 2.2: pvalue may be [ [ local-part ] "@" ] domain-name. Local parts with "=" or
 # "/" are quoted, since not every reader expects these.
-_ADDRESS = re.compile(r"[!#-'*+.0-9A-Z^-~-]*@[0-9A-Za-z_.-]+")
+_ADDRESS = re.compile(r"[!#-'*+.0-9A-Z^-~-]*@[0-9A-Za-z_.-]*[0-9A-Za-z_-]")
 _KEYWORD = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
 _UNPRINTABLE = re.compile("[^ -~]")
 _UNPRINTABLE_8BIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
