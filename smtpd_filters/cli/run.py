@@ -53,14 +53,23 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
         from smtpd_filters.supervise.program import main as supervise
 
         return supervise
+    from .chain_use import BUILT_IN
     from .chain_use import find as find_class
 
     cls = find_class(name, [CHAIN, SUPERVISE])
     # A package has it beside its policy, as [project.scripts] names it.
     of_module = getattr(sys.modules[cls.__module__.removesuffix(".policy")], "main", None)
-    if cls.name == name and callable(of_module):
+    if cls.name != name or not callable(of_module):
+        return lambda words: executable.run(cls, words)
+    if cls.__module__.startswith(f"{BUILT_IN}."):
         return of_module  # type: ignore[no-any-return]
-    return lambda words: executable.run(cls, words)
+    return lambda words: _as_script(of_module, words)
+
+
+def _as_script(main: Callable[[], int], words: Sequence[str]) -> int:
+    """Call a main function without arguments, as the script of a distribution calls it."""
+    sys.argv[1:] = words
+    return main()
 
 
 VERB = Verb(

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from smtpd_filters.chain import Chain
 from smtpd_filters.cli import VERBS, listing, main, overview, player
 from smtpd_filters.filter import Filter
+from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.recording import Recording
@@ -421,6 +423,31 @@ def entries(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
         return made
 
     monkeypatch.setattr(listing, "entry_points", known)
+
+
+@pytest.mark.parametrize("words", [["help", "scripted"], ["run", "scripted", "--help"]])
+def test_a_packaged_filter_is_run_as_its_script(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    class Scripted(Filter):
+        """Accept everything."""
+
+        def connect(self, session: Session) -> Proceed:  # noqa: ARG002  # its handler
+            return PROCEED
+
+    # The script of a distribution calls `main` without arguments.
+    module: Any = ModuleType("scripted")
+    module.main = lambda: run(Scripted)
+    monkeypatch.setitem(sys.modules, "scripted", module)
+    monkeypatch.setattr(Scripted, "__module__", "scripted")
+    module.Scripted = Scripted
+    monkeypatch.setattr(sys, "argv", ["smtpd-filters", *words])
+    entry = EntryPoint(name="scripted", value="scripted:Scripted", group=listing.GROUP)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_which: [entry])
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
+    assert "usage: filter-scripted" in capsys.readouterr().out
 
 
 def test_filters_of_others_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
