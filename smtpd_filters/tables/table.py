@@ -114,7 +114,8 @@ class Table:
     def load_asking(cls, spec: str) -> Self:
         """Create a table whose keys are looked up one by one if it is remote and can answer so.
 
-        Only `look_up` and its like can be used then, which wait.
+        Only `look_up` and its like can be used then, which wait; `match`, `find` and `get` raise
+        RuntimeError.
         """
         source = parse(spec, cls.service)
         remote: Any = source
@@ -160,7 +161,10 @@ class Table:
     def _ask(self, source: RemoteSource) -> None:
         self._from = source
         self._asked = source.asked
-        self.unload("its keys are looked up one by one, and this use of it can't wait")
+        from .remote.source import AskedOnly  # it is loaded
+
+        content: Any = AskedOnly(self.source)
+        self._content = content
 
     def unload(self, cause: str) -> None:
         """Have every look-up in a remote table raise UnavailableError."""

@@ -293,6 +293,22 @@ class Unloaded:
         raise UnavailableError(self._cause, _STATUS)
 
 
+class AskedOnly(Unloaded):
+    """The content of a table whose keys are looked up: every other use is a mistake of its caller.
+
+    That raises RuntimeError, which the test kit reports, unlike a source that is unavailable.
+    """
+
+    def __init__(self, spec: str) -> None:
+        super().__init__(
+            f"{spec}: keys of this table are looked up one by one: await look_up() in place of "
+            "match(), look_up_value() in place of get(), look_up_address() in place of find()"
+        )
+
+    def __getattr__(self, _name: str) -> NoReturn:
+        raise RuntimeError(self._cause)
+
+
 class Refresher:
     """Lists a table's source again and again, in the loop of its filter.
 
