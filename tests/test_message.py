@@ -27,7 +27,7 @@ from smtpd_filters.message import (
 )
 from smtpd_filters.message.disguise import Name
 from smtpd_filters.message.folding import MAX_LINE, field_lines
-from smtpd_filters.message.obsolete import correct_names, replace_stray_cr
+from smtpd_filters.message.obsolete import correct_names, replace_odd_blanks, replace_stray_cr
 from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, directories
 from tests import effort
 
@@ -1488,6 +1488,15 @@ def test_stray_crs_become_blanks() -> None:
     headers = Headers([b"A: b\r\rc", b" d\r", b"\rE: f"])
     assert replace_stray_cr(headers)
     assert headers.lines() == [b"A: b  c", b" d ", b" E: f"]
+
+
+def test_odd_blanks_become_blanks() -> None:
+    headers = Headers([b"A: b", b" c\t", b"D: \xff\x00"])
+    assert not replace_odd_blanks(headers)
+    assert not headers.changed
+    headers = Headers([b"A: b\v\rc", b" d\f", b"E: \r"])
+    assert replace_odd_blanks(headers)
+    assert headers.lines() == [b"A: b  c", b" d ", b"E:  "]
 
 
 def test_blanks_after_names_are_removed() -> None:

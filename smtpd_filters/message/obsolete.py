@@ -1,4 +1,4 @@
-"""Correction of what programs that read a header disagree on: blanks behind names, and stray CRs.
+"""Correction of what programs that read a header disagree on: blanks behind names, odd blanks.
 
 Readers have to accept this obsolete syntax (RFC 5322 section 4.5), and writers must not use it.
 smtpd(8) and several programs that verify signatures take `From :` for another field than `From:`:
@@ -6,7 +6,9 @@ smtpd neither completes nor removes it, and adds a second Date beside `Date :`.
 
 A CR that isn't part of a line end must not occur (RFC 5322 section 2.2), and smtpd delivers it.
 Rspamd 3.4 ends the header at two of them, wherever they are; other programs take one for a line
-end, or for nothing.
+end, or for nothing. Verifiers disagree whether CR, VT and FF are white space, which the relaxed
+form of DKIM removes at the end of a field: to dkimpy they are, to Mail::DKIM and RFC 6376 they
+aren't.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .headers import Headers
 
+_BLANKS = bytes.maketrans(b"\r\v\f", b"   ")
 _SPACED = re.compile(rb"\n([!-9;-~]++)[ \t]++:")
 
 
@@ -42,4 +45,14 @@ def replace_stray_cr(headers: Headers) -> bool:
     if b"\r" not in text:
         return False
     headers.replace_text(text.replace(b"\r", b" "))
+    return True
+
+
+def replace_odd_blanks(headers: Headers) -> bool:
+    """Replace each CR, VT and FF by a space; return whether there were any."""
+    text = headers.text()
+    replaced = text.translate(_BLANKS)
+    if replaced == text:
+        return False
+    headers.replace_text(replaced)
     return True

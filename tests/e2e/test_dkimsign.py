@@ -42,6 +42,7 @@ MESSAGES = {
     "8-bit": HEAD + b"Subject: J\xc3\xb6rg \xff\r\n\r\n" + bytes(range(128, 256)) + b"\r\n",
     "trailing blanks": HEAD + b"Subject: blanks  \r\n\r\nx  \t\r\n \r\n\t y\t\tz\r\n",
     "folds": HEAD + b"Subject: a\r\n  folded\r\n\tfield\r\n \r\n\r\nhello\r\n",
+    "odd blanks": HEAD + b"Subject: odd\f\r\nReferences: a\r\r\nReply-To: \v\r\n\r\nx\f\r\n",
     "Bcc": HEAD + b"Bcc: secret@good.example\r\nSubject: bcc\r\n\r\nhello\r\n",
     "998": HEAD + b"Subject: long\r\n\r\n" + b"x" * 998 + b"\r\n" + b"y" * 1996 + b"\r\n",
     "large": HEAD + b"Subject: large\r\n\r\n" + b"a line of text\r\n" * 20_000,
@@ -153,7 +154,7 @@ def test_signatures_of_opendkim_are_valid(tmp_path: Path, form: str) -> None:
     assert program
     with opendkim.daemon(program, tmp_path, pem(form="PKCS1"), form) as path:
         for name, message in MESSAGES.items():
-            if name == "only a header":
+            if name in {"only a header", "odd blanks"}:  # which it takes for white space
                 continue
             raw = opendkim.sign(path, message)
             assert _results(raw) == [("rsa", "pass")], name

@@ -155,6 +155,15 @@ def test_blanks_between_a_name_and_its_colon_are_removed(key: str, form: str) ->
     assert b"\r\nX-Odd: a\r\n b : c\r\n" in text
 
 
+@pytest.mark.parametrize("form", ["simple/simple", "relaxed/relaxed"])
+def test_odd_blanks_at_the_end_of_a_field_are_replaced(key: str, form: str) -> None:
+    """Otherwise dkimpy rejects the relaxed signature: it takes them for white space."""
+    flags = ("-d", "example.org", "-s", "sel", "-k", key, "-c", form)
+    mail, _ = delivered(*flags, raw=b"Cc: a\f\r\nReply-To:\v b\r\r\n" + MESSAGE)
+    assert [each.result for each in checked(mail, records("sel"))] == ["pass"]
+    assert b"\r\nReply-To:  b \r\n" in whole(mail)
+
+
 def test_the_tags_are_those_of_the_c_filter_in_its_order(key: str) -> None:
     flags = ("-k", key, "-s", "sel", "-d", "example.org", "-a", "rsa-sha256", "-t", "-x", "60")
     mail, _ = delivered(*flags, "-z", "-h", "Subject:from:x-absent", "--oversign", "")

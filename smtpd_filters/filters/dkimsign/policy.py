@@ -7,8 +7,8 @@ Invariants
 ----------
 *As delivered*: a message is signed as smtpd will deliver it: From, To and Cc are completed first
 (`smtpd_filters.message.completion`), and fields that smtpd removes or adds later are left alone.
-*Names for all verifiers*: blanks between a field's name and its colon are removed first, since
-verifiers disagree about them (`smtpd_filters.message.obsolete`).
+*Fields for all verifiers*: blanks between a field's name and its colon are removed first, and CR,
+VT and FF replaced, since verifiers disagree about them (`smtpd_filters.message.obsolete`).
 *Never a broken signature*: a message with a line that smtpd would cut, or that this process would
 break, is not signed, and the log says so.
 *Sealed or signed*: with `--arc-seal` a message is sealed with ARC and not signed with DKIM.
@@ -37,7 +37,7 @@ from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.message.completion import complete
-from smtpd_filters.message.obsolete import correct_names
+from smtpd_filters.message.obsolete import correct_names, replace_odd_blanks
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
 from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.versions import cuts_lines
@@ -343,6 +343,7 @@ class Dkimsign(Filter):
             return PROCEED.because("not signed: neither authenticated nor local")
         headers = message.headers
         correct_names(headers)
+        replace_odd_blanks(headers)
         if session.server_name:
             complete(headers, session.server_name)
         if not self._first_domain():
