@@ -162,16 +162,21 @@ def test_a_socket_of_another_process_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     access = Access()
 
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-
     async def run() -> None:
+        closed = asyncio.Event()
+
+        async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.close()
+            await writer.wait_closed()
+            closed.set()
+
         app = application(lambda: Journal(str(tmp_path)), access)
         other = await asyncio.start_unix_server(answer, path)
         async with other:
             with pytest.raises(ConfigError, match="another process serves this socket"):
                 await serve(app, [Listening(path=str(path))], access, lambda _text: None)
             assert path.is_socket()
+            await closed.wait()
 
     asyncio.run(run())
 
