@@ -12,11 +12,13 @@ from smtpd_filters.lookups.programs.children import Children
 from smtpd_filters.lookups.stream import BadReplyError, Client
 from smtpd_filters.lookups.stream.connection import LostError
 
+from . import request as requests
 from .reply import ReplyError, ReplyParser
 from .servers import Program
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
+    from typing import Any
 
     from smtpd_filters.lookups.failover.breaker import Note
     from smtpd_filters.lookups.outcome import Unavailable
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 
 #: Seconds for which an unused connection is kept: Postfix's smtpd_policy_service_max_idle.
 IDLE = 300.0
+
+
+def probe(context: str) -> partial[Coroutine[Any, Any, str]]:
+    """Return an exchange that a server answers at once, if it answers at all (`PROBE`)."""
+    return partial(exchange, requests.build(requests.PROBE | {"policy_context": context}))
 
 
 async def exchange(request: bytes, connection: Connection) -> str:
@@ -48,15 +55,20 @@ async def exchange(request: bytes, connection: Connection) -> str:
 
 
 class PolicyClient(Client):
-    """A client for policy servers; times are in seconds, as those of its base."""
+    """A client for policy servers; times are in seconds, as those of its base.
 
-    def __init__(
+    Requests of clients can take a healthy server long, such as those that policyd-spf makes of
+    slow name servers. So a server that misses some is asked `probe` before the others are refused.
+    """
+
+    def __init__(  # noqa: PLR0913  # one for each limit
         self,
         servers: Sequence[Server],
         *,
         timeout: float,
         deadline: float,
         connections: int,
+        context: str = "",
         note: Note | None = None,
     ) -> None:
         """Start what starts programs. Raises ConfigError."""
@@ -70,6 +82,7 @@ class PolicyClient(Client):
             deadline=deadline,
             connections=connections,
             idle=IDLE,
+            ping=probe(context),
             note=note,
             kind="policy",
         )

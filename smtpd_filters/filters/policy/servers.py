@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.stream.client import Server as Place
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
+    from smtpd_filters.scanning.servers import Scanner
 
     from .client import PolicyClient
     from .policy import Policy
@@ -99,13 +100,11 @@ async def _ask(server: Place, context: str, seconds: float) -> str:
     """Ask a server about a connection from this machine; return why that fails, or ""."""
     from smtpd_filters.lookups.stream.client import Client
 
-    from . import request
-    from .client import exchange
+    from .client import probe
 
-    values = request.PROBE | {"policy_context": context}
     client = Client((server,), timeout=seconds, deadline=seconds)
     try:
-        result = await client.ask(partial(exchange, request.build(values)))
+        result = await client.ask(probe(context))
     finally:
         await client.aclose()
     return result.cause if isinstance(result, Unavailable) else ""
@@ -120,6 +119,10 @@ else:
 class ClientSetting(_Base):
     """The client, shared by the filters of a process that ask the same servers alike."""
 
+    def key(self, filter_: Scanner) -> tuple[object, ...]:
+        """Return what makes two clients alike; the probe has the context."""
+        return (*super().key(filter_), filter_.settings.context)
+
     def open(self, filter_: Policy) -> PolicyClient:
         """Return a client; it connects when it is asked. Raises ConfigError."""
         from .client import PolicyClient  # imports asyncio
@@ -131,6 +134,7 @@ class ClientSetting(_Base):
                 timeout=settings.timeout,
                 deadline=filter_.deadline * filter_.share,
                 connections=settings.connections,
+                context=settings.context,
                 note=filter_.log.event,
             )
         except ConfigError as error:

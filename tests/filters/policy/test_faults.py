@@ -18,6 +18,7 @@ from smtpd_filters.filters.policy.client import PolicyClient
 from smtpd_filters.filters.policy.request import build
 from smtpd_filters.filters.policy.servers import SERVER, Program
 from smtpd_filters.lookups.outcome import Unavailable
+from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.testing import Conversation
 from tests.effort import brief
 from tests.filters.policy import program
@@ -121,6 +122,38 @@ def test_the_next_server_is_asked(server: Scripted, script: Script) -> None:
         said, _ = ask(first.name, server.name, flags=flags)
     assert not said
     assert len(server.seen) == 1
+
+
+def test_requests_that_take_a_server_long_keep_no_others_from_it(server: Scripted) -> None:
+    """Any client can make some, where a server asks the DNS about its domain."""
+    server.script = lambda request: b"" if "slow" in request["sender"] else action("550 no")
+    flags = ("--timeout", SOON, "--context", "in", "--on-error", "proceed")
+    with Conversation(Policy, "--server", server.name, *flags) as smtpd:
+
+        def said(sender: str) -> str:
+            client = smtpd.connect()
+            client.ehlo("mail.example.net")
+            client.mail_from(sender)
+            return client.rcpt_to("bob@example.org").reply
+
+        assert [said("alice@slow.example") for _ in range(2 * SILENCES)] == [""] * 2 * SILENCES
+        assert said("alice@example.net") == "550 no"
+        assert not any("no longer waited for" in line for line in smtpd.log)
+    probes = [each for each in server.seen if each["protocol_state"] == "CONNECT"]
+    assert len(probes) == 2
+    assert {each["policy_context"] for each in probes} == {"in"}
+
+
+def test_a_program_that_takes_long_about_some_is_asked_about_others(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> list[str | Unavailable]:
+        client.timeout = brief(0.5)
+        said = [await client.ask_policy(SLOW) for _ in range(SILENCES)]
+        client.timeout = PATIENCE
+        return [*said, await client.ask_policy(REQUEST)]
+
+    *slow, last = with_client(use, started(behaviour))
+    assert all(isinstance(each, Unavailable) for each in slow)
+    assert process(last)
 
 
 def test_a_request_that_was_not_answered_is_sent_once_more(server: Scripted) -> None:
