@@ -209,13 +209,15 @@ _REASONS = {
     errno.ENETUNREACH: "network is unreachable",
     errno.ENOENT: "no such file or directory",
 }
+_REJECTED = "authentication failed (--store-password-file)"
+_DENIED = "denies access to this user"
+_TOO_MANY = "has too many clients (maxclients)"
+_NEEDLESS = "has no password for this user, but one is given (--store-password-file)"
 _COUNTED = {
     _TIMEOUT: TIMEOUT,
-    **dict.fromkeys((_LOST, _UNKNOWN_HOST, _NO_CLUSTER, _NO_MASTER), UNREACHABLE),
+    **dict.fromkeys((_LOST, _UNKNOWN_HOST, _NO_CLUSTER, _NO_MASTER, _TOO_MANY), UNREACHABLE),
     **dict.fromkeys(_REASONS.values(), UNREACHABLE),
 }
-_REJECTED = "authentication failed (--store-password-file)"
-_NEEDLESS = "has no password for this user, but one is given (--store-password-file)"
 #: By words of the server's error; the first one is used.
 _TEXTS = (
     ("WRONGPASS", _REJECTED),
@@ -225,7 +227,11 @@ _TEXTS = (
     ("already authenticated", _REJECTED),
     ("without any password configured", _NEEDLESS),
     ("no password is set", _NEEDLESS),
-    ("NOPERM", "denies access to this user"),
+    ("NOPERM", _DENIED),
+    # Within a script: Redis 7.0's error, and that of Redis 7.2 and Valkey.
+    ("The user executing the script can't", _DENIED),
+    ("ACL failure in script", _DENIED),
+    ("max number of clients", _TOO_MANY),
     ("maxmemory", "out of memory (maxmemory)"),
     ("MISCONF", "cannot save its data, so it accepts none"),
     ("loading the dataset", "is loading its data"),
@@ -245,6 +251,8 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.AuthenticationError, _REJECTED),
     (exceptions.BusyLoadingError, "is loading its data"),
     (exceptions.ReadOnlyError, "is a read-only replica"),
+    (exceptions.NoPermissionError, _DENIED),
+    (exceptions.MasterDownError, "is a replica without its master"),
     (NoClusterError, _NO_CLUSTER),
     (exceptions.ClusterDownError, "the cluster is down"),
     (MasterNotFoundError, _NO_MASTER),

@@ -7,12 +7,16 @@ connection is not used again, since a reply may still be due.
 *Renewed*: after `FAILURES` commands without a reply, one after the other, the next ones use new
 connections, whatever the state of the old ones, which have the certificates of when they were made.
 The old ones are closed after their last command.
+*Another master*: a server that takes no writes may have been a master until now, and its place may
+have another one by now: behind a proxy, a name or sentinels. So a command that it refuses is sent
+once more, on a new connection. A server that stays as it is gets one in `INTERVAL` seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from redis import exceptions
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 FAILURES = 3
 #: Seconds for closing connections.
 LAST = 2.0
+#: Seconds between two renewals because a server takes no writes.
+INTERVAL = 1.0
 
 
 class Pool:
@@ -37,6 +43,8 @@ class Pool:
         self._limit = limit
         self._current = _Clients(connect())
         self._closing: set[asyncio.Task[None]] = set()
+        #: When the connections were last renewed because the server takes no writes.
+        self._refused = -INTERVAL
 
     async def command(self, *words: Any, asking: bool = False) -> Any:
         """Return the reply to a command; with `asking`, one that a node was named for once (ASK).
@@ -44,6 +52,21 @@ class Pool:
         Raises redis-py's exceptions, and TimeoutError after the limit.
         """
         clients = self._current
+        try:
+            return await self._command(clients, words, asking=asking)
+        except exceptions.ResponseError as error:
+            if not takes_no_writes(error):
+                raise
+            now = time.monotonic()
+            if clients is self._current:
+                if now - self._refused < INTERVAL:
+                    raise
+                self._refused = now
+                self._renew(clients)
+        # *Another master*; the server has applied nothing.
+        return await self._command(self._current, words, asking=asking)
+
+    async def _command(self, clients: _Clients, words: Sequence[Any], *, asking: bool) -> Any:
         clients.pending += 1
         try:
             async with asyncio.timeout(self._limit):
@@ -66,16 +89,18 @@ class Pool:
 
     def retire(self) -> None:
         """Close the connections after the last command; the pool is not used any more."""
-        clients = self._current
+        self._retire(self._current)
+
+    def _renew(self, clients: _Clients) -> None:
+        """Use others from now on; these are closed after their last command."""
+        if clients is self._current:
+            self._current = _Clients(self._connect())
+        self._retire(clients)
+
+    def _retire(self, clients: _Clients) -> None:
         clients.retired = True
         if not clients.pending:
             self._close(clients)
-
-    def _renew(self, clients: _Clients) -> None:
-        """Use others from now on, in place of clients with a pending command."""
-        clients.retired = True
-        if clients is self._current:
-            self._current = _Clients(self._connect())
 
     def _close(self, clients: _Clients) -> None:
         task = asyncio.create_task(clients.close())
@@ -105,6 +130,20 @@ class _Clients:
                     await client.connection_pool.disconnect()
                     # `close` until redis-py 5.0.1
                     await (getattr(client, "aclose", None) or client.close)()
+
+
+def takes_no_writes(error: exceptions.ResponseError) -> bool:
+    """Return whether a server is not a master, or one that is cut off from its replicas.
+
+    Redis 6 has the error of a command within that of the script.
+    """
+    text = str(error)
+    return isinstance(error, _NO_MASTER) or any(words in text for words in _NO_WRITES)
+
+
+_NO_WRITES = ("READONLY", "NOREPLICAS", "MASTERDOWN")
+#: redis-py drops the code of an error that it has a class for.
+_NO_MASTER = (exceptions.ReadOnlyError, exceptions.MasterDownError)
 
 
 def _is_unusable(error: Exception) -> bool:

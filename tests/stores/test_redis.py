@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import signal
@@ -11,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import time
+from contextlib import asynccontextmanager
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,19 @@ import pytest
 from redis import exceptions
 
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.stores import Add, Count, Get, Join, Put, Store, Take, join
+from smtpd_filters.stores import (
+    Add,
+    Count,
+    Delete,
+    Get,
+    Join,
+    Leave,
+    Put,
+    Replace,
+    Store,
+    Take,
+    join,
+)
 from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.redis_client import cause as cause_of
 from smtpd_filters.stores.redis_client import failure
@@ -39,7 +53,7 @@ from tests.stores.redis_server import (
 from tests.stores.test_operations import A, B, patiently, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from tests.stores.conftest import Clock
@@ -255,6 +269,33 @@ def test_a_server_that_refuses_to_write_is_named(
     assert run(store_of(server), cause) == expected
 
 
+@pytest.mark.parametrize(
+    "rights",
+    ["~* +@all -set", "~* +@all -time", "~* +@all -eval -evalsha", "~others:* +@all"],
+)
+def test_a_user_with_too_few_rights_is_told(rights: str, server: RedisServer) -> None:
+    server.command("ACL", "SETUSER", "filters", "reset", "on", "nopass", *rights.split())
+    store = RedisStore(parse(f"unix://filters@{server.socket}"), timeout=PATIENCE)
+    assert run(store, cause) == "denies access to this user"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "The user executing the script can't run this command or subcommand script: 0, on @user",
+        "ACL failure in script: User filters has no permissions to run the 'set' command script: 0",
+    ],
+)
+def test_rights_that_a_script_lacks_are_named_with_each_server(error: str) -> None:
+    assert cause_of(exceptions.ResponseError(error)) == "denies access to this user"
+
+
+def test_a_server_with_too_many_clients_is_named() -> None:
+    found = cause_of(exceptions.ConnectionError("max number of clients reached"))
+    assert found == "has too many clients (maxclients)"
+    assert failure(found) == "unreachable"
+
+
 def test_a_server_that_replies_is_not_passed_over(server: RedisServer) -> None:
     """What fails for its own reason stops nothing else."""
 
@@ -454,6 +495,61 @@ def test_certificates_that_are_replaced_are_read_again(tmp_path: Path) -> None:
 def test_a_replica_is_named(server: RedisServer) -> None:
     server.command("REPLICAOF", "127.0.0.1", "1")
     assert run(store_of(server), cause) == "is a read-only replica"
+    server.command("CONFIG", "SET", "replica-serve-stale-data", "no")
+    assert run(store_of(server), cause) == "is a replica without its master"
+
+
+def test_behind_a_proxy_another_master_is_used(server: RedisServer, tmp_path: Path) -> None:
+    """A master that becomes a replica keeps its connections, and so does the proxy."""
+    other = RedisServer(tmp_path / "other")
+    try:
+
+        async def steps() -> None:
+            async with proxy(server) as (at, port):
+                store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
+                try:
+                    await store.ask(Put(A, b"v", ttl=600))
+                    server.command("REPLICAOF", "127.0.0.1", "1")
+                    at[0] = other
+                    for each in EACH:
+                        await store.ask(each)
+                finally:
+                    await store.aclose()
+
+        asyncio.run(steps())
+    finally:
+        other.stop()
+
+
+#: One operation of each kind that writes.
+EACH = (
+    *(Count(A, window=60), Put(B, b"v", ttl=60), Add(A, b"v", ttl=60), Delete(A)),
+    *(Replace(B, b"w", 60, b"v"), Take(A, rate=1, burst=2), Join(A, b"m", 2, ttl=60)),
+    Leave(A, b"m"),
+)
+
+
+@asynccontextmanager
+async def proxy(first: RedisServer) -> AsyncIterator[tuple[list[RedisServer], int]]:
+    """A proxy to the server in a list, with its port; connections stay where they are."""
+    at = [first]
+    served: set[asyncio.Task[Any]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task: Any = asyncio.current_task()
+        served.add(task)
+        theirs, ours = await asyncio.open_unix_connection(str(at[0].socket))
+        await asyncio.gather(pump(reader, ours), pump(theirs, writer))
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+        yield at, listening.sockets[0].getsockname()[1]
+        await asyncio.gather(*served)
 
 
 def test_nonsense_in_place_of_a_server_is_unavailable() -> None:

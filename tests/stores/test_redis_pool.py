@@ -93,6 +93,55 @@ def test_an_error_in_reply_is_no_failure() -> None:
     asyncio.run(steps())
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        exceptions.ReadOnlyError("You can't write against a read only replica."),
+        exceptions.MasterDownError("Link with MASTER is down"),
+        exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."),
+        exceptions.ResponseError("Error running script: -READONLY You can't write against ..."),
+    ],
+)
+def test_a_command_that_is_no_masters_is_sent_to_another(error: Exception) -> None:
+    """Connections to a master that has become a replica may live on, behind a proxy for example."""
+
+    async def refused() -> None:
+        raise error
+
+    async def accepted() -> str:
+        return "done"
+
+    async def steps() -> None:
+        behaviours = iter((refused, accepted))
+        clients: list[Client] = []
+
+        def connect() -> list[Client]:
+            clients.append(Client(next(behaviours)))
+            return clients[-1:]
+
+        pool = Pool(connect, 60.0)
+        assert await asyncio.gather(*(pool.command("SET") for _ in range(3))) == ["done"] * 3
+        assert len(clients) == 2
+        await pool.close()
+        assert [client.is_closed for client in clients] == [True, True]
+
+    asyncio.run(steps())
+
+
+def test_a_server_that_never_takes_writes_is_connected_again_once_a_second() -> None:
+    async def refused() -> None:
+        raise exceptions.ReadOnlyError("read only")
+
+    async def steps() -> None:
+        pool, clients = made(refused)
+        for _ in range(2 * FAILURES):
+            await fails(pool, exceptions.ReadOnlyError)
+        assert len(clients) == 2
+        await pool.close()
+
+    asyncio.run(steps())
+
+
 def test_connections_are_closed_after_their_last_command() -> None:
     async def steps() -> None:
         over = asyncio.Event()
