@@ -29,6 +29,15 @@ if TYPE_CHECKING:
         def discard(self) -> None:
             """Release the bytes."""
 
+    class Hash(Protocol):
+        """A hash of bytes, as of `hashlib`."""
+
+        def update(self, data: bytes, /) -> object:
+            """Add bytes."""
+
+        def hexdigest(self) -> str:
+            """Return the digest of what was added."""
+
 
 @dataclass(slots=True)
 class Member:
@@ -83,6 +92,8 @@ class Part:
     outer: Part | None = field(default=None, repr=False, compare=False)
     #: The decoded content of a text, as far as `Content.kept_left` allows.
     kept: list[bytes] = field(default_factory=list, repr=False, compare=False)
+    #: The hash of the decoded content, if `Content.new_hash` makes any.
+    hash: Hash | None = field(default=None, repr=False, compare=False)
 
     @property
     def attached(self) -> bool:
@@ -108,10 +119,11 @@ class FieldSeen:
 class Content:
     """What was found in a message, and what is left of its limits.
 
-    `storage` makes a place for the decoded bytes of an archive.
+    `storage` makes a place for the decoded bytes of an archive, `new_hash` the hash of a part.
     """
 
     storage: Callable[[], Storage]
+    new_hash: Callable[[], Hash] | None = None
     parts: list[Part] = field(default_factory=list)
     #: Where programs disagree, or where a limit was reached: a text for each, without repeats.
     oddities: dict[str, None] = field(default_factory=dict)
@@ -154,6 +166,8 @@ class Content:
             self.full = True
             return None
         part = Part(len(self.parts), depth)
+        if self.new_hash is not None:
+            part.hash = self.new_hash()
         self.parts.append(part)
         return part
 

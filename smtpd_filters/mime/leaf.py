@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .content import Content, Part, Storage
+    from .content import Content, Hash, Part, Storage
 
 _ALPHABET = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 _OTHERS = bytes(set(range(256)) - set(_ALPHABET))
@@ -40,6 +40,9 @@ _MACROS = (
     b"w:binData",
 )
 _ENCRYPTED = ("EncryptedPackage".encode("utf-16-le"),)
+#: Bytes that are hashed in a unit of work (`Content.work`): SHA-256 without instructions of its own
+#: takes 0.3 GB/s.
+_HASHED = 256
 _MARKED = frozenset({"ole", "text", "mhtml", "html"})
 _OVERLAP = 32
 #: The beginning of a file within text; yEnc's line and BinHex's as well.
@@ -123,22 +126,29 @@ def _uu_line(line: bytes) -> bytes:
 class Leaf:
     """The content of one part, written in pieces of whole lines; `done` gets kept archives.
 
-    `inner` gets the decoded content as well, if that is a message or has parts.
+    `inner` gets the decoded content as well, if that is a message or has parts. Of a part that is
+    `delimited`, the hash leaves out the line end before the delimiter (RFC 2046 section 5.1.1).
     """
 
     __slots__ = (
-        "_at", "_child", "_content", "_decoder", "_done", "_head", "_inner", "_iso", "_keeps",
-        "_line", "_seam", "_sniffed", "_store", "part",
+        "_at", "_child", "_content", "_decoder", "_delimited", "_done", "_head", "_held", "_inner",
+        "_iso", "_keeps", "_line", "_seam", "_sniffed", "_soft", "_store", "part",
     )  # fmt: skip
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # options, given by name
         self,
         content: Content,
         part: Part,
         encoding: str,
         done: Callable[[Part, Storage], None],
         inner: Callable[[bytes], None] | None = None,
+        *,
+        delimited: bool = False,
     ) -> None:
+        self._delimited = delimited and encoding in {"", QUOTED}
+        #: Whether the encoded content read last ends in a soft line break, and a line end is held
+        #: back from the hash.
+        self._soft = self._held = False
         self._content = content
         self.part = part
         self._decoder = Decoder(encoding)
@@ -159,6 +169,7 @@ class Leaf:
     def write(self, data: bytes) -> None:
         """Add a piece of the encoded content: whole lines."""
         if data:
+            self._soft = self._decoder.encoding == QUOTED and data.endswith(b"=\n")
             self._decoded(self._decoder.decode(data))
 
     def close(self) -> None:
@@ -188,6 +199,8 @@ class Leaf:
             return
         before, self._at = self._at, self._at + len(data)
         self.part.size = self._at
+        if self.part.hash is not None:
+            self._hash(self.part.hash, data)
         if not self._sniffed:
             self._head += data
             if len(self._head) >= HEAD:
@@ -207,6 +220,13 @@ class Leaf:
                 self.part.kind = "iso"
                 self.part.traits.add("unreadable")
         self._hand_on(data)
+
+    def _hash(self, to: Hash, data: bytes) -> None:
+        self._content.work += len(data) // _HASHED
+        if self._held:
+            to.update(b"\n")
+        self._held = self._delimited and not self._soft and data.endswith(b"\n")
+        to.update(data[:-1] if self._held else data)
 
     def _hand_on(self, data: bytes) -> None:
         """Look for parts in decoded content: files in text, and those of a message."""

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from .content import Part, Storage
+    from .content import Hash, Part, Storage
 
 _DASHES = re.compile(rb"\n[ \t]*+--")
 _BARE = re.compile(rb"\r(?!\n)")
@@ -319,7 +319,9 @@ class Scan:
         elif as_message:
             self._inner = _Lines(self._inner_scan(None, part, nested=True))
             inner = self._inner.write
-        self._leaf = Leaf(self.content, part, encoding, self._ended, inner)
+        self._leaf = Leaf(
+            self.content, part, encoding, self._ended, inner, delimited=bool(self._levels)
+        )
         if self._spilled:
             self._leaf.write(bytes(self._spilled))
 
@@ -436,7 +438,7 @@ class Scanner(Scan):
     """A scanner of one message with this header block; `storage` makes places for archives.
 
     With `keep_fields` the fields of parts and attached messages are in `Content.fields`, and of
-    texts `keep_texts` bytes are in `Part.kept`.
+    texts `keep_texts` bytes are in `Part.kept`. With `new_hash` each part has a hash.
     """
 
     def __init__(
@@ -446,9 +448,11 @@ class Scanner(Scan):
         *,
         keep_fields: bool = False,
         keep_texts: int = 0,
+        new_hash: Callable[[], Hash] | None = None,
     ) -> None:
         content = Content(
             storage,
+            new_hash,
             keep_fields=keep_fields,
             text_left=TEXT,
             keeps_texts=keep_texts > 0,

@@ -73,6 +73,10 @@ class Part:
     #: texts of images. A text that styles hide is in it. Where programs may differ, there are
     #: further texts: HTML with all but its tags, and as it is written.
     shown: tuple[str, ...] = ()
+    #: The digest of the decoded content in hexadecimal digits, if `read_parts` was to compute it;
+    #: empty for an attached message that isn't encoded, whose parts have digests. Lines of content
+    #: that isn't in base64 end in LF. In an `ambiguous` message programs may decode something else.
+    digest: str = ""
 
     @property
     def name(self) -> str:
@@ -142,6 +146,7 @@ def described(found: content.Content, keep_texts: int = 0) -> Generator[int, Non
                 encoding=part.encoding,
                 kind=part.kind,
                 size=_size(part),
+                digest="" if part.hash is None or _is_raw(part) else part.hash.hexdigest(),
                 attached=part.attached,
                 dangerous=dangerous,
                 traits=frozenset(part.traits),
@@ -153,10 +158,13 @@ def described(found: content.Content, keep_texts: int = 0) -> Generator[int, Non
     return Parts(parts, found.oddities, cut=found.cut, texts_cut=found.kept_cut or texts.cut)
 
 
+def _is_raw(part: content.Part) -> bool:
+    """Return whether it is an attached message that did not have to be decoded."""
+    return "message" in part.traits and not part.size
+
+
 def _size(part: content.Part) -> int:
-    # Only a message that had to be decoded was counted.
-    is_raw = "message" in part.traits and not part.size
-    return max(part.end - part.body, 0) if is_raw else part.size
+    return max(part.end - part.body, 0) if _is_raw(part) else part.size
 
 
 def _dangerous(part: content.Part) -> Generator[int, None, str]:

@@ -8,9 +8,12 @@ Invariants
 
 from __future__ import annotations
 
+from functools import partial
+
 from smtpd_filters.mime.limits import BLOCK, TEXTS
 from smtpd_filters.mime.scanner import Scanner
 from smtpd_filters.runtime.pace import pace, paced
+from smtpd_filters.settings.kinds import quote
 
 from .part import described
 
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from smtpd_filters.message import Message
-    from smtpd_filters.mime.content import Content, FieldSeen
+    from smtpd_filters.mime.content import Content, FieldSeen, Hash
 
     from .part import Parts
 
@@ -57,7 +60,7 @@ class Storage:
         self._body.discard()
 
 
-async def read_parts(message: Message, *, keep_texts: int = 0) -> Parts:
+async def read_parts(message: Message, *, keep_texts: int = 0, digest: str = "") -> Parts:
     """Read the parts of a message, as the mail programs of its recipients would show them.
 
     It reads the message as edited so far, in steps between which other sessions are served. No
@@ -67,12 +70,29 @@ async def read_parts(message: Message, *, keep_texts: int = 0) -> Parts:
     the message, and no more than 4 MiB; look at `Parts.texts_cut`. A hostile message has them take
     32 times as much memory.
 
+    With `digest`, the name of an algorithm of `hashlib` such as "sha256", the digests of the parts
+    are in `Part.digest`. Raises ValueError for a name of none, or of one without a fixed length.
+
     Python's `email` is no substitute: it follows one reading of a broken message, so that a sender
     can hide an attachment from it, raises exceptions for some messages, and blocks other sessions.
     """
     keep_texts = min(keep_texts, TEXTS)
-    content, _ = await read_content(message, keep_texts=keep_texts)
+    new_hash = _hashes(digest) if digest else None
+    content, _ = await read_content(message, keep_texts=keep_texts, new_hash=new_hash)
     return await paced(described(content, keep_texts))
+
+
+def _hashes(name: str) -> Callable[[], Hash]:
+    """Return a function that makes hashes; raise ValueError for an unusable algorithm."""
+    import hashlib  # few filters need it
+
+    try:
+        fixed = hashlib.new(name).digest_size
+    except ValueError:  # unknown, or not in this OpenSSL
+        fixed = 0
+    if not fixed:
+        raise ValueError(f"digest: no algorithm of a fixed length: {quote(name)}")
+    return partial(hashlib.new, name)
 
 
 async def read_content(
@@ -80,11 +100,12 @@ async def read_content(
     take: Callable[[FieldSeen], Awaitable[object]] | None = None,
     *,
     keep_texts: int = 0,
+    new_hash: Callable[[], Hash] | None = None,
 ) -> tuple[Content, int]:
     """Read a message; return what is in it, and its size. Raises SpoolError.
 
     `take` gets each field of the parts, in their order. With `keep_texts` the parts have their
-    texts, so many bytes together.
+    texts, so many bytes together. With `new_hash` they have hashes of their contents.
     """
     headers = message.headers
     scanner = Scanner(
@@ -92,6 +113,7 @@ async def read_content(
         lambda: Storage(message),
         keep_fields=take is not None,
         keep_texts=keep_texts,
+        new_hash=new_hash,
     )
     size = len(headers.text()) + 1
     admit = pace().admit

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+import quopri
 
 import pytest
 
@@ -199,3 +201,104 @@ def test_it_is_loaded_by_filters_that_use_it_only() -> None:
     assert not {each for each in before if each.startswith(("smtpd_filters.parts", "asyncio"))}
     assert not {each for each in before if each.startswith("smtpd_filters.mime")}
     assert "smtpd_filters.mime.archives" in loaded("from smtpd_filters import read_parts")
+
+
+class Digester(Filter):
+    """Keep the parts of the last message, with their digests."""
+
+    name = "digester"
+    found: Parts
+
+    async def message(self, session: Session, message: Message) -> Proceed:
+        assert session.tx
+        type(self).found = await read_parts(message, digest="sha256")
+        return PROCEED
+
+
+def digests(mail: bytes) -> list[str]:
+    """The digest of each part of a message."""
+    assert sent(mail, Digester) == ""
+    return [part.digest for part in Digester.found]
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_no_digest_unless_it_is_asked_for() -> None:
+    assert last(b"Subject: x\n\nhello\n").digest == ""
+
+
+def test_the_digest_of_a_large_attachment() -> None:
+    content = bytes(range(256)) * 5000
+    assert digests(attached(content, b"Content-Type: x/y; name=a\n"))[-1] == sha256(content)
+
+
+def test_the_digest_of_other_encodings() -> None:
+    content = b"gr\xfc\xdfe =\n\nx\n"
+    fields = b"Content-Transfer-Encoding: quoted-printable\n\n"
+    assert digests(fields + quopri.encodestring(content)) == [sha256(content)]
+    assert digests(b"Subject: x\n\nhello\n") == [sha256(b"hello\n")]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body", "content"),
+    [
+        (b"8bit", b"abc\n", b"abc"),
+        (b"8bit", b"abc\n\n", b"abc\n"),
+        (b"8bit", b"\n", b""),
+        (b"quoted-printable", b"ab=\nc\n", b"abc"),
+        (b"quoted-printable", b"abc=0A\n", b"abc\n"),
+        (b"quoted-printable", b"abc=0A=\n", b"abc\n"),
+        (b"base64", b"YWJjCg==\n", b"abc\n"),
+        (b"8bit", b"abc\n" * 3000, b"abc\n" * 2999 + b"abc"),
+    ],
+)
+def test_the_line_end_before_a_delimiter_is_no_content(
+    encoding: bytes, body: bytes, content: bytes
+) -> None:
+    part = b"\n--b\nContent-Type: x/y; name=a\nContent-Transfer-Encoding: " + encoding + b"\n\n"
+    mail = b"Content-Type: multipart/mixed; boundary=b\n" + part + body + b"--b--\n"
+    assert digests(mail) == [sha256(content)]
+
+
+def test_the_digest_of_a_file_in_text() -> None:
+    mail = b"Subject: x\n\nbegin 644 a.bin\n#86)C\n`\nend\n"
+    assert digests(mail)[-1] == sha256(b"abc")
+
+
+def test_the_digest_of_what_has_no_content() -> None:
+    assert digests(b"Subject: x\n\n") == [sha256(b"")]
+
+
+def test_an_attached_message_has_a_digest_only_if_it_was_decoded() -> None:
+    inner = b"Subject: in\n\nhello\n"
+    fields = b"Content-Type: message/rfc822\n"
+    assert digests(fields + b"\n" + inner) == ["", sha256(b"hello\n")]
+    encoded = b"Content-Transfer-Encoding: base64\n\n" + base64.encodebytes(inner)
+    assert digests(fields + encoded) == [sha256(inner), sha256(b"hello\n")]
+
+
+def test_the_digest_of_an_archive_leaves_its_members_readable() -> None:
+    content = zipped(("a.exe", EXE))
+    assert digests(attached(content, b"Content-Type: x/zip; name=a.zip\n"))[-1] == sha256(content)
+    assert list(Digester.found)[-1].dangerous == "a.exe"
+
+
+@pytest.mark.parametrize("name", ["sha-999", "shake_128"])
+def test_an_algorithm_without_a_digest_of_its_own_is_a_mistake(name: str) -> None:
+    class Wrong(Filter):
+        """Ask for what does not exist."""
+
+        async def message(self, session: Session, message: Message) -> Proceed:
+            assert session.tx
+            await read_parts(message, digest=name)
+            return PROCEED
+
+    with Conversation(Wrong, errors=True) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+        client.message()
+        assert f'ValueError: digest: no algorithm of a fixed length: "{name}"' in smtpd.errors[0]
