@@ -284,8 +284,11 @@ class Join(Operation[Joined]):
     """Add a member to a group of at most `limit`, or renew it; a member expires after `ttl`.
 
     A member that is in the group stays in it, even if the group exceeds its limit. A `limit` of 0
-    adds none and only counts. A group is a set of leases, such as the sessions of a client: a
-    process that is killed can't leave, but its leases expire.
+    adds none and only counts. All members of a group have the same `ttl`: a server takes one that
+    expires later for one from before its clock was set back, and shortens its time.
+
+    A group is a set of leases, such as the sessions of a client: a process that is killed can't
+    leave, but its leases expire.
     """
 
     #: The member's name, at most 4,096 bytes.

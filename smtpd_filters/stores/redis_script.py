@@ -16,7 +16,7 @@ Invariants
 ----------
 *Set back*: an entry from the future, since the server's clock was set back, counts as written now
 and keeps its duration. Otherwise a triplet would not age, and a bucket not fill, until the clock is
-there again.
+there again. So does a member of a group that expires later than one that joins now.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ local function call(name, key, ...)
     return nil
 end
 local function is_sound(kind, written, expires, payload)
-    if expires < written or expires - written > LONGEST or expires - now > LONGEST then
+    -- *Set back*: a block for ten years is sound, also if it was written in the future.
+    if expires < written or expires - written > LONGEST or written - now > LONGEST then
         return false
     end
     if kind == 'C' then return #payload <= 17 and string.find(payload, '^%-?%d+$') end
@@ -175,6 +176,13 @@ end
 function run.join(key, member, limit, ttl, bound)
     local group = key .. '+'
     sweep(group)
+    if tonumber(limit) > 0 then -- *Set back*
+        local last = stamp(now + ttl)
+        local ahead = '(' .. stamp(now + ttl + 1)
+        for _, each in ipairs(redis.call('ZRANGEBYSCORE', group, ahead, '+inf')) do
+            redis.call('ZADD', group, last, each)
+        end
+    end
     local members = redis.call('ZCARD', group)
     local here = redis.call('ZSCORE', group, member)
     if not here and members >= tonumber(limit) then

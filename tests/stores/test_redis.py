@@ -34,6 +34,7 @@ from smtpd_filters.stores import (
     join,
 )
 from smtpd_filters.stores.address import parse
+from smtpd_filters.stores.operations import MAX_TTL
 from smtpd_filters.stores.redis_client import cause as cause_of
 from smtpd_filters.stores.redis_client import failure
 from smtpd_filters.stores.redis_store import RedisStore
@@ -738,6 +739,30 @@ def test_a_clock_that_is_set_back_stops_nothing(
         clock.advance(300)
         assert await store.ask(Get(A)) == (b"waiting", 300, 86100)
         assert await store.ask(Take(B, rate=1, burst=10, cost=1)) == 0
+
+    run(OnClock(common, clock), steps)
+
+
+def test_a_clock_that_is_set_back_releases_no_block(common: RedisServer, clock: Clock) -> None:
+    """A block lasts ten years, and so ends more than ten years from a time before it."""
+
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"blocked", ttl=MAX_TTL))
+        clock.advance(-400 * 86400.0)
+        assert await store.ask(Get(A)) == (b"blocked", 0, MAX_TTL)
+
+    run(OnClock(common, clock), steps)
+
+
+def test_members_from_before_a_clock_was_set_back_expire(common: RedisServer, clock: Clock) -> None:
+    """Such as the networks of a user: otherwise they alone would be let in for a year."""
+
+    async def steps(store: Store) -> None:
+        assert await store.ask(Join(A, b"old", 1, ttl=3600)) == (True, 1)
+        clock.advance(-366 * 86400.0)
+        assert await store.ask(Join(A, b"new", 1, ttl=3600)) == (False, 1)
+        clock.advance(3600)
+        assert await store.ask(Join(A, b"new", 1, ttl=3600)) == (True, 1)
 
     run(OnClock(common, clock), steps)
 
