@@ -13,7 +13,7 @@ UnavailableError if smtpd has not reported one, so that `--on-error` decides.
 from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError, UnavailableError
-from smtpd_filters.protocol.decisions import PROCEED
+from smtpd_filters.protocol.decisions import PROCEED, Exemption
 from smtpd_filters.runtime.log import EXEMPT_FOR
 from smtpd_filters.settings import SWITCH, Kind, choice, option, table
 from smtpd_filters.settings.kinds import not_an_array
@@ -252,7 +252,9 @@ def check_users_option() -> bool:
 
 def exempted(filter_: Filter, why: str) -> Proceed:
     """Return the decision on an exempt client, with `why` as its reason if that is kept."""
-    return PROCEED.because(f"{EXEMPT_FOR}{why}") if filter_.log.keeps_exemptions else PROCEED
+    if not filter_.log.keeps_exemptions:
+        return PROCEED
+    return PROCEED.because(Exemption(f"{EXEMPT_FOR}{why}"))
 
 
 def known_address(session: Session) -> str | None:

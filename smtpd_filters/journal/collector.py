@@ -24,7 +24,7 @@ from smtpd_filters.protocol.decisions import (
     Rewrite,
 )
 from smtpd_filters.protocol.vis import unvis
-from smtpd_filters.runtime.log import EDIT, exemption, fold_traceback
+from smtpd_filters.runtime.log import EDIT, EXEMPT_FOR, exemption, fold_traceback
 from smtpd_filters.session import bare
 
 from . import process_state
@@ -264,6 +264,9 @@ class Collector:
     @staticmethod
     def _keep(session: Keeper, row: Row) -> None:
         story = _story_of(session)
+        if row[VERB] == "proceed" and row[REASON].startswith(EXEMPT_FOR):
+            # Of a filter's author, or of a client: exemptions have been noted as such.
+            row[REASON] = f" {row[REASON]}"
         acts = "d" not in row[FLAGS]
         if acts and row[VERB] in _REFUSALS:
             story.refused = True

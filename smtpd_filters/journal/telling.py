@@ -159,7 +159,7 @@ def says(verdict: Verdict) -> str:
     if verdict.count > 1:
         text += f", {verdict.count} times"
     if verdict.reason and not verdict.exempt:
-        text += f": {safe(verdict.reason)}"
+        text += f": {safe(verdict.reason.lstrip())}"
     if verdict.reply and verdict.verb != "rewrite":
         text += f" [{safe(verdict.reply)}]"
     return f"{text} ({verdict.took / 1000:.1f} ms)"

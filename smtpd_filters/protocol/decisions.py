@@ -87,6 +87,12 @@ def show_points(thousandths: int) -> str:
     return f"-{text}" if thousandths < 0 else text
 
 
+class Exemption(str):
+    """The reason of the decision on an exempt client, whatever the text of other reasons is."""
+
+    __slots__ = ()
+
+
 class Decision:
     """A decision and the reason for it.  Immutable, since it is checked only when it is created.
 
@@ -112,7 +118,7 @@ class Decision:
 
     def because(self, reason: object) -> Self:
         """Return the same decision with a reason for the log: a text, or what has one."""
-        if type(reason) is not str:
+        if type(reason) is not str and type(reason) is not Exemption:
             # Here, in the handler, since its `__str__` may fail or block.
             reason = "" if reason is None else str(reason)
         copy = object.__new__(type(self))

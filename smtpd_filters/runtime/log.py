@@ -17,7 +17,7 @@ import os
 import select
 from time import monotonic
 
-from smtpd_filters.protocol.decisions import Points, show_points
+from smtpd_filters.protocol.decisions import Exemption, Points, show_points
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -345,7 +345,7 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 def exemption(decision: Decision) -> str:
     """Return why a client is exempt, if that is why its command is let pass, or ""."""
-    if decision.verb == "proceed" and decision.reason.startswith(EXEMPT_FOR):
+    if type(decision.reason) is Exemption and decision.verb == "proceed":
         return decision.reason.removeprefix(EXEMPT_FOR)
     return ""
 

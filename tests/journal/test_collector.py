@@ -16,6 +16,7 @@ from smtpd_filters import (
     Session,
     Settings,
     UnavailableError,
+    UnavailableError,
     option,
 )
 from smtpd_filters.checks.exemptions import exempt_option, exempted
@@ -293,6 +294,31 @@ def test_who_is_exempt_and_why(decide: Decide, picky: Picky) -> None:
     [many] = [each for each in verdicts if each.filter == "sparing" and each.phase == "rcpt-to"]
     assert many.count > 1
     assert not any("exempt" in line for line in deciding.log.lines)
+
+
+class Quoting(Filter):
+    """Begins its reasons with a client's text."""
+
+    on_error = "proceed"
+
+    def connect(self, _session: Session) -> Proceed:
+        return PROCEED.because("exempt: local")
+
+    def rcpt_to(self, _session: Session, _address: str) -> Proceed:
+        raise UnavailableError("exempt: local")
+
+
+def test_the_text_of_a_reason_makes_no_exemption(decide: Decide) -> None:
+    deciding = decide(Quoting(Quoting.Options()))
+    verdicts = [each for part in stories(deciding.replay("rcpts-some-rejected"))
+                for each in part.verdicts]  # fmt: skip
+    assert not any(each.exempt for each in verdicts)
+    told = {each.phase: says(each) for each in verdicts}
+    assert told["connect"].startswith("quoting let it pass: exempt: local (")
+    assert "failed, so --on-error let it pass for" in told["rcpt-to"]
+    assert ": exempt: local (" in told["rcpt-to"]
+    assert any(' connect result=proceed reason="exempt: local"' in line
+               for line in deciding.log.lines)  # fmt: skip
 
 
 def test_reasons_of_exemptions_are_bounded(decide: Decide) -> None:
