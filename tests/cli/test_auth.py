@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import tracemalloc
+from collections import Counter
 from io import BytesIO, TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtpd_filters.cli import main
 from smtpd_filters.cli.auth.examination import message_of
@@ -289,6 +292,26 @@ def test_line_ends_and_the_separator_of_an_mbox(content: bytes) -> None:
     message = message_of(content + b".\r\n..x")
     assert b"".join(message.iter_bytes(crlf=True)) == MESSAGE + b".\r\n..x\r\n"
     message.discard()
+
+
+@given(lines=st.lists(st.text("a.\r", max_size=4)), ends=st.lists(st.sampled_from(["\n", "\r\n"])))
+def test_lines_across_the_pieces_that_are_read(lines: list[str], ends: list[str]) -> None:
+    pairs = [(line.rstrip("\r"), end) for line, end in zip(lines, ends, strict=False)]
+    content = "".join(line + end for line, end in pairs).encode()
+    for size in (1, 2, 3, 1000):
+        message = message_of(content, size)
+        assert b"".join(message.iter_bytes()) == "".join(f"{line}\n" for line, _ in pairs).encode()
+        message.discard()
+
+
+def test_a_message_of_empty_lines_takes_no_call_each() -> None:
+    calls: Counter[str] = Counter()
+    sys.setprofile(lambda _frame, event, _argument: calls.update([event]))
+    try:
+        message_of(b"From: a@example.org\n" + b"\n" * 1_000_000).discard()
+    finally:
+        sys.setprofile(None)
+    assert calls.total() < 100_000
 
 
 def test_a_message_of_empty_lines_takes_little_memory() -> None:
