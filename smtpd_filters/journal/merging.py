@@ -3,13 +3,18 @@
 A story is complete `HOLD` seconds after its first part: all processes send when smtpd reports the
 end of the transaction to them. A part that comes later is stored as a story of its own, and joined
 when it is read.
+
+Invariants
+----------
+*Bounded*: a story has at most `MAX_VERDICTS`, `MAX_ANSWERS` and `MAX_PROCESSES`, however many parts
+it is joined of.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .wire import AT, TOOK
+from .wire import AT, TOOK, count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +28,8 @@ HOLD = 1.0
 MAX_HELD, MAX_MEMORY = 20_000, 64 << 20
 #: The memory that a story takes, each of its verdicts, and a byte of its datagrams.
 _STORY, _VERDICT, _BYTE = 2000, 400, 4
-MAX_ROWS, MAX_ANSWERS = 400, 32
+#: Of a story; the names of the processes that sent it.
+MAX_VERDICTS, MAX_ANSWERS, MAX_PROCESSES = 400, 32, 32
 #: Characters of a reply's code.
 _CODE = 3
 
@@ -81,7 +87,12 @@ def join(story: Part, part: Part) -> None:
     if shift:
         for row in story["w"]:
             row[AT] += shift
-    for row in part["w"][: max(0, MAX_ROWS - len(story["w"]))]:
+    room = MAX_VERDICTS - count(story["w"])
+    for row in part["w"]:
+        room -= count([row])
+        if room < 0:
+            story["y"] += count([row])
+            continue
         story["w"].append([*row[:AT], row[AT] + later, *row[TOOK:]])
     story["t"], story["d"] = earlier, ends - earlier
     for key in ("l", "f", "i", "j"):
@@ -97,6 +108,7 @@ def join(story: Part, part: Part) -> None:
     story["x"] += part["x"]
     story["y"] += part["y"]
     story["p"] += [each for each in part["p"] if each not in story["p"]]
+    del story["p"][MAX_PROCESSES:]
 
 
 def _answers(some: list[str], others: list[str]) -> list[str]:

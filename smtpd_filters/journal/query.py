@@ -41,6 +41,8 @@ from .stories import OUTCOMES, Story, loaded, story
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+#: Parts of a story that were stored each by itself, of which it is joined.
+MAX_PARTS = 100
 #: Words of each day that are ranked.
 MAX_RANKED = 200
 #: Nanoseconds since its last change after which another one changes the time of a file for sure.
@@ -158,8 +160,9 @@ class Journal:
                 rows = [found[2:]]
                 if found[1]:
                     rows = connection.execute(
-                        "SELECT data FROM story WHERE session = ? AND msgid = ? ORDER BY id",
-                        found[:2],
+                        "SELECT data FROM story WHERE session = ? AND msgid = ? ORDER BY id"
+                        " LIMIT ?",
+                        (*found[:2], MAX_PARTS),
                     ).fetchall()
                 joint = story(id_, joined(loaded(data) for (data,) in rows))
         return joint

@@ -34,6 +34,7 @@ from .wire import (
     TOOK,
     VERB,
     VERSION,
+    count,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 MAX_DATAGRAM = 1 << 13
 MAX_TEXT = 512
 MAX_ROWS, MAX_RECIPIENTS, MAX_ANSWERS = 200, 200, 32
-#: Verdicts of a part, those that are packed in one row among them.
+#: Verdicts of a part, also if one row has several.
 MAX_VERDICTS = 400
 _LARGEST = 1 << 48
 _PHASES = frozenset({*PHASES, "headers", "message"})
@@ -107,7 +108,7 @@ def part_of(found: dict[str, Any]) -> Part:
     part["r"] = [_recipient(each) for each in _list(found.get("r"), MAX_RECIPIENTS)]
     part["a"] = [text(each) for each in _list(found.get("a"), MAX_ANSWERS)]
     part["w"] = [row for each in _list(found.get("w"), MAX_ROWS) for row in _rows(each)]
-    if len(part["w"]) > MAX_VERDICTS:
+    if count(part["w"]) > MAX_VERDICTS:
         raise InvalidError("too many verdicts")
     return part
 

@@ -100,6 +100,11 @@ def unpacked(rows: list[Row]) -> list[Row]:
     return found
 
 
+def count(rows: list[Row]) -> int:
+    """Return the number of verdicts in complete rows, some of which are of several filters."""
+    return sum(row[FILTER].count(" ") + 1 for row in rows)
+
+
 def alone(row: Row) -> list[Row]:
     """Return the rows of filters whose names a row has together: equal shares of its time."""
     names = row[FILTER].split(" ")

@@ -16,7 +16,6 @@ from smtpd_filters import (
     Session,
     Settings,
     UnavailableError,
-    UnavailableError,
     option,
 )
 from smtpd_filters.checks.exemptions import exempt_option, exempted

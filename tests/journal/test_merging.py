@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from smtpd_filters.journal.merging import HOLD, Merger
+from smtpd_filters.journal.merging import HOLD, MAX_PROCESSES, MAX_VERDICTS, Merger
 from smtpd_filters.journal.stories import story
 from tests.effort import part as effort
 
@@ -45,6 +45,18 @@ def test_no_story_is_lost_and_memory_is_bounded(numbers: list[int], most: int) -
         assert len(merger) <= most
     found += merger.due(0.0, everything=True)
     assert {each["s"] for each in found} == {f"{number:016x}" for number in numbers}
+
+
+def test_a_story_of_many_parts_is_bounded() -> None:
+    names = " ".join(f"filter{number}" for number in range(30))
+    merger = Merger()
+    for number in range(200):
+        merger.add(part(1, [["connect", 1, 20, names]] * 3, p=f"filter-{number}"), 0.0)
+    [joint] = merger.due(0.0, everything=True)
+    told = story("x", joint)
+    assert len(told.processes) == MAX_PROCESSES
+    assert MAX_VERDICTS - 30 < len(told.verdicts) <= MAX_VERDICTS
+    assert len(told.verdicts) + told.left_out == 200 * 3 * 30
 
 
 def test_stories_with_much_in_them_are_complete_earlier() -> None:
