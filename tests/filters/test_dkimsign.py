@@ -424,6 +424,11 @@ def refused(*flags: str) -> str:
         (("-c", "nofws"), "-c: expected simple or relaxed"),
         (("-h", "to:subject", "-k", "KEY", "-s", "s", "-d", "example.org"), "from must be among"),
         (("--oversign", "bcc", "-k", "KEY", "-s", "s", "-d", "example.org"), "bcc can't be signed"),
+        (
+            ("--oversign", "from:received", "-k", "KEY", "-s", "s", "-d", "example.org"),
+            "--oversign: received can't be over-signed, since servers add it",
+        ),
+        (("-h", "from:to;cc"), "-h: expected names of header fields"),
         (("-x", "0"), "-x: "),
         (("--only", "others"), "--only: expected authenticated or local"),
         (

@@ -14,7 +14,8 @@ from smtpd_filters.settings.kinds import not_an_array
 from .keys import domain_name, selector_name
 
 _FORMS = (SIMPLE, RELAXED)
-_FIELD = re.compile(r"[!-9;-~]+")
+# A semicolon would end the list of the signature.
+_FIELD = re.compile(r"[!-9<-~]+")
 AUTHENTICATED, LOCAL = CLIENTS = ("authenticated", "local")
 
 

@@ -82,6 +82,8 @@ SIGNED = (
 )  # fmt: skip
 
 
+#: Fields that servers add to most messages on their way, and this filter itself to each.
+_ADDED_BY_SERVERS = frozenset({"dkim-signature", "received", "return-path"})
 _NO_DOMAIN = "no domain to sign for in -D or --keys"
 _NO_RSA_KEY = "the first domain has no RSA key"
 
@@ -189,7 +191,8 @@ class Dkimsign(Filter):
             default=("from",),
             help="Fields of which none can be added without breaking the signature. They are "
             "signed where they are present. Not date and message-id in a message without them, "
-            "since smtpd adds them.",
+            "since smtpd adds them; and never dkim-signature, received and return-path, which "
+            "servers add on the way.",
         )
         only = option(
             CLIENT_WORDS,
@@ -230,6 +233,8 @@ class Dkimsign(Filter):
             raise ConfigError("-h: from must be among the fields")
         if any(name.encode() in REMOVED for name in settings.oversign):
             raise ConfigError("--oversign: bcc can't be signed, since smtpd removes it")
+        if added := [name for name in settings.oversign if name in _ADDED_BY_SERVERS]:
+            raise ConfigError(f"--oversign: {added[0]} can't be over-signed, since servers add it")
         self._domains = dict.fromkeys(settings.domain)
         if settings.domains is not None:
             self._domains |= settings.domains.names
