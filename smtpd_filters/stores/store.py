@@ -50,6 +50,15 @@ class StoreUnavailableError(UnavailableError):
         self.failure = failure
 
 
+def may_be_read(error: UnavailableError) -> bool:
+    """Return whether a store that failed a request to write may still be read.
+
+    It has replied: its disk or its memory is full, say, or it is a read-only replica. One that is
+    silent isn't asked again for the same decision.
+    """
+    return isinstance(error, StoreUnavailableError) and error.failure == INVALID
+
+
 class Store:
     """What a filter remembers beyond a session, in a file, in memory, or on servers.
 

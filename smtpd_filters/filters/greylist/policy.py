@@ -295,7 +295,7 @@ class Greylist(Filter):
         dynamic = DynamicNames() if needs_names else None
         uses_dns = settings.key != "network"
         terms = Terms(settings.delay, settings.window, settings.lifetime, settings.known_after)
-        self._triplets = Triplets(self.store, terms)
+        self._triplets = Triplets(self.store, terms, self._note)
         self._clients = Clients(
             settings.key,
             (settings.ipv4_prefix, settings.ipv6_prefix),
@@ -310,6 +310,9 @@ class Greylist(Filter):
             allowed=settings.dnswl,
             dns=self.dns if settings.dnsbl or settings.dnswl else None,
         )
+
+    def _note(self, cause: str) -> None:
+        self.log.limited(f"store {cause}", "store", error=cause)
 
     def link_connect(self, session: Session) -> None:
         """Start the look-ups of the lists ahead of need."""

@@ -13,6 +13,7 @@ Invariants
 client has passed.
 *One round trip*: a decision is one request. A second one follows when a triplet passes for the
 first time, and then once an hour; and if a domain would have to wait, about its client's network.
+*Read is enough*: what is known lets a message in, also if the store takes no writes.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from __future__ import annotations
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.stores import Add, Get, Put, Replace, join
-from smtpd_filters.stores.store import MAX_OPERATIONS
+from smtpd_filters.stores.store import MAX_OPERATIONS, may_be_read
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from smtpd_filters.stores import Entry, Store
     from smtpd_filters.stores.operations import Operation
@@ -93,11 +95,12 @@ class Standing(NamedTuple):
 
 
 class Triplets:
-    """The triplets in a store."""
+    """The triplets in a store; `note` takes why something could not be written, for the log."""
 
-    def __init__(self, store: Store, terms: Terms) -> None:
+    def __init__(self, store: Store, terms: Terms, note: Callable[[str], object] = str) -> None:
         self._store = store
         self._terms = terms
+        self._note = note
         self._known: dict[str, None] = {}
 
     async def judge(self, attempt: Attempt) -> Standing:
@@ -106,6 +109,19 @@ class Triplets:
         One recipient that has waited is enough: it shows that the client retries. Raises
         UnavailableError.
         """
+        try:
+            return await self._judge(attempt)
+        except UnavailableError as error:
+            if not may_be_read(error):
+                raise
+            for client in dict.fromkeys((attempt.client, attempt.network or attempt.client)):
+                standing = await self._read(attempt, client)
+                if standing.passes:
+                    self._note(str(error))
+                    return standing
+            raise
+
+    async def _judge(self, attempt: Attempt) -> Standing:
         client = attempt.client
         own = client_key(client)
         if client in self._known:
@@ -146,17 +162,20 @@ class Triplets:
         The operator may have allowed the network, or imported it, or it has waited while the
         client's domain could not be looked up.
         """
-        own = Get(client_key(attempt.network))
-        gets = [Get(key) for key in attempt.keys(attempt.network)]
+        other = await self._read(attempt, attempt.network)
+        better = other.passes or (other.state == "waiting" and other.seconds < standing.seconds)
+        return other if better else standing
+
+    async def _read(self, attempt: Attempt, client: str) -> Standing:
+        """Return the standing of an attempt by what is known of a client, and write nothing."""
+        own = Get(client_key(client))
         found: list[Entry | None] = []
-        for some in _chunks(gets):
+        for some in _chunks([Get(key) for key in attempt.keys(client)]):
             known, *entries = await self._store.ask(own, *some)
             if is_known(known):
                 return Standing("known")
             found += entries
-        other = self._standing(found)
-        better = other.passes or (other.state == "waiting" and other.seconds < standing.seconds)
-        return other if better else standing
+        return self._standing(found)
 
     def _standing(self, entries: Iterable[Entry | None]) -> Standing:
         longest = -1.0
@@ -180,7 +199,7 @@ class Triplets:
             del self._known[next(iter(self._known))]
         self._known[client] = None
         if entry is not None and entry.value == KNOWN and entry.age >= RENEW:
-            await self._store.ask(Replace(own, KNOWN, self._terms.lifetime, KNOWN))
+            await self._write([Replace(own, KNOWN, self._terms.lifetime, KNOWN)])
         return Standing("known")
 
     async def _pass(
@@ -195,8 +214,15 @@ class Triplets:
             if known is None or state_of(known) != PASSED or known.age >= RENEW
         ]
         operations += self._counted(own, entry)
-        for some in _chunks(operations):
-            await self._store.ask(*some)
+        await self._write(operations)
+
+    async def _write(self, operations: Sequence[Operation[Any]]) -> None:
+        """Note what a message that passes has changed (*Read is enough*)."""
+        try:
+            for some in _chunks(operations):
+                await self._store.ask(*some)
+        except UnavailableError as error:
+            self._note(str(error))
 
     def _counted(self, own: bytes, entry: Entry | None) -> list[Operation[Any]]:
         after, lifetime = self._terms.known_after, self._terms.lifetime

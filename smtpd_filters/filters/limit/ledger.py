@@ -7,6 +7,7 @@ subjects are made together: as one, unless the store is a cluster.
 *Nothing for a refusal*: a command that is refused puts back the tokens and leases it has taken, and
 is no part of the networks of a user, or of the past with which a rise is compared, whichever limit
 refuses it.
+*Blocks are read*: a blocked subject is refused, also if the store takes no writes.
 *Leases expire*: a connection is a member of a group that expires after `LEASE` seconds unless it is
 renewed, so a process that is killed holds none for longer.
 *Bounded*: at most `background` requests are made for which no command waits.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from smtpd_filters.errors import UnavailableError
 from smtpd_filters.stores import Add, Count, Get, Join, Leave, Take
 from smtpd_filters.stores.operations import MAX_MEMBERS
+from smtpd_filters.stores.store import may_be_read
 
 from .rules import NETWORKS, REFUSED, Rule
 from .subjects import BLOCK, BREACH, PAST, key
@@ -143,7 +145,8 @@ class Ledger:
         """
         wanted = _once({claim.key: claim for claim in claims}.values())
         groups: dict[str, list[Sequence[_Step]]] = {}
-        for subject in dict.fromkeys(blocks):
+        subjects = list(dict.fromkeys(blocks))
+        for subject in subjects:
             groups.setdefault(subject, []).append([_Blocked(subject)])
         for claim in wanted:
             groups.setdefault(claim.subject, []).append(self._steps(claim))
@@ -154,13 +157,21 @@ class Ledger:
             await self._ask_all(
                 [batch for group in groups.values() for batch in packed(group)], found
             )
-        except UnavailableError:
+        except UnavailableError as error:
+            if wanted and not (found.breaches or found.blocked) and may_be_read(error):
+                await self._read_blocks(subjects, found)
             if not (found.breaches or found.blocked):
                 self.put_back(found.taken)
                 raise
         for breach in found.breaches:
             self._held.get(breach.claim.member, {}).pop(breach.claim.key, None)
         return Result(found.breaches, found.taken, found.blocked)
+
+    async def _read_blocks(self, subjects: Iterable[str], found: _Found) -> None:
+        try:
+            await self._ask_all(packed([_Blocked(each)] for each in subjects), found)
+        except UnavailableError:
+            pass  # as the request before
 
     async def _ask_all(self, batches: Sequence[Sequence[_Step]], found: _Found) -> None:
         if not batches:

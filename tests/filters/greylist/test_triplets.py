@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.greylist.triplets import (
     ALLOWED,
     MAX_KNOWN,
@@ -18,7 +19,9 @@ from smtpd_filters.filters.greylist.triplets import (
     client_key,
     triplet_key,
 )
+from smtpd_filters.runtime.counters import INVALID, TIMEOUT
 from smtpd_filters.stores import Get, Put
+from smtpd_filters.stores.store import StoreUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -254,3 +257,90 @@ def test_odd_addresses_are_keys_like_others(store: Store, clock: Clock) -> None:
             assert await memory.comes(each, each) == "waiting"
 
     lived(body, store, clock)
+
+
+# -- a store that takes no writes ----------------------------------------------------------
+
+
+class Refusing:
+    """Makes a store refuse what may write, by a reply or, with TIMEOUT, by silence."""
+
+    def __init__(self, store: Store, failure: str = INVALID) -> None:
+        self.is_full = False
+        self.requests = 0
+        apply = store._apply
+
+        async def refuse(operations: Sequence[Any]) -> Any:
+            self.requests += 1
+            if self.is_full and any(each.writes for each in operations):
+                raise StoreUnavailableError("store: disk full", failure)
+            return await apply(operations)
+
+        store._apply = refuse  # type: ignore[method-assign]  # it refuses
+
+
+async def judged(triplets: Triplets, network: str = "") -> str:
+    attempt = Attempt("example.org", ANNA, [YOU], network=network)
+    try:
+        return (await triplets.judge(attempt)).state
+    except UnavailableError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("client", ["example.org", NET])
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [
+        ({"": ALLOWED}, "known"),
+        ({"": b"known"}, "known"),
+        ({YOU: b"passed"}, "passed"),
+        ({YOU: b"waiting"}, "waited"),
+        ({"": b"2"}, "store: disk full"),
+        ({}, "store: disk full"),
+    ],
+)
+def test_what_is_known_lets_in_though_nothing_can_be_written(
+    client: str, known: dict[str, bytes], expected: str, store: Store, clock: Clock
+) -> None:
+    async def body() -> None:
+        full, notes = Refusing(store), list[str]()
+        for recipient, value in known.items():
+            key = triplet_key(client, ANNA, recipient) if recipient else client_key(client)
+            await store.ask(Put(key, value, 36_000))
+        clock.advance(max(RENEW, TERMS.delay))
+        full.is_full = True
+        for _ in range(2):
+            assert await judged(Triplets(store, TERMS, notes.append), NET) == expected
+        assert bool(notes) is (expected != "store: disk full")
+        await store.aclose()
+
+    asyncio.run(body())
+
+
+def test_a_known_client_is_let_in_though_its_entry_cannot_be_renewed(
+    store: Store, clock: Clock
+) -> None:
+    async def body() -> None:
+        full, notes = Refusing(store), list[str]()
+        triplets = Triplets(store, TERMS, notes.append)
+        await store.ask(Put(client_key("example.org"), b"known", 36_000))
+        assert await judged(triplets) == "known"
+        clock.advance(RENEW)
+        full.is_full = True
+        assert await judged(triplets) == "known"
+        assert notes == ["store: disk full"]
+        await store.aclose()
+
+    asyncio.run(body())
+
+
+def test_a_store_that_is_silent_is_not_asked_again(store: Store) -> None:
+    async def body() -> None:
+        silent = Refusing(store, TIMEOUT)
+        await store.ask(Put(client_key("example.org"), b"known", 36_000))
+        silent.is_full, silent.requests = True, 0
+        assert await judged(Triplets(store, TERMS)) == "store: disk full"
+        assert silent.requests == 1
+        await store.aclose()
+
+    asyncio.run(body())

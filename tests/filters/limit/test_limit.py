@@ -9,7 +9,9 @@ from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.limit import Limit, policy
 from smtpd_filters.filters.limit.credentials import user_of
 from smtpd_filters.filters.limit.ledger import LEASE
+from smtpd_filters.runtime.counters import INVALID, TIMEOUT
 from smtpd_filters.stores.memory import MemoryStore
+from smtpd_filters.stores.store import StoreUnavailableError
 from smtpd_filters.testing import Conversation
 from tests.filters.limit.limiting import Clock, limits, serving
 
@@ -535,6 +537,17 @@ class Broken(MemoryStore):
         raise UnavailableError("sqlite:/x: disk full")
 
 
+class Full(MemoryStore):
+    """A store that at some time takes no writes any more."""
+
+    failure = ""
+
+    async def _apply(self, operations: Sequence[Any]) -> Sequence[Any]:
+        if self.failure and any(each.writes for each in operations):
+            raise StoreUnavailableError("redis://x: out of memory", self.failure)
+        return await super()._apply(operations)
+
+
 class Cluster(MemoryStore):
     """A store in several places, of which one fails: that of the keys with these bytes."""
 
@@ -653,6 +666,22 @@ def test_a_broken_store_refuses_nothing() -> None:
         causes = [line for line in server.smtpd.log if "cause=" in line and "repeated" not in line]
         assert causes
         assert all("sqlite:/x: disk full" in line for line in causes)
+
+
+@pytest.mark.parametrize(("failure", "is_read"), [(INVALID, True), (TIMEOUT, False)])
+def test_an_account_stays_blocked_though_nothing_can_be_written(
+    failure: str, *, is_read: bool
+) -> None:
+    clock = Clock()
+    store = Full(clock=clock)
+    rules = limits("user messages 1/1h action=block", "client messages 100/1h")
+    with serving(*rules, store=store, clock=clock) as server:
+        alice, bob = server.client(user="alice"), server.client(user="bob")
+        assert [bool(server.send(alice)) for _ in range(2)] == [False, True]
+        store.failure = failure
+        assert server.send(alice).startswith("450 4.7.1 Sending is suspended") is is_read
+        assert server.send(bob) == ""
+        server.settle()
 
 
 def test_leases_that_a_broken_store_does_not_renew_are_logged_as_its_failure() -> None:
