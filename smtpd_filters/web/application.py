@@ -15,7 +15,7 @@ from aiohttp import web
 from smtpd_filters.errors import ConfigError, os_reason
 
 from .bounds import DEFAULT
-from .connections import Connections, Failures
+from .connections import Connections, Failures, LimitedRunner
 from .guard import Access, Guard, check_exposure
 from .memory import Memory, Stores
 from .page import Pages
@@ -110,6 +110,7 @@ async def serve(  # noqa: PLR0913  # what a service has
     runner = web.AppRunner(app, access_log=None, **(ends if of_runner else {}))
     await runner.setup()
     assert runner.server is not None  # noqa: S101  # it is set up
+    limited: Any = LimitedRunner(runner, bounds.received)
     watching = asyncio.create_task(connections.watch(runner.server))
     #: The unix sockets made here, of which another process may since have made its own.
     sockets: dict[str, tuple[int, int] | None] = {}
@@ -121,7 +122,7 @@ async def serve(  # noqa: PLR0913  # what a service has
     loop.add_signal_handler(signal.SIGHUP, reload)
     try:
         for each in addresses:
-            await _listen(runner, each, of_sites)
+            await _listen(limited, each, of_sites)
             if each.path:
                 sockets[each.path] = _identity(each.path)
         for name in runner.addresses:

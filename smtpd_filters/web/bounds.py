@@ -13,6 +13,8 @@ class Bounds(NamedTuple):
     connections: int = 256
     idle: float = 30.0
     watch: float = 1.0
+    #: Bytes that one may send, with the header of its request and a form.
+    received: int = 128 << 10
     #: How long a client may take to send a form.
     form: float = 20.0
     #: Listeners of the live feed, and events that may wait for one.

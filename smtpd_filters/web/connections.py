@@ -1,9 +1,13 @@
 """The connections of the page: which ones wait for nothing, and are ended.
 
 aiohttp waits for the header of a request, and for a client that doesn't read, as long as it takes.
+It keeps in memory what a client sends meanwhile: fields of a header or of a trailer, and further
+requests.
 
 Invariants
 ----------
+*One request*: a connection ends after its response, and when its client has sent more than
+`received` bytes.
 *Bounded*: a connection without a request in progress ends after `idle` seconds (`Bounds`), and
 those that have been without one for longest end earlier if there are more than `connections`.
 """
@@ -55,7 +59,13 @@ class Connections:
             connection = request.protocol
             self._busy[connection] += 1
             try:
-                return await handler(request)
+                response = await handler(request)
+            except web.HTTPException as error:
+                error.force_close()
+                raise
+            else:
+                response.force_close()
+                return response
             finally:
                 self._since[connection] = time.monotonic()
                 self._busy[connection] -= 1
@@ -85,6 +95,56 @@ class Connections:
             for each in self.useless(server.connections, time.monotonic()):
                 if each.transport is not None:
                     each.transport.abort()
+
+
+class Limited(asyncio.Protocol):
+    """A connection's protocol, which gets so many bytes at most."""
+
+    def __init__(self, protocol: asyncio.Protocol, limit: int) -> None:
+        self._protocol, self._room = protocol, limit
+        self._transport: Any = None
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = transport
+        self._protocol.connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand bytes on, or end the connection."""
+        self._room -= len(data)
+        if self._room < 0:
+            self._transport.abort()
+        else:
+            self._protocol.data_received(data)
+
+
+class LimitedServer:
+    """A server whose connections are `Limited`."""
+
+    def __init__(self, server: web.Server, limit: int) -> None:
+        self._server, self._limit = server, limit
+
+    def __call__(self) -> Limited:
+        """Return the protocol of a new connection."""
+        return Limited(self._server(), self._limit)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+
+class LimitedRunner:
+    """A runner that has been set up, for sites whose connections are `Limited`."""
+
+    def __init__(self, runner: web.BaseRunner, limit: int) -> None:
+        assert runner.server is not None  # noqa: S101  # it is set up
+        self._runner, self.server = runner, LimitedServer(runner.server, limit)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runner, name)
 
 
 class Failures:

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 HERE = Path(__file__).parent
+#: The types of the files that pages need.
+TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 #: Queries at a time; each is a thread.
 AT_ONCE = 4
 #: Messages of a search, and rows of a ranking.
@@ -144,6 +146,11 @@ class Pages:
         #: How far the live feed has come.
         self._marks: dict[str, Mark] = {}
         self._metrics = _metrics()
+        self._static = {
+            path.name: (TYPES[path.suffix], path.read_bytes())
+            for path in (HERE / "static").iterdir()
+            if path.suffix in TYPES
+        }
         self._templates = Environment(
             loader=FileSystemLoader(HERE / "templates"),
             autoescape=True,
@@ -193,8 +200,20 @@ class Pages:
             web.get(f"{prefix}/live/events", self.events, allow_head=False),
             web.post(f"{prefix}/login", self.log_in),
             web.post(f"{prefix}/logout", self.log_out),
-            web.static(f"{prefix}/static", HERE / "static"),
+            web.get(f"{prefix}/static/{{name}}", self.static),
         ]
+
+    async def static(self, request: web.Request) -> web.Response:
+        """Send a file that pages need.
+
+        It is sent from memory: when a client closes its connection while aiohttp sends a file, the
+        log gets a traceback.
+        """
+        found = self._static.get(request.match_info["name"])
+        if found is None:
+            raise web.HTTPNotFound
+        content_type, body = found
+        return web.Response(body=body, content_type=content_type, charset="utf-8")
 
     # -- reading ---------------------------------------------------------------------------
 

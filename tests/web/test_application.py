@@ -120,6 +120,61 @@ def test_a_connection_that_waits_for_nothing_ends(request_: bytes, tmp_path: Pat
     asyncio.run(run())
 
 
+FORM = (
+    b"POST /login HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: same-origin\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("begin", "go_on"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n", b"a: b\r\n"),
+        (FORM + b"0\r\n", b"a: b\r\n"),
+        (FORM + b"1;", b"a=b;"),
+        (b"", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"),
+        (b"GET /live/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"),
+    ],
+    ids=["header", "trailer", "extension of a chunk", "requests", "behind a live feed"],
+)
+def test_a_connection_that_sends_without_end_ends(
+    begin: bytes, go_on: bytes, tmp_path: Path
+) -> None:
+    bounds = Bounds(watch=1000.0, idle=1000.0, form=1000.0, beat=1000.0, unread=1000.0)
+
+    async def run() -> None:
+        async with served(tmp_path, bounds=bounds) as address:
+            host, _, port = address.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(begin)
+            with suppress(ConnectionError):
+                async with asyncio.timeout(20):
+                    while not reader.at_eof():
+                        writer.write(go_on * 1000)
+                        await writer.drain()
+                        await asyncio.sleep(0)
+            writer.transport.abort()
+
+    asyncio.run(run())
+
+
+def test_a_connection_serves_one_request(tmp_path: Path) -> None:
+    request = b"GET /static/page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+
+    async def run() -> None:
+        async with served(tmp_path) as address:
+            for path in (b"/static/page.js", b"/nowhere"):
+                host, _, port = address.partition(":")
+                reader, writer = await asyncio.open_connection(host, int(port))
+                writer.write(request.replace(b"/static/page.js", path) * 2)
+                response = await reader.read()
+                assert response.count(b"HTTP/1.1 ") == 1
+                assert b"Connection: close\r\n" in response
+                writer.close()
+
+    asyncio.run(run())
+
+
 def test_connections_without_a_descriptor_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
