@@ -5,9 +5,10 @@ Only the module of the verb that runs is loaded: `learn` must start quickly. The
 shells' completions are generated from the same declarations.
 
 Exit statuses: 0 for success, 1 if `check` or `dkim` finds an error, `auth` a message that would
-not pass, `replay` a difference, `list` a filter that can't be loaded, or `why` nothing, 2 for an
-invalid flag or file, 3 if a replayed filter would have ended or hung smtpd, or if `auth` or `table`
-could not look something up. `learn` uses those of sysexits(3), and `run` those of the filter.
+not pass, `replay` a difference, `list` a filter that can't be loaded, or `why` and `store` nothing,
+2 for an invalid flag or file, 3 if a replayed filter would have ended or hung smtpd, or if `auth`
+or `table` could not look something up. `learn` uses those of sysexits(3), and `run` those of the
+filter.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ VERBS = {
     "replay": "replay",
     "run": "run",
     "stats": "stats",
+    "store": "entries",
     "table": "table",
     "tail": "tail",
     "web": "web",

@@ -90,6 +90,16 @@ def with_store(
         return TEMPFAIL
 
 
+def time_in_words(seconds: float) -> str:
+    """Return a time in its two largest units."""
+    minutes, hours, days = seconds / 60, seconds / 3600, seconds / 86400
+    if days >= 1:
+        return f"{int(days)}d{int(hours % 24)}h"
+    if hours >= 1:
+        return f"{int(hours)}h{int(minutes % 60)}m"
+    return f"{int(minutes)}m{int(seconds % 60)}s"
+
+
 def _note(text: str) -> None:
     """Write a line to stderr; a server's error may be part of it."""
     sys.stderr.write(f"{PROG}: {printable(text)}\n")

@@ -175,4 +175,4 @@ class Rows:
 
 def _beyond(prefix: bytes) -> bytes:
     """Return the end of the keys with a prefix: they begin with ASCII text."""
-    return prefix[:-1] + bytes([prefix[-1] + 1])
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else b"\x7f"

@@ -172,8 +172,10 @@ class Store:
     def scan(self, prefix: bytes) -> AsyncIterator[tuple[bytes, Entry]]:
         """Iterate over the entries whose keys have a prefix, in no particular order.
 
-        For the operator's tools, not for decisions: it reads the store in steps, and entries that
-        are written meanwhile may be missing. Groups are not listed. Raises UnavailableError.
+        A prefix is the beginning of a key of `join`: `b"recipients:"` is that of a space, and an
+        empty one that of all keys. For the operator's tools, not for decisions: it reads the store
+        in steps, and entries that are written meanwhile may be missing. Groups are not listed.
+        Raises UnavailableError.
         """
         raise NotImplementedError
 

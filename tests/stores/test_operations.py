@@ -257,6 +257,8 @@ def test_a_scan_lists_the_entries_with_a_prefix(store: Store, clock: Clock) -> N
         assert set(found) == set(keys)
         assert set(found.values()) == {Entry(b"v", 1, 99)}
         assert [split(key) async for key, _ in store.scan(b"tes:")] == [(b"1",)]
+        every = {key async for key, _ in store.scan(b"")}
+        assert every == {*keys, join("other", b"1"), join("tes", b"1")}
 
     run(store, steps)
 

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from smtpd_filters.addresses import canonical
-from smtpd_filters.cli.stores import StoreOptions, with_store
+from smtpd_filters.cli.stores import StoreOptions, time_in_words, with_store
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.filters.greylist import Greylist, senders
@@ -186,7 +186,8 @@ def _line(record: Record) -> str:
         who += _addresses(record.sender or "", record.recipient or "")
     state = record.state if record.count is None else f"passed {_number(record.count, 'time')}"
     address = f" from {printable(record.address)}" if record.address else ""
-    return f"{who} {state}{address}, {_time(record.age)} ago, expires in {_time(record.left)}"
+    times = f"{time_in_words(record.age)} ago, expires in {time_in_words(record.left)}"
+    return f"{who} {state}{address}, {times}"
 
 
 def _addresses(sender: str, recipient: str) -> str:
@@ -196,16 +197,6 @@ def _addresses(sender: str, recipient: str) -> str:
 
 def _number(count: int, of: str, more: str = "") -> str:
     return f"{count} {of if count == 1 else more or f'{of}s'}"
-
-
-def _time(seconds: float) -> str:
-    """Return a time in its two largest units."""
-    minutes, hours, days = seconds / 60, seconds / 3600, seconds / _DAY
-    if days >= 1:
-        return f"{int(days)}d{int(hours % 24)}h"
-    if hours >= 1:
-        return f"{int(hours)}h{int(minutes % 60)}m"
-    return f"{int(minutes)}m{int(seconds % 60)}s"
 
 
 # -- changing ------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""`smtpd-filters store`: the entries in the store of any filter, also of the operator's own."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from smtpd_filters.errors import ConfigError
+from smtpd_filters.settings import LIST, SWITCH, TEXT, choice, operand, option
+from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.stores import Delete, join, split
+from smtpd_filters.stores.keys import is_key
+
+from .stores import StoreOptions, time_in_words, with_store
+from .verb import Verb
+
+if TYPE_CHECKING:
+    from smtpd_filters.stores import Entry, Store
+
+
+class Options(StoreOptions):
+    """What to do with which entries in which store."""
+
+    action = operand(
+        choice("list", "forget"),
+        required=True,
+        metavar="ACTION",
+        help="list prints entries; forget removes one.",
+    )
+    name = operand(
+        TEXT,
+        required=True,
+        metavar="NAME",
+        help="The filter's name, whose store it is unless --store names one.",
+    )
+    key = operand(
+        LIST(TEXT),
+        default=(),
+        metavar="KEY",
+        help="The parts of a key as list prints them, from the first one on: for list those with "
+        "which the keys begin, for forget all of them.",
+    )
+    json = option(SWITCH, default=False, help="Print JSON, an object in a line.")
+
+
+def run(options: Options, _rest: list[str]) -> int:
+    """Do what the operand says; return 1 if there is no such entry."""
+    words = [each.encode("utf-8", "surrogateescape") for each in options.key]
+    if options.action == "list":
+        return with_store(options, options.name, lambda store: _list(store, options, words))
+    if len(words) < 2:
+        raise ConfigError("forget requires a KEY: all parts, as list prints them")
+    return with_store(options, options.name, lambda store: _forget(store, _key(words)))
+
+
+def _key(words: list[bytes]) -> bytes:
+    """Return the key of these parts. Raises ConfigError for an invalid one."""
+    space, shard, *parts = words
+    try:
+        return join(space.decode("utf-8", "replace"), shard, *parts)
+    except ValueError:
+        raise ConfigError(f"no key begins with {quote(_text(space))}") from None
+
+
+async def _list(store: Store, options: Options, words: list[bytes]) -> int:
+    """Print the entries whose keys begin with these parts; return 1 if there are none."""
+    found = 0
+    async for key, entry in store.scan(words[0] + b":" if words else b""):
+        parts = _parts(key)
+        if parts[: len(words)] == words:
+            found += 1
+            texts = list(map(_text, parts))
+            line = _json(texts, entry) if options.json else _line(texts, entry)
+            sys.stdout.write(f"{line}\n")
+    return 0 if found or not words else 1
+
+
+async def _forget(store: Store, key: bytes) -> int:
+    """Remove an entry; return 1 if there was none."""
+    removed = await store.ask(Delete(key))
+    shown = " ".join(map(_word, map(_text, _parts(key))))
+    sys.stdout.write(f"{'forgotten' if removed else 'not known'}: {shown}\n")
+    return 0 if removed else 1
+
+
+def _parts(key: bytes) -> list[bytes]:
+    """Return the space, the shard and the parts of a key; what has no such form is one part."""
+    return [key.partition(b":")[0], *split(key)] if is_key(key) else [key]
+
+
+def _text(part: bytes) -> str:
+    return part.decode("utf-8", "surrogateescape")
+
+
+def _word(text: str) -> str:
+    """Return a part as a shell takes it, if it is printable."""
+    return shlex.quote(printable(text))
+
+
+def _line(texts: list[str], entry: Entry) -> str:
+    value = f' value "{printable(_text(entry.value))}"' if entry.value else ""
+    times = f"{time_in_words(entry.age)} ago, expires in {time_in_words(entry.left)}"
+    return f"{' '.join(map(_word, texts))}{value}, {times}"
+
+
+def _json(texts: list[str], entry: Entry) -> str:
+    return json.dumps(
+        {
+            "key": texts,
+            "value": _text(entry.value),
+            "age": round(entry.age, 3),
+            "left": round(entry.left, 3),
+        }
+    )
+
+
+VERB = Verb(
+    "store",
+    run,
+    options=Options,
+    description="Show or remove entries in the store of any filter, such as one of your own. "
+    "greylist and limit know what theirs mean.",
+    ending="The exit status is 1 if there is no such entry, and 75 if the store fails.",
+)
