@@ -62,6 +62,8 @@ _AT = re.compile("@|\uff20|\ufe6b|=\\?")
 # Names with addresses in angle brackets, bare addresses, names of groups: of words (w), words with
 # an `@` (a), literals (l).
 _FORM = re.compile(r"(?:w*+(?:<[wal,:]*+>|[wa]*+(?:(?<=a)l)?)[,;]|w*+:)*")
+# In such a field, a group in a group.
+_NESTED = re.compile(r":(?:<[^>]*+>|[^;:<])*:")
 # Some programs don't display these, others end an address there. Some treat those in the second set
 # as white space.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]+")
@@ -372,7 +374,9 @@ def _comments(tokens: Sequence[str]) -> bytes:
 def _is_malformed(value: str, tokens: Sequence[str], comments: bytes) -> bool:
     """Return whether a field breaks the syntax: RFC 5322 section 3.4, RFC 2047 section 5 (3)."""
     shape = "".join(map(_shape, _outside(tokens, comments)))
-    return not _FORM.fullmatch(shape + ",") or not is_in_order(value)
+    if not _FORM.fullmatch(shape + ",") or _NESTED.search(shape):
+        return True
+    return not is_in_order(value)
 
 
 def _shape(token: str) -> str:
