@@ -6,7 +6,7 @@ import re
 from base64 import b64encode
 from functools import cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, padding, rsa
@@ -23,10 +23,12 @@ from smtpd_filters.lookups.outcome import Found, NotFound
 from smtpd_filters.message import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     from smtpd_filters.authentication.dkim.arc import ArcResult
     from smtpd_filters.lookups.outcome import Outcome
+
+T = TypeVar("T")
 
 MESSAGE = (
     b"From: Joe <joe@example.org>\r\n"
@@ -192,7 +194,7 @@ def verified_message(
     signatures = Signatures(SignedFields(made.headers), now, authors=authors)
     found = key_record() if keys is None else keys
     outcomes = {name: found.get(name, NotFound("nxdomain")) for name in signatures.names}
-    return signatures.results(hashed(made, signatures.bodies, block), outcomes)
+    return drained(signatures.results(hashed(made, signatures.bodies, block), outcomes))
 
 
 def chain(raw: bytes, keys: Mapping[str, Outcome[bytes]], now: float = NOW) -> ArcResult:
@@ -200,9 +202,19 @@ def chain(raw: bytes, keys: Mapping[str, Outcome[bytes]], now: float = NOW) -> A
     made = message(raw)
     found = Chain(SignedFields(made.headers), now)
     try:
-        return found.result(hashed(made, found.bodies), keys)
+        return drained(found.result(hashed(made, found.bodies), keys))
     finally:
         made.discard()
+
+
+def drained(steps: Generator[int, None, T]) -> T:
+    """Return the result of what is done in steps."""
+    try:
+        while True:
+            next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def hashed(made: Message, needs: list[tuple[str, int | None]], block: int = 1 << 16) -> BodyHashes:

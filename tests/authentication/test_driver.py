@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.authentication.dkim import driver
 from smtpd_filters.authentication.dkim.arc import NO_CHAIN
 from smtpd_filters.authentication.dkim.driver import Verified, verify
+from smtpd_filters.authentication.dkim.keys import FAST
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.testing.dns import DNSServer
 from tests.authentication.signing import (
@@ -24,6 +25,8 @@ from tests.authentication.test_arc import sealed
 from tests.effort import brief
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     import pytest
 
 ZONE = {
@@ -94,6 +97,23 @@ def test_a_large_body_is_hashed_in_steps(monkeypatch: pytest.MonkeyPatch) -> Non
     found, _ = verified(raw)
     assert found.signatures[0].result == "pass"
     assert admitted == [driver.PRICE] * 4
+
+
+def test_signatures_are_verified_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    prices: list[int] = []
+
+    async def noting(steps: Generator[int, None, Any]) -> Any:
+        try:
+            while True:
+                prices.append(next(steps))
+        except StopIteration as end:
+            return end.value
+
+    monkeypatch.setattr(driver, "paced", noting)
+    found, _ = verified(signed(sealed(sealed())))
+    assert (found.signatures[0].result, found.arc.result, found.arc.oldest) == ("pass", "pass", 0)
+    # The signature, both message signatures, and both seals.
+    assert prices == [FAST] * 5
 
 
 def test_keys_that_are_not_there_in_time() -> None:

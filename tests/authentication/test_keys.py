@@ -113,6 +113,7 @@ def without_cryptography(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("without_cryptography")
 def test_the_engine_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
     assert arithmetic.arithmetic().name == "dkimpy"
+    assert keys.price() == keys.SLOW
     results = verified(FOOTBALL, records(**FOOTBALL_KEYS), now=1528637909.0)
     assert [each.result for each in results] == ["pass", "pass"]
     (result,) = verified(signed().replace(b"dinner", b"supper"))

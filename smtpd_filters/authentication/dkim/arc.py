@@ -32,13 +32,13 @@ from .field import (
     require,
     selector_of,
 )
-from .keys import check_signature
+from .keys import check_signature, price
 from .signatures import check
 from .signed_fields import without_value
 from .tags import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from smtpd_filters.lookups.outcome import Outcome
 
@@ -165,39 +165,52 @@ class Chain:
         every = [self._message, *(tags for _, tags in self._older)]
         return [(tags.body_form, tags.length) for tags in every]
 
-    def result(self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]) -> ArcResult:
-        """Return the result; `bodies` is None if the body could not be hashed in time."""
+    def result(
+        self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]
+    ) -> Generator[int, None, ArcResult]:
+        """Return the result. Yield the price of each verification (`runtime.pace`) before it.
+
+        `bodies` is None if the body could not be hashed in time.
+        """
         if self._known or self._message is None:
             return self._known or NO_CHAIN
         sets = tuple(
             ArcSet(number, seal.domain, seal.selector, _text(each.results))
             for number, (each, seal) in enumerate(zip(self._sets, self._seals, strict=True), 1)
         )
+        yield price()
         checks = [check(self._sets[-1].message, self._message, self._fields, bodies, keys)]
-        checks += self._check_seals(keys)
+        checks += yield from self._check_seals(keys)
         for number, checked in enumerate(checks):
             if checked.result != "pass":
                 what = f"seal {len(self._seals) - number + 1}" if number else "message signature"
                 temporary = checked.result == "temperror"
                 return ArcResult("fail", f"{what}: {checked.reason}", sets, temporary)
-        return ArcResult("pass", "", sets, oldest=self._oldest(bodies, keys))
+        oldest = yield from self._oldest(bodies, keys)
+        return ArcResult("pass", "", sets, oldest=oldest)
 
-    def _oldest(self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]) -> int:
+    def _oldest(
+        self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]
+    ) -> Generator[int, None, int]:
         """Return the oldest instance from which on all message signatures are valid; 0 for all."""
         instance = len(self._sets)
         for field, tags in self._older:
+            yield price()
             if check(field, tags, self._fields, bodies, keys).result != "pass":
                 break
             instance -= 1
         return 0 if instance == 1 else instance
 
-    def _check_seals(self, keys: Mapping[str, Outcome[bytes]]) -> list[Checked]:
+    def _check_seals(
+        self, keys: Mapping[str, Outcome[bytes]]
+    ) -> Generator[int, None, list[Checked]]:
         """Check the seals, and return the results from the newest to the oldest."""
         found = []
         below = sha256()
         for each, seal in zip(self._sets, self._seals, strict=True):
             below.update(self._fields.canonical(each.results, RELAXED))
             below.update(self._fields.canonical(each.message, RELAXED))
+            yield price()
             digest = below.copy()
             digest.update(without_value(each.seal, RELAXED))
             found.append(

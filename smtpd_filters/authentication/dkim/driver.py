@@ -3,8 +3,8 @@
 Invariants
 ----------
 *Side by side*: the keys of all signatures are looked up at the same time, while the body is hashed.
-*In steps*: a body is hashed block by block within the budget of the event loop, so that other
-sessions are served in between.
+*In steps*: a body is hashed block by block and signatures are verified one by one within the budget
+of the event loop, so that other sessions are served in between.
 *Each on its own*: what is not there in time makes those signatures temperror that need it, and no
 others. A slow key of one domain says nothing about the signature of another.
 """
@@ -18,7 +18,7 @@ from time import time
 from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.lookups.outcome import Unavailable
-from smtpd_filters.runtime.pace import pace
+from smtpd_filters.runtime.pace import pace, paced
 
 from .arc import NO_CHAIN, Chain
 from .canonical import BodyHashes
@@ -90,9 +90,9 @@ async def verify(  # noqa: PLR0913  # options, given by name
         if name not in keys:
             keys[name] = dns.known(name, "TXT") or Unavailable(LATE)
     return Verified(
-        signatures.results(hashed, keys),
+        await paced(signatures.results(hashed, keys)),
         signatures.left_out,
-        chain.result(hashed, keys) if chain else NO_CHAIN,
+        await paced(chain.result(hashed, keys)) if chain else NO_CHAIN,
     )
 
 

@@ -1,7 +1,7 @@
 """Verification of DKIM signatures (RFC 6376), without I/O.
 
 `Signatures` reads the header block and names the keys and the hashes of the body that it needs;
-`results` verifies with them. `driver` is the loop around it, which looks up and hashes.
+`results` verifies with them, in steps. `driver` is the loop around it, which looks up and hashes.
 
 Invariants
 ----------
@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .field import SHOWN, SignatureTags, check_tags, read_tags, shown
-from .keys import Checked, check_signature
+from .keys import Checked, check_signature, price
 from .tags import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Generator, Iterable, Mapping
 
     from smtpd_filters.lookups.outcome import Outcome
 
@@ -112,12 +112,18 @@ class Signatures:
 
     def results(
         self, bodies: BodyHashes | None, keys: Mapping[str, Outcome[bytes]]
-    ) -> tuple[Signature, ...]:
+    ) -> Generator[int, None, tuple[Signature, ...]]:
         """Return the results, those of the author's domain first.
 
-        `bodies` is None if the body could not be hashed in time.
+        Yield the price of each verification (`runtime.pace`) before it. `bodies` is None if the
+        body could not be hashed in time.
         """
-        return tuple([self._result(each, bodies, keys) for each in self._candidates])
+        found = []
+        for each in self._candidates:
+            if each.tags:
+                yield price()
+            found.append(self._result(each, bodies, keys))
+        return tuple(found)
 
     def _result(
         self,
