@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     Refusal: TypeAlias = Reject | Disconnect
 
 _SESSION = frozenset({v.CONNECT, v.HELO})
+#: The beginnings of the names of fields of which milters get everything or nothing.
+_WHOLE = (b"from", b"content-", b"mime-version")
 _CONTENT = frozenset({v.HEADER, v.END_OF_HEADER, v.BODY, v.END_OF_BODY})
 
 
@@ -345,9 +347,10 @@ class Dialogue:
     def _cut(self, draft: Draft, name: bytes, value: bytes) -> bytes | None:
         """Return the lines of a field that fit into a packet, or None to refuse the message.
 
-        Milters judge by the address in From, which would be out of their sight.
+        Milters judge by the address in From, and find attachments by the boundary in Content-Type,
+        which would be out of their sight.
         """
-        if not self.milter.cuts or name.lower() == b"from":
+        if not self.milter.cuts or name.lower().startswith(_WHOLE):
             return None
         part = cut(name, value)
         shown = safe(name, 80)

@@ -130,7 +130,8 @@ class Milter(Filter):
             default="cut",
             help="What to do with a header field that doesn't fit into a packet, which has 65,535 "
             "bytes: send milters the lines that fit, as Postfix does, and log it; or refuse the "
-            "message. A message with such a From field is refused in any case.",
+            "message. A message with such a From, MIME-Version or Content-* field is refused in "
+            "any case, since milters judge by the sender and find attachments by these.",
         )
         daemon_name = option(
             TEXT,

@@ -374,7 +374,16 @@ def test_a_field_with_a_line_that_fits_into_no_packet() -> None:
     assert cut(b"A", b"\n " + value) == (b"\n " + value)[: v.MAX_PAYLOAD - 3]
 
 
-@pytest.mark.parametrize(("name", "flags"), [(b"To", ("--long-fields", "reject")), (b"fRom", ())])
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        (b"To", ("--long-fields", "reject")),
+        (b"fRom", ()),
+        (b"Content-type", ()),  # its boundary separates the attachments
+        (b"Content-Transfer-Encoding", ()),
+        (b"MIME-Version", ()),
+    ],
+)
 def test_a_field_that_is_not_cut(name: bytes, flags: tuple[str, ...]) -> None:
     field, _ = field_of(name, LONGEST + 1)
     with milter() as stub, Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
