@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from smtpd_filters.filter import OnError
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Decision, Proceed
-    from smtpd_filters.session import Session, Transaction
+    from smtpd_filters.session import Session
 
     from .actions import Action
 
@@ -165,7 +165,7 @@ class Policy(Filter):
             handlers.add("headers")
         reports = {"link-identify", "link-tls", "link-auth"}
         if handlers - {"connect", "helo", "ehlo"}:
-            reports.add("tx-begin")
+            reports |= {"tx-begin", "link-greeting"}
         if handlers - {"connect", "helo", "ehlo", "headers"}:
             reports.add("protocol-client")  # size, sasl_method
         note_timeout(self)
@@ -205,27 +205,26 @@ class Policy(Filter):
     async def mail_from(self, session: Session, address: str) -> Decision:
         """Ask about a sender."""
         self._messages(session).begin()
-        values = {"protocol_state": "MAIL", "sender": request.address(address)}
+        values = {"protocol_state": "MAIL", "sender": request.address(address, session.server_name)}
         return await self._ask(session, "mail_from", values)
 
     async def rcpt_to(self, session: Session, address: str) -> Decision:
         """Ask about a recipient."""
-        tx = self._transaction(session)
-        values = _of_transaction(tx) | {
+        values = self._of_transaction(session) | {
             "protocol_state": "RCPT",
-            "recipient": request.address(address),
+            "recipient": request.address(address, session.server_name),
             "recipient_count": "0",
         }
         return await self._ask(session, "rcpt_to", values)
 
     async def data(self, session: Session) -> Decision:
         """Ask about a message before its content."""
-        values = _of_transaction(self._transaction(session)) | {"protocol_state": "DATA"}
+        values = self._of_transaction(session) | {"protocol_state": "DATA"}
         return await self._ask(session, "data", values)
 
     async def message(self, session: Session, message: Message) -> Decision:
         """Ask about a message whose size is known."""
-        values = _of_transaction(self._transaction(session)) | {
+        values = self._of_transaction(session) | {
             "protocol_state": "END-OF-MESSAGE",
             "size": str(message.stored),
         }
@@ -265,13 +264,23 @@ class Policy(Filter):
             messages = session.scratch[self] = Messages(self._kept)
         return messages
 
-    def _transaction(self, session: Session) -> Transaction:
-        """Return the transaction. Raises UnavailableError if smtpd reported none."""
+    def _of_transaction(self, session: Session) -> dict[str, str]:
+        """Return the attributes of the transaction, as Postfix has them from DATA on.
+
+        Raises UnavailableError if smtpd reported none.
+        """
         tx = session.tx
         if tx is None or tx.sender is None:
             raise UnavailableError("the sender is not known", actions.MISCONFIGURED)
         self._messages(session).enter(tx)
-        return tx
+        own, recipients = session.server_name, tx.recipients
+        return {
+            "sender": request.address(tx.sender, own),
+            # SMTPD_POLICY_README: "the recipient is empty ... when there is more than one".
+            "recipient": request.address(recipients[0], own) if len(recipients) == 1 else "",
+            "recipient_count": str(len(recipients)),
+            "queue_id": tx.msgid,
+        }
 
     async def _ask(self, session: Session, phase: str, values: dict[str, str]) -> Decision:
         """Ask the servers; return the decision of their action."""
@@ -310,18 +319,6 @@ class Policy(Filter):
             self.log.limited("field", "not a header field", session, text=action.text)
         elif not self._messages(session).add(field, to_session=to_session):
             self.log.limited("fields", "too many header fields", session, text=action.text)
-
-
-def _of_transaction(tx: Transaction) -> dict[str, str]:
-    """Return the attributes of a transaction, as Postfix has them from DATA on."""
-    recipients = tx.recipients
-    return {
-        "sender": request.address(tx.sender or ""),
-        # SMTPD_POLICY_README: "the recipient is empty ... when there is more than one".
-        "recipient": request.address(recipients[0]) if len(recipients) == 1 else "",
-        "recipient_count": str(len(recipients)),
-        "queue_id": tx.msgid,
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

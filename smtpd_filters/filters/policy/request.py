@@ -117,6 +117,9 @@ def declared_size(command: str | None) -> int:
     return 0
 
 
-def address(text: str) -> str:
-    """Return an address of the envelope as Postfix writes it: without source route and quotes."""
-    return str(path(text))
+def address(text: str, server_name: str | None) -> str:
+    """Return an address of the envelope as smtpd uses it, and as Postfix writes it.
+
+    It has a domain, that of smtpd if the client gives none, but no source route and no quotes.
+    """
+    return str(path(text).completed(server_name))

@@ -123,6 +123,20 @@ def test_the_only_recipient_is_named_at_data(server: Scripted) -> None:
     assert (data["recipient"], data["recipient_count"]) == ("bob@example.org", "1")
 
 
+def test_addresses_have_the_domain_that_smtpd_gives_them(server: Scripted) -> None:
+    """Else a client could choose a recipient for whom the server has no quota."""
+    with conversation(server, *stages("mail-from", "rcpt-to", "data")) as smtpd:
+        client = greeted(smtpd)
+        client.mail_from("alice")
+        client.rcpt_to("bob")
+        client.data()
+    asked = [(each["sender"], each["recipient"]) for each in server.seen]
+    assert asked == [
+        ("alice@mx.example.org", ""),
+        *[("alice@mx.example.org", "bob@mx.example.org")] * 2,
+    ]
+
+
 def test_who_has_logged_in_over_tls(server: Scripted) -> None:
     with conversation(server, "--exempt", "socket") as smtpd:
         client = smtpd.connect(tls="TLSv1.3:TLS_AES_256_GCM_SHA384:256")

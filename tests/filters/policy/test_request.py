@@ -183,6 +183,7 @@ def test_the_size_that_a_client_declares(command: str | None, size: int) -> None
 
 
 def test_addresses_are_as_postfix_has_them() -> None:
-    assert address("@relay.example:alice@example.org") == "alice@example.org"
-    assert address('"alice"@example.org.') == "alice@example.org"
-    assert address("") == ""
+    assert address("@relay.example:alice@example.org", None) == "alice@example.org"
+    assert address('"alice"@example.org.', "mx.example.org") == "alice@example.org"
+    assert address("alice", "mx.example.org") == "alice@mx.example.org"
+    assert address("", "mx.example.org") == ""
