@@ -1,4 +1,4 @@
-"""Protection against an early SIGHUP, in effect from the first statement of a filter's process.
+"""Protection against early signals, in effect from the first statement of a process.
 
 It also has the command to start this interpreter again.
 
@@ -8,6 +8,9 @@ until the event loop handles it, after the tables have been read: a table may ha
 after that, so the event loop reloads them then. It does so only in processes that smtpd
 has started, whose stdin and stdout are the same socket: the module is loaded with the package, and
 other programs that use the package keep their signal handling.
+
+A program of this package that somebody runs by hand ends at SIGINT without a traceback while it is
+being loaded. Those that handle the signal afterwards call `handle_interrupt`.
 """
 
 from __future__ import annotations
@@ -49,6 +52,19 @@ def started_by_smtpd() -> bool:
     return stat.S_ISSOCK(source.st_mode) and os.path.samestat(source, sink)
 
 
+def _is_ours() -> bool:
+    """Whether the program is one of this package, by its name."""
+    argv: list[str] = getattr(sys, "argv", [])
+    name = os.path.basename(argv[0]) if argv else ""  # noqa: PTH119  # pathlib costs start-up
+    return name == "smtpd-filters" or name.startswith("filter-")
+
+
+def handle_interrupt() -> None:
+    """Have SIGINT raise KeyboardInterrupt, unless it is ignored or handled in another way."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def python(module: str, call: str = "main()") -> list[str]:
     """Return the command that runs `main` of a module by this interpreter, with its modules.
 
@@ -65,3 +81,5 @@ def python(module: str, call: str = "main()") -> list[str]:
 
 if started_by_smtpd():
     note_hangup()
+elif _is_ours() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

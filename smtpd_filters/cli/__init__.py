@@ -20,6 +20,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import die, package
 from smtpd_filters.settings.declare import RESERVED, suggest
 from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.startup import handle_interrupt
 
 from .streams import prepare, write_nowhere
 
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     prepare(descriptors=words[:1] not in _FILTERS)
     try:
+        handle_interrupt()
         status = _main(words)
         sys.stdout.flush()
     except ConfigError as error:

@@ -44,6 +44,57 @@ def test_a_hangup_while_a_filter_is_loaded_does_not_end_it(*, by_smtpd: bool) ->
     assert done.returncode == (0 if by_smtpd else -signal.SIGHUP)
 
 
+INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+
+
+@pytest.mark.parametrize(
+    ("program", "ignored", "status", "traceback"),
+    [
+        ("/usr/bin/smtpd-filters", False, -signal.SIGINT, False),
+        ("/usr/libexec/opensmtpd/filter-chain", False, -signal.SIGINT, False),
+        ("/usr/bin/smtpd-filters", True, 0, False),
+        ("/usr/bin/other", False, -signal.SIGINT, True),
+    ],
+)
+def test_an_interrupt_while_a_program_is_loaded(
+    program: str, *, ignored: bool, status: int, traceback: bool
+) -> None:
+    """A shell has its background processes ignore SIGINT."""
+    action = signal.SIG_IGN if ignored else signal.SIG_DFL
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            f"import sys; sys.argv = [{program!r}]; import smtpd_filters.errors; {INTERRUPT}",
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, action),
+    )
+    assert done.returncode == status
+    assert (b"KeyboardInterrupt" in done.stderr) is traceback
+
+
+def test_an_interrupt_of_the_tool_once_it_is_loaded() -> None:
+    code = (
+        "import sys; sys.argv = ['smtpd-filters', 'list']; "
+        "from smtpd_filters.cli import listing, main; "
+        f"listing.VERB._run = lambda *_: exec({INTERRUPT!r}); sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=PATIENCE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 def test_a_hangup_while_the_packaged_launcher_loads_a_filter(tmp_path: Path) -> None:
     project = tmp_path / "pyproject.toml"
     project.write_text('[project.scripts]\nfilter-x = "hung:main"\n')
