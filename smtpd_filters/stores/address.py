@@ -19,7 +19,8 @@ class Address(NamedTuple):
     """A store's address.
 
     `scheme` is "sqlite", "memory", "redis", "unix", "sentinel" or "cluster"; `path` is the file or
-    the socket; `hosts` are the servers, in their order.
+    the socket; `hosts` are the servers, in their order. With `tls`, the sentinels have it as well
+    as the server, unless they are `plain_sentinels`.
     """
 
     scheme: str
@@ -29,6 +30,7 @@ class Address(NamedTuple):
     username: str = ""
     db: int = 0
     master: str = ""
+    plain_sentinels: bool = False
 
     @property
     def text(self) -> str:
@@ -42,6 +44,7 @@ class Address(NamedTuple):
         kind = "" if self.scheme == "redis" else f"+{self.scheme}"
         path = f"/{self.master}" if self.master else ""
         path += f"/{self.db}" if self.db else ""
+        path += f"?{_PLAIN}" if self.plain_sentinels else ""
         return f"{'rediss' if self.tls else 'redis'}{kind}://{user}{hosts}{path}"
 
     @property
@@ -96,8 +99,10 @@ def _url(scheme: str, rest: str) -> Address:
             raise ValueError("the path after unix:// must be absolute")
         db = _db(_query(query))
         return Address(kind, unquote(path), username=unquote(username), db=db)
-    if query:
-        raise ValueError("has no parameters")
+    plain = (kind, tls) == _TLS and query == _PLAIN
+    if query and not plain:
+        allowed = f"no other parameter than {_PLAIN}" if (kind, tls) == _TLS else "no parameters"
+        raise ValueError(f"has {allowed}")
     servers = tuple(_host(each, port) for each in hosts.split(","))
     if kind == "redis" and len(servers) > 1:
         raise ValueError("names several servers: use redis+sentinel or redis+cluster")
@@ -109,8 +114,19 @@ def _url(scheme: str, rest: str) -> Address:
     if kind == "cluster" and number:
         raise ValueError("a cluster has no other database than 0")
     return Address(
-        kind, hosts=servers, tls=tls, username=unquote(username), db=_db(number), master=master
+        kind,
+        hosts=servers,
+        tls=tls,
+        username=unquote(username),
+        db=_db(number),
+        master=master,
+        plain_sentinels=plain,
     )
+
+
+#: The parameter of an address whose sentinels have no TLS, though the server has.
+_PLAIN = "sentinel-tls=no"
+_TLS = ("sentinel", True)
 
 
 def _query(query: str) -> str:

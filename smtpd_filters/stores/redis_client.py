@@ -1,6 +1,6 @@
 """Connections by redis-py, from 4.3 (Debian 12) on, and what its exceptions mean.
 
-Only this module, `redis_cluster`, `redis_pool` and `redis_tls` know redis-py.
+Only this module, `redis_cluster`, `redis_pool`, `redis_sentinel` and `redis_tls` know redis-py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from redis import __version__, exceptions
 from redis import asyncio as redis
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelManagedSSLConnection
+from redis.asyncio.sentinel import SentinelManagedSSLConnection
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
@@ -24,6 +24,7 @@ from smtpd_filters.runtime.counters import INVALID, TIMEOUT, UNREACHABLE
 
 from .redis_cluster import IN_CIRCLES, MOVING, NO_NODE, Cluster, NoClusterError
 from .redis_pool import Pool
+from .redis_sentinel import NoMasterError, Sentinels
 from .redis_tls import sharing
 
 if TYPE_CHECKING:
@@ -47,9 +48,8 @@ _PROTOCOL = {"protocol": 2} if int(__version__.partition(".")[0]) >= 5 else {}
 #: handshake, sending, and the reply. It is cancelled then (`redis_pool`).
 STEPS = 10
 
-#: The settings of a server that are those of its sentinels as well. A client without `retry` tries
-#: a dead sentinel for longer than a request may take.
-_OF_SENTINELS = {"socket_timeout", "socket_connect_timeout", "retry", "protocol"}
+#: The settings of a server that are not those of its sentinels.
+_OF_SERVERS = {"username", "password", "connection_class"}
 
 
 class Connections:
@@ -143,13 +143,31 @@ def _clients(address: Address, settings: dict[str, Any]) -> list[Any]:
     if address.scheme == "unix":
         return [redis.Redis(unix_socket_path=address.path, db=address.db, **settings)]
     if address.scheme == "sentinel":
-        # The sentinels have passwords of their own, if any.
-        own = {name: settings[name] for name in settings.keys() & _OF_SENTINELS}
-        untyped: Any = Sentinel
-        sentinel = untyped(list(address.hosts), sentinel_kwargs=own, **settings)
-        return [sentinel.master_for(address.master, db=address.db), *sentinel.sentinels]
+        sentinels = _sentinels(address, settings)
+        return [sentinels.master_for(address.master, db=address.db), *sentinels.clients]
     (place,) = address.hosts
     return [_client(place, settings | {"db": address.db})]
+
+
+def _sentinels(address: Address, settings: dict[str, Any]) -> Any:
+    """Return the sentinels: with TLS as the master, and with its password if they have one."""
+    own = {name: settings[name] for name in settings.keys() - _OF_SERVERS}
+    ways: list[dict[str, Any]] = [{}]
+    if address.tls and not address.plain_sentinels:
+        own["connection_class"] = sharing(SSLConnection, settings["ssl_ca_certs"] or "")
+    elif address.tls:
+        own = {name: own[name] for name in own if not name.startswith("ssl_")}
+    if settings["password"] and not (address.tls and address.plain_sentinels):
+        users = dict.fromkeys((settings["username"], None))
+        logins = [{"username": user, "password": settings["password"]} for user in users]
+        ways = [*logins, *ways]
+    return Sentinels(
+        address.hosts,
+        ways,
+        lambda place, way: _client(place, {**own, **way}),
+        lambda error: cause(error) in _LOGIN,
+        settings,
+    )
 
 
 def _client(place: Place, settings: dict[str, Any]) -> Any:
@@ -166,6 +184,8 @@ def cause(error: BaseException) -> str:
             return meaning
     for kind, meaning in _KINDS:
         if isinstance(error, kind):
+            if meaning is _NO_MASTER and error.__cause__ is not None:
+                return f"{_NO_MASTER}: {cause(error.__cause__)}"
             return _reason(error) if meaning is _LOST else meaning
     return "invalid reply"  # such as a number without digits: the parser's own errors differ
 
@@ -192,7 +212,7 @@ def _reason(error: BaseException) -> str:
 
 def failure(text: str) -> str:
     """Return how a cause is counted: one of `counters.FAILURES`."""
-    return _COUNTED.get(text, INVALID)
+    return _COUNTED.get(text.partition(": ")[0], INVALID)
 
 
 #: Errors that are looked at, from one to its cause.
@@ -218,6 +238,8 @@ _COUNTED = {
     **dict.fromkeys((_LOST, _UNKNOWN_HOST, _NO_CLUSTER, _NO_MASTER, _TOO_MANY), UNREACHABLE),
     **dict.fromkeys(_REASONS.values(), UNREACHABLE),
 }
+#: Causes that are about the user or the password.
+_LOGIN = {_REJECTED, _NEEDLESS, _DENIED}
 #: By words of the server's error; the first one is used.
 _TEXTS = (
     ("WRONGPASS", _REJECTED),
@@ -255,7 +277,7 @@ _KINDS: tuple[tuple[type[BaseException], str], ...] = (
     (exceptions.MasterDownError, "is a replica without its master"),
     (NoClusterError, _NO_CLUSTER),
     (exceptions.ClusterDownError, "the cluster is down"),
-    (MasterNotFoundError, _NO_MASTER),
+    (NoMasterError, _NO_MASTER),
     (exceptions.TimeoutError, _TIMEOUT),
     (asyncio.TimeoutError, _TIMEOUT),
     (exceptions.ConnectionError, _LOST),

@@ -77,14 +77,15 @@ class StoreSetting(_Base):
         password: Any = option(
             PATH,
             default=None,
-            help="A file whose first line is the password of the store's servers. It is read at "
-            "the start.",
+            help="A file whose first line is the password of the store's servers, and of sentinels "
+            "that require one. It is read at the start.",
         )
         certificates: Any = option(
             PATH,
             default=None,
             help="A file with the certificates that the store's servers must present or be signed "
-            "by. By default the system's.",
+            "by. By default the system's. With rediss+sentinel:// the sentinels have TLS as well; "
+            "if they have none, add ?sentinel-tls=no to the address.",
         )
         prefix: Any = option(
             TEXT,

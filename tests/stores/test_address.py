@@ -38,6 +38,9 @@ ADDRESSES = {
     "rediss+sentinel://a:26379/m/1": Address(
         "sentinel", hosts=(("a", 26379),), tls=True, db=1, master="m"
     ),
+    "rediss+sentinel://a:26379/m?sentinel-tls=no": Address(
+        "sentinel", hosts=(("a", 26379),), tls=True, master="m", plain_sentinels=True
+    ),
     "redis+cluster://a:6379,b:6379": Address("cluster", hosts=(("a", 6379), ("b", 6379))),
 }
 
@@ -75,6 +78,8 @@ def test_the_label_has_no_user() -> None:
         ("redis://a?x=1", "has no parameters"),
         ("unix:///run/x?y=1", "no other parameter than db"),
         ("redis+sentinel://a", "needs the name of the master"),
+        ("redis+sentinel://a/m?sentinel-tls=no", "has no parameters"),
+        ("rediss+sentinel://a/m?sentinel-tls=yes", "no other parameter than sentinel-tls=no"),
         ("redis+cluster://a/1", "no other database than 0"),
     ],
 )

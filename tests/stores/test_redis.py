@@ -702,7 +702,7 @@ def test_a_master_that_sentinels_name_has_tls(tmp_path: Path) -> None:
 
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
             at = listening.sockets[0].getsockname()[1]
-            address = parse(f"rediss+sentinel://127.0.0.1:{at}/main")
+            address = parse(f"rediss+sentinel://127.0.0.1:{at}/main?sentinel-tls=no")
             known = RedisStore(address, timeout=PATIENCE, certificates=pem)
             unknown = RedisStore(address, timeout=PATIENCE)
             try:
@@ -716,6 +716,89 @@ def test_a_master_that_sentinels_name_has_tls(tmp_path: Path) -> None:
         asyncio.run(steps())
     finally:
         server.stop()
+
+
+@contextlib.contextmanager
+def guarded(folder: Path, password: str = "", *, tls: bool = False) -> Iterator[tuple[int, str]]:
+    """A master with a password and its sentinel: the sentinel's port, and a certificate for TLS."""
+    need(unavailable())
+    pem, port, watching = str(certificate(folder)) if tls else "", free_port(), free_port()
+    keys = (f"tls-cert-file {pem}", f"tls-key-file {pem}", "tls-auth-clients no") if tls else ()
+    configuration = folder / "sentinel.conf"
+    own = [f"sentinel monitor main 127.0.0.1 {port} 1", f"sentinel auth-pass main {RIGHT}", *keys]
+    own += [f"requirepass {password}"] if password else []
+    own += [f"tls-port {watching}", f"tls-ca-cert-file {pem}", "tls-replication yes"] if tls else []
+    configuration.write_text("\n".join(own) + "\n")
+    flags = [f"--{word}" if not at else word for key in keys for at, word in enumerate(key.split())]
+    master = RedisServer(
+        folder / "master",
+        *(*(("--tls-port", str(port)) if tls else ()), *flags, "--requirepass", RIGHT),
+        *("--user", "filters", "on", f">{RIGHT}", "~*", "+@all"),
+        port=0 if tls else port,
+    )
+    watcher = RedisServer(
+        folder / "sentinel", port=0 if tls else watching, configuration=configuration
+    )
+    try:
+        yield watching, pem
+    finally:
+        watcher.stop()
+        master.stop()
+
+
+@pytest.mark.parametrize("password", ["", RIGHT])
+@pytest.mark.parametrize("user", ["", "filters@"])
+@pytest.mark.parametrize("tls", ["", "s"])
+def test_sentinels_have_tls_and_the_password_if_they_require_one(
+    tls: str, user: str, password: str, tmp_path: Path
+) -> None:
+    with guarded(tmp_path, password, tls=bool(tls)) as (port, pem):
+        address = parse(f"redis{tls}+sentinel://{user}127.0.0.1:{port}/main")
+        store = RedisStore(address, timeout=PATIENCE, password=RIGHT, certificates=pem)
+        run(store, lambda store: eventually(store, A))
+
+
+def test_sentinels_that_reject_the_password_are_named(tmp_path: Path) -> None:
+    with guarded(tmp_path, RIGHT) as (port, _):
+        address = parse(f"redis+sentinel://127.0.0.1:{port}/main")
+        assert run(RedisStore(address, timeout=PATIENCE, password="no"), cause) == (  # noqa: S106  # wrong
+            "no sentinel knows the master: authentication failed (--store-password-file)"
+        )
+
+
+def test_a_sentinel_that_replies_with_an_error_stops_no_other() -> None:
+    async def steps() -> None:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            port = writer.get_extra_info("sockname")[1]
+            while data := await reader.read(65_536):
+                if b"EVAL" in data:
+                    writer.write(b"*2\r\n$-1\r\n:0\r\n")
+                elif b"MASTERS" in data.upper():
+                    refuses = refusing and port == refusing[0]
+                    writer.write(b"-ERR unknown command\r\n" if refuses else _masters(port))
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        refusing: list[int] = []
+        async with (
+            await asyncio.start_server(answer, "127.0.0.1", 0) as one,
+            await asyncio.start_server(answer, "127.0.0.1", 0) as other,
+        ):
+            ports = [each.sockets[0].getsockname()[1] for each in (one, other)]
+            refusing.append(ports[0])
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            store = RedisStore(parse(f"redis+sentinel://{hosts}/main"), timeout=PATIENCE)
+            none = RedisStore(parse(f"redis+sentinel://{hosts}/other"), timeout=PATIENCE)
+            try:
+                assert await store.ask(Get(A)) is None
+                assert await cause(none) == "no sentinel knows the master: replies with an error"
+            finally:
+                await store.aclose()
+                await none.aclose()
+
+    asyncio.run(steps())
 
 
 def _masters(port: int) -> bytes:
