@@ -33,3 +33,22 @@ def read_secret(path: str | None, flag: str) -> str:
     if not secret.isprintable() or not secret:
         raise ConfigError(f"{flag}: {path}: no password in the first line")
     return secret
+
+
+class Secret:
+    """The first line of a file, as `read_secret` returns it; it is read again on demand.
+
+    Raises ConfigError when it is made. Later an unreadable or invalid file changes nothing.
+    """
+
+    def __init__(self, path: str | None, flag: str) -> None:
+        self._path, self._flag = path, flag
+        self.value = read_secret(path, flag)
+
+    def read_again(self) -> str:
+        """Read the file; return its secret."""
+        try:
+            self.value = read_secret(self._path, self._flag)
+        except ConfigError:  # such as a file that is being written
+            pass
+        return self.value

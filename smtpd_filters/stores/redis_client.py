@@ -28,7 +28,7 @@ from .redis_sentinel import NoMasterError, Sentinels
 from .redis_tls import sharing
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from .address import Address
     from .redis_cluster import Place
@@ -56,10 +56,17 @@ class Connections:
     """The connections to the servers of an address; they are made when they are needed.
 
     `timeout` is for a step of a command, such as connecting or the reply, in seconds.
+    `read_password` returns the password that is valid now.
     """
 
     def __init__(
-        self, address: Address, *, timeout: float, password: str, certificates: str
+        self,
+        address: Address,
+        *,
+        timeout: float,
+        password: str,
+        certificates: str,
+        read_password: Callable[[], str] | None = None,
     ) -> None:
         settings: dict[str, Any] = {
             "socket_timeout": timeout,
@@ -75,15 +82,22 @@ class Connections:
             base = SentinelManagedSSLConnection if address.scheme == "sentinel" else SSLConnection
             settings["connection_class"] = sharing(base, certificates)
         limit = STEPS * timeout
+
+        def current() -> str:
+            """Return the password that new connections get."""
+            if read_password is not None:
+                settings["password"] = read_password() or None
+            return settings["password"] or ""
+
         self._cluster = self._pool = None
         if address.scheme == "cluster":
 
             def node(place: Place) -> Pool:
-                return Pool(lambda: [_client(place, settings)], limit)
+                return Pool(lambda: [_client(place, settings)], limit, current)
 
             self._cluster = Cluster(address.hosts, node)
         else:
-            self._pool = Pool(lambda: _clients(address, settings), limit)
+            self._pool = Pool(lambda: _clients(address, settings), limit, current)
 
     def server(self, key: bytes) -> str:
         """Return the name of the node that has a key, if it is known; "" without a cluster."""

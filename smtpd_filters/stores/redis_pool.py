@@ -10,6 +10,7 @@ The old ones are closed after their last command.
 *Another master*: a server that takes no writes may have been a master until now, and its place may
 have another one by now: behind a proxy, a name or sentinels. So a command that it refuses is sent
 once more, on a new connection. A server that stays as it is gets one in `INTERVAL` seconds.
+*Another password*: connections that fail are replaced at once if the password has changed.
 """
 
 from __future__ import annotations
@@ -35,13 +36,20 @@ INTERVAL = 1.0
 class Pool:
     """Connections that `connect` makes: clients of redis-py, the first of which gets the commands.
 
-    `limit` is for a command, in seconds: more than the timeouts of all its steps.
+    `limit` is for a command, in seconds: more than the timeouts of all its steps. `password`
+    returns the password that new ones get.
     """
 
-    def __init__(self, connect: Callable[[], Sequence[Any]], limit: float) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Sequence[Any]],
+        limit: float,
+        password: Callable[[], str] = str,
+    ) -> None:
         self._connect = connect
         self._limit = limit
-        self._current = _Clients(connect())
+        self._password = password
+        self._current = self._connected()
         self._closing: set[asyncio.Task[None]] = set()
         #: When the connections were last renewed because the server takes no writes.
         self._refused = -INTERVAL
@@ -76,7 +84,11 @@ class Pool:
             raise
         except Exception as error:
             clients.failures += 1
-            if clients.failures >= FAILURES or _is_unusable(error):
+            if (
+                clients.failures >= FAILURES
+                or _is_unusable(error)
+                or clients.password != self._password()
+            ):
                 self._renew(clients)
             raise
         else:
@@ -87,6 +99,10 @@ class Pool:
             if clients.retired and not clients.pending:
                 self._close(clients)
 
+    def _connected(self) -> _Clients:
+        password = self._password()
+        return _Clients(self._connect(), password)
+
     def retire(self) -> None:
         """Close the connections after the last command; the pool is not used any more."""
         self._retire(self._current)
@@ -94,7 +110,7 @@ class Pool:
     def _renew(self, clients: _Clients) -> None:
         """Use others from now on; these are closed after their last command."""
         if clients is self._current:
-            self._current = _Clients(self._connect())
+            self._current = self._connected()
         self._retire(clients)
 
     def _retire(self, clients: _Clients) -> None:
@@ -117,8 +133,9 @@ class Pool:
 class _Clients:
     """Clients of redis-py that were made together, and the number of their pending commands."""
 
-    def __init__(self, clients: Sequence[Any]) -> None:
+    def __init__(self, clients: Sequence[Any], password: str) -> None:
         self.all = clients
+        self.password = password
         self.pending = 0
         self.failures = 0
         self.retired = False

@@ -56,8 +56,9 @@ class RedisStore(Store):
     """A store on the servers of an address, connected when it is first asked.
 
     `timeout` is for a request, in seconds. `prefix` precedes all keys. `certificates` is a file of
-    certificates that the server's is checked against, with TLS; "" is the system's. `note` takes a
-    text for the log. `set_back` is for how long a server is passed over, in seconds.
+    certificates that the server's is checked against, with TLS; "" is the system's. `read_password`
+    returns the password that is valid now, after a failure. `note` takes a text for the log.
+    `set_back` is for how long a server is passed over, in seconds.
 
     Raises ConfigError if redis-py is missing.
     """
@@ -71,6 +72,7 @@ class RedisStore(Store):
         timeout: float,
         note: Callable[[str], object] = str,
         password: str = "",
+        read_password: Callable[[], str] | None = None,
         prefix: str = "smtpd-filters:",
         certificates: str = "",
         connections: int = CONNECTIONS,
@@ -92,6 +94,7 @@ class RedisStore(Store):
             # A command may need a connection and then a reply.
             timeout=timeout / 2,
             password=password,
+            read_password=read_password,
             certificates=certificates,
         )
         self._places = connections

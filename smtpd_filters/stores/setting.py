@@ -9,7 +9,7 @@ from time import monotonic
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
 from smtpd_filters.settings.files import read_file
-from smtpd_filters.settings.secrets import read_secret
+from smtpd_filters.settings.secrets import Secret
 
 from .address import Address, parse
 from .keys import join
@@ -78,7 +78,7 @@ class StoreSetting(_Base):
             PATH,
             default=None,
             help="A file whose first line is the password of the store's servers, and of sentinels "
-            "that require one. It is read at the start.",
+            "that require one. It is read at the start, and again when a connection fails.",
         )
         certificates: Any = option(
             PATH,
@@ -142,8 +142,9 @@ class StoreSetting(_Base):
         if address.scheme not in {"sqlite", "memory"}:
             from .redis_store import CONNECTIONS
 
-            if (certificates := filter_.pool.value(filter_, "store_ca_file")) is not None:
-                needs.to_reload(certificates)  # when it connects
+            for name in ("store_ca_file", "store_password_file"):
+                if (path := filter_.pool.value(filter_, name)) is not None:
+                    needs.to_reload(path)  # when it connects
 
             needs.to_open(CONNECTIONS * (_NODES if address.scheme == "cluster" else 1))
 
@@ -215,13 +216,14 @@ def open_store(
             read_file(values["store_ca_file"], MAX_CERTIFICATES)
         except ConfigError as error:
             raise ConfigError(f"--store-ca-file: {error}") from None
-    password = read_secret(values["store_password_file"], "--store-password-file")
+    password = Secret(values["store_password_file"], "--store-password-file")
     try:
         return RedisStore(
             address,
             timeout=timeout,
             note=note,
-            password=password,
+            password=password.value,
+            read_password=password.read_again,
             prefix=values["store_prefix"],
             certificates=values["store_ca_file"] or "",
         )

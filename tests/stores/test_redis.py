@@ -38,6 +38,7 @@ from smtpd_filters.stores.operations import MAX_TTL
 from smtpd_filters.stores.redis_client import cause as cause_of
 from smtpd_filters.stores.redis_client import failure
 from smtpd_filters.stores.redis_store import RedisStore
+from smtpd_filters.stores.setting import open_store
 from tests.e2e.slapd import certificate
 from tests.needed import need
 from tests.stores.conftest import PATIENCE, OnClock
@@ -223,6 +224,43 @@ def test_a_wrong_password_is_named(tmp_path: Path) -> None:
             assert found == "authentication failed (--store-password-file)"
         right = store_of(server, password=RIGHT)
         run(right, lambda store: store.ask(Put(A, b"v", ttl=60)))
+    finally:
+        server.stop()
+
+
+def test_a_password_that_is_changed_is_read_again(tmp_path: Path) -> None:
+    """Open connections stay valid on the server, so that only new ones fail."""
+    need(unavailable())
+    server = RedisServer(tmp_path / "redis", "--requirepass", RIGHT)
+    file = tmp_path / "password"
+    file.touch(0o600)
+    file.write_text(RIGHT)
+    store = open_store(
+        {
+            "store": parse(f"unix://{server.socket}"),
+            "store_password_file": str(file),
+            "store_ca_file": None,
+            "store_prefix": "t:",
+            "store_timeout": PATIENCE,
+        },
+        str,
+    )
+    try:
+
+        async def steps(store: Store) -> None:
+            await store.ask(Put(A, b"v", ttl=60))
+            server.command(f"AUTH {RIGHT}\r\nCONFIG SET requirepass new")
+            await store.ask(Put(A, b"v", ttl=60))
+            server.command("AUTH new\r\nCLIENT KILL TYPE normal")
+            assert await cause(store) == "authentication failed (--store-password-file)"
+            for invalid in ("", "others\0"):
+                file.write_text(invalid)
+                assert await cause(store) == "authentication failed (--store-password-file)"
+            file.write_text("new")
+            await eventually(store, A)
+            await store.ask(Put(A, b"v", ttl=60))
+
+        run(store, steps)
     finally:
         server.stop()
 
