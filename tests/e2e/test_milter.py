@@ -206,7 +206,9 @@ def test_signatures_of_opendkim_are_valid_when_delivered(start: Start, lab: Lab,
 def test_opendkim_verifies_to_the_byte(start: Start, lab: Lab, verifier: Daemon) -> None:
     private = pem(form="PKCS1")
     server = begin(start, lab, verifier)
-    messages = [m for name, m in MESSAGES.items() if name not in {"only a header", "Bcc"}]
+    # A stray CR in the header is replaced.
+    left_out = {"only a header", "Bcc", "odd blanks"}
+    messages = [message for name, message in MESSAGES.items() if name not in left_out]
     complete = [
         m.replace(b"To: root, Doe, Jane <", b"To: Jane <").replace(b"Cc: cron (job)\r\n", b"")
         for m in messages
