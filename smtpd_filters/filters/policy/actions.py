@@ -54,6 +54,7 @@ PREPEND = "PREPEND"
 # RFC 3463 section 3.6: X.3.5 is "System incorrectly configured", Postfix's code for a policy server
 # that fails.
 MISCONFIGURED = "4.3.5"
+_BLANKS = re.compile(r"[ \t]++")
 _CODE = re.compile(r"[45][0-9][0-9]")
 _STATUS = re.compile(r"([245])(\.[0-9]{1,3}\.[0-9]{1,3})(?: +|$)")
 #: Codes after which the connection is closed: access(5).
@@ -88,12 +89,12 @@ class Action:
 
 def parse(text: str) -> Action:
     """Return the action in a reply; names in any letter case. Never raises."""
-    word, _, rest = text.strip(" \t").partition(" ")
-    if word.isascii() and word.isdigit() and not rest.strip(" \t"):
+    word, *rest = _BLANKS.split(text.strip(" \t"), maxsplit=1)
+    if word.isascii() and word.isdigit() and not rest:
         # Postfix: "All-numeric result probably means OK - some out-of-band authentication
         # mechanism uses this as time stamp".
         return Action("OK")
-    return Action(word.upper(), rest.strip(" \t"))
+    return Action(word.upper(), *rest)
 
 
 def field(action: Action) -> tuple[str, str] | None:

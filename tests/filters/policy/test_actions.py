@@ -38,6 +38,8 @@ def test_what_accepts(text: str) -> None:
         ("DEFER_IF_PERMIT 5.2.0", "450 4.2.0 Try again later"),
         ("552 5.2.2 Mailbox is full", "552 5.2.2 Mailbox is full"),
         ("550 no", "550 no"),
+        ("\tREJECT\t no ", "554 5.7.1 no"),
+        ("550\tno", "550 no"),
         ("450  4.1.1 twice", "450 4.1.1 twice"),
         ("451 5.1.1 contradictory", "451 4.1.1 contradictory"),
         ("554 5.7.1", "554 5.7.1 Access denied"),
