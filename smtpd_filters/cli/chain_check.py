@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.runtime.log import Log
@@ -48,7 +49,7 @@ def check(own: Options, places: Sequence[str]) -> int:
         why = "" if error.name in sys.stdlib_module_names else f" ({error})"
         raise ConfigError(
             f"the user {user_name()} can't read this Python, {sys.executable}, "
-            f"or its modules{why}, so smtpd can't run filter-chain"
+            f"or its modules{why}{_closed()}, so smtpd can't run filter-chain"
         ) from None
     if faults:
         return FAULTY
@@ -61,6 +62,15 @@ def check(own: Options, places: Sequence[str]) -> int:
         filters = [each[0] for each in found.ready.values() if each is not None]
         _ask_services(filters, found.journals, found.log)
     return FINE
+
+
+def _closed() -> str:
+    """Return, in words, the directory of this Python that the user may not enter; "" for none."""
+    for path in (sys.executable, __file__):
+        for directory in reversed(Path(os.path.realpath(path)).parents):
+            if not os.access(directory, os.X_OK):
+                return f": it may not enter {directory}"
+    return ""
 
 
 class _Check:

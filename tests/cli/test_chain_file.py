@@ -1033,6 +1033,26 @@ def test_a_python_that_the_user_of_filters_cannot_read_is_named(
     assert f"can't read this Python, {sys.executable}," in line
 
 
+def test_the_directory_that_keeps_the_user_from_this_python_is_named(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A virtual environment's Python is often a link to one in root's home."""
+    home = tmp_path / "home"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "python3").touch()
+    (tmp_path / "python3").symlink_to(home / "bin" / "python3")
+    monkeypatch.setattr(chain_check, "_become", lambda _: None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setattr(os, "access", lambda path, _mode: str(path) != str(home))
+    monkeypatch.setitem(sys.modules, "tomllib", None)
+    with pytest.raises(SystemExit):
+        program.main(["-n", "-f", str(write(TWO))])
+    assert f", or its modules: it may not enter {home}, so smtpd" in capsys.readouterr().err
+
+
 def test_only_root_becomes_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     chain_check._become("")
