@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
     from .rules import RuleSettings
 
-#: The entry of a table of networks for clients on this machine.
-LOCAL = "local"
+#: The entry of a table of networks for clients on this machine, and of a table of users for all.
+LOCAL, ALL = "local", "*"
 
 
 class BypassTables:
@@ -40,10 +40,10 @@ class BypassTables:
 
     def of_user(self, session: Session) -> str:
         """Look up the authenticated user."""
-        name = session.username if self.users is not None else None
-        if self.users is not None and name and (entry := self.users.match(name)):
-            return f"user {entry}"
-        return ""
+        if self.users is None or not session.username:
+            return ""
+        entry = self.users.match(session.username) or self.users.match(ALL)
+        return f"user {entry}" if entry else ""
 
     def of_recipient(self, address: str) -> str:
         """Look up a recipient."""

@@ -192,7 +192,7 @@ class RuleSettings(Settings):
     bypass_users = option(
         table(StringTable),
         default=None,
-        help="Authenticated users that bypass the chain, from mail-from on.",
+        help="Authenticated users that bypass the chain, from mail-from on; the entry * means all.",
     )
     bypass_recipients = option(
         table(AddressTable),

@@ -872,6 +872,17 @@ def test_users_bypass_the_chain_once_they_are_known() -> None:
         assert other.mail_from("a@example.org").verb == "reject"
 
 
+@pytest.mark.parametrize("users", ["*", "{ alice, * }"])
+def test_all_users_bypass_the_chain(users: str) -> None:
+    one = Acts("one", mail_from=NO)
+    with converse([one], rules(bypass_users=StringTable(users))) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        assert client.mail_from("a@example.org").verb == "reject"
+        client.auth("bob")
+        assert client.mail_from("a@example.org").verb == "proceed"
+
+
 def test_recipients_bypass_the_chain_for_themselves() -> None:
     one = Acts("one", rcpt_to=NO, headers=NO)
     of = rules(bypass_recipients=AddressTable("postmaster@"))
