@@ -36,6 +36,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "smtpd_filters.tables": (),
     "smtpd_filters.addresses": (),
     "smtpd_filters.lookups.dns": ("Resolver",),
+    "smtpd_filters.lookups.dns.names": ("reverse",),
     "smtpd_filters.lookups.http": ("Service",),
     "smtpd_filters.lookups.outcome": ("Found", "NotFound", "Unavailable", "MX"),
     "smtpd_filters.stores": (),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters import PROCEED, Filter, Proceed, Service, Session
+from smtpd_filters.testing import Conversation
 from smtpd_filters.testing.http import Answer, HTTPStub, Request
 
 if TYPE_CHECKING:
@@ -50,3 +52,28 @@ def test_a_function_that_fails_the_test() -> None:
 
     with pytest.raises(AssertionError, match="asked for /x"), HTTPStub(answer) as stub:
         assert asked(stub, "GET")[0][0] == 500
+
+
+class Asks(Filter):
+    """Ask a service about each sender."""
+
+    name = "asks"
+    on_error = "tempfail"
+    service = Service.setting(keep=0)
+
+    async def mail_from(self, session: Session, address: str) -> Proceed:
+        await self.service.ask([address, session.rdns])
+        return PROCEED
+
+
+@pytest.mark.parametrize(("pings", "asked_for"), [(True, 5), (False, 3)])
+def test_a_service_that_answers_no_ping_is_no_longer_asked(*, pings: bool, asked_for: int) -> None:
+    with HTTPStub(Answer.of({}, behaviour="drop")) as stub:
+        stub.pings = pings
+        flags = ("--service", stub.url, "--service-timeout", "60ms")
+        with Conversation(Asks, *flags) as smtpd:
+            for _ in range(5):
+                client = smtpd.connect()
+                client.ehlo()
+                assert client.mail_from("a@example.net").reply.startswith("451 ")
+        assert stub.asked == asked_for

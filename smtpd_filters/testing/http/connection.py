@@ -147,7 +147,8 @@ class Connection(asyncio.Protocol):
 
     def _answer(self, request: Request) -> None:
         if _is_ping(request):
-            self._write(Answer(b"pong\r\n", content_type="text/plain").wire())
+            if self._stub.pings:
+                self._write(Answer(b"pong\r\n", content_type="text/plain").wire())
             return
         stub = self._stub
         stub.asked += 1

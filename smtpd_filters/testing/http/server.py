@@ -26,14 +26,15 @@ class HTTPStub:
 
     `answer` is what every request gets, whatever its method and path: a mapping, sent as JSON, an
     `Answer`, or a function of the `Request` that returns one of the two. Only `GET /ping`, by which
-    the framework finds out whether a server is alive again, is always answered, and not recorded.
+    the framework finds out whether a server is alive, is answered whatever `answer` is, and never
+    recorded. Without `pings` it gets no answer, as from a server that is dead.
 
     An answer that can't be made, as when its function raises, has status 500, and the end of the
     `with` block raises AssertionError for the first of them (`errors` has all).
 
-    `answer` can be replaced at any time. `listen` is `HOST:PORT` (0: any free port) or the path of
-    a unix socket. The last `keep` requests are kept; with 0 not even their bodies are, and only
-    `asked` is counted.
+    `answer` and `pings` can be replaced at any time. `listen` is `HOST:PORT` (0: any free port) or
+    the path of a unix socket. The last `keep` requests are kept; with 0 not even their bodies are,
+    and only `asked` is counted.
     """
 
     def __init__(
@@ -46,6 +47,8 @@ class HTTPStub:
         self.answer = answer
         self.requests: deque[Request] = deque(maxlen=keep)
         self.keep = keep
+        #: Whether `GET /ping` is answered.
+        self.pings = True
         #: Why answers could not be made.
         self.errors: list[BaseException] = []
         #: The number of requests, without pings.
