@@ -267,7 +267,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in stats' -l help -d 'Print the he
 complete -c smtpd-filters -n '__smtpd_filters_in stats' -l version -d 'Print the version and exit'
 complete -c smtpd-filters -n '__smtpd_filters_in store' -a 'auth chain clamav content correspondents dkimsign dnsbl dyndns fcrdns greylist helo limit mailfrom milter policy rcpt rewrite rspamd sender senderscore spamd supervise tls trace'
 complete -c smtpd-filters -n '__smtpd_filters_in store' -l store -rF -d 'The store of the filter, as in its own flag'
-complete -c smtpd-filters -n '__smtpd_filters_in store' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers'
+complete -c smtpd-filters -n '__smtpd_filters_in store' -l store-password-file -rF -d 'A file whose first line is the password of the store\'s servers, and of sentinels that require one'
 complete -c smtpd-filters -n '__smtpd_filters_in store' -l store-ca-file -rF -d 'A file with the certificates that the store\'s servers must present or be signed by'
 complete -c smtpd-filters -n '__smtpd_filters_in store' -l store-prefix -x -d 'The beginning of all keys on the store\'s servers'
 complete -c smtpd-filters -n '__smtpd_filters_in store' -l store-timeout -x -d 'How long to wait for the store'
