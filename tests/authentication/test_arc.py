@@ -14,14 +14,22 @@ from cryptography.hazmat.primitives import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.authentication.dkim import seal as seal_module
 from smtpd_filters.authentication.dkim.arc import MAX_OLDER, MAX_SETS, ArcResult, ArcSet
 from smtpd_filters.authentication.dkim.canonical import relaxed_field
 from smtpd_filters.authentication.dkim.private_keys import parse_private_key
+from smtpd_filters.authentication.dkim.seal import (
+    MAX_RESULTS,
+    RESULTS,
+    SEAL,
+    NewSet,
+    NotSealedError,
+)
 from smtpd_filters.authentication.dkim.seal import MESSAGE as MESSAGE_SIGNATURE
-from smtpd_filters.authentication.dkim.seal import RESULTS, SEAL, NewSet, NotSealedError
 from smtpd_filters.authentication.dkim.sign import SigningKey
 from smtpd_filters.authentication.dkim.signed_fields import SignedFields
 from smtpd_filters.authentication.dkim.tags import base64_value, parse_tags
+from smtpd_filters.authentication.results import parse
 from smtpd_filters.lookups.outcome import Found, NotFound, Unavailable
 from tests.authentication.signing import (
     MESSAGE,
@@ -38,6 +46,7 @@ from tests.authentication.signing import (
 from tests.data import data_file, need_data
 
 if TYPE_CHECKING:
+    from smtpd_filters.authentication.results import Results
     from smtpd_filters.lookups.outcome import Outcome
 
 #: Sealed as failed: RFC 8617 section 5.2, step 2, says fail, and the suite nothing.
@@ -272,7 +281,9 @@ def seal(
     for name, value in ((RESULTS, new.results), (MESSAGE_SIGNATURE, ams), (SEAL, last)):
         made.headers.prepend(name, value)
     head = b"\r\n".join([*made.headers.lines(), b"", b""])
-    return new.results, ams, last, head + b"".join(made.body(crlf=True))
+    whole = head + b"".join(made.body(crlf=True))
+    made.discard()
+    return new.results, ams, last, whole
 
 
 @pytest.mark.parametrize(
@@ -291,6 +302,23 @@ def test_a_message_that_is_not_sealed(old: bytes, new: bytes, reason: str) -> No
     assert chain(seal(raw, own, "Example.ORG", names, NOW)[3], key_record()).result == "pass"
     with pytest.raises(NotSealedError, match=reason):
         seal(raw.replace(old, new), own, "example.org", names, NOW)
+
+
+def test_results_of_others_are_parsed_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+
+    def noted(value: str) -> Results | None:
+        parsed.append(len(value))
+        return parse(value)
+
+    monkeypatch.setattr(seal_module, "parse", noted)
+    own = SigningKey("example.org", "sel", parse_private_key(rsa_pem()))
+    result = b"Authentication-Results: example.org; spf=pass\r\n"
+    others = (b"Authentication-Results: other" + b"; a=b" * 1000 + b"\r\n") * 100
+    results = seal(result + others + result + MESSAGE, own, "example.org", (b"from",), NOW)[0]
+    assert results == "i=1; example.org; spf=pass"
+    assert 2 < len(parsed) < 10
+    assert sum(parsed) <= MAX_RESULTS
 
 
 def rsa_pem() -> bytes:

@@ -8,6 +8,7 @@ Invariants
 *No guess*: without such results, or without `arc=` for a message that has a chain, there is no
 seal. A chain that was sealed as failed is left alone.
 *The newest set alone*: the seal of a failed chain covers no other set.
+*Bounded*: of Authentication-Results the topmost are parsed, which are those of this server.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from .sign import SigningKey
     from .signed_fields import SignedFields
 
+#: Bytes of Authentication-Results that are parsed, 30 ms at most: twice as many as ours can have.
+MAX_RESULTS: Final = 1 << 15
 RESULTS, MESSAGE, SEAL = "ARC-Authentication-Results", "ARC-Message-Signature", "ARC-Seal"
 #: Fields that a signature of the message must not cover (RFC 8617 section 4.1.2).
 _EXCLUDED: Final = REMOVED | {
@@ -113,7 +116,11 @@ class NewSet:
     def _state(self, authserv_id: str) -> tuple[str, str]:
         """Return the state of the chain so far, and the results; raise NotSealedError."""
         state, texts = "", []
+        left = MAX_RESULTS
         for field in self._fields.each("Authentication-Results"):
+            left -= len(field)
+            if left < 0:
+                break
             value = field.replace(b"\n", b"").partition(b":")[2].decode("utf-8", "surrogateescape")
             parsed = parse(value)
             if parsed is None or parsed.authserv_id.lower() != authserv_id.lower():
