@@ -34,27 +34,31 @@ class Group:
 
 
 def rows_of(passed: dict[Any, list[float]]) -> list[Row]:
-    """Return rows for verdicts to proceed, those of one phase together."""
+    """Return rows for verdicts to proceed, those of one phase together.
+
+    The time of one may be before the start by a round of the supervisor's clock: then it is 0.
+    """
     rows: list[Row] = []
     row: Row = []
     phase = ""
     exempt: dict[tuple[str, str, float], Row] = {}
-    for source, (count, total, longest, at) in passed.items():
+    for source, (count, total, longest, since_start) in passed.items():
+        at = max(0, int(since_start * 1000))
         if type(source) is tuple:
-            _add_exempt(rows, exempt, source, [int(at * 1000), int(total * 1e6), count, longest])
+            _add_exempt(rows, exempt, source, [at, int(total * 1e6), count, longest])
             continue
         if type(source) is Group:
-            rows.append([source.phase, int(at * 1000), int(total * 1e6), source.filters])
+            rows.append([source.phase, at, int(total * 1e6), source.filters])
             if count > 1:
                 rows[-1] += count, int(longest * 1e6)
             continue
         if count > 1:
-            times = int(at * 1000), int(total * 1e6), count, int(longest * 1e6)
+            times = at, int(total * 1e6), count, int(longest * 1e6)
             rows.append([source.filter, source.phase, "proceed", *times])
             continue
         if source.phase != phase or len(row) > 2 * PACKED:
             phase = source.phase
-            row = [phase, int(at * 1000)]
+            row = [phase, at]
             rows.append(row)
         row += source.filter, int(total * 1e6)
     return rows

@@ -183,10 +183,11 @@ def _rows(value: object) -> Sequence[list[Any]]:
             raise InvalidError("invalid verdicts")
         took, names, *more = passed
         return (_row([names, phase, "proceed", at, took, *more]),)
-    if len(passed) > 2 * PACKED or number(at) < 0:
+    if len(passed) > 2 * PACKED:
         raise InvalidError("invalid verdicts")
+    since = max(0, number(at))
     return [
-        [name(filter_), phase, "proceed", at, max(0, number(took)), *_PROCEEDED]
+        [name(filter_), phase, "proceed", since, max(0, number(took)), *_PROCEEDED]
         for filter_, took in zip(passed[::2], passed[1::2], strict=False)
     ]
 

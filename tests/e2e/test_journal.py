@@ -96,7 +96,7 @@ class Kept:
             if len(found) >= count:
                 assert ended.stderr == ""
                 return found
-            assert time.monotonic() < until, ended
+            assert time.monotonic() < until, (ended, self.end())
             time.sleep(0.1)
 
 

@@ -127,6 +127,20 @@ def test_hostile_datagrams(data: bytes) -> None:
         parse(data)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        ["connect", -3, "x", -1],
+        ["connect", -3, -1, "x"],
+        ["connect", -3, -1, "x", 1, -1],
+        ["x", "connect", "proceed", -3, -1],
+    ],
+)
+def test_a_time_before_the_start_counts_as_the_start(row: list[Any]) -> None:
+    [found] = parse(json.dumps({**HEAD, "w": [row]}).encode())["w"]
+    assert found[:5] == ["x", "connect", "proceed", 0, 0]
+
+
 def test_a_truncated_datagram_is_refused() -> None:
     [whole] = encode(HEAD, [["dnsbl", "connect", "reject"]])
     for size in (*range(len(whole)), 0):

@@ -9,6 +9,7 @@ import pytest
 from smtpd_filters.journal.collector import Collector
 from smtpd_filters.journal.outbox import SPACING
 from smtpd_filters.journal.stories import verdict
+from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.supervise.observer import Observer
 from tests.journal.deciding import Sent
 from tests.supervise.hostile import nowhere
@@ -78,6 +79,19 @@ def test_answers_of_the_program() -> None:
     }
     assert {each.filter for each in verdicts} == {"filter-test"}
     assert stage.sent.parts[0]["f"] == "a@example.org"
+
+
+def test_an_answer_that_seems_to_have_begun_before_its_session() -> None:
+    # The clock of deadlines advances once a round, so the time that an answer took is that since
+    # the beginning of a round: of one in which the session was reported as well.
+    stage = Journaled()
+    stage.begin()
+    [session] = stage.engine.sessions.values()
+    stage.engine._observer.passed(session, PHASES["mail-from"], 5.0)
+    [part] = stage.parts()
+    [found] = map(verdict, part["w"])
+    assert (found.phase, found.verb, found.at) == ("mail-from", "proceed", 0)
+    assert found.took >= 5_000_000
 
 
 def test_an_answer_that_is_made_safe_is_noted_as_it_is_sent() -> None:
