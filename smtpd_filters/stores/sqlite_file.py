@@ -67,6 +67,10 @@ _REASONS = {
 }
 
 
+#: Those that have the file open go on with its log; SQLite lets nobody else open it.
+_LOG_DELETED = "its log (-wal) was deleted: restart the programs that have the file open"
+
+
 class FileError(Exception):
     """The file can't be used now; the text is the reason.
 
@@ -274,9 +278,10 @@ class File:
             if code in _DAMAGED and self._guest:
                 reason = f"{error}: not the file of a store, or a damaged one"
                 raise FileError(reason, lasting=True) from None
-            raise FileError(
-                _REASONS.get(code, str(error)), lasting=code in _REFUSED and _is_denied(self.path)
-            ) from None
+            reason = _REASONS.get(code, str(error))
+            if code == sqlite3.SQLITE_IOERR and _has_lost_log(error, self.path):
+                reason = _LOG_DELETED
+            raise FileError(reason, lasting=code in _REFUSED and _is_denied(self.path)) from None
         except OSError as error:
             self.close()
             raise FileError(os_reason(error), lasting=error.errno in _LASTING) from None
@@ -331,6 +336,15 @@ def _code(error: sqlite3.Error) -> int:
     """Return the primary result code of an error (https://www.sqlite.org/rescode.html)."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
+
+
+def _has_lost_log(error: sqlite3.Error, path: str) -> bool:
+    """Return whether a file was not read since others have a log open that was deleted."""
+    try:
+        size = os.stat(path + "-wal").st_size  # noqa: PTH116  # a path as text
+    except FileNotFoundError:
+        size = 0
+    return error.sqlite_errorcode == sqlite3.SQLITE_IOERR_SHORT_READ and size == 0
 
 
 def _is_denied(path: str) -> bool:

@@ -422,6 +422,20 @@ def test_a_deleted_file_is_begun_anew(tmp_path: Path, clock: Clock, notes: list[
     assert path_of(tmp_path).exists()
 
 
+def test_a_log_that_is_deleted_is_named(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
+    async def steps(store: Store) -> None:
+        await store.ask(Put(A, b"v", ttl=60))
+        path_of(tmp_path).with_name("store.sqlite-wal").unlink()
+        other = open_sqlite(tmp_path, clock, notes)
+        reason = "its log (-wal) was deleted: restart the programs that have the file open"
+        assert notes.pop() == f"{other.label}: {reason}"
+        await other.aclose()
+        await store.ask(Put(B, b"v", ttl=60))
+
+    run(open_sqlite(tmp_path, clock, notes), steps)
+    run(open_sqlite(tmp_path, clock, notes), lambda store: store.ask(Get(A), Get(B)))
+
+
 def test_a_lock_of_another_program_costs_the_timeout_and_then_nothing(
     tmp_path: Path, notes: list[str]
 ) -> None:
