@@ -23,7 +23,7 @@ from redis.exceptions import NoScriptError
 from smtpd_filters.runtime.counters import INVALID, TIMEOUT, UNREACHABLE
 
 from .redis_cluster import IN_CIRCLES, MOVING, NO_NODE, Cluster, NoClusterError
-from .redis_pool import Pool
+from .redis_pool import FOREIGN, Pool
 from .redis_sentinel import NoMasterError, Sentinels
 from .redis_tls import sharing
 
@@ -116,6 +116,16 @@ class Connections:
             return await self._cluster.command(key, *words)
         assert self._pool is not None  # noqa: S101  # one of the two is there
         return await self._pool.command(*words)
+
+    async def script(self, key: bytes, *words: Any) -> list[Any]:
+        """Return the results of a script, from the server that has the key.
+
+        `words` are those of EVAL or EVALSHA; a nonce is added (`Pool.script`).
+        """
+        if self._cluster is not None:
+            return await self._cluster.script(key, *words)
+        assert self._pool is not None  # noqa: S101  # as above
+        return await self._pool.script(*words)
 
     def look_again(self) -> None:
         """Find out in the background whether another server of a cluster has the keys by now."""
@@ -279,6 +289,7 @@ _TEXTS = (
     (NO_NODE, NO_NODE),
     (IN_CIRCLES, IN_CIRCLES),
     (MOVING, MOVING),
+    (FOREIGN, FOREIGN),
     # redis-py 4.3 fails to describe a timeout on a unix socket.
     ("has no attribute 'host'", "timeout"),
 )

@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from redis import exceptions
 
+from .redis_pool import Pool
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from .redis_pool import Pool
 
 #: Host and port of a node.
 Place: TypeAlias = tuple[str, int]
@@ -99,6 +99,14 @@ class Cluster:
 
         Raises redis-py's exceptions, and NoClusterError if no node has the slot.
         """
+        return await self._ask(key, Pool.command, words)
+
+    async def script(self, key: bytes, *words: Any) -> list[Any]:
+        """Return the results of a script on the node that has a key (`Pool.script`)."""
+        results: list[Any] = await self._ask(key, Pool.script, words)
+        return results
+
+    async def _ask(self, key: bytes, how: Callable[..., Any], words: Sequence[Any]) -> Any:
         node, asking = self.node(key), False
         if node is None:
             await self._refresh()
@@ -108,7 +116,7 @@ class Cluster:
         text = ""
         for _ in range(REDIRECTIONS):
             try:
-                return await self.pool(node).command(*words, asking=asking)
+                return await how(self.pool(node), *words, asking=asking)
             except exceptions.ResponseError as error:
                 text = _text(error)
                 if text.startswith("TRYAGAIN"):

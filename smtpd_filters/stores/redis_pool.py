@@ -4,6 +4,11 @@ Invariants
 ----------
 *Ends*: a command ends within a limit even where redis-py waits for something without one. Its
 connection is not used again, since a reply may still be due.
+*Own reply*: a nonce that was sent with a command comes back with its reply: as the last result of a
+script, and else as the reply to a PING behind the command. Without it, the reply is that to another
+command, as after a server or a proxy sent one too many; the connections are not used again.
+redis-py 5 to 7 don't notice a reply too many, others do only if it came before the next command was
+sent. An error needs no nonce.
 *Renewed*: after `FAILURES` commands without a reply, one after the other, the next ones use new
 connections, whatever the state of the old ones, which have the certificates of when they were made.
 The old ones are closed after their last command.
@@ -17,6 +22,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +38,19 @@ FAILURES = 3
 LAST = 2.0
 #: Seconds between two renewals because a server takes no writes.
 INTERVAL = 1.0
+#: The text of the error for a reply without its nonce.
+FOREIGN = "reply to another command"
+
+#: A nonce is different from those of other processes, whose replies a proxy may mix up with ours.
+_ORIGIN = os.urandom(8).hex().encode()
+_NUMBERS = itertools.count()
+
+
+class ForeignReplyError(exceptions.ConnectionError):
+    """The reply to another command; the connection has to be replaced, as if it were broken."""
+
+    def __init__(self) -> None:
+        super().__init__(FOREIGN)
 
 
 class Pool:
@@ -59,9 +79,20 @@ class Pool:
 
         Raises redis-py's exceptions, and TimeoutError after the limit.
         """
+        return await self._ask(_reply, words, asking=asking)
+
+    async def script(self, *words: Any, asking: bool = False) -> list[Any]:
+        """Return the results of a script: the reply to EVAL or EVALSHA without its nonce.
+
+        The nonce is the script's last argument, and has to be its last result.
+        """
+        results: list[Any] = await self._ask(_results, words, asking=asking)
+        return results
+
+    async def _ask(self, how: Callable[..., Any], words: Sequence[Any], *, asking: bool) -> Any:
         clients = self._current
         try:
-            return await self._command(clients, words, asking=asking)
+            return await self._command(clients, how, words, asking=asking)
         except exceptions.ResponseError as error:
             if not takes_no_writes(error):
                 raise
@@ -72,13 +103,20 @@ class Pool:
                 self._refused = now
                 self._renew(clients)
         # *Another master*; the server has applied nothing.
-        return await self._command(self._current, words, asking=asking)
+        return await self._command(self._current, how, words, asking=asking)
 
-    async def _command(self, clients: _Clients, words: Sequence[Any], *, asking: bool) -> Any:
+    async def _command(
+        self,
+        clients: _Clients,
+        how: Callable[..., Any],
+        words: Sequence[Any],
+        *,
+        asking: bool,
+    ) -> Any:
         clients.pending += 1
         try:
             async with asyncio.timeout(self._limit):
-                reply = await _reply(clients.all[0], words, asking=asking)
+                reply = await how(clients.all[0], words, asking=asking)
         except exceptions.ResponseError:  # a reply as well
             clients.failures = 0
             raise
@@ -166,23 +204,56 @@ _NO_MASTER = (exceptions.ReadOnlyError, exceptions.MasterDownError)
 def _is_unusable(error: Exception) -> bool:
     """Return whether a connection must not be used again, though redis-py would.
 
-    After `Pool`'s limit, since a reply may be due; redis-py has a TimeoutError of its own. And with
-    redis-py 4.3 after a failed handshake on a unix socket: the connection stays open, without
-    password, and in database 0.
+    After `Pool`'s limit, since a reply may be due; redis-py has a TimeoutError of its own. After a
+    reply to another command. And with redis-py 4.3 after a failed handshake on a unix socket: the
+    connection stays open, without password, and in database 0.
     """
+    if isinstance(error, ForeignReplyError):
+        return True
     if isinstance(error, exceptions.ConnectionError):
         return bool(error.args) and isinstance(error.args[0], Exception)
     return isinstance(error, TimeoutError)
 
 
+def _nonce() -> bytes:
+    return b"%b-%x" % (_ORIGIN, next(_NUMBERS))
+
+
 async def _reply(client: Any, words: Sequence[Any], *, asking: bool) -> Any:
-    if not asking:
-        return await client.execute_command(*words)
-    # ASKING is for the next command of its connection.
-    async with client.pipeline(transaction=False) as pipeline:
-        pipeline.execute_command("ASKING")
-        pipeline.execute_command(*words)
-        _, reply = await pipeline.execute(raise_on_error=False)
+    nonce = _nonce()
+    # As bytes: redis-py replaces the reply to "PING".
+    reply, echo = await _replies(client, [words, (b"PING", nonce)], asking=asking)
     if isinstance(reply, Exception):
         raise reply
+    if echo != nonce and not _is_denied(echo):
+        raise ForeignReplyError  # *Own reply*
     return reply
+
+
+async def _results(client: Any, words: Sequence[Any], *, asking: bool) -> list[Any]:
+    nonce = _nonce()
+    if asking:
+        (results,) = await _replies(client, [(*words, nonce)], asking=True)
+    else:
+        results = await client.execute_command(*words, nonce)
+    if isinstance(results, Exception):
+        raise results
+    if type(results) is not list or results[-1:] != [nonce]:
+        raise ForeignReplyError  # *Own reply*
+    return results[:-1]
+
+
+async def _replies(client: Any, commands: Sequence[Sequence[Any]], *, asking: bool) -> list[Any]:
+    """Return the replies to commands on one connection; errors are among them."""
+    async with client.pipeline(transaction=False) as pipeline:
+        if asking:  # for the next command of the connection
+            pipeline.execute_command("ASKING")
+        for words in commands:
+            pipeline.execute_command(*words)
+        replies = await pipeline.execute(raise_on_error=False)
+    return list(replies[-len(commands) :])
+
+
+def _is_denied(echo: Any) -> bool:
+    """Return whether the user has no permission for PING: that is the reply to PING as well."""
+    return isinstance(echo, exceptions.NoPermissionError) and "'ping'" in str(echo)

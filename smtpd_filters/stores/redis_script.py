@@ -8,7 +8,8 @@ payload, with ":" between them: "E" is an entry with its bytes, "C" a counter wi
 bucket with the time at which it is full. A group is a sorted set of members by their expiry; its
 key is that of the entry with a "+" behind it. The server deletes what has expired.
 
-The last result is the number of the last key whose entry is damaged (`damage`), else 0.
+Behind the results of the operations is the number of the last key whose entry is damaged
+(`damage`), else 0. The last argument is a nonce, which is the last result as well (`redis_pool`).
 
 `encode` and `decode` are the only code that knows the form of arguments and results.
 
@@ -208,6 +209,7 @@ for number = 1, #KEYS do
     at = at + 2 + count
 end
 results[#KEYS + 1] = damaged
+results[#KEYS + 2] = ARGV[#ARGV]
 return results
 """
 

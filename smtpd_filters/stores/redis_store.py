@@ -118,8 +118,6 @@ class RedisStore(Store):
         keys = [self._prefix + operation.key for operation in operations]
         arguments = [each for operation in operations for each in encode(operation)]
         results = await self._within_timeout(keys, arguments)
-        if type(results) is not list:  # a long string would be taken apart into its bytes
-            raise self._unavailable("invalid result")
         try:
             *results, damaged = results
             if damaged:
@@ -194,11 +192,11 @@ class RedisStore(Store):
             server.waiting -= 1
 
     async def _evaluate(self, keys: Sequence[bytes], arguments: Sequence[Any]) -> Any:
-        command, words = self._connections.command, (len(keys), *keys, *arguments)
+        script, words = self._connections.script, (len(keys), *keys, *arguments)
         try:
-            return await command(keys[0], "EVALSHA", self._script.digest, *words)
+            return await script(keys[0], "EVALSHA", self._script.digest, *words)
         except self._redis.NoScriptError:
-            return await command(keys[0], "EVAL", self._script.source, *words)
+            return await script(keys[0], "EVAL", self._script.source, *words)
 
     def _unavailable(self, cause: str, failure: str = INVALID) -> UnavailableError:
         return StoreUnavailableError(f"{self.label}: {cause}", failure)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.tables import DomainTable, MappingTable, NetworkTable
 from tests.needed import need
+from tests.stores.redis_nodes import with_nonce
 from tests.stores.redis_server import RedisServer, unavailable
 
 TYPE_CHECKING = False
@@ -77,6 +79,63 @@ def test_sets_hashes_and_keys(tmp_path: Path) -> None:
                 await table.remote.aclose()
 
         asyncio.run(main())
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_reply_too_many_is_no_answer_to_the_next_look_up(tmp_path: Path, *, late: bool) -> None:
+    """It comes right behind a reply, or ahead of the next one; it is what another user has."""
+
+    async def steps() -> None:
+        asked = 0
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal asked
+            while data := await reader.read(65_536):
+                if b"HGET" in data:
+                    asked += 1
+                    user = b"jane" if b"jane" in data else b"joe"
+                    extra = b"$3\r\njoe\r\n"
+                    before = extra if late and asked == 2 else b""
+                    behind = extra if not late and asked == 1 else b""
+                    reply = b"$%d\r\n%b\r\n" % (len(user), user)
+                    writer.write(before + with_nonce(reply, data) + behind)
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            url = f"url redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            users = MappingTable.load_asking(file_of(tmp_path, "hash", url, "hash users"))
+            assert users.remote is not None
+            assert await users.look_up_value("joe") == "joe"
+            with suppress(UnavailableError):
+                assert await users.look_up_value("jane") == "jane"
+            for _ in range(3):
+                assert await users.look_up_value("jane") == "jane"
+            await users.remote.aclose()
+
+    asyncio.run(steps())
+
+
+def test_a_user_who_may_only_look_up(tmp_path: Path) -> None:
+    need(unavailable())
+    server = RedisServer(tmp_path / "redis")
+    try:
+        server.command("HSET", "users", "joe", "joe@example.org")
+        server.command("ACL", "SETUSER", "reader", "on", ">right", "~users", "+hget", "+select")
+        lines = (f"url unix://reader@{server.socket}", "password right", "hash users")
+        users = MappingTable.load_asking(file_of(tmp_path, "hash", *lines))
+
+        async def steps() -> None:
+            assert users.remote is not None
+            assert await users.look_up_value("joe") == "joe@example.org"
+            assert await users.look_up_value("bob") is None
+            await users.remote.aclose()
+
+        asyncio.run(steps())
     finally:
         server.stop()
 

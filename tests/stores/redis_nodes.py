@@ -19,17 +19,31 @@ def saying(reply: bytes | None) -> Callable[[Sequence[bytes], Sequence[bytes]], 
     return lambda *_: reply
 
 
+def with_nonce(reply: bytes, command: bytes) -> bytes:
+    """Return a reply with the nonce of a command: its last result, or the reply to a PING."""
+    nonce = command.removesuffix(b"\r\n").rpartition(b"\r\n")[2]
+    echo = b"$%d\r\n%b\r\n" % (len(nonce), nonce)
+    if b"PING" in command:
+        return reply + echo
+    if not reply.startswith(b"*"):
+        return reply
+    count, _, results = reply[1:].partition(b"\r\n")
+    return b"*%d\r\n%b" % (int(count) + 1, results + echo)
+
+
 class Node:
     """A node that replies to CLUSTER SLOTS with `slots`, and to EVALSHA with what `reply` returns.
 
-    `reply` gets the command and the one before on its connection. None is silence, which all other
-    commands get as well, such as COMMAND.
+    `reply` gets the command and the one before on its connection. A nonce is added to what it
+    returns, and `more` follows once. None is silence, which all other commands get as well, such as
+    COMMAND.
     """
 
     def __init__(self) -> None:
         self.port = 0
         self.slots = b""
         self.reply: Callable[[Sequence[bytes], Sequence[bytes]], bytes | None] = saying(NOTHING)
+        self.more = b""
         self.hangs = False
         #: The commands that it got, but for those of handshakes.
         self.commands: list[Sequence[bytes]] = []
@@ -74,14 +88,18 @@ class Node:
     def _answer(self, command: Sequence[bytes], before: Sequence[bytes]) -> bytes | None:
         if self.hangs:
             return None
-        if command[0] == b"CLIENT":
-            return b"+OK\r\n"
-        self.commands.append(command)
+        if command[0] == b"PING":
+            return with_nonce(b"", b"PING\r\n" + command[1])
+        if command[0] != b"CLIENT":
+            self.commands.append(command)
         if command[0] == b"CLUSTER":
             return self.slots
-        if command[0] == b"ASKING":
+        if command[0] in {b"ASKING", b"CLIENT"}:
             return b"+OK\r\n"
-        return self.reply(command, before) if command[0].startswith(b"EVAL") else None
+        if not command[0].startswith(b"EVAL") or (reply := self.reply(command, before)) is None:
+            return None
+        more, self.more = self.more, b""
+        return with_nonce(reply, command[-1]) + more
 
 
 async def _command(reader: asyncio.StreamReader) -> Sequence[bytes]:

@@ -42,6 +42,7 @@ from smtpd_filters.stores.setting import open_store
 from tests.e2e.slapd import certificate
 from tests.needed import need
 from tests.stores.conftest import PATIENCE, OnClock
+from tests.stores.redis_nodes import NOTHING, with_nonce
 from tests.stores.redis_server import (
     RedisServer,
     cluster,
@@ -62,6 +63,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.e2e
 RIGHT = "right"
+#: The reply to a `Get`, but for the nonce; the entry has one octet.
+ENTRY = b"*2\r\n*3\r\n$1\r\n%b\r\n$1\r\n1\r\n$1\r\n2\r\n:0\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -400,9 +403,9 @@ def test_a_request_that_is_cancelled_from_within_is_unavailable(server: RedisSer
             raise asyncio.CancelledError
 
         connections = store._connections  # type: ignore[attr-defined]
-        command, connections.command = connections.command, cancelled
+        script, connections.script = connections.script, cancelled
         assert await cause(store) == "invalid reply"
-        connections.command = command
+        connections.script = script
         await store.ask(Put(A, b"v", ttl=60))
 
     run(store_of(server), steps)
@@ -611,11 +614,9 @@ def test_nonsense_in_place_of_a_server_is_unavailable() -> None:
 @pytest.mark.parametrize(
     "reply",
     [
-        b"+OK\r\n",
-        b":5\r\n",
+        b"*0\r\n",
         b"*1\r\n:5\r\n",
         b"*1\r\n*3\r\n$1\r\nx\r\n$1\r\ny\r\n:1\r\n",
-        b"$2\r\nab\r\n",
         b"*2\r\n$3\r\n123\r\n:0\r\n",
         b"*2\r\n*3\r\n:5\r\n$1\r\n1\r\n$1\r\n1\r\n:0\r\n",
         b"*2\r\n*3\r\n$1\r\nx\r\n$3\r\nnan\r\n$1\r\n1\r\n:0\r\n",
@@ -626,7 +627,8 @@ def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
     async def steps() -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while data := await reader.read(65_536):
-                writer.write(reply if b"EVAL" in data else b"+OK\r\n" * data.count(b"*"))
+                asked = b"EVAL" in data
+                writer.write(with_nonce(reply, data) if asked else b"+OK\r\n" * data.count(b"*"))
                 await writer.drain()
             writer.close()
 
@@ -646,6 +648,9 @@ def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
     ("reply", "expected"),
     [
         (b":x\r\n", "invalid reply"),
+        (b"+OK\r\n", "reply to another command"),
+        (b":5\r\n", "reply to another command"),
+        (b"$2\r\nab\r\n", "reply to another command"),
         (b"220 smtp.example ESMTP\r\n", "invalid reply"),
         (b"-ERR unknown command\r\n", "replies with an error"),
         (b"-MOVED 1 127.0.0.1:1\r\n", "replies with an error"),
@@ -655,7 +660,8 @@ def test_a_reply_that_is_no_result_is_named(reply: bytes, expected: str) -> None
     async def steps() -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while data := await reader.read(65_536):
-                writer.write(reply if b"EVAL" in data else b"+OK\r\n" * data.count(b"*"))
+                asked = b"EVAL" in data
+                writer.write(with_nonce(reply, data) if asked else b"+OK\r\n" * data.count(b"*"))
                 await writer.drain()
             writer.close()
 
@@ -670,18 +676,31 @@ def test_a_reply_that_is_no_result_is_named(reply: bytes, expected: str) -> None
     asyncio.run(steps())
 
 
-def test_a_reply_too_many_is_no_reply_to_the_next_request() -> None:
-    expected = b"*2\r\n*3\r\n$1\r\nx\r\n$1\r\n1\r\n$1\r\n2\r\n:0\r\n"
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b":7\r\n" * 9,
+        b"$-1\r\n",
+        b"*0\r\n",
+        ENTRY % b"0",
+        with_nonce(ENTRY % b"0", b"\r\nnonce\r\n"),
+    ],
+)
+def test_a_reply_too_many_is_no_reply_to_the_next_request(extra: bytes, *, late: bool) -> None:
+    """It comes right behind a reply, or ahead of the next one."""
 
     async def steps() -> None:
-        more = [b":7\r\n" * 9]
+        scripts = 0
 
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal scripts
             while data := await reader.read(65_536):
                 if b"EVAL" in data:
-                    writer.write(expected + (more.pop() if more else b""))
-                elif b"HELLO" in data:
-                    writer.write(b"%1\r\n$5\r\nproto\r\n:3\r\n")
+                    scripts += 1
+                    before = extra if late and scripts == 2 else b""
+                    behind = extra if not late and scripts == 1 else b""
+                    writer.write(before + with_nonce(ENTRY % b"x", data) + behind)
                 else:
                     writer.write(b"+OK\r\n" * data.count(b"*"))
                 await writer.drain()
@@ -691,8 +710,41 @@ def test_a_reply_too_many_is_no_reply_to_the_next_request() -> None:
             port = listening.sockets[0].getsockname()[1]
             store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
             try:
-                for _ in range(3):
+                for _ in range(4):
                     assert await store.ask(Get(A)) == (b"x", 1, 2)
+            finally:
+                await store.aclose()
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_a_page_of_keys_is_not_another_page(*, second: bool) -> None:
+    """The reply to a SCAN is there twice: an old page would hide keys."""
+    key = b"smtpd-filters:" + A
+    page = b"*2\r\n$1\r\n%b\r\n*1\r\n$%d\r\n%b\r\n"
+
+    async def steps() -> None:
+        pages = [page % (cursor, len(key), key) for cursor in (b"7", b"0")]
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while data := await reader.read(65_536):
+                if b"SCAN" in data:
+                    reply = pages.pop(0)
+                    writer.write(with_nonce(reply * 2 if bool(pages) != second else reply, data))
+                elif b"EVAL" in data:
+                    writer.write(with_nonce(ENTRY % b"x", data))
+                else:
+                    writer.write(b"+OK\r\n" * data.count(b"*"))
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
+            try:
+                with pytest.raises(UnavailableError, match="reply to another command"):
+                    assert [each async for each in store.scan(b"")] == [(A, (b"x", 1, 2))]
             finally:
                 await store.aclose()
 
@@ -704,7 +756,7 @@ def test_a_dead_sentinel_costs_no_request() -> None:
         async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while data := await reader.read(65_536):
                 if b"EVAL" in data:
-                    writer.write(b"*2\r\n$-1\r\n:0\r\n")
+                    writer.write(with_nonce(NOTHING, data))
                 elif b"MASTERS" in data.upper():
                     writer.write(_masters(writer.get_extra_info("sockname")[1]))
                 else:
@@ -810,7 +862,7 @@ def test_a_sentinel_that_replies_with_an_error_stops_no_other() -> None:
             port = writer.get_extra_info("sockname")[1]
             while data := await reader.read(65_536):
                 if b"EVAL" in data:
-                    writer.write(b"*2\r\n$-1\r\n:0\r\n")
+                    writer.write(with_nonce(NOTHING, data))
                 elif b"MASTERS" in data.upper():
                     refuses = refusing and port == refusing[0]
                     writer.write(b"-ERR unknown command\r\n" if refuses else _masters(port))
@@ -894,8 +946,8 @@ def test_a_cluster_of_endless_slots_is_unavailable() -> None:
             port = writer.get_extra_info("sockname")[1]
             slots = b"*1\r\n*3\r\n:0\r\n:20000000\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port
             while data := await reader.read(65_536):
-                for _ in range(data.count(b"*")):
-                    writer.write(slots if b"SLOTS" in data else b"+OK\r\n")
+                asked = b"SLOTS" in data
+                writer.write(with_nonce(slots, data) if asked else b"+OK\r\n" * data.count(b"*"))
                 await writer.drain()
             writer.close()
 

@@ -15,13 +15,15 @@ from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.redis_cluster import SLOTS, Cluster, parse_slots, slot_of
 from smtpd_filters.stores.redis_store import RedisStore
 from tests.stores.conftest import PATIENCE
-from tests.stores.redis_nodes import NOTHING, Node, layout, nodes, saying
+from tests.stores.redis_nodes import NOTHING, Node, layout, nodes, saying, with_nonce
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.e2e
 PREFIX = "smtpd-filters:"
+#: The reply to a `Get`, but for the nonce.
+ENTRY = b"*2\r\n*3\r\n$1\r\nx\r\n$1\r\n1\r\n$1\r\n2\r\n:0\r\n"
 
 
 def key_of(number: int, count: int) -> bytes:
@@ -201,6 +203,24 @@ def test_a_slot_that_moves_is_asked_for_on_one_connection() -> None:
                 assert found == [None] * 10
             asked = [command[0] for command in new.commands if command[0] != b"CLUSTER"]
             assert asked.count(b"ASKING") == asked.count(b"EVALSHA") == 30
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("more", [b":7\r\n", ENTRY, with_nonce(ENTRY, b"\r\nnonce\r\n")])
+def test_a_reply_too_many_of_a_node_is_no_reply_to_the_next_request(more: bytes) -> None:
+    async def steps() -> None:
+        async with nodes(2) as some, store_on(*some) as store:
+            old, new = some
+            key = key_of(0, 2)
+            slot = slot_of(PREFIX.encode() + key)
+            old.more = more
+            for _ in range(3):
+                assert await store.ask(Get(key)) is None
+            new.more = more
+            old.reply = saying(b"-ASK %d 127.0.0.1:%d\r\n" % (slot, new.port))
+            for _ in range(3):
+                assert await store.ask(Get(key)) is None
 
     asyncio.run(steps())
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import exceptions
 
-from smtpd_filters.stores.redis_pool import FAILURES, Pool
+from smtpd_filters.stores.redis_pool import FAILURES, FOREIGN, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
 
 class Client:
@@ -25,11 +26,40 @@ class Client:
     async def execute_command(self, *_: object) -> Any:
         return await self.behave()
 
+    def pipeline(self, *, transaction: bool) -> Pipeline:
+        assert not transaction
+        return Pipeline(self.behave)
+
     async def disconnect(self) -> None:
         pass
 
     async def aclose(self) -> None:
         self.is_closed = True
+
+
+class Pipeline:
+    """Commands of redis-py that are sent together, and the last of which returns its argument."""
+
+    def __init__(self, behave: Callable[[], Any]) -> None:
+        self._behave = behave
+        self._words: list[tuple[Any, ...]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def execute_command(self, *words: Any) -> None:
+        self._words.append(words)
+
+    async def execute(self, *, raise_on_error: bool) -> list[Any]:
+        assert not raise_on_error
+        try:
+            reply = await self._behave()
+        except exceptions.ResponseError as error:
+            reply = error
+        return reply if isinstance(reply, list) else [reply, self._words[-1][-1]]
 
 
 def made(behave: Callable[[], Any], limit: float = 60.0) -> tuple[Pool, list[Client]]:
@@ -157,5 +187,84 @@ def test_connections_are_closed_after_their_last_command() -> None:
         assert await pending is True
         await pool.close()
         assert clients[0].is_closed
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("reply", [b"OK", 7, None, [], [0], [b"nonce"], [0, None], (0, b"nonce")])
+def test_the_reply_to_another_command_is_no_results_of_a_script(reply: object) -> None:
+    async def other() -> object:
+        return reply
+
+    async def steps() -> None:
+        pool, clients = made(other)
+        with pytest.raises(exceptions.ConnectionError, match=f"^{FOREIGN}$"):
+            await pool.script("EVAL", b"", 0)
+        assert len(clients) == 2
+        await pool.close()
+        assert clients[0].is_closed
+
+    asyncio.run(steps())
+
+
+def test_results_of_a_script_are_of_one_command() -> None:
+    async def steps() -> None:
+        pool, clients = made(failing)
+        sent: list[bytes] = []
+
+        async def echo(*words: bytes) -> list[object]:
+            sent.append(words[-1])
+            return [7, words[-1]]
+
+        clients[0].execute_command = echo  # type: ignore[method-assign, assignment]
+        assert await pool.script("EVAL", b"", 0) == [7]
+        assert await pool.script("EVAL", b"", 0) == [7]
+        assert len(set(sent)) == 2
+        await pool.close()
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        b"value",
+        None,
+        b"PONG",
+        exceptions.NoPermissionError("this user has no permissions to run the 'get' command"),
+        exceptions.ResponseError("LOADING"),
+    ],
+)
+def test_the_reply_to_another_command_is_not_returned(echo: object) -> None:
+    async def other() -> list[object]:
+        return [b"other", echo]
+
+    async def steps() -> None:
+        pool, clients = made(other)
+        await fails(pool)
+        assert len(clients) == 2
+        await pool.close()
+
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "this user has no permissions to run the 'ping' command or its subcommand",
+        "User reader has no permissions to run the 'ping' command",
+    ],
+)
+def test_a_user_without_permission_for_ping(text: str) -> None:
+    """Redis 6 and 7."""
+
+    async def denied() -> list[object]:
+        return [b"value", exceptions.NoPermissionError(text)]
+
+    async def steps() -> None:
+        pool, clients = made(denied)
+        assert await pool.command("GET") == b"value"
+        assert len(clients) == 1
+        await pool.close()
 
     asyncio.run(steps())
