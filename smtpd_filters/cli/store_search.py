@@ -20,7 +20,7 @@ from .chain_file import USE
 from .chain_use import LARGEST
 from .check import PLACES
 from .smtpd_conf import chain_run_by, read
-from .smtpd_conf.commands import flags_in, words_of
+from .smtpd_conf.commands import file_name, flags_in, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,9 +77,16 @@ def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str] | 
     None is returned for a command of another filter.
     """
     for at, word in enumerate(words):
-        if word.rpartition("/")[2] == f"filter-{name}":
+        if file_name(word) == f"filter-{name}" or _is_own(words, at, name):
             return _of_words(words[at + 1 :], flag)
     return None
+
+
+def _is_own(words: Sequence[str], at: int, name: str) -> bool:
+    """Return whether a word is the path of a program of the operator's own, not a flag's value."""
+    before = words[at - 1] if at else ""
+    is_program = "/" in words[at] and (not before.startswith("-") or before == "--")
+    return is_program and file_name(words[at]).removesuffix(".py") == name
 
 
 def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
@@ -99,13 +106,18 @@ def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
         return
     filters = content.get("filter")
     for instance, keys in filters.items() if isinstance(filters, dict) else ():
-        if isinstance(keys, dict) and keys.get(USE, instance) == name:
+        if isinstance(keys, dict) and _is_kind(str(keys.get(USE, instance)), instance, name):
             texts = {
                 option: str(value) for key, value in keys.items() if (option := _option(key, flag))
             }
             if flag == "store" and instance != name:
                 texts.setdefault("store", default_address(instance).text)
             yield texts
+
+
+def _is_kind(used: str, instance: str, name: str) -> bool:
+    """Return whether a filter is of the kind `name`, or the operator's own with that name."""
+    return used == name or (instance == name and ("/" in used or ":" in used))
 
 
 def _option(spelt: str, flag: str) -> str:

@@ -183,6 +183,8 @@ REDIS = STORE.parse("redis://redis.example.org")
         "filter-limit --store redis://redis.example.org --limit 'all messages 1/1h'",
         "/usr/local/libexec/smtpd/filter-limit --store=redis://redis.example.org",
         "filter-supervise --workers 2 -- filter-limit --store=redis://redis.example.org",
+        "/etc/mail/filters/limit.py --store redis://redis.example.org",
+        "filter-supervise /opt/filters/limit --store redis://redis.example.org",
     ],
 )
 def test_the_store_in_smtpd_conf(tmp_path: Path, command: str) -> None:
@@ -208,6 +210,7 @@ def test_all_flags_of_the_store_in_smtpd_conf(tmp_path: Path) -> None:
     [
         '[filter.limit]\nstore = "redis://redis.example.org"\n',
         '[filter.users]\nuse = "limit"\nstore = "redis://redis.example.org"\nlimit = ["x"]\n',
+        '[filter.limit]\nuse = "/etc/mail/own.py:Own"\nstore = "redis://redis.example.org"\n',
     ],
 )
 def test_the_store_in_a_chain_file(tmp_path: Path, chains: str) -> None:
@@ -247,6 +250,8 @@ def test_another_flag_has_the_address(tmp_path: Path) -> None:
         ('filter x proc-exec "filter-greylist --store redis://redis.example.org"\n', ""),
         ('filter limits proc-exec "filter-limit --store \'x"\n', ""),
         ('filter limits proc-exec "filter-limit"\n', ""),
+        ('filter x proc-exec "filter-chain --chain limit --store redis://r"\n', ""),
+        ("", '[filter.limit]\nuse = "rcpt"\nstore = "redis://redis.example.org"\n'),
         ("", "[filter\n"),
         ("", "filter = 5\n"),
         ("", "[filter.limit]\ntimeout = 5\n"),
