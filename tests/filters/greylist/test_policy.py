@@ -299,6 +299,10 @@ POOL: dict[str, dict[str, Any]] = {
     "big.example": {"TXT": "v=spf1 ip4:203.0.113.0/24 ip4:198.51.100.0/24 -all"},
     "open.example": {"TXT": "v=spf1 +all"},
     "mx.helo.example": {"TXT": "v=spf1 ip4:203.0.113.0/24 ip4:198.51.100.0/24 -all"},
+    "mx1.hosts.provider.example": {"TXT": "v=spf1 ip4:203.0.113.1 -all"},
+    "mx2.hosts.provider.example": {"TXT": "v=spf1 ip4:198.51.100.1 -all"},
+    "mx1.hosts.example": {"TXT": "v=spf1 ip4:203.0.113.1 -all"},
+    "mx2.hosts.example": {"TXT": "v=spf1 ip4:198.51.100.1 -all"},
     "_dmarc.provider.example": {"TXT": "v=DMARC1; p=none"},
     "slow.example": {"drop": True},
 }
@@ -336,6 +340,17 @@ def test_a_domain_whose_spf_passes_is_one_client(
     again: bool,  # noqa: FBT001
 ) -> None:
     assert waits_again(sender, *flags, helo="mx.helo.example") is again
+
+
+@pytest.mark.parametrize(
+    ("domain", "again"), [("hosts.provider.example", False), ("hosts.example", True)]
+)
+def test_bounces_of_hosts_with_records_of_their_own_have_one_client(
+    domain: str,
+    again: bool,  # noqa: FBT001
+) -> None:
+    one, two = ({**who, "helo": f"mx{n}.{domain}"} for n, who in ((1, ONE), (2, TWO)))
+    assert waits_again("", one=one, two=two) is again
 
 
 def test_a_client_whose_domain_takes_too_long_is_its_network() -> None:
