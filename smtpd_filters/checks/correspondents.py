@@ -73,6 +73,7 @@ class CorrespondentsSetting(StoreSetting):
     """
 
     address = "correspondents"
+    has_default = False
 
     def __init__(self) -> None:
         """Declare the flags."""

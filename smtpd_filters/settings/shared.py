@@ -50,6 +50,8 @@ class Shared(Generic[T]):
     options: Mapping[str, Option] = {}  # replaced as a whole
     #: The attribute of the filter's class.
     name = ""
+    #: Whether there is a resource also if none of the options is given a value.
+    has_default = False
 
     def key(self, filter_: Any) -> Hashable:
         """Return the key of the resource: filters with equal keys share it."""

@@ -60,6 +60,7 @@ class StoreSetting(_Base):
 
     #: The option with the address.
     address = "store"
+    has_default = True
 
     def __init__(self) -> None:
         """See `Store.setting`."""

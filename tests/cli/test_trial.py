@@ -259,9 +259,10 @@ def test_the_filter_that_is_changed_is_asked_without_look_ups_too(tmp_path: Path
     assert "A 10.100.51.198.zen.example" in [what for what, _ in found["missing"]]
 
 
-def test_a_filter_with_a_memory_is_not_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("default", [False, True])
+def test_a_filter_with_a_memory_is_not_asked(*, default: bool, tmp_path: Path) -> None:
     store = tmp_path / "greylist.sqlite"
-    rules = f'[filter.greylist]\nstore = "sqlite:{store}"\n'
+    rules = "[filter.greylist]\n" + ("" if default else f'store = "sqlite:{store}"\n')
     stories = [
         story(GOOD, ["greylist", "rcpt-to", "proceed", 3, 9]),
         story(

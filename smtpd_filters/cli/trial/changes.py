@@ -141,7 +141,7 @@ def outside(declared: Declared) -> tuple[str, bool]:
         if isinstance(shared, ResolverSetting):
             asks = True
             of_resolvers |= shared.options.keys()
-        elif settings.get(next(iter(shared.options), ""), shared) is not None:
+        elif shared.has_default or settings.get(next(iter(shared.options), ""), shared) is not None:
             return "it asks a service, or keeps a memory, of its own", asks
     if cls.needs is not Filter.needs:
         return "it needs files, programs or services of its own", asks

@@ -71,6 +71,7 @@ class ReportSetting(StoreSetting):
     """The flags `--report-to` and those of its servers, and the store that they configure."""
 
     address = "report_to"
+    has_default = False
 
     def __init__(self) -> None:
         """Declare the flags."""
