@@ -101,9 +101,13 @@ def test_a_file_is_replaced_where_its_name_is_and_where_it_is(tmp_path: Path) ->
 class _Filter:
     """What a store's setting reads of a filter."""
 
-    def __init__(self, store: str, certificates: str | None = None) -> None:
+    def __init__(
+        self, store: str, certificates: str | None = None, password: str | None = None
+    ) -> None:
         self.name = "x"
-        self.pool = Pool(store=parse(store), store_ca_file=certificates)
+        self.pool = Pool(
+            store=parse(store), store_ca_file=certificates, store_password_file=password
+        )
         self.settings = StoreSettings()
 
 
@@ -143,11 +147,11 @@ def test_a_store_needs_its_file_or_its_servers(store: str, expected: dict[str, o
     }
 
 
-def test_a_store_reads_the_certificates_of_its_servers_when_it_connects() -> None:
+def test_a_store_reads_certificates_and_password_of_its_servers_when_it_connects() -> None:
     needs = Needs()
-    filter_ = _Filter("rediss://192.0.2.1", "/srv/ca.pem")
+    filter_ = _Filter("rediss://192.0.2.1", "/srv/ca.pem", "/etc/mail/password")
     StoreSetting().declare(filter_, needs)
-    assert needs.replaced == ["/srv/ca.pem"]
+    assert needs.replaced == ["/srv/ca.pem", "/etc/mail/password"]
 
 
 def test_a_table_reads_the_certificates_of_its_servers_when_it_connects(tmp_path: Path) -> None:
