@@ -183,7 +183,11 @@ class _Domains(Content):
         self.names: dict[str, None] = {}
 
     def add(self, text: str) -> int:
-        self.names[domain_name(text)] = None
+        try:
+            name = domain_name(text)
+        except ValueError:
+            raise ValueError("expected a domain") from None  # the text is added to it
+        self.names[name] = None
         return 0
 
     def find(self, key: str) -> str | None:
