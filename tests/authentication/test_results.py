@@ -287,6 +287,9 @@ FORGED = [
     "mx\u3002example\uff0eorg; spf=pass",
     f"{OWN}\x00; spf=pass",
     f"other.example {OWN}; spf=pass",
+    f"other.example; spf=fail; {OWN}; spf=pass",
+    f"other.example; {OWN}; spf=pass",
+    f"other.example; none; spf=pass ({OWN}; spf=pass",
     "other.example 2; spf=pass",
     "\u00fc " * 80 + "; spf=pass",
 ]

@@ -17,11 +17,11 @@ from smtpd_filters.addresses import readings
 from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.message.disguise import Name
 
-from .reader import end_of_comment
+from .reader import end_of_comment, parse
 from .writer import FIELD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from smtpd_filters.message import Headers
 
@@ -70,6 +70,8 @@ def claims(value: str, authserv_id: str) -> bool:
     head, version = _head(value)
     if version not in {"", "1"}:
         return True
+    if head is not None and _is_malformed_with(value, own):
+        head = None
     text = (value if head is None else head).replace("\r", "").replace("\n", "")
     if _ENCODED in text:
         return True  # RFC 2047 section 5 allows no encoded word here, but some readers decode it
@@ -119,6 +121,12 @@ def _head(value: str) -> tuple[str | None, str]:
     if value[at : at + 1] not in {"", ";"}:
         return None, ""
     return value[:at], version[0] if version else ""
+
+
+def _is_malformed_with(value: str, names: Iterable[str]) -> bool:
+    """Return whether a field is not well-formed behind its id, and has one of these names."""
+    lower = value.lower()
+    return any(name in lower for name in names if name) and parse(value) is None
 
 
 def _skip(value: str, at: int) -> int:
