@@ -80,6 +80,11 @@ def crowd(send: Callable[..., Outcome], clients: Iterable[Mapping[str, Any]]) ->
         return [future.result() for future in futures]
 
 
+def is_release(server: Smtpd, *numbers: int) -> bool:
+    """Return whether the server is this release of OpenSMTPD or a later one."""
+    return tuple(map(int, server.version.split("."))) >= numbers
+
+
 def greeted(connection: Connection) -> Connection:
     """Take the server's banner, and greet it."""
     assert connection.reply() is not None

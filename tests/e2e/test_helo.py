@@ -26,12 +26,15 @@ from tests.e2e.sending import (
     attempt,
     crowd,
     folders,
+    greeted,
+    is_release,
     logged,
+    transact,
 )
 
 if TYPE_CHECKING:
     from smtpd_filters.testing.server import Smtpd
-    from tests.e2e.conftest import Start
+    from tests.e2e.conftest import Spy, Start
 
 HERE = "127.0.0.1"
 NAMES = merge(
@@ -256,3 +259,24 @@ def test_fifty_sessions_at_once(start: Start) -> None:
     outcomes = crowd(partial(greet, server), [client for _, client in kinds] * 8)
     assert [outcome.stage for outcome in outcomes] == [stage for stage, _ in kinds] * 8
     assert len(server.maildir("alice")) == 32
+
+
+def test_a_greeting_within_a_transaction(start: Start, spy: Spy) -> None:
+    """OpenSMTPD 7.9 takes it and ends the transaction; earlier releases refuse it."""
+    server = start(filters={"spy": filter_command("supervise", spy())})
+    taken = is_release(server, 7, 9)
+    with server.connection(GOOD) as connection:
+        greeted(connection)
+        commands = "MAIL FROM:<someone@good.example>", "EHLO other.example", f"RCPT TO:<{ALICE}>"
+        replies = [connection.command(command) for command in (*commands, "RSET")]
+        assert [reply and reply.code for reply in replies] == (
+            [250, 250, 503, 250] if taken else [250, 503, 250, 250]
+        )
+        assert transact(connection).code == 250
+    server.terminate()
+    assert [each.rest for each in spy.seen(server, "link-identify")] == [
+        "EHLO|client.example",
+        *["EHLO|other.example"] * taken,
+    ]
+    assert len(spy.seen(server, "tx-rollback")) == 1
+    assert len(spy.seen(server, "tx-commit")) == 1
