@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.checks.correspondents import Correspondents
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.correspondents import DAY, FIELD, CorrespondentsFilter
 from smtpd_filters.filters.greylist import Greylist
@@ -237,3 +238,26 @@ def test_correspondents_are_not_greylisted(scope: str, refused: list[bool], tmp_
 def test_a_store_that_no_filter_fills_is_an_error() -> None:
     with pytest.raises(ConfigError, match="--correspondents: memory: is empty"):
         Conversation(Greylist, "--store=memory:", "--key=network", "--correspondents=memory:")
+
+
+def test_a_known_client_is_accepted_though_its_correspondents_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> bool:
+        raise UnavailableError("sqlite: disk full")
+
+    flags = ("--store=memory:", "--key=network", "--on-error=tempfail")
+    store = f"--correspondents=sqlite:{tmp_path}/correspondents.sqlite"
+    with Conversation(Greylist, *flags, store) as smtpd:
+
+        def reply() -> str:
+            there = client(smtpd)
+            there.mail_from(FRIEND)
+            return there.rcpt_to(ALICE).reply
+
+        assert reply().startswith("451 4.7.1 Greylisted")
+        monkeypatch.setattr(Correspondents, "knows", fail)
+        assert reply().startswith("451 4.3.0")
+        smtpd.advance(301)
+        assert reply() == ""
+        assert 'greylist store error="sqlite: disk full"' in smtpd.log

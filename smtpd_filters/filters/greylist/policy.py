@@ -363,8 +363,12 @@ class Greylist(Filter):
             judged = await self._identify(session, address, sender)
             tx.scratch[self] = judged
         why = judged.exempt or await self._exempt_recipient(recipients)
-        if not why and await self._is_friend(sender, recipients):
-            why = "a correspondent"
+        unknown = None
+        if not why:
+            try:
+                why = "a correspondent" if await self._is_friend(sender, recipients) else ""
+            except UnavailableError as error:
+                unknown = error  # it matters only if the client would have to wait
         if why:
             judged.result = judged.result or f"not delayed: {why}"
             return exempted(self, why)
@@ -376,7 +380,12 @@ class Greylist(Filter):
             address=address,
             retried=judged.passed,
         )
-        return self._decision(judged, await self._triplets.judge(attempt))
+        standing = await self._triplets.judge(attempt)
+        if unknown is not None:
+            if not standing.passes:
+                raise unknown
+            self._note(str(unknown))
+        return self._decision(judged, standing)
 
     async def _identify(self, session: Session, address: str, sender: str) -> _Judged:
         """Return the client of a message, or why it is exempt."""
