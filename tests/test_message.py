@@ -1491,12 +1491,13 @@ def test_stray_crs_become_blanks() -> None:
 
 
 def test_odd_blanks_become_blanks() -> None:
-    headers = Headers([b"A: b", b" c\t", b"D: \xff\x00"])
+    # smtpd refuses a line that begins with one; a blank would make it a continuation.
+    headers = Headers([b"A: b", b" c\t", b"D: \xff\x00", b"\f", b"\rF: g"])
     assert not replace_odd_blanks(headers)
     assert not headers.changed
-    headers = Headers([b"A: b\v\rc", b" d\f", b"E: \r"])
+    headers = Headers([b"A: b\v\rc", b" d\f", b"E: \r", b"\r\rF: g"])
     assert replace_odd_blanks(headers)
-    assert headers.lines() == [b"A: b  c", b" d ", b"E:  "]
+    assert headers.lines() == [b"A: b  c", b" d ", b"E:  ", b"\r F: g"]
 
 
 def test_blanks_after_names_are_removed() -> None:

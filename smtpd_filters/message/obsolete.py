@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .headers import Headers
 
 _BLANKS = bytes.maketrans(b"\r\v\f", b"   ")
+_FIRST = re.compile(rb"\n[\r\v\f]")
 _SPACED = re.compile(rb"\n([!-9;-~]++)[ \t]++:")
 
 
@@ -49,10 +50,16 @@ def replace_stray_cr(headers: Headers) -> bool:
 
 
 def replace_odd_blanks(headers: Headers) -> bool:
-    """Replace each CR, VT and FF by a space; return whether there were any."""
+    """Replace each CR, VT and FF by a space; return whether there were any.
+
+    One at the beginning of a line stays: such a line is no field and no continuation of one, and
+    smtpd refuses the message.
+    """
     text = headers.text()
-    replaced = text.translate(_BLANKS)
+    replaced = bytearray(text.translate(_BLANKS))
+    for match in _FIRST.finditer(text):
+        replaced[match.end() - 1] = text[match.end() - 1]
     if replaced == text:
         return False
-    headers.replace_text(replaced)
+    headers.replace_text(bytes(replaced))
     return True
