@@ -155,6 +155,16 @@ def test_blanks_between_a_name_and_its_colon_are_removed(key: str, form: str) ->
     assert b"\r\nX-Odd: a\r\n b : c\r\n" in text
 
 
+@pytest.mark.parametrize("names", ["", "subject", "from"])
+def test_a_message_without_an_author(key: str, names: str) -> None:
+    raw = MESSAGE.partition(b"\r\n")[2]
+    flags = ("-d", "example.org", "-s", "sel", "-k", key, "--oversign", names)
+    mail, _ = delivered(*flags, raw=raw)
+    assert [each.result for each in checked(mail, records("sel"))] == ["pass"]
+    added = b"From: Joe <joe@example.org>\r\n" + whole(mail)
+    assert [each.result for each in verified(added, records("sel"), now=time())] == ["fail"]
+
+
 @pytest.mark.parametrize("form", ["simple/simple", "relaxed/relaxed"])
 def test_odd_blanks_at_the_end_of_a_field_are_replaced(key: str, form: str) -> None:
     """Otherwise dkimpy rejects the relaxed signature: it takes them for white space."""

@@ -103,6 +103,9 @@ class SigningFields:
             for name in style.oversigned
             if name not in REMOVED and not (name in ADDED and name not in names)
         ]
+        if b"from" not in names:
+            # RFC 6376 section 5.4: "The From header field MUST be signed", also if there is none.
+            names.append(b"from")
         if len(names) > MAX_NAMES:
             raise TooManyFieldsError(f"more than {MAX_NAMES} fields to sign")
         #: The value of h=.
