@@ -34,6 +34,7 @@ from .protocol.decisions import (
 from .protocol.vocabulary import HANDLERS
 from .runtime.log import FilterLog, Log
 from .settings import MAX_DEADLINE, Pool, Settings, Shared
+from .settings.declare import annotations_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ _EVENTS_AND_SETUP = _EVENTS | {"setup", "needs", "remove_forged"}
 #: Annotations of a handler that returns a coroutine but isn't `async def`.
 _AWAITABLES = frozenset({"Awaitable", "Coroutine"})
 _CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
+#: The type of `Proceed | Junk` as an annotation.
+_UNION = type(Proceed | Junk)
 
 #: The reports that smtpd may have sent before a phase or an event, beyond `link-connect`.
 _REPORTED_BY: dict[str, tuple[str, ...]] = {
@@ -529,9 +532,7 @@ def _check_points(cls: type[Filter], where: str) -> None:
         check_bounds(cls.points, where)
         return
     for name, handler in cls.handlers.items():
-        if "Points" in _annotated_names(
-            getattr(unwrapped(handler), "__annotations__", {}).get("return", "")
-        ):
+        if "Points" in _annotated_names(annotations_of(unwrapped(handler)).get("return", "")):
             raise TypeError(
                 f"{where}: {name} returns Points; declare the least and the most of them, such as "
                 "points = (0, 5)"
@@ -577,7 +578,7 @@ def _check_handler(
         and (code.co_argcount != len(takes) or code.co_kwonlyargcount)
     ):
         raise TypeError(f"{where}: {name} takes ({', '.join(takes)})")
-    annotations = getattr(plain, "__annotations__", {})
+    annotations = annotations_of(plain)
     if "return" not in annotations:
         if code.co_flags & _CO_VARARGS:
             return legal  # a decorator's
@@ -606,7 +607,7 @@ def _annotated_names(annotation: object) -> list[str]:
     """Return the names in a return annotation, given as text or as types."""
     if isinstance(annotation, str):
         return [word.strip() for word in annotation.split("|")]
-    parts = getattr(annotation, "__args__", ())
-    if parts and not hasattr(annotation, "__origin__"):
-        return [name for part in parts for name in _annotated_names(part)]
+    if isinstance(annotation, _UNION):
+        union: Any = annotation
+        return [name for part in union.__args__ for name in _annotated_names(part)]
     return [getattr(annotation, "__name__", str(annotation))]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import inspect
 import locale
 import multiprocessing
 import os
@@ -68,7 +69,7 @@ def _mode(name: str, outcome: str = FALLBACK) -> Callable[[Misdeed], Misdeed]:
     def kept(misdeed: Misdeed) -> Misdeed:
         MODES[name] = outcome
         _MISDEEDS[name] = misdeed
-        if asyncio.iscoroutinefunction(misdeed):
+        if inspect.iscoroutinefunction(misdeed):
             NEEDS_LOOP.add(name)
         return misdeed
 
@@ -500,7 +501,7 @@ def _handler(misdeed: Misdeed, *, later: bool, first: bool, argument: bool, retu
         if not first:
             await asyncio.sleep(0)
         done = misdeed(session, subject)
-        return await cast("Any", done) if asyncio.iscoroutinefunction(misdeed) else done
+        return await cast("Any", done) if inspect.iscoroutinefunction(misdeed) else done
 
     if later and argument:
 

@@ -4,9 +4,11 @@ import math
 import os
 import re
 import subprocess
+import sys
 import textwrap
 from importlib import metadata
 from shutil import which
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -40,6 +42,7 @@ from smtpd_filters.settings import (
     policy_options,
     table,
 )
+from smtpd_filters.settings.declare import annotations_of
 from smtpd_filters.settings.manual import (
     command_text,
     describe,
@@ -1043,3 +1046,20 @@ def test_nothing_costly_is_imported() -> None:
         "parse_flags(S, ['--x=5m', '-v'], common=common_options(), prog='x')\n"
     )
     assert loaded(code).isdisjoint(costly.split())
+
+
+def test_annotations_of_names_for_type_checkers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 evaluates annotations when they are asked for."""
+
+    class Late:
+        def __getattribute__(self, name: str) -> object:
+            raise NameError("Decision")
+
+    def get_annotations(declared: object, *, format: int) -> dict[str, str]:  # noqa: A002
+        assert (type(declared), format) == (Late, 4)
+        return {"return": "Decision"}
+
+    module: Any = ModuleType("annotationlib")
+    module.Format, module.get_annotations = SimpleNamespace(STRING=4), get_annotations
+    monkeypatch.setitem(sys.modules, "annotationlib", module)
+    assert annotations_of(Late()) == {"return": "Decision"}

@@ -37,6 +37,24 @@ NEAR = 0.7
 RESERVED = ("--help", "--version")
 
 
+def annotations_of(declared: object) -> Mapping[str, Any]:
+    """Return the annotations of a function or a class itself, as text or as types.
+
+    Since Python 3.14 they are evaluated here (PEP 649), and are text if a name is not defined,
+    such as one that is imported for type checkers only.
+    """
+    try:
+        found: Mapping[str, Any] = getattr(declared, "__annotations__", {})
+    except NameError:
+        from annotationlib import (  # type: ignore[import-not-found]  # new in Python 3.14
+            Format,
+            get_annotations,
+        )
+
+        found = get_annotations(declared, format=Format.STRING)
+    return found
+
+
 class Option:
     """A declared option. `name` and `key` are set when its class is defined."""
 
@@ -250,7 +268,7 @@ class Settings:
             options.update(vars(base).get("options", {}))
         where = cls.__qualname__
         declared = vars(cls)
-        for name in declared.get("__annotations__", ()):
+        for name in annotations_of(cls):
             if name not in declared and not name.startswith("_"):
                 raise TypeError(f"{where}.{name}: declared without option()")
         for name, value in declared.items():

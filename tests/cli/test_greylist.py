@@ -273,7 +273,7 @@ def test_what_is_imported_passes(tool: Tool, tmp_path: Path) -> None:
         (b"VERSION=3\nformat=print\nHEADER=END\n a/b\n c\n", "line 4: not an entry of postgrey"),
         (b"{}\n", "line 1: not a record of an export"),
         (b"{\n", "line 1: "),
-        (b'{"a":' + b"[" * 60_000, "line 1: not a record"),
+        (b'{"a":' + b"[" * 60_000, "line 1: "),  # too deep for Python before 3.14
         (b"\n" + b"x" * 65_537, "line 2: longer than 65536 bytes"),
         (b"VERSION=3\nformat=print\nHEADER=END\n 192.0.2.1\n 7,nan\n", "line 4: not an entry of p"),
         (b"VERSION=3\nformat=print\nHEADER=END\n 192.0.2.1/a@b/c@d\n nan,1\n", "line 4: not an"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import sys
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import ModuleType
 
-#: The greatest int that CPython keeps, so that it takes no memory.
-KEPT = 256
+#: The greatest index that takes no memory: CPython keeps such ints; since 3.14 the stack has any
+#: index without an object.
+KEPT = 256 if sys.version_info < (3, 14) else sys.maxsize
 #: What raises in a handler; `RERAISE` if no `except` matches.
 RAISING = ("CALL", "RAISE_VARARGS", "RERAISE")
 HELD = [filter_side, engine, first_step, jobs, messages, asyncio_loop, poll_loop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -202,9 +203,16 @@ def test_log_ins_end_if_the_user_is_removed_or_changed(tmp_path: Path) -> None:
     visit(Access(passwords=passwords), visiting)
 
 
-def test_a_password_that_is_changed_during_the_log_in(tmp_path: Path) -> None:
-    path = str(tmp_path / "users")
+def test_a_password_that_is_changed_during_the_log_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, changed, fits = str(tmp_path / "users"), threading.Event(), Hash.fits
     with_user(path, "ann", "wonder", LITTLE)
+
+    def fits_after_the_change(hashed: Hash, password: str) -> bool:
+        return changed.wait(60) and fits(hashed, password)
+
+    monkeypatch.setattr(Hash, "fits", fits_after_the_change)
 
     async def log_in() -> bool:
         passwords = Passwords.read(path)
@@ -212,6 +220,7 @@ def test_a_password_that_is_changed_during_the_log_in(tmp_path: Path) -> None:
         await asyncio.sleep(0)  # it has the hash
         with_user(path, "ann", "other", LITTLE)
         passwords.reload()
+        changed.set()
         return await checking
 
     assert not asyncio.run(log_in())

@@ -174,7 +174,9 @@ def test_only_so_many_wait(path: Path) -> None:
 
     async def run() -> list[object]:
         users = Passwords.read(str(path))
-        tries = [users.check("ann", "x") for _ in range(QUEUE + 2)]
+        async with users._turn:
+            tries = [asyncio.ensure_future(users.check("ann", "x")) for _ in range(QUEUE + 2)]
+            await asyncio.sleep(0)  # all have begun
         return await asyncio.gather(*tries, return_exceptions=True)
 
     results = asyncio.run(run())
