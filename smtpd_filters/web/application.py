@@ -110,7 +110,7 @@ async def serve(  # noqa: PLR0913  # what a service has
     runner = web.AppRunner(app, access_log=None, **(ends if of_runner else {}))
     await runner.setup()
     assert runner.server is not None  # noqa: S101  # it is set up
-    limited: Any = LimitedRunner(runner, bounds.received)
+    limited: Any = LimitedRunner(runner, bounds)
     watching = asyncio.create_task(connections.watch(runner.server))
     #: The unix sockets made here, of which another process may since have made its own.
     sockets: dict[str, tuple[int, int] | None] = {}

@@ -7,7 +7,7 @@ requests.
 Invariants
 ----------
 *One request*: a connection ends after its response, and when its client has sent more than
-`received` bytes.
+`received` bytes, or `header` bytes without completing the header.
 *Bounded*: a connection without a request in progress ends after `idle` seconds (`Bounds`), and
 those that have been without one for longest end earlier if there are more than `connections`.
 """
@@ -98,10 +98,13 @@ class Connections:
 
 
 class Limited(asyncio.Protocol):
-    """A connection's protocol, which gets so many bytes at most."""
+    """A connection's protocol, which gets one request, of limited size."""
 
-    def __init__(self, protocol: asyncio.Protocol, limit: int) -> None:
-        self._protocol, self._room = protocol, limit
+    def __init__(self, protocol: asyncio.Protocol, bounds: Bounds) -> None:
+        self._protocol, self._header, self._room = protocol, bounds.header, bounds.received
+        #: The beginning of the request, until its header is complete.
+        self._begun = bytearray()
+        self._complete = self._bodiless = False
         self._transport: Any = None
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
@@ -114,23 +117,41 @@ class Limited(asyncio.Protocol):
         self._protocol.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        """Hand bytes on, or end the connection."""
+        """Hand bytes on, or end the connection; drop what is behind a request without a body."""
         self._room -= len(data)
+        if not self._complete:
+            data = self._heading(data)
+        elif self._bodiless:
+            data = b""
         if self._room < 0:
             self._transport.abort()
-        else:
+        elif data:
             self._protocol.data_received(data)
+
+    def _heading(self, data: bytes) -> bytes:
+        """Return what is handed on of bytes that are of the header, or complete it."""
+        before = len(self._begun)
+        self._begun += data
+        begin = len(self._begun) - len(self._begun.lstrip(b"\r\n"))  # which parsers skip
+        end = self._begun.find(b"\r\n\r\n", begin) + 4
+        self._complete = end > 3
+        if (end if self._complete else len(self._begun)) > self._header:
+            self._room = -1
+        if self._complete:
+            self._bodiless = self._begun.startswith((b"GET ", b"HEAD "), begin)
+            self._begun.clear()
+        return data[: end - before] if self._bodiless else data
 
 
 class LimitedServer:
     """A server whose connections are `Limited`."""
 
-    def __init__(self, server: web.Server, limit: int) -> None:
-        self._server, self._limit = server, limit
+    def __init__(self, server: web.Server, bounds: Bounds) -> None:
+        self._server, self._bounds = server, bounds
 
     def __call__(self) -> Limited:
         """Return the protocol of a new connection."""
-        return Limited(self._server(), self._limit)
+        return Limited(self._server(), self._bounds)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._server, name)
@@ -139,9 +160,9 @@ class LimitedServer:
 class LimitedRunner:
     """A runner that has been set up, for sites whose connections are `Limited`."""
 
-    def __init__(self, runner: web.BaseRunner, limit: int) -> None:
+    def __init__(self, runner: web.BaseRunner, bounds: Bounds) -> None:
         assert runner.server is not None  # noqa: S101  # it is set up
-        self._runner, self.server = runner, LimitedServer(runner.server, limit)
+        self._runner, self.server = runner, LimitedServer(runner.server, bounds)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._runner, name)

@@ -158,6 +158,42 @@ def test_a_connection_that_sends_without_end_ends(
     asyncio.run(run())
 
 
+LONG = b"a: " + b"b" * 7000 + b"\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + LONG * 2 + b"\r\n", b"200"),
+        (b"\r\n\r\nGET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"a: b\r\n" * 3000, b""),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"a: b\r\n" * 3000 + b"\r\n", b""),
+        (FORM + b"20\r\n" + b"a" * 32 + b"\r\n0\r\n\r\n", b"403"),
+        (FORM + b"20\r\n" + b"a" * 32 + b"\r\n" * 40_000, b""),
+    ],
+    ids=["long header", "header behind lines", "too long a header", "form", "too long a form"],
+)
+@pytest.mark.parametrize("piece", [1 << 20, 1000])
+def test_the_size_of_a_request(request_: bytes, status: bytes, piece: int, tmp_path: Path) -> None:
+    bounds = Bounds(watch=1000.0, idle=1000.0, form=1000.0)
+
+    async def run() -> None:
+        async with served(tmp_path, bounds=bounds) as address:
+            host, _, port = address.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            response = b""
+            with suppress(ConnectionError):
+                async with asyncio.timeout(20):
+                    for at in range(0, len(request_), piece):
+                        writer.write(request_[at : at + piece])
+                        await writer.drain()
+                        await asyncio.sleep(0)
+                    response = await reader.read()
+            writer.transport.abort()
+            assert response[9:12] == status
+
+    asyncio.run(run())
+
+
 def test_a_connection_serves_one_request(tmp_path: Path) -> None:
     request = b"GET /static/page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
