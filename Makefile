@@ -4,6 +4,7 @@
 #   make test     every test, and the branch coverage required of the core; TESTS=PATHS: some
 #   make unit     the tests within one process, with a part of their examples, in a minute
 #   make unit-all     those and the tests that start processes, but no servers
+#   make unit-debian  tests with the libraries of this release of Debian, in place of the newest
 #   make clock    the tests of the demo and on Rspamd, 400 days from now and 400 days ago
 #   make check    lint, format, types, import directions
 #   make reference    write docs/reference.md and the tables of docs/protocol.md from the code
@@ -39,6 +40,13 @@ WITHOUT_SERVERS = not e2e and not packaging and not allocations
 UNIT = tests/fetch-data $(BIN)/python || true; $(BYTECODE); mkdir -p build; \
 	SMTPD_FILTERS_TESTS=quick $(PYTEST) --numprocesses $(UNIT_WORKERS) --quiet --dist worksteal \
 	--junit-xml=$(UNIT_REPORT)
+# The tests of the modules that import libraries of others, with this release of Debian's in LIBRARIES.
+LIBRARIES = build/libraries
+LIBRARY_REPORTS = build/libraries
+LIBRARY_TESTS = tests/authentication tests/filters/auth tests/lookups/dns tests/lookups/http tests/web \
+	tests/tables/remote/test_redis_answers.py
+LIBRARY_SERVER_TESTS = tests/stores/test_redis.py tests/stores/test_redis_cluster.py tests/stores/test_redis_pool.py \
+	tests/e2e/test_redis_tables.py
 # The tests of servers that read the clock, and its offsets.
 CLOCKS = +400d -400d
 CLOCK_TESTS = tests/demo/test_demo.py tests/e2e/test_rspamd.py tests/e2e/test_rspamd_limits.py \
@@ -101,6 +109,15 @@ unit: $(INSTALLED)
 
 unit-all: $(INSTALLED)
 	@$(UNIT) -m "$(WITHOUT_SERVERS)" $(PYTEST_ARGS)
+
+unit-debian: $(INSTALLED)
+	@packaging/debian-deps libraries
+	@tests/fetch-data $(BIN)/python || true
+	@$(BYTECODE); $(BIN)/python packaging/debian_libraries.py $(LIBRARIES) && \
+		PYTHONPATH="$$PWD/$(LIBRARIES)" SMTPD_FILTERS_E2E=required && export PYTHONPATH SMTPD_FILTERS_E2E && \
+		$(PYTEST) --quiet --dist worksteal --junit-xml=$(LIBRARY_REPORTS)-servers.xml $(PYTEST_ARGS) $(LIBRARY_SERVER_TESTS) && \
+		SMTPD_FILTERS_TESTS=quick $(PYTEST) --numprocesses $(UNIT_WORKERS) --quiet --dist worksteal \
+		--junit-xml=$(LIBRARY_REPORTS).xml -m "$(WITHOUT_SERVERS) and not processes" $(PYTEST_ARGS) $(LIBRARY_TESTS)
 
 clock: $(INSTALLED)
 	@packaging/debian-deps clock
@@ -168,4 +185,4 @@ $(VENV)/.fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --use-pep517 --editable '.[fuzz]'
 	@touch $@
 
-.PHONY: all demo test unit unit-all clock check reference api-check release-check bench storm hops fuzz dist deb pkg clean
+.PHONY: all demo test unit unit-all unit-debian clock check reference api-check release-check bench storm hops fuzz dist deb pkg clean

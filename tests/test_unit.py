@@ -48,6 +48,19 @@ def test_integration_runs_the_tests_that_start_processes_too() -> None:
     assert "make unit &&" not in steps
 
 
+def test_integration_runs_the_tests_with_the_libraries_of_debian() -> None:
+    steps = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert "step make unit-debian" in steps
+    reports = "build/libraries-servers.xml build/libraries.xml"
+    assert f"step .venv/bin/python .ci/complete.py {reports}" in steps
+    installed = (ROOT / "packaging" / "debian-deps").read_text("utf-8")
+    [packages] = re.findall(r'^libraries\) packages="([^"]*)"', installed, re.MULTILINE)
+    linked = (ROOT / "packaging" / "debian_libraries.py").read_text("utf-8")
+    named = set(re.findall(r"\"(python3-[a-z0-9-]+)\"", linked))
+    assert named
+    assert named <= {*packages.split()}
+
+
 def test_nothing_is_left_out_of_the_whole() -> None:
     whole = recipe("test")
     # The tests that cover the core run by themselves, and are left out of the other run alone.
