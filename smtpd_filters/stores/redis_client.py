@@ -208,8 +208,9 @@ def cause(error: BaseException) -> str:
             return meaning
     for kind, meaning in _KINDS:
         if isinstance(error, kind):
-            if meaning is _NO_MASTER and error.__cause__ is not None:
-                return f"{_NO_MASTER}: {cause(error.__cause__)}"
+            if meaning in {_NO_MASTER, _NO_CLUSTER} and error.__cause__ is not None:
+                why = cause(error.__cause__)
+                return f"{meaning}: {why}" if meaning is _NO_MASTER or why in _LOGIN else meaning
             return _reason(error) if meaning is _LOST else meaning
     return "invalid reply"  # such as a number without digits: the parser's own errors differ
 

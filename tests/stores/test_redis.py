@@ -321,6 +321,20 @@ def test_a_user_with_too_few_rights_is_told(rights: str, server: RedisServer) ->
     assert run(store, cause) == "denies access to this user"
 
 
+def test_a_user_who_may_not_ask_for_the_slots_of_a_cluster_is_told(tmp_path: Path) -> None:
+    need(unavailable())
+    server = RedisServer(tmp_path / "redis", "--cluster-enabled", "yes", port=free_port())
+    try:
+        server.command("ACL SETUSER filters on nopass ~* +@all -cluster")
+        store = RedisStore(
+            parse(f"redis+cluster://filters@127.0.0.1:{server.port}"), timeout=PATIENCE
+        )
+        assert run(store, cause) == "the cluster is unreachable: denies access to this user"
+        assert failure("the cluster is unreachable: denies access to this user") == "unreachable"
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize(
     "error",
     [
