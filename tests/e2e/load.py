@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from smtpd_filters.supervise.fleet import START
 from smtpd_filters.testing.server.layout import MAIL
 from tests.e2e.sending import ALICE, SENDER, stuffed
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
     from smtpd_filters.testing.server import Connection, Reply, Smtpd
 
-#: Seconds in which the load must get on.
-PATIENCE = 60.0
+#: Seconds in which the load must get on. A program that is stopped while it starts is replaced
+#: after `START`.
+PATIENCE = START + 60.0
 _NUMBER = re.compile(rb"(?m)^X-Number: ([0-9]+)$")
 
 

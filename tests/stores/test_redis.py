@@ -323,7 +323,8 @@ def test_a_user_with_too_few_rights_is_told(rights: str, server: RedisServer) ->
 
 def test_a_user_who_may_not_ask_for_the_slots_of_a_cluster_is_told(tmp_path: Path) -> None:
     need(unavailable())
-    server = RedisServer(tmp_path / "redis", "--cluster-enabled", "yes", port=free_port())
+    [port] = cluster_ports(1)
+    server = RedisServer(tmp_path / "redis", "--cluster-enabled", "yes", port=port)
     try:
         server.command("ACL SETUSER filters on nopass ~* +@all -cluster")
         store = RedisStore(
