@@ -108,6 +108,20 @@ def test_postgrey_and_policyd_spf(server: Smtpd) -> None:
     assert attempt(server, NAMELESS, sender="").said.startswith("450 4.2.0 ")
 
 
+def test_a_silent_name_server_of_helo_hides_no_sender() -> None:
+    """With a short Lookup_Time, as the manual page says: policyd-spf goes on to the sender."""
+    need(no_policyd_spf())
+    forged = {"forged.example": {"TXT": "v=spf1 -all"}, "silent.example": {"drop": True}}
+    command = policy(f"exec:{policyd_spf(file_path(SPF))}", "--on-error", "proceed")
+    files = {SPF: "debugLevel = 0\nTestOnly = 1\nMail_From_reject = Fail\nLookup_Time = 1\n"}
+    with (
+        Lab(merge(ZONE, forged)) as lab,
+        Smtpd(system_version(), filters={"spf": command}, files=files, lab=lab) as server,
+    ):
+        outcome = attempt(server, sender="boss@forged.example", helo="EHLO silent.example")
+    assert outcome.said.startswith("550 5.7.23 Message rejected due to: SPF fail"), outcome
+
+
 def test_a_full_mailbox(server: Smtpd) -> None:
     accepted_at_last(server)
     with server.connection(GOOD) as connection:
