@@ -10,7 +10,7 @@ import pytest
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.tables import DomainTable, MappingTable, NetworkTable
 from tests.needed import need
-from tests.stores.redis_nodes import with_nonce
+from tests.stores.redis_nodes import answering, with_nonce
 from tests.stores.redis_server import RedisServer, unavailable
 
 TYPE_CHECKING = False
@@ -90,24 +90,20 @@ def test_a_reply_too_many_is_no_answer_to_the_next_look_up(tmp_path: Path, *, la
     async def steps() -> None:
         asked = 0
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def reply_to(data: bytes, _port: int) -> bytes | None:
             nonlocal asked
-            while data := await reader.read(65_536):
-                if b"HGET" in data:
-                    asked += 1
-                    user = b"jane" if b"jane" in data else b"joe"
-                    extra = b"$3\r\njoe\r\n"
-                    before = extra if late and asked == 2 else b""
-                    behind = extra if not late and asked == 1 else b""
-                    reply = b"$%d\r\n%b\r\n" % (len(user), user)
-                    writer.write(before + with_nonce(reply, data) + behind)
-                else:
-                    writer.write(b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+            if b"HGET" not in data:
+                return None
+            asked += 1
+            user = b"jane" if b"jane" in data else b"joe"
+            extra = b"$3\r\njoe\r\n"
+            before = extra if late and asked == 2 else b""
+            behind = extra if not late and asked == 1 else b""
+            reply = b"$%d\r\n%b\r\n" % (len(user), user)
+            return before + with_nonce(reply, data) + behind
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            url = f"url redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        async with answering(reply_to) as port:
+            url = f"url redis://127.0.0.1:{port}"
             users = MappingTable.load_asking(file_of(tmp_path, "hash", url, "hash users"))
             assert users.remote is not None
             assert await users.look_up_value("joe") == "joe"

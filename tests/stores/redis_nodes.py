@@ -31,6 +31,26 @@ def with_nonce(reply: bytes, command: bytes) -> bytes:
     return b"*%d\r\n%b" % (int(count) + 1, results + echo)
 
 
+@asynccontextmanager
+async def answering(reply_to: Callable[[bytes, int], bytes | None]) -> AsyncIterator[int]:
+    """A server whose replies a test makes; yields its port.
+
+    `reply_to` gets what a client has sent, and the port. It returns what the client gets, or None
+    for an OK to each command.
+    """
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        port = writer.get_extra_info("sockname")[1]
+        while data := await reader.read(65_536):
+            reply = reply_to(data, port)
+            writer.write(b"+OK\r\n" * data.count(b"*") if reply is None else reply)
+            await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
+        yield listening.sockets[0].getsockname()[1]
+
+
 class Node:
     """A node that replies to CLUSTER SLOTS with `slots`, and to EVALSHA with what `reply` returns.
 

@@ -42,7 +42,7 @@ from smtpd_filters.stores.setting import open_store
 from tests.e2e.slapd import certificate
 from tests.needed import need
 from tests.stores.conftest import PATIENCE, OnClock
-from tests.stores.redis_nodes import NOTHING, with_nonce
+from tests.stores.redis_nodes import NOTHING, answering, with_nonce
 from tests.stores.redis_server import (
     RedisServer,
     cluster,
@@ -640,15 +640,10 @@ def test_nonsense_in_place_of_a_server_is_unavailable() -> None:
 )
 def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
     async def steps() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(65_536):
-                asked = b"EVAL" in data
-                writer.write(with_nonce(reply, data) if asked else b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+        def reply_to(data: bytes, _port: int) -> bytes | None:
+            return with_nonce(reply, data) if b"EVAL" in data else None
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as port:
             store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
             try:
                 with pytest.raises(UnavailableError, match=r": invalid result$"):
@@ -673,15 +668,10 @@ def test_a_result_of_another_form_is_unavailable(reply: bytes) -> None:
 )
 def test_a_reply_that_is_no_result_is_named(reply: bytes, expected: str) -> None:
     async def steps() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(65_536):
-                asked = b"EVAL" in data
-                writer.write(with_nonce(reply, data) if asked else b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+        def reply_to(data: bytes, _port: int) -> bytes | None:
+            return with_nonce(reply, data) if b"EVAL" in data else None
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as port:
             store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
             try:
                 assert await cause(store) == expected
@@ -708,21 +698,16 @@ def test_a_reply_too_many_is_no_reply_to_the_next_request(extra: bytes, *, late:
     async def steps() -> None:
         scripts = 0
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        def reply_to(data: bytes, _port: int) -> bytes | None:
             nonlocal scripts
-            while data := await reader.read(65_536):
-                if b"EVAL" in data:
-                    scripts += 1
-                    before = extra if late and scripts == 2 else b""
-                    behind = extra if not late and scripts == 1 else b""
-                    writer.write(before + with_nonce(ENTRY % b"x", data) + behind)
-                else:
-                    writer.write(b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+            if b"EVAL" not in data:
+                return None
+            scripts += 1
+            before = extra if late and scripts == 2 else b""
+            behind = extra if not late and scripts == 1 else b""
+            return before + with_nonce(ENTRY % b"x", data) + behind
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as port:
             store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
             try:
                 for _ in range(4):
@@ -742,20 +727,13 @@ def test_a_page_of_keys_is_not_another_page(*, second: bool) -> None:
     async def steps() -> None:
         pages = [page % (cursor, len(key), key) for cursor in (b"7", b"0")]
 
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(65_536):
-                if b"SCAN" in data:
-                    reply = pages.pop(0)
-                    writer.write(with_nonce(reply * 2 if bool(pages) != second else reply, data))
-                elif b"EVAL" in data:
-                    writer.write(with_nonce(ENTRY % b"x", data))
-                else:
-                    writer.write(b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+        def reply_to(data: bytes, _port: int) -> bytes | None:
+            if b"SCAN" in data:
+                reply = pages.pop(0)
+                return with_nonce(reply * 2 if bool(pages) != second else reply, data)
+            return with_nonce(ENTRY % b"x", data) if b"EVAL" in data else None
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as port:
             store = RedisStore(parse(f"redis://127.0.0.1:{port}"), timeout=PATIENCE)
             try:
                 with pytest.raises(UnavailableError, match="reply to another command"):
@@ -768,19 +746,12 @@ def test_a_page_of_keys_is_not_another_page(*, second: bool) -> None:
 
 def test_a_dead_sentinel_costs_no_request() -> None:
     async def steps() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(65_536):
-                if b"EVAL" in data:
-                    writer.write(with_nonce(NOTHING, data))
-                elif b"MASTERS" in data.upper():
-                    writer.write(_masters(writer.get_extra_info("sockname")[1]))
-                else:
-                    writer.write(b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+        def reply_to(data: bytes, port: int) -> bytes | None:
+            if b"EVAL" in data:
+                return with_nonce(NOTHING, data)
+            return _masters(port) if b"MASTERS" in data.upper() else None
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as port:
             address = f"redis+sentinel://127.0.0.1:{free_port()},127.0.0.1:{port}/main"
             store = RedisStore(parse(address), timeout=2)
             try:
@@ -798,15 +769,10 @@ def test_a_master_that_sentinels_name_has_tls(tmp_path: Path) -> None:
     server = RedisServer(tmp_path / "redis", "--tls-port", str(port), *files)
 
     async def steps() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while data := await reader.read(65_536):
-                asked = b"MASTERS" in data.upper()
-                writer.write(_masters(port) if asked else b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+        def reply_to(data: bytes, _port: int) -> bytes | None:
+            return _masters(port) if b"MASTERS" in data.upper() else None
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            at = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as at:
             address = parse(f"rediss+sentinel://127.0.0.1:{at}/main?sentinel-tls=no")
             known = RedisStore(address, timeout=PATIENCE, certificates=pem)
             unknown = RedisStore(address, timeout=PATIENCE)
@@ -873,27 +839,16 @@ def test_sentinels_that_reject_the_password_are_named(tmp_path: Path) -> None:
 
 def test_a_sentinel_that_replies_with_an_error_stops_no_other() -> None:
     async def steps() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            port = writer.get_extra_info("sockname")[1]
-            while data := await reader.read(65_536):
-                if b"EVAL" in data:
-                    writer.write(with_nonce(NOTHING, data))
-                elif b"MASTERS" in data.upper():
-                    refuses = refusing and port == refusing[0]
-                    writer.write(b"-ERR unknown command\r\n" if refuses else _masters(port))
-                else:
-                    writer.write(b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+        def refuse(data: bytes, _port: int) -> bytes | None:
+            return b"-ERR unknown command\r\n" if b"MASTERS" in data.upper() else None
 
-        refusing: list[int] = []
-        async with (
-            await asyncio.start_server(answer, "127.0.0.1", 0) as one,
-            await asyncio.start_server(answer, "127.0.0.1", 0) as other,
-        ):
-            ports = [each.sockets[0].getsockname()[1] for each in (one, other)]
-            refusing.append(ports[0])
-            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+        def reply_to(data: bytes, port: int) -> bytes | None:
+            if b"EVAL" in data:
+                return with_nonce(NOTHING, data)
+            return _masters(port) if b"MASTERS" in data.upper() else None
+
+        async with answering(refuse) as one, answering(reply_to) as other:
+            hosts = f"127.0.0.1:{one},127.0.0.1:{other}"
             store = RedisStore(parse(f"redis+sentinel://{hosts}/main"), timeout=PATIENCE)
             none = RedisStore(parse(f"redis+sentinel://{hosts}/other"), timeout=PATIENCE)
             try:
@@ -957,17 +912,11 @@ def test_members_from_before_a_clock_was_set_back_expire(common: RedisServer, cl
 
 def test_a_cluster_of_endless_slots_is_unavailable() -> None:
     async def steps() -> None:
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            port = writer.get_extra_info("sockname")[1]
+        def reply_to(data: bytes, port: int) -> bytes | None:
             slots = b"*1\r\n*3\r\n:0\r\n:20000000\r\n*2\r\n$9\r\n127.0.0.1\r\n:%d\r\n" % port
-            while data := await reader.read(65_536):
-                asked = b"SLOTS" in data
-                writer.write(with_nonce(slots, data) if asked else b"+OK\r\n" * data.count(b"*"))
-                await writer.drain()
-            writer.close()
+            return with_nonce(slots, data) if b"SLOTS" in data else None
 
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listening:
-            port = listening.sockets[0].getsockname()[1]
+        async with answering(reply_to) as port:
             store = RedisStore(parse(f"redis+cluster://127.0.0.1:{port}"), timeout=PATIENCE)
             try:
                 assert await cause(store) == "the cluster is unreachable"
