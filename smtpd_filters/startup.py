@@ -59,6 +59,12 @@ def _is_ours() -> bool:
     return name == "smtpd-filters" or name.startswith("filter-")
 
 
+def end_at_interrupt() -> None:
+    """Have SIGINT end the process, unless it is ignored or handled already."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def handle_interrupt() -> None:
     """Have SIGINT raise KeyboardInterrupt, unless it is ignored or handled in another way."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
@@ -79,7 +85,10 @@ def python(module: str, call: str = "main()") -> list[str]:
     return [sys.executable, "-IS", "-c", start]
 
 
-if started_by_smtpd():
-    note_hangup()
-elif _is_ours() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+try:
+    if started_by_smtpd():
+        note_hangup()
+    elif _is_ours():
+        end_at_interrupt()
+except ValueError:
+    pass  # a thread loads the package, but only the main thread may set handlers

@@ -77,6 +77,27 @@ def test_an_interrupt_while_a_program_is_loaded(
     assert (b"KeyboardInterrupt" in done.stderr) is traceback
 
 
+@pytest.mark.parametrize("by_smtpd", [False, True])
+def test_a_thread_may_load_the_package(*, by_smtpd: bool) -> None:
+    code = (
+        "import sys; from threading import Thread; sys.argv = ['filter-x']; "
+        "loader = Thread(target=__import__, args=['smtpd_filters.errors']); "
+        "loader.start(); loader.join(); sys.exit('smtpd_filters.errors' not in sys.modules)"
+    )
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=theirs.fileno() if by_smtpd else subprocess.DEVNULL,
+            stdout=theirs.fileno() if by_smtpd else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            check=False,
+            timeout=PATIENCE,
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_an_interrupt_of_the_tool_once_it_is_loaded() -> None:
     code = (
         "import sys; sys.argv = ['smtpd-filters', 'list']; "
