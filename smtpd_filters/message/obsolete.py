@@ -56,7 +56,10 @@ def replace_odd_blanks(headers: Headers) -> bool:
     smtpd refuses the message.
     """
     text = headers.text()
-    replaced = bytearray(text.translate(_BLANKS))
+    blanks = text.translate(_BLANKS)
+    if blanks == text:
+        return False
+    replaced = bytearray(blanks)
     for match in _FIRST.finditer(text):
         replaced[match.end() - 1] = text[match.end() - 1]
     if replaced == text:
