@@ -13,6 +13,8 @@ FORMS = (
 )
 PORT = 6379
 SENTINEL_PORT = 26379
+#: The parameter of an address whose sentinels have no TLS, though the server has.
+_PLAIN = "sentinel-tls=no"
 
 
 class Address(NamedTuple):
@@ -99,9 +101,9 @@ def _url(scheme: str, rest: str) -> Address:
             raise ValueError("the path after unix:// must be absolute")
         db = _db(_query(query))
         return Address(kind, unquote(path), username=unquote(username), db=db)
-    plain = (kind, tls) == _TLS and query == _PLAIN
-    if query and not plain:
-        allowed = f"no other parameter than {_PLAIN}" if (kind, tls) == _TLS else "no parameters"
+    parameter = _PLAIN if tls and kind == "sentinel" else ""
+    if query not in {"", parameter}:
+        allowed = f"no other parameter than {parameter}" if parameter else "no parameters"
         raise ValueError(f"has {allowed}")
     servers = tuple(_host(each, port) for each in hosts.split(","))
     if kind == "redis" and len(servers) > 1:
@@ -120,13 +122,8 @@ def _url(scheme: str, rest: str) -> Address:
         username=unquote(username),
         db=_db(number),
         master=master,
-        plain_sentinels=plain,
+        plain_sentinels=bool(query),
     )
-
-
-#: The parameter of an address whose sentinels have no TLS, though the server has.
-_PLAIN = "sentinel-tls=no"
-_TLS = ("sentinel", True)
 
 
 def _query(query: str) -> str:
