@@ -46,7 +46,7 @@ class Options(StoreOptions):
 
 
 def run(options: Options, _rest: list[str]) -> int:
-    """Do what the operand says; return 1 if there is no such entry."""
+    """List entries or remove one; return 1 if there is no such entry."""
     words = [each.encode("utf-8", "surrogateescape") for each in options.key]
     if options.action == "list":
         return with_store(options, options.name, lambda store: _list(store, options, words))
@@ -121,6 +121,6 @@ VERB = Verb(
     run,
     options=Options,
     description="Show or remove entries in the store of any filter, such as one of your own. "
-    "greylist and limit know what theirs mean.",
+    "For filter-greylist and filter-limit, use greylist and limit, which explain the entries.",
     ending="The exit status is 1 if there is no such entry, and 75 if the store fails.",
 )

@@ -36,7 +36,8 @@ class Group:
 def rows_of(passed: dict[Any, list[float]]) -> list[Row]:
     """Return rows for verdicts to proceed, those of one phase together.
 
-    The time of one may be before the start by a round of the supervisor's clock: then it is 0.
+    By the supervisor's clock, which advances once a round, a verdict may have begun before its
+    session: its time is 0 then.
     """
     rows: list[Row] = []
     row: Row = []

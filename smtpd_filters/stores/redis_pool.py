@@ -4,11 +4,11 @@ Invariants
 ----------
 *Ends*: a command ends within a limit even where redis-py waits for something without one. Its
 connection is not used again, since a reply may still be due.
-*Own reply*: a nonce that was sent with a command comes back with its reply: as the last result of a
-script, and else as the reply to a PING behind the command. Without it, the reply is that to another
-command, as after a server or a proxy sent one too many; the connections are not used again.
-redis-py 5 to 7 don't notice a reply too many, others do only if it came before the next command was
-sent. An error needs no nonce.
+*Own reply*: each command is sent with a nonce, which comes back as the last result of a script, or
+as the reply to a PING that follows any other command. A reply without its nonce belongs to another
+command, since a server or a proxy has sent one reply too many; the connections are not used again.
+redis-py 5 to 7 don't notice such a reply, others do only if it came before the next command was
+sent. An error counts without a nonce: at worst a request fails.
 *Renewed*: after `FAILURES` commands without a reply, one after the other, the next ones use new
 connections, whatever the state of the old ones, which have the certificates of when they were made.
 The old ones are closed after their last command.

@@ -101,7 +101,7 @@ def test_it_answers_until_sigterm(
         ),
         b"GET /static/page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
     ],
-    ids=["nothing", "half a header", "half a form", "kept alive"],
+    ids=["nothing", "half a header", "half a form", "a response"],
 )
 def test_a_connection_that_waits_for_nothing_ends(request_: bytes, tmp_path: Path) -> None:
     bounds = Bounds(watch=0.01, idle=0.05, form=0.05)

@@ -104,7 +104,8 @@ class SigningFields:
             if name not in REMOVED and not (name in ADDED and name not in names)
         ]
         if b"from" not in names:
-            # RFC 6376 section 5.4: "The From header field MUST be signed", also if there is none.
+            # RFC 6376 section 5.4: "The From header field MUST be signed". Verifiers reject a
+            # signature without it even if the message has no From.
             names.append(b"from")
         if len(names) > MAX_NAMES:
             raise TooManyFieldsError(f"more than {MAX_NAMES} fields to sign")
