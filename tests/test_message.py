@@ -1491,6 +1491,7 @@ def test_stray_crs_become_blanks() -> None:
 
 
 def test_odd_blanks_become_blanks() -> None:
+    assert not replace_odd_blanks(Headers([b"A: b", b" c\t", b"D: \xff\x00"]))
     # smtpd refuses a line that begins with one; a blank would make it a continuation.
     headers = Headers([b"A: b", b" c\t", b"D: \xff\x00", b"\f", b"\rF: g"])
     assert not replace_odd_blanks(headers)
