@@ -99,8 +99,8 @@ test: $(INSTALLED)
 			--fail-under=100 || failed=1; \
 		for each in $(CORE_TESTS); do set -- "$$@" --ignore=$$each; done; \
 	fi; \
-	packaging/moved-clock $(PYTEST) --dist loadfile --no-loadscope-reorder --junit-xml=$(REPORT) $(PYTEST_ARGS) "$$@" && \
-		[ -z "$${failed:-}" ]
+	packaging/moved-clock $(PYTEST) --dist loadfile --no-loadscope-reorder --junit-xml=$(REPORT) $(PYTEST_ARGS) "$$@" || exit; \
+	[ -z "$${failed:-}" ] || { echo "The core failed, in its tests or its coverage: see before all others" >&2; exit 1; }
 
 # The tests that start processes get their marker from tests/conftest.py. No time-out: its thread for
 # each test is some 7 % of the processor's time, and a developer sees a test that hangs.
