@@ -273,8 +273,10 @@ class Guard:
 
     async def collect(self, session: Session, early: Early) -> Decision:
         """Return the decision of a handler that was called before its turn, which has come."""
-        result = await early.collect()
-        self.drop(early)  # of a request that is decided at once, it may not have ended
+        try:
+            result = await early.collect()
+        finally:
+            self.drop(early)  # at the end of the session, or decided at once, it may not have ended
         return self._settled(session, result, monotonic() - early.took)
 
     def drop(self, early: Early) -> None:

@@ -273,6 +273,24 @@ def test_the_end_of_a_session_cancels_all(logbook: Logbook) -> None:
     assert logbook.lines == []
 
 
+def test_the_end_of_a_session_cancels_one_whose_turn_has_come(logbook: Logbook) -> None:
+    first, second, third = filters = [Looks(name) for name in "abc"]
+
+    async def test() -> None:
+        asked = Asked(logbook.log, *filters)
+        answer(first, PROCEED)
+        await settle()
+        asked.job.cancel()
+        await settle()
+        assert (second.pending, third.pending) == (0, 0)
+        assert not asked.decision.done()
+
+    played(test())
+    assert first.ended == ["answered"]
+    assert second.ended == third.ended == ["CancelledError"]
+    assert logbook.lines == []
+
+
 def test_what_is_decided_at_once_leaves_nothing_open(logbook: Logbook) -> None:
     filters = [Looks(name) for name in "abc"]
 
