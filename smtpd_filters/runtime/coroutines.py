@@ -81,14 +81,16 @@ class Pending:
         self.work, self.wait = work, wait
 
     def __await__(self) -> Generator[Wait, object, Decision]:
-        result: object = yield self.wait
-        while True:
-            try:
-                wait: Wait = self.work.send(result)
-            except StopIteration as end:
-                decision: Decision = end.value
-                return decision
-            result = yield wait
+        wait = self.wait
+        try:
+            while True:
+                result = yield wait
+                wait = self.work.send(result)
+        except StopIteration as end:
+            decision: Decision = end.value
+            return decision
+        finally:
+            self.work.close()
 
 
 class Turn:

@@ -164,6 +164,30 @@ def test_work_decided_at_once_is_cancelled_at_every_wait() -> None:
     asyncio.run(main())
 
 
+def test_pending_work_is_closed_with_what_awaits_it() -> None:
+    ended: list[str] = []
+
+    async def inner() -> Decision:
+        try:
+            return await ask(hang())
+        finally:
+            ended.append("inner")
+
+    async def main() -> None:
+        # The traceback of an error, say, may refer to it after the end.
+        awaited = pending(inner())
+
+        async def outer() -> Decision:
+            return await awaited
+
+        told: list[object] = []
+        Job(asyncio.get_running_loop(), pending(outer()), told.append, told.append).cancel()
+        assert ended == ["inner"]
+        assert told == []
+
+    asyncio.run(main())
+
+
 def test_pending_work_may_be_awaited_by_other_work() -> None:
     async def inner() -> Decision:
         for _ in range(2):
