@@ -422,12 +422,83 @@ def test_failures(
         assert verdict.disposition == "none"
 
 
-def test_a_failure_of_the_question_whether_the_author_exists() -> None:
-    answers = Zone(
-        {"_dmarc.example.com": {"TXT": "v=DMARC1; p=none; np=reject"}, "a.example.com": TIMEOUT}
-    )
-    verdict = solve(evaluate("a.example.com", []), answers)
-    assert (verdict.result, verdict.problem) == ("temperror", "timeout")
+@pytest.mark.parametrize(
+    ("record", "identifiers", "expected"),
+    [
+        ("v=DMARC1; p=none; np=reject", [], ("temperror", "reject")),
+        ("v=DMARC1; p=none; sp=quarantine; np=none", [], ("temperror", "quarantine")),
+        ("v=DMARC1; p=reject; np=reject; t=y", [], ("temperror", "quarantine")),
+        ("v=DMARC1; p=none; np=reject", [dkim("example.com")], ("pass", "none")),
+        ("v=DMARC1; p=nothing; np=nothing", [], ("temperror", "none")),
+    ],
+)
+def test_a_failure_of_the_question_whether_the_author_exists(
+    record: str, identifiers: list[Identifier], expected: tuple[str, str]
+) -> None:
+    answers = Zone({"_dmarc.example.com": {"TXT": record}, "a.example.com": TIMEOUT})
+    verdict = solve(evaluate("a.example.com", identifiers), answers)
+    assert (verdict.result, verdict.at_stake) == expected
+    assert verdict.problem == ("timeout" if expected[0] == "temperror" else "")
+
+
+#: Records, names whose look-ups fail, identifiers; the result, and the policy at stake.
+AT_STAKE: dict[
+    str, tuple[dict[str, str], tuple[str, ...], list[Identifier], tuple[str, str]]
+] = {
+    "of the parent": ({"example.com": REJECT}, ("a.example.com",), [], ("temperror", "reject")),
+    "of the parent for those below": (
+        {"example.com": "v=DMARC1; p=reject; sp=quarantine"}, ("a.example.com",), [],
+        ("temperror", "quarantine"),
+    ),
+    "of the parent, none": ({"example.com": NONE}, ("a.example.com",), [], ("temperror", "none")),
+    "of the parent, and others": (
+        {"example.com": REJECT}, ("a.example.com",), [dkim("evil.test"), spf("com")],
+        ("temperror", "reject"),
+    ),
+    "nothing is known": ({}, ("a.example.com", "example.com"), [], ("temperror", "none")),
+    # Any record would align the author's own domain, and there is one.
+    "the author's own domain passed": (
+        {"example.com": REJECT}, ("a.example.com",), [dkim("a.example.com")], ("pass", "none"),
+    ),
+    # An unknown record of the author may be strict.
+    "the parent passed": (
+        {"example.com": REJECT}, ("a.example.com",), [dkim("example.com")], ("temperror", "none"),
+    ),
+    "a sibling passed, as the parent permits": (
+        {"example.com": REJECT}, ("a.example.com",), [spf("b.example.com")],
+        ("temperror", "none"),
+    ),
+    "a sibling passed, but the parent is strict": (
+        {"example.com": STRICT}, ("a.example.com",), [spf("b.example.com")],
+        ("temperror", "reject"),
+    ),
+    "an identifier failed": (
+        {"a.example.com": REJECT}, (), [dkim("lame.a.example.com", "temperror")],
+        ("temperror", "reject"),
+    ),
+    "an identifier failed, beside one that may be aligned": (
+        {"example.com": REJECT}, ("a.example.com",),
+        [dkim("a.example.com", "temperror"), dkim("b.example.com")], ("temperror", "none"),
+    ),
+    "a walk failed": (
+        {"a.example.com": REJECT}, ("example.com",), [dkim("b.example.com")],
+        ("temperror", "reject"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("records", "names", "identifiers", "expected"), AT_STAKE.values(), ids=AT_STAKE
+)
+def test_the_policy_at_stake(
+    records: dict[str, str],
+    names: tuple[str, ...],
+    identifiers: list[Identifier],
+    expected: tuple[str, str],
+) -> None:
+    verdict = solve(evaluate("a.example.com", identifiers), failing(records, *names))
+    assert (verdict.result, verdict.at_stake) == expected
+    assert verdict.disposition == "none"
 
 
 _LABEL = st.sampled_from(["a", "b", "com"])

@@ -332,6 +332,7 @@ complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dkim-fail -x -d 'W
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc -x -a 'record honour' -d 'What to do with a message that fails DMARC: record the result and log it, or honour the policy of the author\'s domain'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc-quarantine -x -d 'What to do with a message that fails DMARC under the policy quarantine'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc-reject -x -d 'What to do with a message that fails DMARC under the policy reject'
+complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l dmarc-error -x -d 'What to do with a message whose result of DMARC is unknown because a look-up failed, if a known policy, quarantine or reject, would apply to it'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l bad-from -x -d 'What to do with a message without an author that DMARC could judge: with no From field, several, one without an address, with an invalid domain or with many domains or addresses, or in a header of more than 1 MiB'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l except-domains -rF -d 'Domains of authors, senders and signatures whose failures are only logged'
 complete -c smtpd-filters -n '__smtpd_filters_in run auth' -l trusted-sealers -rF -d 'Domains of servers whose ARC seals are trusted: if one of them states that DMARC passed before it forwarded the message, a failure is only logged'

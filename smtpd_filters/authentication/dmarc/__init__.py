@@ -8,7 +8,8 @@ Invariants
 ----------
 *Aligned passes only*: the result is pass only if an identifier that passed is aligned.
 *Failures are not facts*: the result is fail only if every look-up that could have changed it was
-answered; otherwise it is temperror, and no policy applies.
+answered; otherwise it is temperror, and no policy applies. `Verdict.at_stake` is the policy that
+would apply by the records that are known: who can make a look-up fail must not escape it unnoticed.
 *Bounded*: a walk has at most `MAX_QUERIES` questions, all asked side by side, and an identifier
 that can't be aligned has none.
 """
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.addresses import canonical
 from smtpd_filters.lookups.outcome import NODATA, NotFound, Unavailable
 
-from .record import NOTHING, QUARANTINE, REJECT, Record, parse
+from .record import NOTHING, POLICIES, QUARANTINE, REJECT, Record, parse
 from .walk import MAX_QUERIES, Walk, questions
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class Policy:
     `record` is None if none applies, and `source` is the name that has it. `organization` is the
     Organizational Domain. `requested` is the owner's policy for this domain, none, quarantine or
     reject; `applied` is what is left of it in the owner's test mode (`t=y`). `failure` is the cause
-    if a look-up of the policy failed, and `walk_failure` if only the Organizational Domain is
-    unknown because of it.
+    if a look-up of the policy failed: the others are then by the records that are known.
+    `walk_failure` is the cause if the Organizational Domain is unknown.
     """
 
     domain: str
@@ -91,7 +92,9 @@ class Verdict:
 
     `result` is pass, fail, none (there is no policy) or temperror. `disposition` is what the owner
     requests for this message: the policy for a fail, otherwise none. `aligned` are the identifiers
-    that passed and are aligned. `problem` is the cause of a temperror.
+    that passed and are aligned. `problem` is the cause of a temperror, and `at_stake` the policy
+    that would then apply by the records that are known, if these don't align an identifier that
+    passed.
     """
 
     result: str
@@ -99,6 +102,7 @@ class Verdict:
     disposition: str = NOTHING
     aligned: tuple[Identifier, ...] = ()
     problem: str = ""
+    at_stake: str = NOTHING
 
 
 def evaluate(author: str, identifiers: Iterable[Identifier]) -> Engine[Verdict]:
@@ -111,29 +115,29 @@ def discover(author: str) -> Engine[Policy]:
     """Find the policy for an author's domain (RFC 9989 section 4.10.1)."""
     domain = canonical(author)
     walk = Walk(domain, (yield questions(domain)))
-    if domain not in walk.records and walk.failure:
-        return Policy(domain, failure=walk.failure)
+    failure = "" if domain in walk.records else walk.failure
     organization = walk.organization
     for source in (domain, organization, walk.suffix):
         if record := walk.records.get(source):
             break
     else:
-        return Policy(domain, organization=organization)
-    exists = True
+        return Policy(domain, organization=organization, failure=failure)
+    exists: set[bool] = {True}
     if source != domain and record.np:
         # RFC 9989 section 4.7: "np" is for a domain that does not exist: NXDOMAIN for its name.
         outcome: Outcome[Any]
         (outcome,) = yield [(domain, "A")]
         if isinstance(outcome, Unavailable):
-            return Policy(domain, record, source, organization, failure=outcome.cause)
-        exists = not isinstance(outcome, NotFound) or outcome.reason == NODATA
-    requested = record.requested(below=source != domain, exists=exists)
+            failure = failure or outcome.cause
+            exists = {True, False}
+        else:
+            exists = {not isinstance(outcome, NotFound) or outcome.reason == NODATA}
+    possible = {record.requested(below=source != domain, exists=each) for each in exists}
+    requested = max(possible, key=("", *POLICIES).index)
     if not requested:
-        return Policy(domain, organization=organization)
+        return Policy(domain, organization=organization, failure=failure)
     applied = _MILDER[requested] if record.testing else requested
-    return Policy(
-        domain, record, source, organization, requested, applied, walk_failure=walk.failure
-    )
+    return Policy(domain, record, source, organization, requested, applied, failure, walk.failure)
 
 
 def organization(name: str) -> Engine[str]:
@@ -151,10 +155,8 @@ def align(policy: Policy, identifiers: Iterable[Identifier]) -> Engine[Verdict]:
     Identifiers whose result is neither pass nor temperror count for nothing.
     """
     record = policy.record
-    if policy.failure:
-        return Verdict("temperror", policy, problem=policy.failure)
     if record is None:
-        return Verdict("none", policy)
+        return Verdict("temperror" if policy.failure else "none", policy, problem=policy.failure)
     counted = [
         Identifier(each.method, canonical(each.domain), each.result)
         for each in identifiers
@@ -163,20 +165,24 @@ def align(policy: Policy, identifiers: Iterable[Identifier]) -> Engine[Verdict]:
     walks = yield from _walks(policy, record, counted)
     aligned: list[Identifier] = []
     problem = ""
+    at_stake = policy.applied
     for each in counted:
         cause = _misalignment(each, policy, walks)
         if cause is None:
             continue
         if each.result == "temperror":
             cause = f"{each.method} of {each.domain}: temperror"
-        if cause:
-            problem = problem or cause
-        else:
+        elif not cause:
             aligned.append(each)
+        elif walks[each.method, each.domain].organization == policy.organization:
+            at_stake = NOTHING
+        problem = problem or cause
     if aligned:
+        # An unknown record would align the author's own domain as well; and an identifier that is
+        # aligned for certain needs no look-up that failed.
         return Verdict("pass", policy, aligned=tuple(aligned))
-    if problem:
-        return Verdict("temperror", policy, problem=problem)
+    if problem := policy.failure or problem:
+        return Verdict("temperror", policy, problem=problem, at_stake=at_stake)
     return Verdict("fail", policy, policy.applied)
 
 

@@ -4,7 +4,8 @@ Invariants
 ----------
 *Ahead of need*: SPF is evaluated from HELO and MAIL FROM on, while the message arrives; keys and
 policies are looked up side by side.
-*One deadline*: results that are missing when a message's time is over are temperror.
+*One deadline*: results that are missing when a message's time is over are temperror. What is known
+by then counts: a policy, of which a slow look-up may not rob a message.
 *Nothing left*: the tasks of a session end with it.
 """
 
@@ -22,12 +23,13 @@ from smtpd_filters.authentication.dkim.arithmetic import MissingError, arithmeti
 from smtpd_filters.authentication.dkim.driver import Verified, verify
 from smtpd_filters.authentication.dkim.signatures import LATE
 from smtpd_filters.authentication.inquiry import at_once, settle
+from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.runtime.pace import pace
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
-    from smtpd_filters.authentication.inquiry import Engine
+    from smtpd_filters.authentication.inquiry import Engine, Known
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.message import Message
 
@@ -94,14 +96,14 @@ class Work(Generic[T]):
             loop = asyncio.get_running_loop()
             self.task = loop.create_task(settle(engine, dns, questions, _pause), name="look up")
 
-    def result(self, otherwise: T) -> T:
+    def result(self, otherwise: Callable[[], T]) -> T:
         """Return the result, or another if it is not there."""
         task = self.task
         if task is None:
             result: Any = self._result
             found: T = result
             return found
-        return task.result() if task.done() and not task.cancelled() else otherwise
+        return task.result() if task.done() and not task.cancelled() else otherwise()
 
     def cancel(self) -> None:
         """End the task; the result is not needed."""
@@ -190,8 +192,26 @@ class Envelope:
             evidence.mail = self.mail.result(_late_spf(self.sender.rpartition("@")[2]))
 
 
-def _late_spf(domain: str) -> spf.Verdict:
-    return spf.Verdict(TEMPERROR, domain, problem=LATE)
+def _late_spf(domain: str) -> Callable[[], spf.Verdict]:
+    return lambda: spf.Verdict(TEMPERROR, domain, problem=LATE)
+
+
+def _by_now(engine: Engine[T], dns: Resolver) -> Callable[[], T]:
+    """Return a function that returns an engine's result by the answers that are there."""
+
+    def result() -> T:
+        known: Known = dns.known
+        try:
+            questions = next(engine)
+            while True:
+                questions = engine.send(
+                    [known(*question) or Unavailable(LATE) for question in questions]
+                )
+        except StopIteration as end:
+            found: T = end.value
+            return found
+
+    return result
 
 
 async def collect(
@@ -220,14 +240,14 @@ async def collect(
         else:
             evidence.mail = envelope
         policies = [
-            each.result(dmarc.Policy(domain, failure=LATE))
+            each.result(_by_now(dmarc.discover(domain), dns))
             for each, domain in zip(discovering, authors.domains, strict=True)
         ]
         found = evidence.identifiers()
         aligning = [Work(dmarc.align(each, found), dns) for each in policies]
         await _wait(_tasks(aligning), ends - loop.time())
         evidence.verdicts = tuple(
-            each.result(dmarc.Verdict(TEMPERROR, policy, problem=LATE))
+            each.result(_by_now(dmarc.align(policy, found), dns))
             for each, policy in zip(aligning, policies, strict=True)
         )
     finally:

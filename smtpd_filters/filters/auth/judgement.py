@@ -5,12 +5,14 @@ Invariants
 *Strictest wins*: of all findings the strictest action is taken; the log has the reasons of all.
 *Facts before errors*: a failed look-up counts only if no finding marks or refuses, and only if an
 action depends on the result.
+*No way around a policy*: if the policy of an author's domain is known but its result is not, the
+message has an action of its own: a sender can name domains whose look-ups fail.
 *Results stay*: a trusted sealer or an excepted domain changes the action, never the result.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical
@@ -46,12 +48,22 @@ class Actions:
     quarantine: str
     reject: str
     bad_from: str
+    #: For a result of DMARC that is unknown: "" is `tempfail` if the policy's action is decisive.
+    dmarc_error: str = ""
+
+    def of_fail(self, policy: str) -> str:
+        """Return the action for a message that fails under a policy."""
+        return {"quarantine": self.quarantine, "reject": self.reject}.get(policy, "log")
+
+    def of_error(self, policy: str) -> str:
+        """Return the action for a message of which it is unknown whether it fails."""
+        return self.dmarc_error or ("tempfail" if self.of_fail(policy) in _DECISIVE else "log")
 
     @property
     def points(self) -> float:
         """The most points that a message can get."""
         spf = max(points_of(self.spf_fail), points_of(self.spf_softfail))
-        dmarc = max(points_of(self.quarantine), points_of(self.reject))
+        dmarc = max(map(points_of, (self.quarantine, self.reject, self.dmarc_error)))
         return spf + dmarc + points_of(self.dkim_fail) + points_of(self.bad_from)
 
 
@@ -59,8 +71,8 @@ class Actions:
 class Finding:
     """A finding: its action, its reason for the log, and the detail and text of a refusal.
 
-    `detail` is an enhanced code without its class. Of several findings of one `method` the most
-    points count.
+    Without an action `--on-error` decides. `detail` is an enhanced code without its class. Of
+    several findings of one `method` the most points count.
     """
 
     action: str
@@ -155,22 +167,43 @@ class Judgement:
             self._add("", self._actions.bad_from, f"from: {problem}", ("7.1", f"From: {problem}"))
         for verdict in evidence.verdicts:
             domain = verdict.policy.domain
-            if verdict.result == "temperror":
+            if verdict.result == "fail":
+                self._judge_policy(verdict, evidence)
+            elif verdict.result == "temperror" and verdict.at_stake != "none":
+                self._judge_unknown(verdict, evidence)
+            elif verdict.result == "temperror":
                 actions = (self._actions.quarantine, self._actions.reject)
                 self._trouble(actions, f"dmarc of {domain}: {verdict.problem}", "4.3")
-            elif verdict.result == "fail":
-                self._judge_policy(verdict, evidence)
 
     def _judge_policy(self, verdict: dmarc.Verdict, evidence: Evidence) -> None:
         domain, disposition = verdict.policy.domain, verdict.disposition
-        actions = {"quarantine": self._actions.quarantine, "reject": self._actions.reject}
-        action = actions.get(disposition, "log")
+        action = self._actions.of_fail(disposition)
         reason = f"dmarc=fail {domain} policy={disposition}"
+        text = f"Not authenticated, refused per DMARC policy of {domain}"
+        self._add_for_author(domain, action, reason, ("7.26", text), evidence)
+
+    def _judge_unknown(self, verdict: dmarc.Verdict, evidence: Evidence) -> None:
+        domain, policy = verdict.policy.domain, verdict.at_stake
+        action = self._actions.of_error(policy)
+        reason = f"dmarc=temperror {domain} policy={policy}: {verdict.problem}"
+        text = f"DMARC of {domain} can't be checked now, please try again later"
+        self._add_for_author(domain, action, reason, ("4.3", text), evidence, unknown=True)
+
+    def _add_for_author(  # noqa: PLR0913  # the parts of a finding
+        self,
+        domain: str,
+        action: str,
+        reason: str,
+        refusal: tuple[str, str],
+        evidence: Evidence,
+        *,
+        unknown: bool = False,
+    ) -> None:
+        """Add a finding about an author's domain, which a trusted sealer may override."""
         if sealer := self._overriding(domain, evidence):
             self.overridden.append(domain)
             action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
-        text = f"Not authenticated, refused per DMARC policy of {domain}"
-        self.taken[domain] = self._add(domain, action, reason, ("7.26", text))
+        self.taken[domain] = self._add(domain, action, reason, refusal, unknown=unknown)
 
     def trusts(self, domain: str) -> bool:
         """Return whether the ARC seals of a domain are trusted."""
@@ -195,19 +228,31 @@ class Judgement:
                         return each.domain
         return ""
 
-    def _add(self, domain: str, action: str, reason: str, refusal: tuple[str, str]) -> str:
-        """Add a finding; return its action, which an exception changes."""
+    def _add(
+        self,
+        domain: str,
+        action: str,
+        reason: str,
+        refusal: tuple[str, str],
+        *,
+        unknown: bool = False,
+    ) -> str:
+        """Add a finding; return its action, which an exception changes.
+
+        If the result is `unknown`, a decisive action comes after those of facts.
+        """
         if action == "ignore":
             return action
         if domain and action not in {"ignore", "log"} and (entry := self._excepts(domain)):
             action, reason = "log", f"{reason}, excepted: {entry}"
-        self.findings.append(Finding(action, reason, *refusal, method=reason.partition("=")[0]))
+        finding = Finding(action, reason, *refusal, method=reason.partition("=")[0])
+        (self.troubles if unknown and action in _DECISIVE else self.findings).append(finding)
         return action
 
     def _trouble(self, actions: Iterable[str], cause: str, detail: str) -> None:
         if any(each in _DECISIVE for each in actions):
             text = "Temporary failure of authentication, please try again later"
-            self.troubles.append(Finding("tempfail", cause, detail, text))
+            self.troubles.append(Finding("", cause, detail, text))
 
     def decision(self, on_error: str) -> Answer:
         """Return the decision; `on_error` is that on failed look-ups, by which nothing is known."""
@@ -220,8 +265,11 @@ class Judgement:
                 decided = Points(self._points())
         if self.troubles:
             reasons += [each.reason for each in self.troubles]
-            if isinstance(decided, Proceed | Points) and on_error != "proceed":
-                decided = JUNK if on_error == "junk" else self.troubles[0].decision()
+            if isinstance(decided, Proceed | Points):
+                action = {"junk": "junk", "tempfail": "tempfail"}.get(on_error, "log")
+                taken = [replace(each, action=each.action or action) for each in self.troubles]
+                strictest = max(taken, key=lambda each: each.strictness)
+                decided = strictest.decision() if strictest.action in _DECISIVE else decided
         return decided.because("; ".join(dict.fromkeys(reasons))) if reasons else decided
 
     def _points(self) -> float:

@@ -60,9 +60,9 @@ FORGED = Reject(f"550 5.7.1 {results.FIELD} field in the name of this server")
 #: The options that have no effect with `--scrub-only`.
 _CHECKING = (
     "arc_results", "received_spf", "spf_fail", "spf_softfail", "dkim_fail", "dmarc",
-    "dmarc_quarantine", "dmarc_reject", "bad_from", "except_domains", "trusted_sealers",
-    "nameserver", "timeout", "report_to", "store_password_file", "store_ca_file", "store_prefix",
-    "store_timeout",
+    "dmarc_quarantine", "dmarc_reject", "dmarc_error", "bad_from", "except_domains",
+    "trusted_sealers", "nameserver", "timeout", "report_to", "store_password_file",
+    "store_ca_file", "store_prefix", "store_timeout",
 )  # fmt: skip
 _STORE = ("store_password_file", "store_ca_file", "store_prefix", "store_timeout")
 
@@ -173,6 +173,14 @@ class Auth(Filter):
             "--dmarc decides. Mailing lists break signatures: a message should not be refused "
             "because of the policy alone.",
         )
+        dmarc_error = option(
+            ACTION,
+            default=None,
+            help="What to do with a message whose result of DMARC is unknown because a look-up "
+            "failed, if a known policy, quarantine or reject, would apply to it. By default it is "
+            "refused temporarily (tempfail) if it would be marked or refused for failing, and "
+            "otherwise logged; reject is not possible.",
+        )
         bad_from = option(
             ACTION,
             default=None,
@@ -228,6 +236,8 @@ class Auth(Filter):
             evidence.load()
         except ImportError as error:
             raise ConfigError(f"the filter requires pyspf and dkimpy: {error}") from None
+        if settings.dmarc_error == "reject":
+            raise ConfigError("--dmarc-error reject: a failed look-up is temporary; use tempfail")
         honours = "junk" if settings.dmarc == "honour" else "log"
         self._actions = judgement.Actions(
             spf_fail=settings.spf_fail,
@@ -236,6 +246,7 @@ class Auth(Filter):
             quarantine=settings.dmarc_quarantine or honours,
             reject=settings.dmarc_reject or honours,
             bad_from=settings.bad_from or honours,
+            dmarc_error=settings.dmarc_error or "",
         )
         return Registration(
             {"mail_from", "message"},

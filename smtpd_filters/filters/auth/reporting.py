@@ -113,10 +113,10 @@ def _evaluated(
     policy = verdict.policy
     if verdict.result == "pass":
         return "none" if policy.requested == "none" else "pass", []
-    if verdict.result != "fail":
-        return "none", [("other", FAILED)]
     action = "log" if dry else judgement.taken.get(policy.domain, "log")
     disposition = _DISPOSITIONS.get(action, "none")
+    if verdict.result != "fail":
+        return disposition, [("other", FAILED)]
     reasons = []
     if policy.applied != policy.requested:
         reasons.append(("policy_test_mode", ""))

@@ -41,6 +41,10 @@ def server() -> Iterator[DNSServer]:
             "_dmarc.evil.example": {"TXT": "v=DMARC1; p=none"},
             "sel._domainkey.evil.example": {"TXT": key},
             "helo.evil.example": {"TXT": SPF},
+            # A delegation to servers that know nothing of it, as large organizations have some.
+            "lame.bank.example": {"servfail": True},
+            "_dmarc.lame.bank.example": {"servfail": True},
+            "sel._domainkey.lame.bank.example": {"servfail": True},
         }
     ) as running:
         yield running
@@ -217,6 +221,33 @@ def test_a_signed_message_is_sent_again_with_another_body(server: DNSServer) -> 
     delivery = attack(server, replayed, "a@evil.example", "helo.evil.example")
     assert delivery.reply.startswith("550 5.7.26 ")
     assert passed(delivery) == set()
+
+
+LAME = signed(b"From: " + BANK + b"\r\n" + REST, TEMPLATE.format(domain="lame.bank.example"))
+#: Messages whose result depends on a name whose look-ups fail, and their senders.
+UNKNOWN = {
+    "the author's": (b"From: <a@lame.bank.example>\r\n" + REST, "a@evil.example"),
+    "a signature's": (LAME, "a@evil.example"),
+    "the sender's": (b"From: " + BANK + b"\r\n" + REST, "a@lame.bank.example"),
+}
+
+
+@pytest.mark.parametrize(("content", "sender"), UNKNOWN.values(), ids=UNKNOWN)
+def test_a_name_whose_look_ups_fail_evades_no_policy(
+    server: DNSServer, content: bytes, sender: str
+) -> None:
+    for flags in (STRICT, ("--dmarc", "honour")):
+        delivery = attack(server, content, sender, "helo.evil.example", flags)
+        assert delivery.reply.startswith("451 4.4.3 DMARC of ")
+    junk = ("--dmarc", "honour", "--dmarc-error", "junk")
+    assert attack(server, content, sender, "helo.evil.example", junk).headers.get("X-Spam")
+    log = ("--dmarc", "honour", "--dmarc-error", "log")
+    assert attack(server, content, sender, "helo.evil.example", log).verb == "proceed"
+    # A fact comes first.
+    facts = (*STRICT, "--dkim-fail", "reject", "--spf-fail", "reject")
+    both = b"DKIM-Signature: v=1\r\n" + content
+    expected = "550 5.7.20 " if content != LAME else "451 4.4.3 "
+    assert attack(server, both, sender, "helo.evil.example", facts).reply.startswith(expected)
 
 
 def test_what_is_not_an_attack(server: DNSServer) -> None:

@@ -165,6 +165,50 @@ def test_of_several_authors_the_most_points_count() -> None:
         assert (decision.points, actions.points) == (points, 13.0)
 
 
+@pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
+@pytest.mark.parametrize(
+    ("actions", "verb"),
+    [
+        (Actions("log", "log", "log", "log", "junk", "log"), "reject"),
+        (Actions("log", "log", "log", "log", "reject", "log"), "reject"),
+        (Actions("log", "log", "log", "junk", "log", "log"), "proceed"),
+        (Actions("log", "log", "log", "log", "junk", "log", "junk"), "junk"),
+        (Actions("log", "log", "log", "log", "points=5", "log"), "proceed"),
+        (Actions("log", "log", "log", "log", "points=5", "log", "points=2"), "points"),
+        (Actions("log", "log", "log", "log", "ignore", "log", "ignore"), "proceed"),
+        # What is known comes first.
+        (Actions("junk", "log", "log", "log", "reject", "log"), "junk"),
+    ],
+)
+def test_a_policy_at_stake_has_an_action_of_its_own(
+    actions: Actions, verb: str, on_error: str
+) -> None:
+    unknown = dmarc.Verdict("temperror", FAIL.policy, problem="timeout", at_stake="reject")
+    spf_result = spf.Verdict("fail", "x.example")
+    for arc, trusted in ((ArcResult("none"), False), (chain(("list.example", PASSED)), True)):
+        evidence = Evidence(
+            Authors(("example.org",)),
+            mail=spf_result,
+            verified=Verified((), 0, arc),
+            verdicts=(unknown,),
+        )
+        judgement = Judgement(
+            actions, evidence, excepts=lambda _: None, trusts=lambda domain: domain
+        )
+        decision = judgement.decision(on_error)
+        logged = trusted or actions.dmarc_error != "ignore"
+        assert ("dmarc=temperror example.org policy=reject: timeout" in decision.reason) is logged
+        if trusted and actions.spf_fail != "junk":
+            assert decision.verb == "proceed"
+        elif verb == "points":
+            assert isinstance(decision, Points)
+            assert decision.points == 2
+        else:
+            assert decision.verb == verb
+        if decision.verb == "reject":
+            assert decision.text.startswith("451 4.4.3 DMARC of example.org ")
+
+
 def test_no_points_depend_on_a_failed_look_up() -> None:
     evidence = Evidence(Authors(), mail=spf.Verdict("temperror", "x.example", problem="x"))
     actions = Actions("points=1", "points=9", "log", "log", "log", "log")

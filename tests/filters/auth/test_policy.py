@@ -468,6 +468,9 @@ def test_a_key_of_the_author_that_is_not_there_in_time(server: DNSServer) -> Non
     content = signed_by("slow.example", of("x@slow.example"))
     with talk(server, *flags, kind=Late) as smtpd:
         delivery = send(smtpd, content, "a@forwarder.example", FAILS)
+        assert delivery.reply.startswith("451 4.4.3 DMARC of slow.example ")
+    with talk(server, *flags, "--dmarc-error", "log", kind=Late) as smtpd:
+        delivery = send(smtpd, content, "a@forwarder.example", FAILS)
         found = stated(delivery)
         assert found["dkim"].startswith("temperror slow.example")
         assert found["dmarc"].startswith("temperror slow.example")
@@ -475,6 +478,32 @@ def test_a_key_of_the_author_that_is_not_there_in_time(server: DNSServer) -> Non
     content = signed_by("silent.example", of("x@slow.example"))
     with talk(server, *flags, kind=Late) as smtpd:
         assert send(smtpd, content, "a@forwarder.example", FAILS).reply.startswith("550 5.7.26 ")
+
+
+@pytest.mark.parametrize(
+    ("author", "sender", "result"),
+    [
+        # The record of the domain above is known.
+        ("a.silent.bank.example", "a@example.org", "temperror a.silent.bank.example none"),
+        # The sender is of the author's own domain, which needs no look-up that is late.
+        ("bank.example", "a@bank.example", "pass bank.example none"),
+    ],
+)
+def test_what_is_known_in_time_counts(author: str, sender: str, result: str) -> None:
+    names: dict[str, dict[str, object]] = {
+        "bank.example": {"TXT": SPF},
+        "_dmarc.bank.example": {"TXT": "v=DMARC1; p=reject"},
+        "_dmarc.silent.bank.example": {"drop": True},
+        "sel._domainkey.silent.bank.example": zone()["sel._domainkey.example.org"],
+    }
+    content = signed_by("silent.bank.example", of(f"x@{author}"))
+    flags = ("--deadline", "10", "--timeout", "5", "--dmarc-reject", "reject")
+    with DNSServer(names) as own:
+        with talk(own, *flags, "--dmarc-error", "log", kind=Late) as smtpd:
+            assert stated(send(smtpd, content, sender))["dmarc"] == result
+        with talk(own, *flags, kind=Late) as smtpd:
+            refused = "451 4.4.3 " if result.startswith("temperror") else ""
+            assert send(smtpd, of(f"x@{author}"), sender).reply.startswith(refused)
 
 
 @pytest.mark.parametrize("earlier", [False, True])
@@ -553,6 +582,11 @@ def test_points_in_a_chain(server: DNSServer) -> None:
         assert second.headers.get_all("X-Spam") == []
         # In the field the result is the same.
         assert "dmarc=none" in str(second.headers.get(FIELD))
+
+
+def test_a_failed_look_up_is_no_reason_to_refuse_for_good() -> None:
+    with pytest.raises(ConfigError, match="--dmarc-error reject: a failed look-up is temporary"):
+        Conversation(Auth, "--dmarc-error", "reject")
 
 
 @pytest.mark.parametrize("text", ["points", "points=", "points=-1", "points=x", "point=1", "drop"])

@@ -156,7 +156,10 @@ def test_a_failed_look_up(server: DNSServer, tmp_path: Path) -> None:
     with DNSServer(names) as own:
         content = signed_by("broken.example", of("x@broken.example"))
         ((row, _),) = rows_after(own, tmp_path / "s", content=content, sender="a@broken.example")
+        flags = ("--dmarc", "honour", "--dmarc-error", "junk")
+        ((marked, _),) = rows_after(own, tmp_path / "t", *flags, content=content)
     assert row.disposition == "none"
+    assert (marked.disposition, marked.reasons) == ("quarantine", row.reasons)
     # The causes have the address of our name server, which does not belong into a report.
     assert row.reasons == (("other", "a look-up failed"),)
     assert row.sender == ("broken.example", "temperror", "a look-up failed")
