@@ -32,7 +32,8 @@ def connections_option(default: int = 64) -> int:
     return option(
         INTEGER(low=1, high=10000),
         default=default,
-        help="How many messages are sent to a daemon at a time; further ones wait.",
+        help="How many messages are sent to a daemon at a time; further ones wait. Those of one "
+        "network (IPv4 /24, IPv6 /64) get at most about half of the places.",
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
+from smtpd_filters.checks.hosts import address_of, plain_address
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.settings import Shared
+from smtpd_filters.tables.networks import network_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from smtpd_filters.runtime.log import FilterLog
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
+    from smtpd_filters.session import Session
     from smtpd_filters.settings.shared import Closable
 
     T = TypeVar("T", bound=Closable)
@@ -40,6 +43,22 @@ else:  # the same name without the cost of importing typing
 
 #: The part of `--deadline` for the servers' replies; the rest is for the filter's own work.
 SHARE = 0.95
+
+
+#: The prefix lengths of the networks that count as one client, as for greylisting.
+_PREFIX4, _PREFIX6 = 24, 64
+
+
+def client_of(session: Session) -> str:
+    """Return the client for which servers are asked: they are shared by clients (`Turns`).
+
+    It is the network of its address; "" for clients on this machine, which aren't limited, and for
+    those whose address is not known.
+    """
+    address = plain_address(session.address or "")
+    if session.local or address_of(address) is None:
+        return ""
+    return network_of(address, _PREFIX4, _PREFIX6)
 
 
 class ServersSetting(Shared[T]):

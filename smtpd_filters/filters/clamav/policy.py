@@ -36,7 +36,7 @@ from smtpd_filters.scanning.options import (
     timeout_option,
 )
 from smtpd_filters.scanning.outcomes import refusal
-from smtpd_filters.scanning.servers import SHARE, StreamSetting
+from smtpd_filters.scanning.servers import SHARE, StreamSetting, client_of
 from smtpd_filters.settings import LIST, PATH, SIZE, Settings, choice, option, table
 from smtpd_filters.tables import RegexTable
 
@@ -186,7 +186,9 @@ class Clamav(Filter):
             if not isinstance(content, Content):
                 return content
             trouble: list[str] = []
-            found = await self._client.ask(scan(content), trouble=trouble)
+            found = await self._client.ask(
+                scan(content), trouble=trouble, client=client_of(session)
+            )
             # Fields of the filters in front change no verdict about a virus.
             if await content.turn(headers=False):
                 break

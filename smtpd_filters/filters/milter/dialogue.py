@@ -22,6 +22,7 @@ from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.milter.macros import chosen
 from smtpd_filters.runtime.counters import COUNTERS
 from smtpd_filters.scanning.outcomes import safe
+from smtpd_filters.scanning.servers import client_of
 
 from .content import Wishes, cut, fits
 from .facts import bracketed, encoded
@@ -187,7 +188,7 @@ class Dialogue:
 
     async def _open(self) -> Link:
         try:
-            self.link = link = await self.milter.links.open()
+            self.link = link = await self.milter.links.open(client_of(self.facts.session))
         except FailedError as error:
             error.silent = False  # counted there
             raise

@@ -5,8 +5,9 @@ Invariants
 *In step*: an event is written only when nothing is unread, and its answer is read only after it
 was written. A milter that breaks the protocol, or an exchange that is cancelled, ends its
 connection.
-*Bounded*: at most so many connections are open; when another is needed, the one that has been idle
-for longest is closed. Its session opens another when it needs one.
+*Bounded*: at most so many connections are open, which the clients of the mail server share
+(`failover.turns`). When another is needed, an idle one is closed: that of the same client, or the
+one that has been so for longest. Its session opens another when it needs one.
 *Short of descriptors*: a lack of descriptors on this machine doesn't count as a failure of the
 milter; a session waits for one, as long as for a connection.
 *Not waited for*: after timeouts in a row sessions don't wait for a connection, or for an answer to
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.breaker import REST, Circuit
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
+from smtpd_filters.lookups.failover.turns import Turns
 from smtpd_filters.lookups.retry import COUNTED, Failure
 from smtpd_filters.lookups.sockets import PAUSE
 from smtpd_filters.lookups.stream.connection import (
@@ -142,8 +144,7 @@ class Links:
         self._missed = v.CONNECT
         self._offer = offer
         self._seconds = seconds
-        self._turns = asyncio.Semaphore(limit)
-        self._waiting = 0
+        self._turns = Turns(limit)
         #: The idle connections, the one that is so for longest first.
         self._idle: dict[Link, None] = {}
         COUNTERS.watch(KIND, self)
@@ -152,27 +153,27 @@ class Links:
         """Yield the milter's label, and whether it is no longer waited for."""
         yield self.commands.label, self._connecting.is_open or self.commands.is_open
 
-    async def open(self) -> Link:
-        """Return a new connection that has negotiated. Raises FailedError."""
+    async def open(self, client: str = "") -> Link:
+        """Return a new connection for a client that has negotiated. Raises FailedError."""
         with Admission(self._connecting):
-            link = await self._open()
+            link = await self._open(client)
             self._connecting.answered()
             return link
 
-    async def _open(self) -> Link:
+    async def _open(self, client: str) -> Link:
         # Without `asyncio.timeout` around all of it, which costs as much as the negotiation.
         until = _now() + self._seconds
         waited = True  # for something else than the milter
         try:
-            waited = await self._turn(until)
+            waited = await self._turn(until, client)
             try:
                 while (connection := await self._connect(until)) is None:
                     waited = True
                     await asyncio.sleep(min(PAUSE, _left(until)))
             except BaseException:
-                self._turns.release()
+                self._turns.release(client)
                 raise
-            return await self._negotiated(connection, until)
+            return await self._negotiated(connection, until, client)
         except TimeoutError:
             cause = f"no connection after {self._seconds:g} s"
             failure = LOCAL if waited else TIMEOUT
@@ -182,9 +183,9 @@ class Links:
             cause, silent = reason(error.cause, "cannot connect"), kind is Failure.SILENT
             raise FailedError(cause, COUNTED[kind], silent=silent) from None
 
-    async def _negotiated(self, connection: Connection, until: float) -> Link:
+    async def _negotiated(self, connection: Connection, until: float, client: str) -> Link:
         """Return a connection after the negotiation. Raises FailedError and TimeoutError."""
-        link = Link(self, connection, MtaSide(self._offer))
+        link = Link(self, connection, MtaSide(self._offer), client)
         try:
             await link.negotiate(_left(until))
         except BaseException as error:
@@ -233,28 +234,26 @@ class Links:
             return str(error)
         return ""
 
-    async def _turn(self, until: float) -> bool:
-        """Wait until another connection may be opened; return whether it took time.
+    async def _turn(self, until: float, client: str) -> bool:
+        """Wait until a client may have another connection; return whether it took time.
 
         Raises TimeoutError.
         """
-        if self._turns.locked() and self._idle:
-            next(iter(self._idle)).close()
-        if not self._turns.locked():
-            await self._turns.acquire()  # at once
+        turns = self._turns
+        while turns.locked(client) and self._idle:
+            own = (link for link in self._idle if link.client == client)
+            next(own, next(iter(self._idle))).close()
+        if not turns.locked(client):
+            await turns.acquire(client)  # at once
             return False
-        self._waiting += 1
-        try:
-            async with asyncio.timeout_at(until):
-                await self._turns.acquire()
-        finally:
-            self._waiting -= 1
+        async with asyncio.timeout_at(until):
+            await turns.acquire(client)
         return True
 
     def rest(self, link: Link) -> None:
         """Note that a connection is idle."""
         self._idle[link] = None
-        if self._waiting:
+        if self._turns.wanted:
             link.close()
 
     def resting(self, link: Link) -> bool:
@@ -268,7 +267,7 @@ class Links:
     def closed(self, link: Link) -> None:
         """Note that a connection has been closed."""
         self._idle.pop(link, None)
-        self._turns.release()
+        self._turns.release(link.client)
 
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed by their sessions."""
@@ -281,11 +280,15 @@ class Link:
 
     __slots__ = (
         "_connection", "_ended", "_links", "_pending", "_size", "_timer", "answers", "asked",
-        "closed", "mta",
+        "client", "closed", "mta",
     )  # fmt: skip
 
-    def __init__(self, links: Links, connection: Connection, mta: MtaSide) -> None:
+    def __init__(
+        self, links: Links, connection: Connection, mta: MtaSide, client: str = ""
+    ) -> None:
         self._links = links
+        #: The client of its session (`Turns`).
+        self.client = client
         self._connection = connection
         self.mta = mta
         #: How many events it was sent for an answer.

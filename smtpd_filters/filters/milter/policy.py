@@ -149,7 +149,8 @@ class Milter(Filter):
             INTEGER(low=1, high=10000),
             default=100,
             help="How many connections to a milter are open at a time. Beyond that the one that "
-            "has been idle for longest is closed, and opened again when its session needs it.",
+            "has been idle for longest is closed, and opened again when its session needs it. "
+            "Clients of one network (IPv4 /24, IPv6 /64) get at most about half of them.",
         )
 
     settings: Options

@@ -92,9 +92,9 @@ class PolicyClient(Client):
         self._children.append(children)
         return children
 
-    async def ask_policy(self, request: bytes) -> str | Unavailable:
-        """Return the action in the reply to a request, or Unavailable."""
-        return await self.ask(partial(exchange, request))
+    async def ask_policy(self, request: bytes, client: str = "") -> str | Unavailable:
+        """Return the action in the reply to a request for a client, or Unavailable."""
+        return await self.ask(partial(exchange, request), client=client)
 
     async def aclose(self) -> None:
         """Close the connections, and end the programs."""

@@ -23,7 +23,7 @@ from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED
-from smtpd_filters.scanning.servers import SHARE
+from smtpd_filters.scanning.servers import SHARE, client_of
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
@@ -120,7 +120,8 @@ class Policy(Filter):
             default=16,
             help="How many requests are sent to a server at a time, over a connection each, which "
             "is kept for further ones; more requests wait. Of exec:COMMAND there are at most 8 "
-            "processes.",
+            "processes. Clients of one network (IPv4 /24, IPv6 /64) get at most about half of "
+            "them.",
         )
         prepend = option(
             choice("add", "ignore"),
@@ -298,7 +299,7 @@ class Policy(Filter):
             known["size"] = str(request.declared_size(session.mail_command))
             if session.username:
                 known["sasl_method"] = session.auth_mechanism or ""
-        reply = await self._client.ask_policy(request.build(known | values))
+        reply = await self._client.ask_policy(request.build(known | values), client_of(session))
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause, actions.MISCONFIGURED)
         action = actions.parse(reply)

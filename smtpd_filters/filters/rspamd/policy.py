@@ -38,7 +38,7 @@ from smtpd_filters.scanning.options import (
     max_size_option,
     timeout_option,
 )
-from smtpd_filters.scanning.servers import SHARE, ServersSetting
+from smtpd_filters.scanning.servers import SHARE, ServersSetting, client_of
 from smtpd_filters.settings import LIST, PATH, SWITCH, TEXT, Settings, choice, option
 from smtpd_filters.settings.secrets import read_secret
 
@@ -271,7 +271,9 @@ class Rspamd(Filter):
             request = Request(SCAN, headers, content.body, size=content.size, limit=limit)
         intake = self._intake
         reply = await self._client.ask(
-            request, lambda response: intake.read(response, message.new_body, limit)
+            request,
+            lambda response: intake.read(response, message.new_body, limit),
+            client=client_of(session),
         )
         if not isinstance(reply, Unavailable):
             if request.trouble:

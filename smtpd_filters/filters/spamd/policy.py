@@ -39,7 +39,7 @@ from smtpd_filters.scanning.options import (
     timeout_option,
 )
 from smtpd_filters.scanning.outcomes import refusal
-from smtpd_filters.scanning.servers import SHARE, StreamSetting
+from smtpd_filters.scanning.servers import SHARE, StreamSetting, client_of
 from smtpd_filters.settings import LIST, SWITCH, TEXT, Settings, choice, option
 
 from .thresholds import NEVER, SPAM, THRESHOLD, Threshold, check_order
@@ -253,7 +253,7 @@ class Spamd(Filter):
         if settings.compress == "zlib":
             await scan.compress()
         notes: list[str] = []
-        reply = await self._client.ask(scan.exchange, trouble=notes)
+        reply = await self._client.ask(scan.exchange, trouble=notes, client=client_of(session))
         if not isinstance(reply, Unavailable):
             reply.notes += [f"after {note}" for note in notes]
         return reply

@@ -29,14 +29,16 @@ class Attempts(Generic[T]):
     """
 
     __slots__ = (
-        "_excluded", "_group", "_passed_over", "_sent_to", "failure", "is_trial", "trouble",
-        "until",
+        "_client", "_excluded", "_group", "_passed_over", "_sent_to", "failure", "is_trial",
+        "trouble", "until",
     )  # fmt: skip
 
     broken: tuple[type[Exception], ...] = (OSError,)
 
-    def __init__(self, group: Group) -> None:
+    def __init__(self, group: Group, client: str = "") -> None:
         self._group = group
+        #: For whom the servers are asked (`Turns`).
+        self._client = client
         #: The deadline; and the cause of failure of the servers asked before the one that replied.
         self.until = 0.0
         self.trouble = ""
@@ -77,29 +79,29 @@ class Attempts(Generic[T]):
         group = self._group
         if step.pause:
             await asyncio.sleep(step.pause)
-        turns = group.turns(server)
-        has_waited = turns.locked()
+        turns, client = group.turns(server), self._client
+        has_waited = turns.locked(client)
         if has_waited:
             try:
                 async with asyncio.timeout(step.timeout):
-                    await turns.acquire()
+                    await turns.acquire(client)
             except TimeoutError:
                 return Trouble(Failure.LOCAL, "too many pending requests")
             if server not in self._passed_over and group.may_pass(server):
                 # Requests before this one found the server dead.
-                turns.release()
+                turns.release(client)
                 self._passed_over.add(server)
                 return Trouble(Failure.LOCAL, "passed over")
             if not self.is_trial and group.circuit.is_open:
-                turns.release()
+                turns.release(client)
                 return Trouble(Failure.LOCAL, group.circuit.cause, final=True)
         else:
-            await turns.acquire()
+            await turns.acquire(client)
         left = group.left(self.until)
         try:
             result = await self._try(server, min(group.timeout, left))
         finally:
-            turns.release()
+            turns.release(client)
         if not isinstance(result, Trouble) or result.failure is not Failure.SHORT:
             group.shortage.closed()
         if isinstance(result, Trouble) and result.failure is Failure.SILENT:

@@ -19,8 +19,9 @@ of load.
 since a server may close a kept-alive connection just as it is used, or restart. So a request must
 be safe to repeat. A server that breaks off twice but answers a ping then is healthy and rejects
 this request, such as a message above its own limit; other requests still go to it.
-*Bounded*: the number of pending requests at one server is limited. Waiting for a turn counts
-against the deadline, not against the server.
+*Bounded*: the number of pending requests at one server is limited, and shared by the clients of
+the mail server for which it is asked (`turns`). Waiting for a turn counts against the deadline, not
+against the server.
 *Short of descriptors*: a request without a connection because this machine is short of descriptors
 waits for another request's connection, or for a descriptor, until the deadline (`sockets`).
 """
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from .attempts import Attempts
     from .breaker import Note
+    from .turns import Turns
 
     T = TypeVar("T")
 
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
         """A server and the connections to it."""
 
         #: A turn for each pending request.
-        turns: asyncio.Semaphore
+        turns: Turns
 
         async def close(self) -> None:
             """Close the connections."""
@@ -228,7 +230,7 @@ class Group:
         for label, is_open in self._breaker.circuits():
             yield label, is_open or self.circuit.is_open
 
-    def turns(self, server: int) -> asyncio.Semaphore:
+    def turns(self, server: int) -> Turns:
         """Return the turns of a server."""
         return self._servers[server].turns
 

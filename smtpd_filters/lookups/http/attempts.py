@@ -33,10 +33,15 @@ class Attempts(Base[T]):
     broken = BROKEN
 
     def __init__(
-        self, client: Client, request: Request, read: Callable[[Response], Awaitable[T]]
+        self,
+        asked: Client,
+        request: Request,
+        read: Callable[[Response], Awaitable[T]],
+        *,
+        client: str = "",
     ) -> None:
-        super().__init__(client)
-        self._hosts = client.hosts
+        super().__init__(asked, client)
+        self._hosts = asked.hosts
         self._request = request
         self._read = read
         #: The current exchange.

@@ -78,15 +78,20 @@ class Client(Group):
         )
 
     async def ask(
-        self, request: Request, read: Callable[[Response], Awaitable[T]]
+        self,
+        request: Request,
+        read: Callable[[Response], Awaitable[T]],
+        *,
+        client: str = "",
     ) -> T | Unavailable:
         """Send a request; return the result of `read` for the reply, or Unavailable.
 
         `read` reads the content, within the server's timeout. It raises BadReplyError for an
         invalid reply, after which the next server is asked, and NotKeptError if the reply can't be
-        stored here, which ends the request.
+        stored here, which ends the request. `client` is the client of the mail server for which
+        they are asked (`failover.turns`).
         """
-        attempts = self._attempts(self, request, read)
+        attempts = self._attempts(self, request, read, client=client)
         result = await self.run(attempts)
         request.trouble = attempts.trouble
         return result

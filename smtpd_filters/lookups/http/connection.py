@@ -19,7 +19,6 @@ the rest. `Response.early` tells those for which it makes a difference.
 
 from __future__ import annotations
 
-import asyncio
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from smtpd_filters.lookups.failover.failures import (
     connect_trouble,
     reason,
 )
+from smtpd_filters.lookups.failover.turns import Turns
 from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.runtime.pace import pace
 
@@ -67,7 +67,7 @@ class Host:
 
     def __init__(self, endpoint: Endpoint, connections: int) -> None:
         self.endpoint = endpoint
-        self.turns = asyncio.Semaphore(connections)
+        self.turns = Turns(connections)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
         self._urls: dict[str, URL] = {}

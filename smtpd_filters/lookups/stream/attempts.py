@@ -16,6 +16,7 @@ from smtpd_filters.lookups.failover.failures import (
     connect_trouble,
     reason,
 )
+from smtpd_filters.lookups.failover.turns import Turns
 from smtpd_filters.lookups.retry import Failure
 
 from .connection import LostError, UnconnectedError
@@ -36,7 +37,7 @@ class Host:
     def __init__(self, server: Server, connections: int, *, idle: float, lifetime: float) -> None:
         self._server = server
         self._idle_for, self._lifetime = idle, lifetime
-        self.turns = asyncio.Semaphore(min(connections, server.most or connections))
+        self.turns = Turns(min(connections, server.most or connections))
         self._used: set[Connection] = set()
         #: Kept connections with the time until which they are kept; the last was used last.
         self._kept: list[tuple[float, Connection]] = []
@@ -105,13 +106,19 @@ class Host:
 class Attempts(Base[T]):
     """The attempts of one exchange at the servers."""
 
-    __slots__ = ("_client", "_connection", "_exchange", "_server")
+    __slots__ = ("_asked", "_connection", "_exchange", "_server")
 
     broken = (UnconnectedError, LostError)
 
-    def __init__(self, client: Client, exchange: Callable[[Connection], Awaitable[T]]) -> None:
-        super().__init__(client)
-        self._client = client
+    def __init__(
+        self,
+        asked: Client,
+        exchange: Callable[[Connection], Awaitable[T]],
+        *,
+        client: str = "",
+    ) -> None:
+        super().__init__(asked, client)
+        self._asked = asked
         self._exchange = exchange
         #: The connection of the last try, None if it has none; and the server.
         self._connection: Connection | None = None
@@ -119,7 +126,7 @@ class Attempts(Base[T]):
 
     async def exchange(self, server: int) -> T:
         """Return the result of the exchange with a server, over a new connection if repeated."""
-        host = self._client.hosts[server]
+        host = self._asked.hosts[server]
         repeated = self._connection is not None and self._server == server
         self._connection, self._server = None, server
         connection = self._connection = await host.acquire(new=repeated)
@@ -149,10 +156,10 @@ class Attempts(Base[T]):
 
     async def is_healthy(self, server: int) -> bool:
         """Return whether a server answers a ping."""
-        ping: Callable[[Connection], Awaitable[Any]] | None = self._client.ping
+        ping: Callable[[Connection], Awaitable[Any]] | None = self._asked.ping
         if ping is None:
             return False
-        host = self._client.hosts[server]
+        host = self._asked.hosts[server]
         try:
             connection = await host.acquire(new=True)
             try:

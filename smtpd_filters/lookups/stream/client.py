@@ -95,17 +95,22 @@ class Client(Group):
         )
 
     async def ask(
-        self, exchange: Callable[[Connection], Awaitable[T]], *, trouble: list[str] | None = None
+        self,
+        exchange: Callable[[Connection], Awaitable[T]],
+        *,
+        trouble: list[str] | None = None,
+        client: str = "",
     ) -> T | Unavailable:
         """Return the result of an exchange with one of the servers, or Unavailable.
 
+        `client` is the client of the mail server for which they are asked (`failover.turns`).
         The exchange raises BadReplyError for an invalid reply, after which the next server is
         asked, and NotKeptError if no server is to be asked. `trouble` gets the cause of failure of
         the servers asked before the one that replied.
         """
         from .attempts import Attempts  # loaded by `__init__`
 
-        attempts = Attempts(self, exchange)
+        attempts = Attempts(self, exchange, client=client)
         result = await self.run(attempts)
         if trouble is not None and attempts.trouble:
             trouble.append(attempts.trouble)

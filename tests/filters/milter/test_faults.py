@@ -567,10 +567,10 @@ def test_messages_that_take_a_milter_too_long_keep_no_others_from_it(event: byte
         assert lines_with(smtpd.log, OPENED) == 0
 
 
-def dialogue(milter: Configured, sender: str) -> Dialogue:
+def dialogue(milter: Configured, sender: str, client: bytes = b"192.0.2.1") -> Dialogue:
     """Return the dialogue of a session of its own at MAIL."""
     session = Session(b"7641df9771b4ed00")
-    session.apply("link-connect", (b"", b"unknown", b"192.0.2.1:25", b"192.0.2.2:25"))
+    session.apply("link-connect", (b"", b"unknown", client + b":25", b"192.0.2.2:25"))
     session.server_name = session.mail_command = session.tls = session.username = session.tx = None
     facts = Facts(session, host="mx", daemon="", version="")
     facts.begin(sender)
@@ -612,6 +612,35 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
             assert isinstance(each, links.FailedError)
         assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
         assert not one.links.commands.is_open
+        await connections.aclose()
+
+    with slow_milter() as (address, held):
+        asyncio.run(run(address, held))
+
+
+def test_slow_commands_of_one_client_keep_no_other_client_from_a_milter() -> None:
+    async def run(address: Address, held: threading.Semaphore) -> None:
+        connections = links.Links(address, Offer.of(6), limit=4, seconds=PATIENCE)
+        one = Configured(address, connections, command=PATIENCE, content=PATIENCE, discarded=None)
+        slow = [
+            asyncio.ensure_future(dialogue(one, "slow@example.net").at(v.MAIL)) for _ in range(9)
+        ]
+        for _ in range(2):
+            assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
+        other = dialogue(one, "bob@example.net", b"198.51.100.1")
+        assert await other.at(v.MAIL) is None
+        assert not any(each.done() for each in slow)
+        # A client that has its share opens no further connection: it ends an idle one of its own.
+        third = dialogue(one, "bob@example.net", b"203.0.113.1")
+        again = dialogue(one, "bob@example.net", b"203.0.113.2")
+        assert await third.at(v.MAIL) is None
+        assert await again.at(v.MAIL) is None
+        assert [each.link is None or each.link.closed for each in (other, third, again)] == [
+            False, True, False,
+        ]  # fmt: skip
+        for each in slow:
+            each.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
         await connections.aclose()
 
     with slow_milter() as (address, held):

@@ -292,6 +292,23 @@ def test_a_slow_request_holds_up_no_other(behaviour: Path) -> None:
     with_client(use, started(behaviour))
 
 
+@pytest.mark.parametrize("queued", [0, 50])
+def test_slow_requests_of_one_client_hold_up_no_other_client(behaviour: Path, queued: int) -> None:
+    async def use(client: PolicyClient) -> None:
+        slow = [
+            asyncio.ensure_future(client.ask_policy(SLOW, "192.0.2.0/24"))
+            for _ in range(8 + queued)
+        ]
+        assert process(await client.ask_policy(REQUEST, "198.51.100.0/24"))
+        assert not any(each.done() for each in slow)
+        assert len(started_by(client._children[0])) <= 5 + 1  # the one that stands by
+        for each in slow:
+            each.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
+
+    with_client(use, started(behaviour), connections=8)
+
+
 async def sent(client: PolicyClient, request: bytes) -> asyncio.Future[str | Unavailable]:
     """Return a request that a program has got, or will."""
     task = asyncio.ensure_future(client.ask_policy(request))
