@@ -291,6 +291,7 @@ def seal(
     [
         (b"Authentication-Results: example.org", b"Authentication-Results: other", "no results of"),
         (b"arc=pass", b"x=pass", "no arc= in the results"),
+        (b"arc=pass", b"arc=temperror", "could not be validated by example.org: temperror"),
         (b"ARC-Seal:", b"X:", "its chain is broken: incomplete sets"),
         (b"i=1; a=rsa-sha256; cv=none", b"i=1; a=rsa-sha256; cv=fail", "sealed as failed"),
     ],
@@ -302,6 +303,18 @@ def test_a_message_that_is_not_sealed(old: bytes, new: bytes, reason: str) -> No
     assert chain(seal(raw, own, "Example.ORG", names, NOW)[3], key_record()).result == "pass"
     with pytest.raises(NotSealedError, match=reason):
         seal(raw.replace(old, new), own, "example.org", names, NOW)
+
+
+def test_what_is_wrong_for_certain_comes_before_what_is_unknown() -> None:
+    twice = sealed(sealed()).replace(b"s=sel; h=", b"s=slow; h=", 1)
+    keys = key_record() | {"slow._domainkey.example.org": Unavailable("timeout")}
+    found = chain(twice, keys)
+    assert (found.reason, found.temporary) == ("seal 2: signature mismatch", False)
+    slow = {name: Unavailable("timeout") for name in keys}
+    found = chain(twice, slow)
+    assert (found.result, found.reason, found.temporary) == (
+        "fail", "message signature: key: timeout", True,
+    )  # fmt: skip
 
 
 def test_results_of_others_are_parsed_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -248,6 +248,20 @@ def test_what_else_it_says_in_words(tool: Tool) -> None:
     assert "  1 further signatures not verified" in tool.check(many)[1]
 
 
+def test_a_policy_at_stake(tool: Tool) -> None:
+    content = signed_by("slow.example", of("x@slow.example"))
+    arguments: dict[str, Any] = {"sender": "a@broken.example", "address": FAILS}
+    flags = ("--dmarc", "honour", "--on-error", "tempfail", "--timeout", "50ms")
+    _, found = tool.json(content, *flags, **arguments)
+    reason = "dmarc=temperror slow.example policy=reject: "
+    assert [each["action"] for each in found["findings"]] == ["tempfail"]
+    assert found["findings"][0]["reason"].startswith(reason)
+    assert found["decision"]["reply"].startswith("451 4.4.3 DMARC of slow.example ")
+    assert not any(each.startswith("dmarc") for each in found["failures"])
+    _, text = tool.check(content, *flags, **arguments)
+    assert f"  tempfail: {reason}" in text
+
+
 def test_a_message_from_stdin(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("check", "-", "--client", "::1", "--helo", "x", "--mail-from", "")
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(MESSAGE)))

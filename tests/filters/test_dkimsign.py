@@ -396,6 +396,17 @@ def test_a_message_is_sealed(key: str) -> None:
     assert any("not sealed" in line and "no results of other.example" in line for line in log)
 
 
+def test_a_chain_that_could_not_be_validated_is_not_sealed_as_failed(key: str) -> None:
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "--arc-seal", "mx.example.org")
+    own = b"Authentication-Results: mx.example.org; arc=none; spf=pass\r\n"
+    once, _ = delivered(*flags, raw=own + MESSAGE)
+    for state, sealed in ((b"pass", 2), (b"fail", 2), (b"temperror", 1)):
+        raw = own.replace(b"none", state) + whole(once).replace(own, b"")
+        mail, log = delivered(*flags, raw=raw)
+        assert mail.headers.names().count("ARC-Seal") == sealed
+        assert any("could not be validated" in line for line in log) is (sealed == 1)
+
+
 def test_a_seal_in_a_name_that_needs_quotes(key: str) -> None:
     raw = b'Authentication-Results: "mail.example/1"; arc=none; spf=pass\r\n' + MESSAGE
     flags = ("-k", key, "-s", "sel", "-d", "example.org", "--arc-seal", "mail.example/1")

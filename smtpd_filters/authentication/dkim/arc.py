@@ -76,7 +76,8 @@ class ArcResult:
     `sets` are the sets, the oldest first; empty unless the structure of the chain is complete.
     `oldest` is the instance of the oldest message signature that is known to be valid together with
     all newer ones, 0 if all are (RFC 8617 section 5.2, step 5); None unless the chain passes.
-    `temporary` is set if a key could not be looked up, so that a later check may differ.
+    `temporary` is set if nothing is wrong but that a key could not be looked up, or that there was
+    no time to hash the body, so that a later check may differ.
     """
 
     result: str
@@ -181,11 +182,13 @@ class Chain:
         yield price()
         checks = [check(self._sets[-1].message, self._message, self._fields, bodies, keys)]
         checks += yield from self._check_seals(keys)
-        for number, checked in enumerate(checks):
-            if checked.result != "pass":
-                what = f"seal {len(self._seals) - number + 1}" if number else "message signature"
-                temporary = checked.result == "temperror"
-                return ArcResult("fail", f"{what}: {checked.reason}", sets, temporary)
+        wrong = [number for number, each in enumerate(checks) if each.result != "pass"]
+        if wrong:
+            # What is wrong for certain comes first.
+            number = min(wrong, key=lambda each: checks[each].result == "temperror")
+            what = f"seal {len(self._seals) - number + 1}" if number else "message signature"
+            temporary = checks[number].result == "temperror"
+            return ArcResult("fail", f"{what}: {checks[number].reason}", sets, temporary)
         oldest = yield from self._oldest(bodies, keys)
         return ArcResult("pass", "", sets, oldest=oldest)
 

@@ -6,7 +6,8 @@ filter that ran before, of which `arc=` is the state of the chain so far.
 Invariants
 ----------
 *No guess*: without such results, or without `arc=` for a message that has a chain, there is no
-seal. A chain that was sealed as failed is left alone.
+seal. Nor is there one if the chain could not be validated for a temporary error: the seal would
+make it permanent (RFC 8617 section 5.2.1). A chain that was sealed as failed is left alone.
 *The newest set alone*: the seal of a failed chain covers no other set.
 *Bounded*: of Authentication-Results the topmost are parsed, which are those of this server.
 """
@@ -131,6 +132,8 @@ class NewSet:
             raise NotSealedError(f"no results of {authserv_id}")
         if not self._sets:
             return "none", "; ".join(texts)
+        if state == "temperror":
+            raise NotSealedError(f"its chain could not be validated by {authserv_id}: temperror")
         if state not in {"pass", "fail"}:
             raise NotSealedError(f"no arc= in the results of {authserv_id}")
         return state, "; ".join(texts)

@@ -84,8 +84,12 @@ def _evidence(evidence: Evidence, judgement: Judgement, answers: Answers) -> dic
                 _author(verdict, evidence, judgement, answers) for verdict in evidence.verdicts
             ],
         },
-        "findings": [{"action": each.action, "reason": each.reason} for each in judgement.findings],
-        "failures": [each.reason for each in judgement.troubles],
+        "findings": [
+            {"action": each.action, "reason": each.reason}
+            for each in (*judgement.findings, *judgement.troubles)
+            if each.action
+        ],
+        "failures": [each.reason for each in judgement.troubles if not each.action],
     }
 
 
@@ -151,7 +155,7 @@ def _signature(signature: Signature, answers: Answers) -> dict[str, Any]:
 def _arc(verified: Verified, judgement: Judgement) -> dict[str, Any]:
     arc = verified.arc
     return {
-        "result": arc.result,
+        "result": "temperror" if arc.temporary else arc.result,
         "reason": arc.reason,
         "oldest-pass": arc.oldest,
         "sets": [

@@ -24,10 +24,14 @@ SEALED = "ARC-Authentication-Results"
 _IPREV = {"pass": "pass", "fail": "fail", "error": "temperror"}
 
 
-def results(session: Session, evidence: Evidence, overridden: Sequence[str]) -> list[Result]:
+def results(
+    session: Session, evidence: Evidence, overridden: Sequence[str], *, sealed: bool = False
+) -> list[Result]:
     """Return the results for a message.
 
-    `overridden` are the author's domains whose policy a trusted sealer overrides.
+    `overridden` are the author's domains whose policy a trusted sealer overrides. If they are
+    `sealed`, a chain that can't be validated now has failed: RFC 8617 section 5.2.1, "All Failures
+    Are Permanent".
     """
     found = [*envelope_results(session)]
     found += _spf(evidence)
@@ -38,7 +42,9 @@ def results(session: Session, evidence: Evidence, overridden: Sequence[str]) -> 
         properties = [("smtp.remote-ip", address)] if address else []
         if arc.oldest is not None:
             properties.insert(0, ("header.oldest-pass", str(arc.oldest)))
-        found.append(Result("arc", arc.result, tuple(properties), reason=arc.reason))
+        # As Rspamd states it, so that a filter that seals doesn't seal the chain as failed.
+        result = "temperror" if arc.temporary and not sealed else arc.result
+        found.append(Result("arc", result, tuple(properties), reason=arc.reason))
     found += _dmarc(evidence, overridden)
     return found
 

@@ -167,57 +167,45 @@ class Judgement:
             self._add("", self._actions.bad_from, f"from: {problem}", ("7.1", f"From: {problem}"))
         for verdict in evidence.verdicts:
             domain = verdict.policy.domain
-            if verdict.result == "fail":
-                self._judge_policy(verdict, evidence)
-            elif verdict.result == "temperror" and verdict.at_stake != "none":
-                self._judge_unknown(verdict, evidence)
-            elif verdict.result == "temperror":
+            if verdict.result == "temperror" and verdict.at_stake == "none":
                 actions = (self._actions.quarantine, self._actions.reject)
                 self._trouble(actions, f"dmarc of {domain}: {verdict.problem}", "4.3")
+            elif verdict.result in {"fail", "temperror"}:
+                self._judge_policy(verdict, evidence)
 
     def _judge_policy(self, verdict: dmarc.Verdict, evidence: Evidence) -> None:
-        domain, disposition = verdict.policy.domain, verdict.disposition
-        action = self._actions.of_fail(disposition)
-        reason = f"dmarc=fail {domain} policy={disposition}"
-        text = f"Not authenticated, refused per DMARC policy of {domain}"
-        self._add_for_author(domain, action, reason, ("7.26", text), evidence)
-
-    def _judge_unknown(self, verdict: dmarc.Verdict, evidence: Evidence) -> None:
-        domain, policy = verdict.policy.domain, verdict.at_stake
-        action = self._actions.of_error(policy)
-        reason = f"dmarc=temperror {domain} policy={policy}: {verdict.problem}"
-        text = f"DMARC of {domain} can't be checked now, please try again later"
-        self._add_for_author(domain, action, reason, ("4.3", text), evidence, unknown=True)
-
-    def _add_for_author(  # noqa: PLR0913  # the parts of a finding
-        self,
-        domain: str,
-        action: str,
-        reason: str,
-        refusal: tuple[str, str],
-        evidence: Evidence,
-        *,
-        unknown: bool = False,
-    ) -> None:
-        """Add a finding about an author's domain, which a trusted sealer may override."""
-        if sealer := self._overriding(domain, evidence):
+        """Judge a message that fails under a policy, or may do so."""
+        domain, unknown = verdict.policy.domain, verdict.result == "temperror"
+        policy = verdict.at_stake if unknown else verdict.disposition
+        action = self._actions.of_error(policy) if unknown else self._actions.of_fail(policy)
+        reason = f"dmarc={verdict.result} {domain} policy={policy}"
+        if unknown:
+            reason = f"{reason}: {verdict.problem}"
+        arc = evidence.verified.arc
+        sealer = self._sealer(domain, evidence)
+        if sealer and arc.result == "pass":
             self.overridden.append(domain)
             action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
+        elif sealer and arc.temporary and self._actions.of_error(policy) == "tempfail":
+            # The sealer's word may count at the next attempt.
+            action, unknown = "tempfail", True
+            reason = f"{reason}, ARC sealer {sealer}: {arc.reason}"
+        refusal = "7.26", f"Not authenticated, refused per DMARC policy of {domain}"
+        if unknown:
+            refusal = "4.3", f"DMARC of {domain} can't be checked now, please try again later"
         self.taken[domain] = self._add(domain, action, reason, refusal, unknown=unknown)
 
     def trusts(self, domain: str) -> bool:
         """Return whether the ARC seals of a domain are trusted."""
         return bool(self._trusts(domain))
 
-    def _overriding(self, domain: str, evidence: Evidence) -> str:
-        """Return the trusted sealer that has seen DMARC pass for a domain, or "".
+    def _sealer(self, domain: str, evidence: Evidence) -> str:
+        """Return the trusted sealer that states that DMARC passed for a domain, or "".
 
-        The chain is followed from its newest set to the first sealer that isn't trusted.
+        The chain is followed from its newest set to the first sealer that isn't trusted. It may be
+        invalid.
         """
-        arc = evidence.verified.arc
-        if arc.result != "pass":
-            return ""
-        for each in reversed(arc.sets):
+        for each in reversed(evidence.verified.arc.sets):
             if not self._trusts(each.domain):
                 break
             content = parse(each.results)

@@ -411,8 +411,9 @@ class Auth(Filter):
                 receiver=own,
             )
             headers.prepend(fields.RECEIVED_SPF, value)
-        found = fields.results(session, evidence, judgement.overridden)
-        if self.settings.arc_results:
+        seals = self.settings.arc_results
+        found = fields.results(session, evidence, judgement.overridden, sealed=seals)
+        if seals:
             instance = len(evidence.verified.arc.sets) + 1
             headers.prepend(fields.SEALED, fields.sealed(own, instance, found))
         else:

@@ -165,6 +165,38 @@ def test_of_several_authors_the_most_points_count() -> None:
         assert (decision.points, actions.points) == (points, 13.0)
 
 
+@pytest.mark.parametrize(
+    ("actions", "trusted", "sealer", "expected"),
+    [
+        (STRICT, True, PASSED, "451 4.4.3 DMARC of example.org "),
+        (Actions("log", "log", "log", "junk", "junk", "log"), True, PASSED, "451 4.4.3 "),
+        (STRICT, False, PASSED, "550 5.7.26 "),
+        (STRICT, True, PASSED.replace("dmarc=pass", "dmarc=fail"), "550 5.7.26 "),
+        (Actions("log", "log", "log", "junk", "reject", "log", "log"), True, PASSED, "550 5.7.26 "),
+    ],
+)
+def test_a_trusted_chain_that_can_not_be_validated_now(
+    actions: Actions, sealer: str, expected: str, *, trusted: bool
+) -> None:
+    sets = (ArcSet(1, "a.example", "s", sealer),)
+    arc = ArcResult("fail", "seal 1: key: timeout", sets, temporary=True)
+    evidence = Evidence(Authors(("example.org",)), verified=Verified((), 0, arc), verdicts=(FAIL,))
+    judgement = Judgement(
+        actions,
+        evidence,
+        excepts=lambda _: None,
+        trusts=lambda domain: domain if trusted else None,
+    )
+    decision = judgement.decision("proceed")
+    assert decision.text.startswith(expected)
+    known = decision.text.startswith("550")
+    assert ("ARC sealer a.example: seal 1: key: timeout" in decision.reason) is not known
+    session = Session(b"0").expect(["username"])
+    for sealed, result in ((False, "temperror"), (True, "fail")):
+        found = results(session, evidence, (), sealed=sealed)
+        assert [each.result for each in found if each.method == "arc"] == [result]
+
+
 @pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
 @pytest.mark.parametrize(
     ("actions", "verb"),

@@ -10,6 +10,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.auth import Auth
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.testing import Conversation, DNSServer
+from tests.authentication.test_arc import sealed
 from tests.effort import brief
 from tests.filters.auth.mail import FAILS, MESSAGE, PASSES, SPF, of, send, signed_by, zone
 
@@ -291,6 +292,16 @@ def test_a_client_without_a_known_address(server: DNSServer) -> None:
         assert found.keys() == {"smtp.mailfrom", "dkim", "dmarc"}
         assert found["smtp.mailfrom"].startswith("temperror")
         assert found["dmarc"] == "pass example.org none"
+
+
+@pytest.mark.parametrize("flag", ["--received-spf", "-A"])
+def test_a_chain_whose_key_can_not_be_looked_up(flag: str) -> None:
+    names = zone() | {"sel._domainkey.example.org": {"servfail": True}}
+    with DNSServer(names) as own, talk(own, flag) as smtpd:
+        headers = send(smtpd, sealed(MESSAGE)).headers
+    # A filter that seals would seal what has failed as failed for good; others know no other word.
+    field, result = (FIELD, "temperror") if flag != "-A" else (f"ARC-{FIELD}", "fail")
+    assert f"arc={result} " in headers.get_all(field)[0]
 
 
 # -- actions ---------------------------------------------------------------------------------
