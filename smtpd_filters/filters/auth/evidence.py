@@ -12,7 +12,6 @@ by then counts: a policy, of which a slow look-up may not rob a message.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import dataclass, field
 from time import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -40,14 +39,19 @@ T = TypeVar("T")
 TEMPERROR = "temperror"
 
 
-def load() -> None:
+def load() -> str:
     """Import what evaluates now: an upgrade may replace it while the filter runs.
 
-    Raises ImportError.
+    Return why signatures of Ed25519 can't be verified, or "". Raises ImportError.
     """
     spf.load()
-    with suppress(MissingError, ValueError):
+    try:
         arithmetic().ed25519_verify(bytes(32))
+    except MissingError as error:
+        return str(error)
+    except ValueError:  # not every library accepts this key
+        pass
+    return ""
 
 
 @dataclass(slots=True)

@@ -233,9 +233,11 @@ class Auth(Filter):
         try:
             from . import authors, evidence, fields, judgement  # noqa: F401  # all of them now
 
-            evidence.load()
+            missing = evidence.load()
         except ImportError as error:
             raise ConfigError(f"the filter requires pyspf and dkimpy: {error}") from None
+        if missing:
+            self.log.event("signatures of Ed25519 are not verified", reason=missing)
         if settings.dmarc_error == "reject":
             raise ConfigError("--dmarc-error reject: a failed look-up is temporary; use tempfail")
         honours = "junk" if settings.dmarc == "honour" else "log"

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.authentication.dkim.arithmetic import Dkimpy
 from smtpd_filters.authentication.results import parse
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.filters.auth import Auth
+from smtpd_filters.filters.auth import Auth, evidence
 from smtpd_filters.scoring.rules import Rules, RuleSettings
 from smtpd_filters.testing import Conversation, DNSServer
 from tests.authentication.test_arc import sealed
@@ -593,6 +595,21 @@ def test_points_in_a_chain(server: DNSServer) -> None:
         assert second.headers.get_all("X-Spam") == []
         # In the field the result is the same.
         assert "dmarc=none" in str(second.headers.get(FIELD))
+
+
+def test_without_a_library_for_ed25519_the_log_says_so(
+    server: DNSServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nacl", None)
+    monkeypatch.setattr(evidence, "arithmetic", Dkimpy)
+    with talk(server) as smtpd:
+        line = (
+            "auth signatures of Ed25519 are not verified "
+            'reason="Ed25519 needs the package cryptography or PyNaCl"'
+        )
+        assert smtpd.log == [line]
+        assert send(smtpd).verb == "proceed"
+        assert smtpd.log == [line]
 
 
 def test_a_failed_look_up_is_no_reason_to_refuse_for_good() -> None:
