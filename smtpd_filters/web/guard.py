@@ -7,7 +7,8 @@ Invariants
 ----------
 *Never open*: without passwords and without a proxy only connections of this machine are accepted,
 which `check_exposure` ensures at start.
-*Proxy named*: the header with a user's name is believed on connections of a named proxy only.
+*Proxy named*: the header with a user's name is believed on connections of a named proxy only, and
+only if there is one: of several, a proxy that adds its own has passed on the client's.
 *Not by just anybody*: what changes a store needs a user with a log-in, or a unix socket, whose mode
 limits who reaches it. A port on loopback is open to every user of the machine.
 *Same origin*: a POST needs an `Origin`, or `Sec-Fetch-Site`, of the page, and its form's token.
@@ -21,6 +22,7 @@ import asyncio
 import logging
 import re
 import time
+from hashlib import sha256
 from hmac import compare_digest
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,8 +58,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-#: The name of the cookie; with TLS it is bound to the host and the path / by its prefix.
-COOKIE, SECURE_COOKIE = "smtpd-filters", "__Host-smtpd-filters"
+#: How the cookie's name begins; with TLS it is bound to the host and the path / by its prefix.
+COOKIE, SECURE_COOKIE = "smtpd-filters-", "__Host-smtpd-filters-"
 SAFE = frozenset({"GET", "HEAD"})
 #: Paths, below the prefix, that need no log-in.
 OPEN = ("/login", "/static/")
@@ -128,7 +130,6 @@ class Guard:
         self.logins = Logins()
         self.attempts = Attempts()
         self._clock = clock
-        self._cookie = SECURE_COOKIE if access.secure else COOKIE
 
     @property
     def middleware(self) -> Any:
@@ -188,7 +189,8 @@ class Guard:
         if access.user_header:
             if self._peer(request) not in access.proxies:
                 return None
-            user = request.headers.get(access.user_header, "")[:_USER_MAX]
+            named = request.headers.getall(access.user_header, ())
+            user = named[0][:_USER_MAX] if len(named) == 1 else ""
             return Login(user, "", now) if user else None
         if access.passwords is None:
             return Login("", "", now)
@@ -216,15 +218,26 @@ class Guard:
         known = self.login(request) is not None
         return self.logins.form(self._token(request) if known else "")
 
+    def _cookie(self, request: web.Request) -> str:
+        """Return the name of the cookie, one for each address of a page.
+
+        Browsers send cookies to all ports of a host: with one name, pages would end each other's
+        log-ins.
+        """
+        address = f"{_host(request).lower()}{self.access.prefix}".encode("utf-8", "replace")
+        head = SECURE_COOKIE if self.access.secure else COOKIE
+        return f"{head}{sha256(address).hexdigest()[:16]}"
+
     def _token(self, request: web.Request) -> str:
         """Return the token of our cookie, "" without one.
 
         Cookies of others on this host are not our concern: some releases of http.cookies fail on
         names that browsers send.
         """
+        ours = self._cookie(request)
         for each in ";".join(request.headers.getall("Cookie", ())).split(";"):
             name, _, value = each.partition("=")
-            if name.strip() == self._cookie:
+            if name.strip() == ours:
                 return value.strip()
         return ""
 
@@ -290,13 +303,8 @@ class Guard:
         self.attempts.passed(client)
         self.logins.end(self._token(request))
         response = web.HTTPSeeOther(self.target(request.query.get("to", "")))
-        response.set_cookie(
-            self._cookie,
-            self.logins.begin(user, self._clock(), passwords.hash_of(user)),
-            path="/",
-            httponly=True,
-            samesite="Strict",
-            secure=self.access.secure,
+        self._set_cookie(
+            request, response, self.logins.begin(user, self._clock(), passwords.hash_of(user))
         )
         return response
 
@@ -304,8 +312,29 @@ class Guard:
         """End the log-in of a request; return the redirection to the log-in page."""
         self.logins.end(self._token(request))
         response = web.HTTPSeeOther(f"{self.access.prefix}/login")
-        response.del_cookie(self._cookie, path="/")
+        self._set_cookie(request, response, "", max_age=0)
         return response
+
+    def _set_cookie(
+        self,
+        request: web.Request,
+        response: web.Response,
+        token: str,
+        max_age: int | None = None,
+    ) -> None:
+        """Set the cookie; with a `max_age` of 0 the browser deletes it.
+
+        Browsers obey that only if it has the attributes that the name's prefix demands.
+        """
+        response.set_cookie(
+            self._cookie(request),
+            token,
+            max_age=max_age,
+            path="/",
+            httponly=True,
+            samesite="Strict",
+            secure=self.access.secure,
+        )
 
     def target(self, path: str) -> str:
         """Return a path of the page to go to after the log-in; the overview for any other text."""

@@ -91,22 +91,23 @@ def application(guard: Guard) -> web.Application:
     return app
 
 
-def visit(access: Access, visiting: Visit) -> None:
-    async def run() -> None:
-        guard = Guard(access)
-        runner = web.AppRunner(application(guard))
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            port = runner.addresses[0][1]
-            async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
-                base = f"http://127.0.0.1:{port}{access.prefix}"
-                await visiting(Visitor(session, base, guard))
-        finally:
-            await runner.cleanup()
+async def running(access: Access, visiting: Visit) -> None:
+    guard = Guard(access)
+    runner = web.AppRunner(application(guard))
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        async with ClientSession(cookie_jar=CookieJar(unsafe=True)) as session:
+            base = f"http://127.0.0.1:{port}{access.prefix}"
+            await visiting(Visitor(session, base, guard))
+    finally:
+        await runner.cleanup()
 
-    asyncio.run(run())
+
+def visit(access: Access, visiting: Visit) -> None:
+    asyncio.run(running(access, visiting))
 
 
 def users(**known: str) -> Passwords:
@@ -153,13 +154,50 @@ def test_a_log_in_ends_with_the_next_one() -> None:
     visit(Access(passwords=users(ann="wonder")), visiting)
 
 
+def test_two_pages_on_one_host_keep_their_log_ins() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        async def visiting_another(other: Visitor) -> None:
+            # A browser has one jar, and sends a cookie to every port of a host.
+            both = Visitor(visitor.session, other.base, other.guard)
+            await visitor.log_in("ann", "wonder")
+            await both.log_in("bob", "builder")
+            assert (await both.get("/"))[:2] == (200, "bob")
+            assert (await visitor.get("/"))[:2] == (200, "ann")
+
+        for prefix in ("", "/other"):
+            access = Access(passwords=users(bob="builder"), prefix=prefix)
+            await running(access, visiting_another)
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+def test_pages_below_paths_of_one_host_keep_their_log_ins() -> None:
+    async def visiting(visitor: Visitor) -> None:
+        host = {"Host": "mail.example"}
+        _, form, _ = await visitor.get("/login", **host)
+        fields = {"user": "ann", "password": "wonder", "form": form}
+        _, headers = await visitor.post("/login", fields, "https://mail.example", **host)
+        names.add(headers["Set-Cookie"].partition("=")[0])
+
+    names: set[str] = set()
+    for prefix in ("", "/one", "/two"):
+        visit(Access(passwords=users(ann="wonder"), prefix=prefix), visiting)
+    assert len(names) == 3
+
+
 def test_with_tls_the_cookie_is_for_this_host_and_tls_only() -> None:
     async def visiting(visitor: Visitor) -> None:
         _, headers = await visitor.log_in("ann", "wonder")
-        name, _, rest = headers["Set-Cookie"].partition("=")
-        assert name.startswith("__Host-")
-        assert "; secure" in rest.lower()
-        assert "; path=/" in rest.lower()
+        _, form, _ = await visitor.get("/form", Cookie=headers["Set-Cookie"].partition(";")[0])
+        _, gone = await visitor.post(
+            "/logout", {"form": form}, Cookie=headers["Set-Cookie"].partition(";")[0]
+        )
+        for each in (headers, gone):
+            name, _, rest = each["Set-Cookie"].partition("=")
+            assert name.startswith("__Host-")
+            assert "; secure" in rest.lower()
+            assert "; path=/" in rest.lower()
+        assert "; max-age=0" in gone["Set-Cookie"].lower()
 
     visit(Access(passwords=users(ann="wonder"), secure=True), visiting)
 
@@ -383,7 +421,9 @@ def test_the_user_that_a_proxy_names() -> None:
 
     async def visiting(visitor: Visitor) -> None:
         assert (await visitor.get("/", **named))[:2] == (200, "ann")
+        assert (await visitor.get("/", x_remote_user="ann"))[:2] == (200, "ann")
         assert (await visitor.get("/"))[0] == 403
+        assert (await visitor.get("/", X_Remote_User=""))[0] == 403
 
     visit(Access(user_header="X-Remote-User", proxies={"127.0.0.1"}), visiting)
 
@@ -391,6 +431,23 @@ def test_the_user_that_a_proxy_names() -> None:
         assert (await visitor.get("/", **named))[0] == 403
 
     visit(Access(user_header="X-Remote-User", proxies={"192.0.2.1"}), from_elsewhere)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        b"X-Remote-User: ann\r\nX-Remote-User: bob",  # of a client, and what its proxy adds
+        b"X-Remote-User: ann\r\nx-remote-user: bob",
+        b"X-Remote-User: ann\r\nX-Remote-User:",
+        b"X_Remote_User: ann",
+    ],
+)
+def test_a_user_that_two_name_is_nobody(fields: bytes) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        request = b"GET / HTTP/1.1\r\nHost: localhost\r\n" + fields + b"\r\n\r\n"
+        assert b" 403 " in await answer(visitor, request)
+
+    visit(Access(user_header="X-Remote-User", proxies={"127.0.0.1"}), visiting)
 
 
 def test_a_page_below_a_path() -> None:
