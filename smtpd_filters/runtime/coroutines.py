@@ -96,21 +96,21 @@ class Pending:
 class Turn:
     """The turn of a handler that is called before it: to read a message, but not to edit it yet."""
 
-    __slots__ = ("_come", "_waiter")
+    __slots__ = ("_waiter", "has_come")
 
     def __init__(self) -> None:
-        self._come = False
+        self.has_come = False
         self._waiter: Future[None] | None = None
 
     def begin(self) -> None:
         """Begin the turn: resume the handler if it waits for it."""
-        self._come = True
+        self.has_come = True
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def wait(self) -> None:
         """Wait until it begins."""
-        if not self._come:
+        if not self.has_come:
             from asyncio import get_running_loop  # there already where there are coroutines
 
             self._waiter = get_running_loop().create_future()
@@ -134,6 +134,12 @@ async def my_turn() -> bool:
         return False
     await turn.wait()
     return True
+
+
+def is_before_turn() -> bool:
+    """Return whether the running handler has been called before its turn, which has not come."""
+    turn = _TURN.get()
+    return turn is not None and not turn.has_come
 
 
 class Early:

@@ -7,8 +7,8 @@ completes them after all filters, so that a scanner's signatures are valid there
 (`smtpd_filters.message.completion`). A first line of an mbox file is left out. A CR in the header,
 at which a scanner may take the header for ended, is replaced by a space, also for the recipient.
 *In turn*: in a chain a message may be scanned while filters in front of this one scan it as well
-(`Filter.scans`). So a scanner edits it only after `Content.turn`, and scans it again if they have
-changed what its verdict is about.
+(`Filter.scans`). So it is edited only after `Content.turn`, for the recipient too, and a scanner
+scans it again if they have changed what its verdict is about.
 *Bounded*: only a small message is in memory; a large one is read from the spool each time that it
 is sent.
 """
@@ -16,12 +16,14 @@ is sent.
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from smtpd_filters.checks.exemptions import exempted
+from smtpd_filters.message import Headers
 from smtpd_filters.message.completion import complete
 from smtpd_filters.message.obsolete import replace_stray_cr
 from smtpd_filters.protocol.decisions import PROCEED, Proceed, Reject
-from smtpd_filters.runtime.coroutines import my_turn
+from smtpd_filters.runtime.coroutines import is_before_turn, my_turn
 
 from .edits import Edits
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.checks.exemptions import Exempt
     from smtpd_filters.filter import Filter
-    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.message import Message
     from smtpd_filters.message.disguise import Name
     from smtpd_filters.session import Session
 
@@ -55,17 +57,23 @@ _LARGER: dict[str, Proceed | Reject] = {"skip": PROCEED, "tempfail": TOO_LARGE, 
 class Content:
     """A message to be scanned; `size` is its bytes, each line end counted as one (LF)."""
 
-    __slots__ = ("_before", "_head", "_message", "_replaced", "_whole", "size")
+    __slots__ = ("_head", "_message", "_prepare", "_replaced", "_text", "_whole", "size")
 
-    def __init__(
-        self, message: Message, head: bytes | None, size: int, whole: bytes | None
+    def __init__(  # noqa: PLR0913  # what `Intake.content` has found
+        self,
+        message: Message,
+        text: bytes,
+        head: bytes,
+        size: int,
+        whole: bytes | None,
+        prepare: Callable[[Headers], None],
     ) -> None:
         self._message = message
-        self._before = before = message.headers.text()
-        # Even if it is edited while a server is asked a second time.
-        self._head = before if head is None else head
+        #: The header block as it is to be delivered, and as it is scanned.
+        self._text, self._head = text, head
         self._replaced = message.replaced
         self._whole = whole
+        self._prepare = prepare
         self.size = size
 
     async def turn(self, *, headers: bool = True) -> bool:
@@ -75,9 +83,10 @@ class Content:
         """
         if not await my_turn():
             return True
+        self._prepare(self._message.headers)
         if self._replaced != self._message.replaced:
             return False
-        return not headers or self._before == self._message.headers.text()
+        return not headers or self._text == self._message.headers.text()
 
     def chunks(self) -> Iterator[bytes]:
         """Return the chunks of the message from its beginning; this can be called repeatedly."""
@@ -126,12 +135,15 @@ class Intake:
         """
         if why := self.exempt.reason(session):
             return exempted(filter_, why)
-        replace_stray_cr(message.headers)
-        if session.server_name:
-            complete(message.headers, session.server_name)
-        head = without_mbox_line(message.headers)
+        headers = message.headers
+        prepare = partial(_prepare, session.server_name)
+        if is_before_turn():
+            headers = Headers.of_text(headers.text())
+        prepare(headers)
+        text = headers.text()
+        head = without_mbox_line(text)
         if self._shown is not None:
-            head = self._shown(message.headers.text() if head is None else head)
+            head = self._shown(head)
         whole = message.small(head)
         if whole is None:
             size, whole = await _measure(message.iter_bytes(head=head))
@@ -139,10 +151,11 @@ class Intake:
             size = len(whole)
         if size > self.max_size:
             await my_turn()
+            prepare(message.headers)
             await self.remove_forged(message)
             reason = f"not scanned: {size} bytes are more than --max-size"
             return self.too_large.because(reason)
-        return Content(message, head, size, whole)
+        return Content(message, text, head, size, whole, prepare)
 
     async def remove_forged(self, message: Message) -> Edits:
         """Remove the client's own copies of the scanner's fields; return the edits for more."""
@@ -152,17 +165,23 @@ class Intake:
         return edits
 
 
-def without_mbox_line(headers: Headers) -> bytes | None:
-    """Return the text of a header block without the first line of an mbox file; None if not found.
+def _prepare(server_name: str | None, headers: Headers) -> None:
+    """Edit a header block as it is to be delivered (*As delivered*)."""
+    replace_stray_cr(headers)
+    if server_name:
+        complete(headers, server_name)
+
+
+def without_mbox_line(text: bytes) -> bytes:
+    """Return the text of a header block without the first line of an mbox file.
 
     A client may send that line (RFC 4155), and smtpd delivers it below its own Received field.
     There a scanner would parse it as the end of the header, and raise the score for every missing
     field. A line with continuation lines is no such line: a client could hide them from scanners.
     """
-    text = headers.text()
     found = _MBOX.search(text)
     if found is None or found[1]:
-        return None
+        return text
     return text[: found.start()] + text[found.end() :]
 
 
