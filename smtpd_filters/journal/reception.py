@@ -48,7 +48,9 @@ MAX_ROWS, MAX_RECIPIENTS, MAX_ANSWERS = 200, 200, 32
 MAX_VERDICTS = 400
 _LARGEST = 1 << 48
 _PHASES = frozenset({*PHASES, "headers", "message"})
-_VERBS = frozenset({"proceed", "junk", "reject", "disconnect", "rewrite", "edit", "points"})
+_VERBS = frozenset(
+    {"proceed", "junk", "reject", "disconnect", "rewrite", "edit", "points", "bypass"}
+)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{1,16}")
 _FLAGS = frozenset("dftsem")

@@ -31,6 +31,7 @@ _VERBS = {
     "rewrite": "changed the parameter",
     "edit": "changed it",
     "points": "gave points",
+    "bypass": "let it bypass the filters behind it",
 }
 _WOULD = {
     "junk": "would mark it as junk",
@@ -39,6 +40,7 @@ _WOULD = {
     "rewrite": "would change the parameter",
     "edit": "would change it",
     "points": "would give points",
+    "bypass": "would let it bypass the filters behind it",
 }
 #: Why clients are exempt, by the words of --exempt.
 _EXEMPT = {

@@ -114,7 +114,7 @@ def filters(found: Overview) -> list[FilterSums]:
     for each in found.verdicts:
         verb, *flags = each.verb.split("/")
         old = sums.get(each.filter, FilterSums(each.filter, 0, 0, 0, 0.0, 0.0))
-        acts = verb not in {"proceed", "points"} and "dry" not in flags
+        acts = verb not in {"proceed", "points", "bypass"} and "dry" not in flags
         total[each.filter] = total.get(each.filter, 0.0) + each.seconds
         decided = old.decisions + each.count
         sums[each.filter] = old._replace(

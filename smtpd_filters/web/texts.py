@@ -46,6 +46,7 @@ _VERBS = {
     "rewrite": "changed the address",
     "edit": "changed it",
     "points": "gave points",
+    "bypass": "let it bypass the filters behind it",
 }
 
 

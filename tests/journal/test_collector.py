@@ -32,6 +32,7 @@ from smtpd_filters.journal.rollups import Sums
 from smtpd_filters.journal.stories import Story, outcome, story
 from smtpd_filters.journal.telling import says
 from smtpd_filters.message import Headers
+from smtpd_filters.scoring.rules import FilterRules, Rules
 from smtpd_filters.settings import choice
 from smtpd_filters.supervise.ledger import Session as Supervised
 from smtpd_filters.web.texts import verdict
@@ -293,6 +294,23 @@ def test_who_is_exempt_and_why(decide: Decide, picky: Picky) -> None:
     [many] = [each for each in verdicts if each.filter == "sparing" and each.phase == "rcpt-to"]
     assert many.count > 1
     assert not any("exempt" in line for line in deciding.log.lines)
+
+
+class Trusting(Filter):
+    """Marks every client, for a rule by which that ends the chain."""
+
+    def connect(self, _session: Session) -> Junk:
+        return JUNK.because("listed")
+
+
+def test_a_verdict_that_ends_a_chain(decide: Decide, picky: Picky) -> None:
+    rules = Rules(filters={"trusting": FilterRules(bypass=("junk",))})
+    deciding = decide(Trusting(Trusting.Options()), picky, rules=rules)
+    told = stories(deciding.replay("rcpts-some-rejected"))
+    [ended] = [each for part in told for each in part.verdicts]
+    assert (ended.phase, ended.verb, ended.reason) == ("connect", "bypass", "listed")
+    assert says(ended).startswith("trusting let it bypass the filters behind it: listed (")
+    assert verdict(ended) == "let it bypass the filters behind it"
 
 
 class Quoting(Filter):

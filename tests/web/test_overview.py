@@ -8,7 +8,7 @@ import pytest
 
 from smtpd_filters.journal.records import Overview, Passing
 from smtpd_filters.web import page
-from smtpd_filters.web.overview import DECIDED, STACKED, decisions, messages
+from smtpd_filters.web.overview import DECIDED, STACKED, decisions, filters, messages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +51,7 @@ def found(*steps: dict[str, int], passed: int = 0) -> Overview:
         ("junk/failed/dry", "failed"),
         ("reject/dry", "dry"),
         ("points/dry", "dry"),
+        ("bypass", None),
         # Of a newer release, perhaps.
         ("<script>", None),
         ("proceed/dry", None),
@@ -61,6 +62,11 @@ def test_each_verb_is_drawn_as_its_outcome(verb: str, outcome: str | None) -> No
     drawn = {each.kind: each.values for each in chart.series if any(each.values)}
     assert drawn == ({outcome: [3, 0, 1]} if outcome else {})
     assert "<script>" not in chart.svg()
+
+
+def test_a_bypass_is_no_action() -> None:
+    [sums] = filters(found({"bypass": 3, "reject": 1}, {}))
+    assert (sums.decisions, sums.acted) == (4, 1)
 
 
 def test_verbs_of_one_outcome_are_added() -> None:
