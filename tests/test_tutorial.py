@@ -27,6 +27,7 @@ FILTERS = sorted(FILES.keys() - set(TESTS))
 #: The flags without which a filter doesn't start here.
 FLAGS = {
     "accounts.py": ("--accounts", "DE89370400440532013000"),
+    "partners.py": ("--partners", "{ example.net = mail.example.net }"),
     "quota.py": ("--service", "http://127.0.0.1:1"),
     "subject.py": ("--service", "http://127.0.0.1:1"),
     "recipients.py": ("--store", "memory:"),
@@ -59,7 +60,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 12
+    assert len(FILTERS) == 13
     assert len(TESTS) == 4
 
 
@@ -155,6 +156,37 @@ def test_bare() -> None:
 def test_the_filter_with_exemptions_does_what_the_page_says(folder: Path) -> None:
     (folder / "test_bare.py").write_text(BARE, "utf-8")
     assert "1 passed" in run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_bare.py")
+
+
+PARTNERS = """
+from partners import Partners
+from smtpd_filters import Filter, Reject, Session
+from smtpd_filters.scoring.rules import FilterRules, Rules
+from smtpd_filters.testing import Conversation
+
+RULES = Rules(filters={"partners": FilterRules(bypass=("exempt",))})
+
+
+class Closed(Filter):
+    def rcpt_to(self, session: Session, address: str) -> Reject:
+        return Reject("550 5.7.1 Closed")
+
+
+def test_partners() -> None:
+    chain = [(Partners, "--partners", "{ example.net = mail.example.net }"), Closed]
+    with Conversation(chain, rules=RULES) as smtpd:
+        for name, refused in (("mail.example.net", False), ("mail.example.org", True)):
+            client = smtpd.connect(name)
+            client.ehlo()
+            client.mail_from("a@example.net")
+            assert client.rcpt_to("b@example.org").refused is refused
+            assert client.rcpt_to("c@example.org").refused is refused
+"""
+
+
+def test_an_exemption_ends_the_chain_as_the_page_says(folder: Path) -> None:
+    (folder / "test_partners.py").write_text(PARTNERS, "utf-8")
+    run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_partners.py")
 
 
 ATTACHMENTS = """

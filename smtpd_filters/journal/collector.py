@@ -208,7 +208,8 @@ class Collector:
         `failure` is why the filter has none; `edited` is whether it has changed the message.
         """
         try:
-            if not (failure or edited) and (why := exemption(decision)):
+            passes = decision.verb == "proceed" and not (failure or edited)
+            if passes and (why := exemption(decision)):
                 few = len(_story_of(session).passed) < MAX_EXEMPTIONS
                 exempt = (source, _clip(why)) if few else source
                 self.passed(session, exempt, monotonic() - took)

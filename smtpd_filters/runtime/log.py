@@ -271,10 +271,11 @@ class Log:
 class FilterLog:
     """The log of one filter: lines under its name, within the limits of the process's log."""
 
-    __slots__ = ("_log", "_name")
+    __slots__ = ("_keeps", "_log", "_name")
 
     def __init__(self, log: Log, name: str) -> None:
         self._log, self._name = log, name
+        self._keeps = False
 
     @property
     def verbose(self) -> bool:
@@ -283,8 +284,12 @@ class FilterLog:
 
     @property
     def keeps_exemptions(self) -> bool:
-        """Whether the log or a journal gets why clients are exempt."""
-        return self._log.verbose or self._log.journaled
+        """Whether the log, a journal or the rules of a chain get why clients are exempt."""
+        return self._keeps or self._log.verbose or self._log.journaled
+
+    def keep_exemptions(self) -> None:
+        """Keep why clients are exempt, because the rules of a chain act on it."""
+        self._keeps = True
 
     def event(self, event: str, session: str | Session = "", /, **values: object) -> None:
         """Write `SESSION NAME EVENT key=value ...`; `session` is the session or its id.
@@ -345,7 +350,7 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 def exemption(decision: Decision) -> str:
     """Return why a client is exempt, if that is why its command is let pass, or ""."""
-    if type(decision.reason) is Exemption and decision.verb == "proceed":
+    if type(decision.reason) is Exemption and decision.verb in {"proceed", "bypass"}:
         return decision.reason.removeprefix(EXEMPT_FOR)
     return ""
 

@@ -48,7 +48,7 @@ from smtpd_filters.session import FIELDS, TOGETHER, text
 from smtpd_filters.settings.kinds import quote
 
 from .bypass import BypassTables
-from .rules import Bypass, RuleError, Treatment, actions_of
+from .rules import EXEMPT, Bypass, RuleError, Treatment, actions_of
 from .tally import CONTENT as CONTENT_ORDER
 from .tally import DATA, ORDER, Outlook, Plan, Slot, Tally
 from .tally import MAIL_FROM as MESSAGE_ORDER
@@ -199,12 +199,16 @@ class ScoringChain(Chain):
             points += [round(each * 1000) for each in guard.points]
         if treatment is not None:
             guard.treat = lambda each: treatment.apply(each, failed=each.reason is FAILED)
+            if EXEMPT in treatment.bypass:
+                guard.log.keep_exemptions()
         elif points:
             guard.treat = _itself
         if points:
             phase = HANDLERS[handler].name if handler in HANDLERS else handler
             self._slots[guard] = self._slot(guard.filter, phase, min(points), max(points))
             actions = actions_of(guard.legal, guard.fallback)
+            if treatment is not None and EXEMPT in treatment.bypass:
+                actions.add(EXEMPT)
             scored = set(treatment.points) if treatment is not None else set()
             if handler not in CONTENT and actions <= scored:
                 self._only_points.add(guard)

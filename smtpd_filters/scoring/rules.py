@@ -6,9 +6,11 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.decisions import (
     MAX_POINTS,
     Decision,
+    Exemption,
     Junk,
     Marked,
     Points,
+    Proceed,
     Reject,
     Rewrite,
 )
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-#: The actions that points can stand for, and that a verdict of a filter can bypass a chain with.
+#: The actions that points can stand for.
 ACTIONS = ("junk", "reject", "tempfail")
+#: The verdict on a client, message or recipient that a filter exempts from its own checks.
+EXEMPT = "exempt"
 _AT = choice("connect", "helo", "mail-from", "rcpt-to", "data")
 
 
@@ -129,10 +133,10 @@ class FilterRules(Settings):
         "table by action (junk, reject, tempfail). An action that isn't named is taken as usual.",
     )
     bypass = option(
-        LIST(choice(*ACTIONS)),
+        LIST(choice(EXEMPT, *ACTIONS)),
         default=(),
-        help="The actions of the filter that, instead of being taken, end the chain for this "
-        "session or message.",
+        help="The verdicts of the filter that end the chain for this session, message or "
+        "recipient: exempt, or actions, which are not taken then (junk, reject, tempfail).",
     )
 
 
@@ -283,11 +287,13 @@ class Treatment:
 
 
 def action_of(decision: Decision) -> str:
-    """Return the action that a decision is, in `ACTIONS`; "" for any other."""
+    """Return the action that a decision is, in `ACTIONS`, or `EXEMPT`; "" for any other."""
     if isinstance(decision, Junk | Marked):
         return "junk"
     if decision.verb in {"reject", "disconnect"}:
         return "tempfail" if decision.text.startswith("4") else "reject"
+    if isinstance(decision, Proceed) and type(decision.reason) is Exemption:
+        return EXEMPT
     return ""
 
 

@@ -1116,6 +1116,7 @@ def test_each_example_of_the_manual_is_one(
     write("192.0.2.0/24\n", "partners")
     (tmp_path / "filters").mkdir()
     write(GREET, "filters/greet.py")
+    write(GREET.replace("Greet", "Partners"), "filters/partners.py")
     assert is_well(write(content.replace("/etc/mail", str(tmp_path))))
 
 

@@ -313,6 +313,17 @@ def test_a_verdict_that_ends_a_chain(decide: Decide, picky: Picky) -> None:
     assert verdict(ended) == "let it bypass the filters behind it"
 
 
+def test_an_exemption_that_ends_a_chain(decide: Decide) -> None:
+    rules = Rules(filters={"sparing": FilterRules(bypass=("exempt",))})
+    deciding = decide(Sparing(Sparing.Options()), Other(Sparing.Options()), rules=rules)
+    verdicts = [each for part in stories(deciding.replay("rcpts-some-rejected"))
+                for each in part.verdicts]  # fmt: skip
+    [ended] = [each for each in verdicts if each.filter == "sparing"]
+    assert (ended.phase, ended.verb, ended.reason) == ("connect", "bypass", "exempt: local")
+    assert says(ended).startswith("sparing let it bypass the filters behind it: exempt: local (")
+    assert not any(each.filter == "other" for each in verdicts)
+
+
 class Quoting(Filter):
     """Begins its reasons with a client's text."""
 

@@ -29,6 +29,7 @@ from smtpd_filters import (
     Session,
     UnavailableError,
 )
+from smtpd_filters.checks.exemptions import exempted
 from smtpd_filters.errors import BugError, ConfigError
 from smtpd_filters.main import make_chain, set_up
 from smtpd_filters.protocol.vocabulary import PHASES
@@ -977,6 +978,71 @@ def test_a_verdict_of_a_filter_ends_the_chain(handler: str) -> None:
     )
     # It goes on with the next session, or message.
     assert (handler == "connect") == (two.asked == [])
+
+
+class Friends(Filter):
+    """Exempts clients at one phase, as `--exempt` of other filters does."""
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self._phase = phase
+
+    def setup(self) -> Registration:
+        return Registration([self._phase])
+
+    def _friend(self, session: Session, *_: object) -> Decision:
+        return exempted(self, "192.0.2.0/24") if session.address == "192.0.2.1" else PROCEED
+
+    def connect(self, session: Session) -> Decision:
+        return self._friend(session)
+
+    def mail_from(self, session: Session, _address: str) -> Decision:
+        return self._friend(session)
+
+    def rcpt_to(self, session: Session, _address: str) -> Decision:
+        return self._friend(session)
+
+    def headers(self, session: Session, _headers: Headers) -> Decision:
+        return self._friend(session)
+
+
+@pytest.mark.parametrize("phase", ["connect", "mail_from", "rcpt_to", "headers"])
+@pytest.mark.parametrize("bypass", [("exempt",), ()])
+def test_an_exemption_ends_the_chain(phase: str, bypass: tuple[str, ...]) -> None:
+    friends, two = Friends(phase), Acts("two", headers=NO)
+    with converse([friends, two], rules(bypass={"friends": bypass})) as smtpd:
+        for address, passes in (("192.0.2.1", bool(bypass)), ("198.51.100.1", False)):
+            client = smtpd.connect(address=address)
+            client.ehlo()
+            assert message(client, "b@example.org").refused is not passes
+    assert not any("exempt" in each for each in smtpd.log)
+
+
+def test_a_bypass_by_exemption_is_logged_when_asked_for(logbook: Logbook) -> None:
+    for verbose in (False, True):
+        logbook.log.verbose = verbose
+        of = rules(bypass={"friends": ("exempt",)})
+        said(made_chain([Friends("connect")], of, logbook.log), "connect", session())
+    [entry] = logbook.lines
+    assert 'friends connect result=bypass reason="exempt: 192.0.2.0/24"' in entry
+
+
+def test_an_exemption_may_matter_when_the_score_is_certain() -> None:
+    """A filter that can only add points is asked nevertheless if it may end the chain."""
+    one = Acts("one", connect=NO)
+    friends, two = Friends("mail_from"), Acts("two", headers=NO)
+    of = rules({"one": 5, "friends": 1}, {"friends": ("exempt",)}, junk_at=5)
+    with converse([one, friends, two], of) as smtpd:
+        client = smtpd.connect(address="192.0.2.1")
+        client.ehlo()
+        delivery = message(client, "b@example.org")
+        assert delivery.verb == "proceed"
+        assert "X-Spam" not in delivery.headers
+
+
+def test_exemptions_have_no_points() -> None:
+    with pytest.raises(TypeError, match='unknown action "exempt"'):
+        rules({"one": {"exempt": -1}})
 
 
 def test_an_unknown_table_bypasses_nothing() -> None:
