@@ -20,13 +20,13 @@ from time import monotonic
 from smtpd_filters.milter import MilterError, Verdict
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.milter.macros import chosen
-from smtpd_filters.runtime.counters import COUNTERS
+from smtpd_filters.runtime.counters import COUNTERS, PASSED_OVER
 from smtpd_filters.scanning.outcomes import safe
 from smtpd_filters.scanning.servers import client_of
 
 from .content import Wishes, cut, fits
-from .facts import bracketed, encoded
-from .links import KIND, Admission, FailedError
+from .facts import Facts, bracketed, encoded
+from .links import KIND, FailedError
 from .outcomes import LONG_FIELD, closing, refusal
 
 TYPE_CHECKING = False
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from smtpd_filters.protocol.decisions import Disconnect, Reject
 
     from .content import Draft
-    from .facts import Facts
     from .links import Link, Links
 
     Refusal: TypeAlias = Reject | Disconnect
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
 _SESSION = frozenset({v.CONNECT, v.HELO})
 #: The beginnings of the names of fields of which milters get everything or nothing.
 _WHOLE = (b"from", b"content-", b"mime-version")
+_TO_RECIPIENT = frozenset({v.RCPT, v.DATA})
 _CONTENT = frozenset({v.HEADER, v.END_OF_HEADER, v.BODY, v.END_OF_BODY})
 
 
@@ -75,6 +75,28 @@ class Milter:
         self.cuts = cuts
         self.agreed: Agreement | None = None
         self.label = address.label
+
+    async def ping(self) -> bool | None:
+        """Return whether it answers a session of this machine, up to the command missed last.
+
+        None if that is not known, as when it refuses connections. The session has no content, the
+        null sender and a recipient here, so that what a milter may remember of it concerns no mail.
+        """
+        facts = Facts.of_this_machine()
+        dialogue = Dialogue(self, facts)
+        event = self.links.missed_last
+        try:
+            dialogue.link = await self.links.open()
+            if event in _TO_RECIPIENT:
+                await dialogue.bring(v.RCPT, f"postmaster@{facts.identity}")
+            if event != v.RCPT:
+                await dialogue.bring(event)
+        except FailedError as error:
+            return False if error.silent or error.failure == PASSED_OVER else None
+        finally:
+            if dialogue.link is not None:
+                dialogue.link.end()
+        return True
 
 
 class Dialogue:
@@ -142,8 +164,8 @@ class Dialogue:
         link = self.link
         before, began = 0 if link is None else link.asked, monotonic()
         try:
-            with Admission(self.milter.links.commands):
-                refused = await self._retrying(event, recipient, draft)
+            async with self.milter.links.at_commands.admission(self.milter.ping):
+                refused = await self.bring(event, recipient, draft)
         except FailedError as error:
             self._counts.ended_since(began, error.failure)
             raise
@@ -151,10 +173,10 @@ class Dialogue:
             self._counts.ended_since(began)
         return refused
 
-    async def _retrying(
-        self, event: bytes, recipient: str | None, draft: Draft | None
+    async def bring(
+        self, event: bytes, recipient: str | None = None, draft: Draft | None = None
     ) -> Refusal | None:
-        """Bring the milter to a stage, once more over a new connection if it closes the first."""
+        """Do so, once more over a new connection if the milter closes the first."""
         try:
             return await self._in_step(event, recipient, draft)
         except FailedError as error:

@@ -6,22 +6,24 @@ Sources: Postfix's milter_macros (MILTER_README) for the values, and libmilter f
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import chain
+from socket import gethostname
 
 from smtpd_filters.checks.hosts import plain_address
 from smtpd_filters.milter import vocabulary as v
-from smtpd_filters.session import parameters
+from smtpd_filters.session import FIELDS, Session, parameters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
-    from smtpd_filters.session import Session
-
     #: Returns the value of a macro, None if it is not known.
     Getter: TypeAlias = Callable[["Facts"], str | None]
 
 _IPV6 = "IPv6:"
+#: The endpoint of smtpd's socket.
+_SOCKET = b"unix:smtpd"
 
 
 class Facts:
@@ -47,6 +49,17 @@ class Facts:
         self._recipient = ""
         #: smtpd's transaction, once it has begun.
         self.tx: object = None
+
+    @classmethod
+    def of_this_machine(cls) -> Facts:
+        """Return those of a session on smtpd's socket, with the null sender."""
+        session = Session(b"0" * 16).expect(chain.from_iterable(FIELDS.values()))
+        session.apply("link-connect", (b"localhost", b"pass", _SOCKET, _SOCKET))
+        host = gethostname()
+        facts = cls(session, host=host, daemon="", version="")
+        facts.identity = host
+        facts.begin("")
+        return facts
 
     def begin(self, sender: str) -> None:
         """Note a MAIL command."""

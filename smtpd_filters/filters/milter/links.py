@@ -11,8 +11,9 @@ one that has been so for longest. Its session opens another when it needs one.
 *Short of descriptors*: a lack of descriptors on this machine doesn't count as a failure of the
 milter; a session waits for one, as long as for a connection.
 *Not waited for*: after timeouts in a row sessions don't wait for a connection, or for an answer to
-a command; one from time to time tries (`failover.breaker.Circuit`). A timeout for the content of a
-message says nothing about the milter, since a client can make it take long.
+a command; one from time to time tries (`failover.breaker.Circuit`). A client can make a command
+take long, so a ping decides (`Milter.ping`). A timeout for the content of a message says nothing
+about the milter.
 *In time*: a report of progress restarts the time for an answer, and nothing else does.
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.breaker import REST, Circuit
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
+from smtpd_filters.lookups.failover.pings import Pings
 from smtpd_filters.lookups.failover.turns import Turns
 from smtpd_filters.lookups.retry import COUNTED, Failure
 from smtpd_filters.lookups.sockets import PAUSE
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from smtpd_filters.lookups.failover.breaker import Note
+    from smtpd_filters.lookups.failover.pings import Ping
     from smtpd_filters.lookups.stream.address import Address
     from smtpd_filters.milter import Edit, Offer
 
@@ -78,33 +81,58 @@ class FailedError(Exception):
         self.silent = silent
 
 
+class Gate:
+    """A circuit and its pings, at which sessions are admitted."""
+
+    __slots__ = ("circuit", "pings")
+
+    def __init__(self, label: str, note: Note | None, rest: float) -> None:
+        self.circuit = Circuit(label, note, rest=rest)
+        self.pings = Pings(self.circuit, _now)
+
+    def admission(self, ping: Ping | None = None) -> Admission:
+        """Return a context manager that admits a session."""
+        return Admission(self, ping)
+
+
 class Admission:
     """A context manager that admits a session, or raises FailedError while the circuit is open."""
 
-    __slots__ = ("_circuit", "_is_trial")
+    __slots__ = ("_circuit", "_is_trial", "_ping", "_pings")
 
-    def __init__(self, circuit: Circuit) -> None:
-        self._circuit = circuit
-        self._is_trial = circuit.is_open
+    def __init__(self, gate: Gate, ping: Ping | None) -> None:
+        self._circuit, self._pings = gate.circuit, gate.pings
+        self._ping = ping
+        self._is_trial = gate.circuit.is_open
 
-    def __enter__(self) -> None:
-        circuit = self._circuit
-        if self._is_trial and not circuit.admits(_now()):
+    async def __aenter__(self) -> None:
+        if not self._is_trial:
+            return
+        circuit, ping = self._circuit, self._ping
+        if not circuit.admits(_now()):
             raise FailedError(circuit.cause, PASSED_OVER)
+        if ping is None:
+            return
+        try:
+            may = await self._pings.begin_trial(ping)
+        except BaseException:  # cancelled
+            circuit.release()
+            raise
+        if not may:
+            raise FailedError(circuit.cause, TIMEOUT)
 
-    def __exit__(
+    async def __aexit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        circuit = self._circuit
-        if isinstance(error, FailedError) and error.silent:
-            circuit.silent(str(error), _now())
-            if circuit.is_due:
-                circuit.open()
-        if self._is_trial:
-            circuit.release()
+        try:
+            if isinstance(error, FailedError) and error.silent:
+                await self._pings.silent(str(error), self._ping)
+        finally:
+            if self._is_trial:
+                self._circuit.release()
 
 
 def _now() -> float:
@@ -138,10 +166,11 @@ class Links:
     ) -> None:
         self._address = address
         #: For connections, and for answers to commands. A milter may negotiate and then hang.
-        self._connecting = Circuit(address.label, note, rest=rest)
-        self.commands = Circuit(address.label, note, rest=rest)
+        self._connecting = Gate(address.label, note, rest)
+        self.at_commands = Gate(address.label, note, rest)
+        self.commands = self.at_commands.circuit
         #: The command whose answer was missing last: one to an earlier command is no answer.
-        self._missed = v.CONNECT
+        self.missed_last = v.CONNECT
         self._offer = offer
         self._seconds = seconds
         self._turns = Turns(limit)
@@ -151,13 +180,13 @@ class Links:
 
     def circuits(self) -> Iterator[tuple[str, bool]]:
         """Yield the milter's label, and whether it is no longer waited for."""
-        yield self.commands.label, self._connecting.is_open or self.commands.is_open
+        yield self.commands.label, self._connecting.circuit.is_open or self.commands.is_open
 
     async def open(self, client: str = "") -> Link:
         """Return a new connection for a client that has negotiated. Raises FailedError."""
-        with Admission(self._connecting):
+        async with self._connecting.admission():
             link = await self._open(client)
-            self._connecting.answered()
+            self._connecting.circuit.answered()
             return link
 
     async def _open(self, client: str) -> Link:
@@ -203,12 +232,12 @@ class Links:
         """
         if event not in _COMMANDS:
             return False
-        self._missed = event
+        self.missed_last = event
         return self.commands.answers == answers
 
     def answered(self, event: bytes) -> None:
         """Note an answer to an event."""
-        if event not in _COMMANDS or _COMMANDS.index(event) >= _COMMANDS.index(self._missed):
+        if event not in _COMMANDS or _COMMANDS.index(event) >= _COMMANDS.index(self.missed_last):
             self.commands.answered()
 
     async def _connect(self, until: float) -> Connection | None:
@@ -271,6 +300,7 @@ class Links:
 
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed by their sessions."""
+        await self.at_commands.pings.aclose()
         for link in list(self._idle):
             link.close()
 

@@ -83,6 +83,7 @@ class PolicyClient(Client):
             connections=connections,
             idle=IDLE,
             ping=probe(context),
+            ping_time=timeout,  # the server works for it as for any request
             note=note,
             kind="policy",
         )

@@ -29,6 +29,7 @@ waits for another request's connection, or for a descriptor, until the deadline 
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import COUNTED, Failure, Plan
@@ -37,15 +38,16 @@ from smtpd_filters.runtime.counters import COUNTERS, LOCAL, PASSED_OVER, TIMEOUT
 from .breaker import Breaker, Circuit
 from .failures import CLOSED, Trouble
 from .outages import Outages
+from .pings import Pings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Iterator, Sequence
     from typing import Protocol, TypeVar
 
     from .attempts import Attempts
     from .breaker import Note
+    from .pings import Ping
     from .turns import Turns
 
     T = TypeVar("T")
@@ -64,7 +66,7 @@ if TYPE_CHECKING:
 CONNECTIONS = 64
 #: How often each server is asked at most.
 ROUNDS = 2
-#: Seconds for a ping.
+#: Seconds for the answer to a ping that no server has to work for.
 PING = 2.0
 
 
@@ -74,8 +76,8 @@ class Group:
     Times are in seconds: `timeout` for the reply of one server, `deadline` for the whole request.
     `clock` is any monotonic clock. `note` logs that no server answers, and that one does again;
     `watch` logs the same of each of several servers (`outages`).
-    `pings` says whether the servers can be pinged. Requests of a `kind` are counted
-    (`runtime.counters`).
+    `pings` are the seconds for the answer to a ping, 0 if the servers can't be pinged. Requests of
+    a `kind` are counted (`runtime.counters`).
     """
 
     def __init__(  # noqa: PLR0913  # one for each limit
@@ -89,7 +91,7 @@ class Group:
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
         watch: Note | None = None,
-        pings: bool = False,
+        pings: float = 0.0,
     ) -> None:
         from smtpd_filters.lookups.sockets import Shortage
 
@@ -100,9 +102,9 @@ class Group:
         #: The circuit of all servers together.
         self.circuit = Circuit(", ".join(labels), note)
         self._outages = Outages(labels, watch) if watch is not None and len(labels) > 1 else None
-        self._pings = pings
-        #: The pings that decide whether the circuit opens.
-        self._check: asyncio.Task[None] | None = None
+        #: Seconds for the answer to a ping, 0 if there is none.
+        self.ping_time = pings
+        self._pings = Pings(self.circuit, clock)
         self._counts = COUNTERS.of(kind) if kind else None
         if kind:
             COUNTERS.watch(kind, self)
@@ -137,12 +139,10 @@ class Group:
             return Unavailable(circuit.cause)
         attempts.is_trial = True
         try:
-            if self._pings:
-                if not await self._is_alive(attempts):
-                    circuit.silent(f"{circuit.label} no answer to a ping", self._clock())
-                    attempts.failure = TIMEOUT
-                    return Unavailable(circuit.cause)
-                circuit.answered()
+            ping = self._ping(attempts)
+            if ping is not None and not await self._pings.begin_trial(ping):
+                attempts.failure = TIMEOUT
+                return Unavailable(circuit.cause)
             return await self._ask(attempts, now)
         finally:
             circuit.release()
@@ -156,7 +156,7 @@ class Group:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
                 if silent and self.circuit.answers == answers:
-                    await self._note_silence(attempts, step.cause)
+                    await self._pings.silent(step.cause, self._ping(attempts))
                 attempts.failure = plan.failure or TIMEOUT  # the deadline has passed
                 return step
             result = await attempts.ask(step)
@@ -179,28 +179,9 @@ class Group:
             if result.failure is Failure.SHORT:
                 await self._wait_for_resources(until)
 
-    async def _note_silence(self, attempts: Attempts[T], cause: str) -> None:
-        """Record that no server has answered; open the circuit if none is alive."""
-        circuit = self.circuit
-        circuit.silent(cause, self._clock())
-        if not circuit.is_due:
-            return
-        if not self._pings:
-            circuit.open()
-            return
-        import asyncio
-
-        if self._check is None or self._check.done():
-            self._check = asyncio.create_task(self._ping(attempts))
-        # It goes on if this request is cancelled, whose deadline has almost passed.
-        await asyncio.wait([self._check])
-
-    async def _ping(self, attempts: Attempts[T]) -> None:
-        """Ping the servers; open the circuit if none is alive."""
-        if await self._is_alive(attempts):
-            self.circuit.answered()
-        elif self.circuit.is_due:  # others may have had an answer meanwhile
-            self.circuit.open()
+    def _ping(self, attempts: Attempts[T]) -> Ping | None:
+        """Return the ping of the servers, if there is one."""
+        return partial(self._is_alive, attempts) if self.ping_time else None
 
     async def _is_alive(self, attempts: Attempts[T]) -> bool:
         """Return whether any server answers a ping."""
@@ -208,7 +189,7 @@ class Group:
 
         async def ping(server: int) -> bool:
             try:
-                async with asyncio.timeout(min(PING, self.timeout)):
+                async with asyncio.timeout(min(self.ping_time, self.timeout)):
                     return await attempts.is_healthy(server)
             except TimeoutError:
                 return False
@@ -237,11 +218,7 @@ class Group:
     async def aclose(self) -> None:
         """Close the connections; the result of pending requests is Unavailable."""
         self._closed = True
-        if self._check is not None:
-            import asyncio
-
-            self._check.cancel()
-            await asyncio.wait([self._check])
+        await self._pings.aclose()
         for host in self._servers:
             await host.close()
 

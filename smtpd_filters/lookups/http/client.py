@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.failover.group import CONNECTIONS, Group
+from smtpd_filters.lookups.failover.group import CONNECTIONS, PING, Group
 
 from .messages import Endpoint
 from .trust import without_certificates
@@ -74,7 +74,7 @@ class Client(Group):
             clock=clock,
             note=note,
             watch=watch,
-            pings=True,
+            pings=PING,
         )
 
     async def ask(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 
-from smtpd_filters.lookups.failover.group import CONNECTIONS, Group
+from smtpd_filters.lookups.failover.group import CONNECTIONS, PING, Group
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,10 +56,10 @@ class Client(Group):
     Times are in seconds: `timeout` for the exchange with one server, `deadline` for all of them.
     `connections` is how many exchanges may be pending at one server; further ones wait. `idle` is
     for how long an unused connection is kept, 0 for not at all. `ping` is an exchange that every
-    healthy server completes: if it succeeds after the server broke off twice without a reply, the
-    server rejects this request, and its circuit stays closed. Exchanges of a `kind` are counted
-    (`runtime.counters`). `clock` is any monotonic clock. `note` logs that no server answers, and
-    that one does again.
+    healthy server completes within `ping_time`, 0 for the usual one: if it succeeds after the
+    server broke off twice without a reply, the server rejects this request, and its circuit stays
+    closed. Exchanges of a `kind` are counted (`runtime.counters`). `clock` is any monotonic clock.
+    `note` logs that no server answers, and that one does again.
     """
 
     def __init__(  # noqa: PLR0913  # one for each limit
@@ -72,6 +72,7 @@ class Client(Group):
         idle: float = 0.0,
         lifetime: float = LIFETIME,
         ping: Callable[[Connection], Awaitable[Any]] | None = None,
+        ping_time: float = 0.0,
         kind: str = "",
         clock: Callable[[], float] = time.monotonic,
         note: Note | None = None,
@@ -91,7 +92,7 @@ class Client(Group):
             kind=kind,
             clock=clock,
             note=note,
-            pings=ping is not None,
+            pings=(ping_time or PING) if ping is not None else 0.0,
         )
 
     async def ask(

@@ -56,7 +56,7 @@ from .test_policy import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from smtpd_filters.lookups.stream import Address
@@ -578,15 +578,17 @@ def dialogue(milter: Configured, sender: str, client: bytes = b"192.0.2.1") -> D
 
 
 @contextmanager
-def slow_milter() -> Iterator[tuple[Address, threading.Semaphore]]:
-    """Run a milter that never answers MAIL from "slow".
+def slow_milter(
+    slow: Collection[bytes] = (b"<slow@example.net>",),
+) -> Iterator[tuple[Address, threading.Semaphore]]:
+    """Run a milter that never answers MAIL from these senders.
 
     Yield its address, and a semaphore that each such command releases.
     """
     held = threading.Semaphore(0)
 
     def script(event: Event, _seen: Seen) -> bytes:
-        if event.command == v.MAIL and b"slow" in event.fields[0]:
+        if event.command == v.MAIL and event.fields[0] in slow:
             held.release()
             return b""
         return stub.usual(event)
@@ -648,27 +650,127 @@ def test_slow_commands_of_one_client_keep_no_other_client_from_a_milter() -> Non
 
 
 def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
-    """A client that was alone has opened the circuit, and another command of it takes its time."""
+    """The milter has answered nothing; now it does, but a command of one client takes its time."""
 
-    async def run(address: Address, held: threading.Semaphore) -> None:
+    async def run(address: Address, held: threading.Semaphore, slow: set[bytes]) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=0.0)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
         for _ in range(SILENCES):
             with pytest.raises(links.FailedError, match="no answer after"):
                 await dialogue(one, "slow@example.net").at(v.MAIL)
-            assert held.acquire(timeout=PATIENCE)
+        for _ in range(SILENCES + 1):
+            assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
         commands = one.links.commands
         assert [commands.is_open] == [True]
+        slow.discard(b"<>")
         one.command = PATIENCE
         trial = asyncio.ensure_future(dialogue(one, "slow@example.net").at(v.MAIL))
         assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
-        assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
         assert [commands.is_open] == [False]
+        assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
         trial.cancel()
         await asyncio.gather(trial, return_exceptions=True)
         await connections.aclose()
 
-    with slow_milter() as (address, held):
+    slow = {b"<slow@example.net>", b"<>"}
+    with slow_milter(slow) as (address, held):
+        asyncio.run(run(address, held, slow))
+
+
+@pytest.mark.parametrize("event", [v.MAIL, v.RCPT, v.DATA])
+def test_commands_that_take_a_milter_too_long_keep_no_others_from_it(event: bytes) -> None:
+    """Any client can send some, with a domain whose name servers are slow."""
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *FAST) as smtpd:
+
+        def script(sent: Event, seen: Seen) -> bytes:
+            senders = seen.fields(v.MAIL)
+            if sent.command == event and b"slow" in senders[-1][0]:
+                return b""
+            return stub.usual(sent)
+
+        stub.script = script
+        for _ in range(2 * SILENCES):
+            assert LATER in replies(smtpd, "bob@slow.example")
+        assert set(replies(smtpd, "bob@example.net")) == {""}
+        assert lines_with(smtpd.log, OPENED) == 0
+        pings = [each for each in stub.connections if each.fields(v.MAIL) == [(b"<>",)]]
+        assert len(pings) == 2
+        expected = b"CHMRT"[: b"CHMRT".index(event) + 1] + b"Q"
+        assert {each.commands for each in pings} == {expected}
+
+
+def replies(smtpd: Conversation, sender: str) -> list[str]:
+    """Return the replies to the commands of a message, up to the first refusal."""
+    there = greeted(smtpd)
+    found = [there.mail_from(sender).reply]
+    if not found[-1]:
+        found.append(there.rcpt_to("alice@example.org").reply)
+    if not found[-1]:
+        found.append(there.message().reply)
+    there.disconnect()
+    return found
+
+
+def test_a_milter_that_refuses_a_session_of_this_machine_answers() -> None:
+    def script(sent: Event, seen: Seen) -> bytes:
+        if sent.command == v.MAIL and b"slow" in sent.fields[0]:
+            return b""
+        is_here = seen.fields(v.CONNECT)[0][0] == b"localhost"
+        return NO if is_here and sent.command == v.CONNECT else stub.usual(sent)
+
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *FAST) as smtpd:
+        stub.script = script
+        for _ in range(SILENCES + 1):
+            assert LATER in replies(smtpd, "bob@slow.example")
+        assert lines_with(smtpd.log, OPENED) == 0
+
+
+def test_a_ping_that_finds_no_milter_leaves_it_to_the_sessions() -> None:
+    """A refused connection costs no time, and so is tried each time."""
+
+    async def run(stub: Stub) -> None:
+        notes: list[str] = []
+        address = ENDPOINT.parse(stub.address)
+        note = lambda event, **_: notes.append(event)  # noqa: E731  # one word
+        connections = links.Links(
+            address, Offer.of(6), limit=10, seconds=PATIENCE, note=note, rest=0.0
+        )
+        one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        for _ in range(SILENCES):
+            with pytest.raises(links.FailedError, match="no answer after"):
+                await dialogue(one, "slow@example.net").at(v.MAIL)
+        assert notes == [OPENED]
+        await asyncio.to_thread(stub.stop)
+        for _ in range(SILENCES):
+            with pytest.raises(links.FailedError, match="refused"):
+                await dialogue(one, "bob@example.net").at(v.MAIL)
+        assert await one.ping() is None
+        assert notes == [OPENED]
+        await connections.aclose()
+
+    with milter(answers={v.MAIL: b""}) as stub:
+        asyncio.run(run(stub))
+
+
+def test_a_trial_that_is_cancelled_at_its_ping_ends() -> None:
+    async def run(address: Address, held: threading.Semaphore) -> None:
+        connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=3600.0)
+        one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        for _ in range(SILENCES):
+            with pytest.raises(links.FailedError, match="no answer after"):
+                await dialogue(one, "slow@example.net").at(v.MAIL)
+        for _ in range(SILENCES + 1):
+            assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
+        one.command = PATIENCE
+        one.links.commands._until = 0.0
+        trial = asyncio.ensure_future(dialogue(one, "bob@example.net").at(v.MAIL))
+        assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
+        trial.cancel()
+        await asyncio.gather(trial, return_exceptions=True)
+        assert one.links.commands.admits(0.0)
+        await connections.aclose()
+
+    with slow_milter({b"<slow@example.net>", b"<>"}) as (address, held):
         asyncio.run(run(address, held))
 
 

@@ -17,6 +17,7 @@ from smtpd_filters.filters.policy import Policy
 from smtpd_filters.filters.policy.client import PolicyClient
 from smtpd_filters.filters.policy.request import build
 from smtpd_filters.filters.policy.servers import SERVER, Program
+from smtpd_filters.lookups.failover.group import PING
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
 from smtpd_filters.testing import Conversation
@@ -142,6 +143,15 @@ def test_requests_that_take_a_server_long_keep_no_others_from_it(server: Scripte
     probes = [each for each in server.seen if each["protocol_state"] == "CONNECT"]
     assert len(probes) == 2
     assert {each["policy_context"] for each in probes} == {"in"}
+
+
+def test_a_server_has_the_time_of_a_request_for_a_probe(server: Scripted) -> None:
+    """It works for it as for any other, which may take longer than a ping of other protocols."""
+
+    async def use(client: PolicyClient) -> None:
+        assert client.ping_time == client.timeout > PING
+
+    with_client(use, server.name)
 
 
 def test_a_program_that_takes_long_about_some_is_asked_about_others(behaviour: Path) -> None:

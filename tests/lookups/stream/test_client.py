@@ -283,6 +283,29 @@ def test_requests_that_take_a_healthy_server_too_long_keep_no_others_from_it() -
     assert lines == []
 
 
+@pytest.mark.parametrize(("ping_time", "opens"), [(0.01, True), (60.0, False)])
+def test_a_server_that_works_for_a_ping_has_time_for_it(ping_time: float, *, opens: bool) -> None:
+    async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        line = await reader.readline()
+        try:
+            async with asyncio.timeout(0.1):
+                await reader.read()
+        except TimeoutError:
+            writer.write(line)
+
+    async def ask() -> tuple[bool, Any]:
+        async with served(*[hang] * SILENCES, slowly, slowly, slowly) as peer:
+            one = client(peer.address, timeout=0.2, ping=ping, ping_time=ping_time)
+            for _ in range(SILENCES):
+                assert isinstance(await one.ask(line), Unavailable)
+            one.timeout = 60.0
+            return one.circuit.is_open, await one.ask(line)
+
+    is_open, last = asyncio.run(ask())
+    assert is_open is opens
+    assert (last == b"hello\n") is not opens
+
+
 def test_servers_are_pinged_to_the_end_though_the_request_is_over() -> None:
     """Its deadline may be shorter than both."""
     lines: list[str] = []
