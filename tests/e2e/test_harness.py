@@ -433,6 +433,16 @@ def stopped(processes: Iterable[int]) -> threading.Timer:
     return limit
 
 
+def test_a_process_has_its_arguments_while_it_executes_another_program() -> None:
+    """Linux shows none of them for a moment."""
+    again = 'exec /bin/sh -c "$0" "$0"'
+    with Lab() as lab:
+        lab.spawn("/bin/sh", "-c", again, again)
+        seen = [process.arguments for _ in range(100) for process in lab.processes()]
+    assert ["/bin/sh", "-c", again, again] in seen
+    assert [""] not in seen
+
+
 def test_a_lab_ends_with_an_nsenter_that_is_stopped() -> None:
     with Lab() as lab:
         limit = stopped([lab.spawn("sleep", "600").pid])

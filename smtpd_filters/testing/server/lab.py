@@ -46,6 +46,7 @@ HOSTNAME = "mx.local.example"
 NETWORKS = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
 TCP_LISTEN = "0A"  # include/net/tcp_states.h, in the form of /proc/net/tcp
 HOLDER_TIMEOUT = 30.0  # seconds; it takes milliseconds
+EXEC_TIMEOUT = 1.0  # seconds; it takes microseconds, or as long as the disk
 ROOM = 2  # pending connections allowed when another one is made
 DNS_PORT = 53
 # Programs in the lab may look it up. Reverse names of these addresses are left to the test.
@@ -278,8 +279,7 @@ class Lab:
                 continue
             with contextlib.suppress(OSError):  # ended, or a zombie
                 if os.readlink(entry / "ns/pid") == mine:  # noqa: PTH115  # no path: "pid:[1]"
-                    line = (entry / "cmdline").read_bytes().rstrip(b"\0")
-                    found.append(Process(int(entry.name), os.fsdecode(line).split("\0")))
+                    found.append(Process(int(entry.name), _arguments(entry)))
         return sorted(found)
 
     def _kill(self) -> None:
@@ -360,6 +360,18 @@ def wait_ended(processes: Iterable[Process], timeout: float) -> list[Process]:
             running.append(process)
         os.close(descriptor)
     return running
+
+
+def _arguments(entry: Path) -> list[str]:
+    """Return the arguments of the process whose folder in /proc this is."""
+    deadline = time.monotonic() + EXEC_TIMEOUT
+    # There are none for a moment while the process executes another program.
+    while not (line := (entry / "cmdline").read_bytes().rstrip(b"\0")):
+        if time.monotonic() > deadline:
+            break
+        (entry / "ns/pid").readlink()  # fails if the process has ended
+        time.sleep(0.0005)
+    return os.fsdecode(line).split("\0")
 
 
 def _enter_network(pid: int) -> None:
