@@ -76,6 +76,12 @@ V = re.escape(RELEASE.project_version(ROOT))
         ("packaging/debian/changelog", r"\A(?s:.*)", "", "debian/changelog: version missing: "),
         ("packaging/debian/changelog", r"  \w+, \d+ \w+ \d+ (?=\d\d:)", "  Fri, 02 Jan 2026 ",
          "debian/changelog: date 2026-01-02: expected "),
+        ("packaging/debian/changelog", r"  \w+, (?=\d+ \w+ \d+ \d\d:)", "  Som, ",
+         "debian/changelog: date Som, "),
+        ("packaging/debian/changelog", r"unstable;", "UNRELEASED;",
+         "debian/changelog: distribution UNRELEASED: expected unstable"),
+        ("CHANGELOG.md", rf"## {V}, .*", f"## {RELEASE.project_version(ROOT)}",
+         "CHANGELOG.md: date missing: expected YEAR-MONTH-DAY"),
         ("packaging/freebsd/Makefile", "@VERSION@", "9.8.7",
          "freebsd/Makefile: DISTVERSION 9.8.7: expected @VERSION@"),
         ("packaging/openbsd/Makefile", r"MODPY_DISTV\s*=.*", "",
@@ -93,6 +99,34 @@ def test_each_mismatch_is_a_line(tree: Path, name: str, old: str, new: str, comp
     assert found[0].startswith(complaint)
     # Without its first section a log has no date either.
     assert len(found) == (2 if "missing" in complaint else 1)
+
+
+def test_the_dates_of_manual_pages_are_written(tree: Path) -> None:
+    log = tree / "CHANGELOG.md"
+    log.write_text(re.sub(rf"## {V}, .*", f"## {V}, 2031-02-03", log.read_text("utf-8"), count=1))
+    pages = [page.name for page in (tree / "docs" / "man").iterdir()]
+    before = (tree / "docs/man/filter-rcpt.8").read_text("utf-8").splitlines()
+    assert len(complaints(tree)) == 1 + len(pages)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["release_check", "--root", str(tree), "--write"])
+        assert RELEASE.main() == 0
+    assert [line.partition(":")[0] for line in complaints(tree)] == ["debian/changelog"]
+    written = (tree / "docs/man/filter-rcpt.8").read_text("utf-8").splitlines()
+    assert written == [".Dd $Mdocdate: February 3 2031 $", *before[1:]]
+
+
+def test_nothing_is_written_without_a_date(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tree / "CHANGELOG.md"
+    log.write_text(re.sub(rf"(## {V}), .*", r"\1, unreleased", log.read_text("utf-8"), count=1))
+    page = tree / "docs/man/filter-rcpt.8"
+    before = page.read_text("utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["release_check", "--root", str(tree), "--write"])
+        assert RELEASE.main() == 1
+    assert capsys.readouterr().out == "CHANGELOG.md: date unreleased: expected YEAR-MONTH-DAY\n"
+    assert page.read_text("utf-8") == before
 
 
 def test_another_version_of_the_project(tree: Path) -> None:

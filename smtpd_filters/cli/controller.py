@@ -42,8 +42,10 @@ _URL = re.compile(
 # The status may have one digit: see `NO_REDIS`.
 _HEAD = re.compile(rb"HTTP/1\.[0-9] ([0-9]{1,3})\b ?([^\0\r\n]*)[^\0]*?\r?\n\r?\n")
 #: Added to the misleading reply of a controller without its Redis: version 3.4 replies 404 and
-#: "already learned" if the socket of its Redis is missing, and status 1 if nothing listens there.
+#: "already learned" if the socket of its Redis is missing, and status 1 if nothing listens there;
+#: version 4.1 replies 500 and "cannot upload script from file: bayes_learn.lua to any server".
 NO_REDIS = "rspamd probably can't reach its Redis: see its log"
+_WITHOUT_REDIS = re.compile("already learned|redis|cannot upload script", re.IGNORECASE)
 _LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
 
 
@@ -96,7 +98,7 @@ class Controller:
         cause = f"status {status}: {text}"
         if status in (401, 403):
             raise Refused(f"wrong password ({cause})", NOPERM)
-        if "already learned" in text or "redis" in text.lower():
+        if _WITHOUT_REDIS.search(text):
             cause = f"{cause}; {NO_REDIS}"
         raise Refused(cause, DATAERR if status in (400, 413) else TEMPFAIL)
 

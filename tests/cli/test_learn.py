@@ -99,6 +99,12 @@ def test_replies_of_the_daemon(answer: Answer, status: int, said: str, call: Lea
             Answer(b'{"error":"cannot get learned: error getting reply from redis server x"}', 500),
             True,
         ),
+        (
+            Answer(
+                b'{"error":"cannot upload script from file: bayes_learn.lua to any server"}', 500
+            ),
+            True,
+        ),
         (Answer(b"Not found", 404), False),
         (Answer(b'{"error":"invalid command"}', 500), False),
     ],
