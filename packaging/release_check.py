@@ -38,12 +38,14 @@ def versions(root: Path) -> Iterator[str]:
     version = project_version(root)
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         yield f"pyproject.toml: version {version}: expected three numbers"
-    top = re.search(r"(?m)^## (\S+?),? .*$", (root / "CHANGELOG.md").read_text("utf-8"))
-    if not top or top[1] != version:
-        yield f"CHANGELOG.md: first section {top[1] if top else 'missing'}: expected {version}"
-    top = re.match(r"\S+ \((\S+)-\S+\)", debian(root))
+    newest, _ = section(root)
+    if newest != version:
+        yield f"CHANGELOG.md: first section {newest}: expected {version}"
+    top = re.match(r"\S+ \((\S+)-\S+\) (\S+);", debian(root))
     if not top or top[1] != version:
         yield f"debian/changelog: version {top[1] if top else 'missing'}: expected {version}"
+    elif top[2] != "unstable":
+        yield f"debian/changelog: distribution {top[2]}: expected unstable"
     for system, name in PORTS.items():
         makefile = (root / "packaging" / system / "Makefile").read_text("utf-8")
         found = re.findall(rf"(?m)^{name}\s*=\s*(.*)$", makefile)
@@ -53,21 +55,52 @@ def versions(root: Path) -> Iterator[str]:
 
 def dates(root: Path) -> Iterator[str]:
     """Yield every date that differs from that of the first section of `CHANGELOG.md`."""
-    top = re.search(r"(?m)^## \S+ (.*)$", (root / "CHANGELOG.md").read_text("utf-8"))
+    _, written = section(root)
     try:
-        day = date.fromisoformat(top[1] if top else "")
+        day = date.fromisoformat(written)
     except ValueError:
-        yield f"CHANGELOG.md: date {top[1] if top else 'missing'}: expected YEAR-MONTH-DAY"
+        yield f"CHANGELOG.md: date {written}: expected YEAR-MONTH-DAY"
         return
     found = re.search(r"(?m)^ -- .*  (.*)$", debian(root))
-    stamp = datetime.strptime(found[1], "%a, %d %b %Y %H:%M:%S %z").date() if found else None
-    if stamp != day:
+    stamp = found[1] if found else "missing"
+    try:
+        stamp = datetime.strptime(stamp, "%a, %d %b %Y %H:%M:%S %z").date().isoformat()
+    except ValueError:
+        pass  # the complaint shows it
+    if stamp != day.isoformat():
         yield f"debian/changelog: date {stamp}: expected {day}"
-    wanted = f"$Mdocdate: {day:%B} {day.day} {day.year} $"
-    for page in sorted((root / "docs" / "man").glob("*.[1-9]")):
-        written = page.read_text("utf-8").partition("\n")[0].removeprefix(".Dd ")
-        if written != wanted:
-            yield f"docs/man/{page.name}: date {written}: expected {wanted}"
+    wanted = dated(day)
+    for page in pages(root):
+        first = page.read_text("utf-8").partition("\n")[0]
+        if first != wanted:
+            yield f"docs/man/{page.name}: date {first[4:]}: expected {wanted[4:]}"
+
+
+def write_dates(root: Path) -> None:
+    """Date the manual pages like the first section of `CHANGELOG.md`, if that has a date."""
+    try:
+        day = date.fromisoformat(section(root)[1])
+    except ValueError:
+        return
+    for page in pages(root):
+        _, newline, rest = page.read_text("utf-8").partition("\n")
+        page.write_text(dated(day) + newline + rest, "utf-8")
+
+
+def dated(day: date) -> str:
+    """Return the first line of a manual page of this day (mdoc(7), Dd)."""
+    return f".Dd $Mdocdate: {day:%B} {day.day} {day.year} $"
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the manual pages."""
+    return sorted((root / "docs" / "man").glob("*.[1-9]"))
+
+
+def section(root: Path) -> tuple[str, str]:
+    """Return the version and the date of the first section of `CHANGELOG.md`, or "missing"."""
+    top = re.search(r"(?m)^## (\S+?)(?:,? (.*))?$", (root / "CHANGELOG.md").read_text("utf-8"))
+    return (top[1], top[2] or "missing") if top else ("missing", "missing")
 
 
 def debian(root: Path) -> str:
@@ -100,7 +133,11 @@ def main() -> int:
     """Print each mismatch; exit with 1 if there is one."""
     parser = argparse.ArgumentParser(description="Check that a release can be made.")
     parser.add_argument("--root", type=Path, default=HERE.parent, help="the sources")
-    root = parser.parse_args().root
+    parser.add_argument("--write", action="store_true", help="date the manual pages first")
+    options = parser.parse_args()
+    root = options.root
+    if options.write:
+        write_dates(root)
     found = [line for check in (versions, dates, installed, interface) for line in check(root)]
     sys.stdout.writelines(f"{line}\n" for line in found)
     return 1 if found else 0
