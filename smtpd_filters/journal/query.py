@@ -99,8 +99,13 @@ class Journal:
         self._key = key
         #: When the query has to end, by the monotonic clock.
         self._until = 0.0
+        self._stopped = False
         #: Files that could not be read, with the reasons, since the last query began.
         self.unread: dict[str, str] = {}
+
+    def stop(self) -> None:
+        """End the query in progress with TooSlowError, in any thread; no other can be made."""
+        self._stopped = True
 
     # -- stories ---------------------------------------------------------------------------
 
@@ -368,7 +373,7 @@ class Journal:
         self._until = monotonic() + self.deadline
 
     def _is_late(self) -> bool:
-        return monotonic() > self._until
+        return self._stopped or monotonic() > self._until
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[sqlite3.Connection | None]:

@@ -4,7 +4,8 @@ Invariants
 ----------
 *Escaped*: templates escape every value, and what outsiders wrote passes `texts.foreign` as well.
 *Bounded*: queries have the journal's deadline, results a limit, and only `AT_ONCE` queries run at a
-time, so that readers can't slow the machine down.
+time, so that readers can't slow the machine down. A query whose client has left meanwhile isn't
+begun, and those in progress end with the service.
 """
 
 from __future__ import annotations
@@ -142,6 +143,9 @@ class Pages:
         self._guard = guard
         self._clock = clock
         self._turns = asyncio.Semaphore(AT_ONCE)
+        #: The journals of the queries in progress.
+        self._reading: set[Journal] = set()
+        self._ending = False
         self._live = Live(self._begin, self._new, self._row, guard.bounds)
         #: How far the live feed has come.
         self._marks: dict[str, Mark] = {}
@@ -217,14 +221,20 @@ class Pages:
 
     # -- reading ---------------------------------------------------------------------------
 
-    async def _read(self, query: Callable[[Journal], T]) -> tuple[T, Mapping[str, str]]:
-        """Return the result of a query, and the files that could not be read."""
+    async def _read(
+        self, query: Callable[[Journal], T], request: web.Request | None = None
+    ) -> tuple[T, Mapping[str, str]]:
+        """Return the result of a query of a request, and the files that could not be read."""
 
         def read() -> tuple[T, Mapping[str, str]]:
-            journal = self._journal()
             return query(journal), journal.unread
 
         async with self._turns:
+            has_left = request is not None and request.transport is None
+            if has_left or self._ending:
+                raise web.HTTPServiceUnavailable(text="The client has left, or the page ends.\n")
+            journal = self._journal()
+            self._reading.add(journal)
             try:
                 return await asyncio.to_thread(read)
             except TooSlowError as error:
@@ -235,6 +245,8 @@ class Pages:
                 raise web.HTTPServiceUnavailable(
                     text=f"The journal can't be read: {error.strerror}.\n"
                 ) from None
+            finally:
+                self._reading.discard(journal)
 
     def render(
         self, request: web.Request, template: str, *, status: int = 200, **values: Any
@@ -266,7 +278,7 @@ class Pages:
                 since = max(since, _start(extent[0]))
             return journal.overview(since, now, steps=STEPS), extent, journal.states()
 
-        (found, extent, states), unread = await self._read(read)
+        (found, extent, states), unread = await self._read(read, request)
         return self.render(
             request,
             "overview.html",
@@ -284,7 +296,7 @@ class Pages:
         """Show the messages that fit a search, newest first."""
         asked = Asked.of(request.query, "7d")
         wanted = asked.search(self._clock())
-        stories, unread = await self._read(lambda journal: journal.search(wanted))
+        stories, unread = await self._read(lambda journal: journal.search(wanted), request)
         more = ""
         if len(stories) > PER_PAGE:
             stories = stories[:PER_PAGE]
@@ -302,7 +314,7 @@ class Pages:
     async def story(self, request: web.Request) -> web.Response:
         """Show one message: who sent it, what each filter did, and what smtpd answered."""
         id_ = request.match_info["id"]
-        found, unread = await self._read(lambda journal: _with_session(journal, id_))
+        found, unread = await self._read(lambda journal: _with_session(journal, id_), request)
         if found is None:
             raise web.HTTPNotFound(text="No such message, or it was purged.\n")
         story, others = found
@@ -320,7 +332,9 @@ class Pages:
         asked = Asked.of(request.query, "7d")
         now = self._clock()
         since = now - SPANS[asked.span][1]
-        ranked, unread = await self._read(lambda journal: journal.rankings(kind, since, now, RANKS))
+        ranked, unread = await self._read(
+            lambda journal: journal.rankings(kind, since, now, RANKS), request
+        )
         days = sorted({day for each in ranked for day in each.days})
         rows = [(each, _spark(each, days)) for each in ranked]
         return self.render(request, "ranked.html", asked=asked, kind=kind, rows=rows, unread=unread)
@@ -328,7 +342,7 @@ class Pages:
     async def live(self, request: web.Request) -> web.Response:
         """Show the newest messages; with JavaScript, further ones as they come."""
         wanted = Search(limit=PER_PAGE)
-        stories, unread = await self._read(lambda journal: journal.search(wanted))
+        stories, unread = await self._read(lambda journal: journal.search(wanted), request)
         return self.render(
             request, "live.html", stories=stories, unread=unread, shown=SHOWN_RECIPIENTS
         )
@@ -354,7 +368,9 @@ class Pages:
         metrics, accept = self._metrics, request.headers.get("Accept", "")
         if metrics is None:
             raise web.HTTPNotFound(text="The package prometheus-client is not installed.\n")
-        (body, content_type), _ = await self._read(lambda found: metrics.scrape(found, accept))
+        (body, content_type), _ = await self._read(
+            lambda found: metrics.scrape(found, accept), request
+        )
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def started(self, _app: web.Application) -> None:
@@ -366,8 +382,11 @@ class Pages:
                 pass
 
     async def stopping(self, _app: web.Application) -> None:
-        """End the live feeds, whose connections would delay the end."""
+        """End the live feeds and the queries in progress, which would delay the end."""
+        self._ending = True
         await self._live.aclose()
+        for journal in self._reading:
+            journal.stop()
 
     # -- logging in ------------------------------------------------------------------------
 
