@@ -4,8 +4,9 @@ Invariants
 ----------
 *Purge is unlink*: a file is deleted as a whole; no row ever is.
 *Room for others*: nothing is written while the file system has less free space than the floor.
-*Not by mistake*: if the clock jumps ahead, or all earlier days are too old at once, they are kept
-for another 24 hours of the monotonic clock.
+*Not by mistake*: if the clock jumps ahead, or nothing was written in the days before today, as when
+it has jumped while the journal did not run, no day is too old for another 24 hours of the monotonic
+clock.
 *Goes on*: a damaged file is renamed, and a new one begun; a full disk costs stories, and is logged
 once; when there is room again they are written again.
 """
@@ -42,6 +43,8 @@ SHARE = 8
 PURGE_INTERVAL, LOOK_INTERVAL = 600.0, 2.0
 #: Seconds for which days are kept while the clock may be wrong, and by which it jumps ahead then.
 DOUBT, JUMP = 86400.0, 3600.0
+#: The days before today one of which has a file, unless the clock may be wrong.
+GAP = timedelta(days=3)
 #: Seconds until a file is opened again after a failure.
 PAUSE = 5.0
 _DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -94,8 +97,9 @@ class Archive:
         self._day: Day | None = None
         self._name = ""
         self._next_purge = self._next_look = self._next_try = self._latest = 0.0
-        #: Since when the wall clock may be wrong, by itself and by the monotonic clock.
-        self._doubted = self._doubted_since = 0.0
+        #: Since when the wall clock may be wrong, by itself and by the monotonic clock, and how far
+        #: it was ahead of that then.
+        self._doubted = self._doubted_since = self._doubted_ahead = 0.0
         #: How far the wall clock is ahead of the monotonic one, as far as it is believed.
         self._ahead = inf
         self._full = self._failing = False
@@ -256,20 +260,22 @@ class Archive:
             self._note(f"{self.directory}: not purged: {os_reason(error)}")
 
     def _is_doubtful(self, days: list[date], limit: date, now: float) -> bool:
-        """Return whether the clock may be wrong: it has jumped, or all earlier days are too old.
+        """Return whether the clock may be wrong: it has jumped, or all earlier days are old.
 
-        After `DOUBT` seconds it is believed. A clock that is wrong can't measure these.
+        After `DOUBT` seconds it is believed, until it jumps by more than that. A clock that is
+        wrong can't measure these.
         """
         ahead = now - self._clock()
         self._ahead = min(self._ahead, ahead)
         # Days that were written since then prove nothing.
         since = datetime.fromtimestamp(self._doubted or now, UTC).date()
         earlier = [day for day in days if day < since]
-        if ahead < self._ahead + JUMP and (not earlier or max(earlier) >= limit):
+        newest = max(limit, since - GAP)
+        if ahead < self._ahead + JUMP and (not earlier or max(earlier) >= newest):
             self._doubted = 0.0
             return False
-        if not self._doubted:
-            self._doubted, self._doubted_since = now, self._clock()
+        if not self._doubted or ahead > self._doubted_ahead + DOUBT:
+            self._doubted, self._doubted_since, self._doubted_ahead = now, self._clock(), ahead
         if self._clock() - self._doubted_since < DOUBT:
             return True
         self._ahead = ahead

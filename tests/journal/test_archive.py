@@ -199,6 +199,31 @@ def test_a_clock_that_is_some_days_ahead_deletes_nothing(make: Make, tmp_path: P
     assert not set(before) & set(names(tmp_path))
 
 
+def test_a_clock_that_is_ahead_at_the_start_deletes_nothing(make: Make, tmp_path: Path) -> None:
+    archive = make(days=30, clock=lambda: 1000.0)
+    for day in range(30):
+        archive.write([stored(day)], NOON + day * DAY)
+    archive.close()
+    before = names(tmp_path)
+    passed = [5.0]
+    archive = make(days=30, clock=lambda: passed[0])
+    ahead = NOON + 50 * DAY  # the newest file is 21 days old
+    archive.write([stored(1)], ahead)
+    archive.write([stored(2)], ahead + DAY / 2)
+    assert set(before) <= set(names(tmp_path))
+    # The clock was right: there was no mail, or the server was off.
+    passed[0] += DAY
+    archive.write([stored(3)], ahead + DAY)
+    kept = [each for each in before if each in names(tmp_path)]
+    assert kept == before[21:]
+    # A further jump is doubted as well.
+    archive.write([stored(4)], ahead + 365 * DAY)
+    assert set(kept) <= set(names(tmp_path))
+    passed[0] += DAY
+    archive.write([stored(5)], ahead + 366 * DAY)
+    assert not set(kept) & set(names(tmp_path))
+
+
 def test_a_clock_that_begins_in_1970_and_is_far_ahead_later_deletes_nothing(
     make: Make, tmp_path: Path
 ) -> None:
