@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from time import sleep
+from time import sleep, time
 from typing import TYPE_CHECKING
 
-from smtpd_filters.journal.records import Search
+from smtpd_filters.journal.records import AHEAD, Search
 from smtpd_filters.journal.stories import OUTCOMES
 from smtpd_filters.journal.telling import headline, plain, tell
 from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, choice, option
@@ -61,6 +61,7 @@ def _tail(journal: Journal, options: Options) -> int:
         sys.stderr.flush()
     if options.number:
         wanted = Search(
+            until=time() + AHEAD,
             outcomes=frozenset(options.outcome),
             filter=options.filter,
             limit=READ if options.match else options.number,

@@ -102,6 +102,8 @@ class Archive:
         self._doubted = self._doubted_since = self._doubted_ahead = 0.0
         #: How far the wall clock is ahead of the monotonic one, as far as it is believed.
         self._ahead = inf
+        #: The files of days to come that were noted.
+        self._to_come: set[str] = set()
         self._full = self._failing = False
 
     def open(self, now: float) -> None:
@@ -233,6 +235,7 @@ class Archive:
             limit = datetime.fromtimestamp(now, UTC).date() - timedelta(days=self._days)
             kept = []
             found = files(self.directory)
+            self._note_days_to_come(found, now)
             days = [date.fromisoformat(day) for day, _, _ in found]
             if self._is_doubtful(days, limit, now):
                 limit = date.min
@@ -258,6 +261,17 @@ class Archive:
                     total -= self._delete(path)
         except OSError as error:
             self._note(f"{self.directory}: not purged: {os_reason(error)}")
+
+    def _note_days_to_come(self, found: list[tuple[str, int, str]], now: float) -> None:
+        """Note files that the clock of another time has left; what is noted once isn't again."""
+        tomorrow = (datetime.fromtimestamp(now, UTC).date() + timedelta(days=1)).isoformat()
+        to_come = {path for day, _, path in found if day > tomorrow}
+        for path in sorted(to_come - self._to_come):
+            self._note(
+                f"{path}: of a day to come; if the clock was wrong when it was written, remove it, "
+                "or its messages stay until then"
+            )
+        self._to_come = to_come
 
     def _is_doubtful(self, days: list[date], limit: date, now: float) -> bool:
         """Return whether the clock may be wrong: it has jumped, or all earlier days are old.

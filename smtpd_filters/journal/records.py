@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 from .rollups import BUCKETS
 
+#: Seconds after the present of which the newest stories are shown. Those of a clock that was set
+#: back by some hours are; those of one that was years ahead would hide the others until then.
+AHEAD = 86400.0
+#: Seconds since 1970, after those of every story.
+NEVER = 1e12
+
 
 @dataclass(frozen=True, slots=True)
 class Search:
@@ -16,7 +22,7 @@ class Search:
     text: str = ""
     #: Seconds since 1970, from and before.
     since: float = 0.0
-    until: float = 1e12
+    until: float = NEVER
     #: Some of `OUTCOMES`; all if empty.
     outcomes: frozenset[str] = frozenset()
     #: A filter's name with a verdict that is not to proceed, and the verb of a verdict; "" for any.

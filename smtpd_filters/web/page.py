@@ -21,7 +21,7 @@ from aiohttp import web
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from smtpd_filters.journal.query import RANKED, Journal, TooSlowError
-from smtpd_filters.journal.records import Search
+from smtpd_filters.journal.records import AHEAD, NEVER, Search
 from smtpd_filters.journal.stories import OUTCOMES
 from smtpd_filters.journal.telling import OUTCOMES as WORDS
 
@@ -104,6 +104,7 @@ class Asked(NamedTuple):
         return Search(
             self.text,
             since=now - SPANS[self.span][1],
+            until=NEVER if self.span == "all" else now + AHEAD,
             outcomes=frozenset({self.outcome} if self.outcome else ()),
             filter=self.filter,
             limit=PER_PAGE + 1,
@@ -341,7 +342,7 @@ class Pages:
 
     async def live(self, request: web.Request) -> web.Response:
         """Show the newest messages; with JavaScript, further ones as they come."""
-        wanted = Search(limit=PER_PAGE)
+        wanted = Search(limit=PER_PAGE, until=self._clock() + AHEAD)
         stories, unread = await self._read(lambda journal: journal.search(wanted), request)
         return self.render(
             request, "live.html", stories=stories, unread=unread, shown=SHOWN_RECIPIENTS

@@ -76,6 +76,18 @@ def test_why_tells_who_what_and_which_setting(archive: Archive, run: Run) -> Non
     assert "smtpd     accepted it as 00000001, 1,234 bytes" in oldest
 
 
+def test_a_clock_that_was_a_year_ahead_hides_no_messages(
+    archive: Archive, run: Run, now: float
+) -> None:
+    later = now + 365 * 86400
+    archive.write([stored(n, t=int(later * 1000), f="early@example.org") for n in range(9)], later)
+    archive.close()
+    _, said, _ = run("tail", "--follow=false", "--number", "2")
+    assert said.count("alice@example.org") == 2
+    assert "early" not in said
+    assert run("why", "early@example.org")[1].count(" accepted from ") == 9
+
+
 def test_why_finds_a_story_by_the_id_that_it_prints(archive: Archive, run: Run) -> None:
     del archive
     oldest = run("why", "bob@example.net")[1].split("\n\n")[1]

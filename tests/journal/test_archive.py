@@ -199,6 +199,21 @@ def test_a_clock_that_is_some_days_ahead_deletes_nothing(make: Make, tmp_path: P
     assert not set(before) & set(names(tmp_path))
 
 
+def test_files_of_days_to_come_are_noted_once(make: Make, tmp_path: Path, notes: list[str]) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON + 365 * DAY)
+    archive.write([stored(2)], NOON)
+    archive.purge(NOON)
+    path = tmp_path / "2027-11-30.sqlite"
+    [note] = notes
+    assert note.startswith(f"{path}: of a day to come; if the clock was wrong")
+    path.unlink()
+    archive.purge(NOON)
+    archive.write([stored(3)], NOON + 365 * DAY)
+    archive.write([stored(4)], NOON)
+    assert notes == [note, note]
+
+
 def test_a_clock_that_is_ahead_at_the_start_deletes_nothing(make: Make, tmp_path: Path) -> None:
     archive = make(days=30, clock=lambda: 1000.0)
     for day in range(30):

@@ -114,6 +114,20 @@ def test_an_exempt_client(tmp_path: Path, now: float) -> None:
     visit(tmp_path, visiting)
 
 
+def test_a_clock_that_was_a_year_ahead_hides_no_messages(tmp_path: Path, now: float) -> None:
+    written(tmp_path, [stored(1, **at(now))], now)
+    later = now + 365 * 86400
+    written(tmp_path, [stored(2, f="early@example.org", **at(later))], later)
+
+    async def visiting(visitor: Visitor) -> None:
+        for path, is_shown in (("/search", False), ("/live", False), ("/search?span=all", True)):
+            page = await visitor.get(path)
+            assert "alice@example.org" in page.text
+            assert ("early@example.org" in page.text) == is_shown
+
+    visit(tmp_path, visiting)
+
+
 def test_pages_of_many_messages(tmp_path: Path, now: float) -> None:
     written(tmp_path, [stored(n, **at(now)) for n in range(2 * PER_PAGE + 1)], now)
 
