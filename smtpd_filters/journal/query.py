@@ -213,6 +213,9 @@ class Journal:
             with self._reading(path) as connection:
                 if connection is None:
                     continue
+                [(newest,)] = connection.execute("SELECT max(id) FROM story")
+                if last != _END and last > (newest or 0):  # another file, with the same inode
+                    last = 0
                 rows = connection.execute(
                     "SELECT id, data FROM story WHERE id > ? ORDER BY id LIMIT ?", (last, room)
                 ).fetchall()

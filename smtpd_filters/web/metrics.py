@@ -98,7 +98,12 @@ class Counts:
                 self._add_gain(found, before.get(path))
 
     def _add_gain(self, found: Totals, old: Totals | None) -> None:
-        """Add what a file has more than at an earlier look."""
+        """Add what a file has more than at an earlier look.
+
+        One that has less is another file of this name: the earlier one was removed.
+        """
+        if old is not None and any(n > found.outcomes.get(x, 0) for x, n in old.outcomes.items()):
+            old = None
         for name, n in found.outcomes.items():
             self.outcomes[name] += max(n - (old.outcomes.get(name, 0) if old else 0), 0)
         known = {_name(each): each for each in old.verdicts} if old else {}

@@ -156,6 +156,20 @@ def test_what_is_new(make: Make, tmp_path: Path) -> None:
     assert str(tmp_path / "2026-11-30.sqlite") not in marks
 
 
+def test_a_removed_file_is_replaced_by_one_with_its_inode(make: Make, tmp_path: Path) -> None:
+    archive = make()
+    archive.write([stored(number) for number in range(5)], NOON)
+    journal = Journal(str(tmp_path))
+    marks = journal.marks()
+    path = tmp_path / "2026-11-30.sqlite"
+    path.unlink()
+    archive.write([stored(6), stored(7)], NOON)
+    # As file systems that give numbers again do.
+    marks = {name: mark._replace(inode=path.stat().st_ino) for name, mark in marks.items()}
+    assert [int(each.session, 16) for each in journal.new(marks)] == [6, 7]
+    assert journal.new(marks) == []
+
+
 def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
     passed = [1000.0]
     archive = make(days=30, clock=lambda: passed[0])
