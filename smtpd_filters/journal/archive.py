@@ -146,7 +146,7 @@ class Archive:
         except NewerError as error:
             self._failed(now, str(error))
         except sqlite3.Error as error:
-            self._failed(now, self._about(error, now))
+            self._failed(now, self._about(error))
         except OSError as error:
             self._failed(now, os_reason(error), error.filename)
         self.unwritten += len(stories)
@@ -195,14 +195,16 @@ class Archive:
                 pass
         self._note(f"{path} is damaged ({why}): renamed to {aside}, and a new one begun")
 
-    def _about(self, error: sqlite3.Error, now: float) -> str:
+    def _about(self, error: sqlite3.Error) -> str:
         """Return what an error means; set a damaged file aside."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _DAMAGED and self._day is not None:
             path = self._day.path
             self._close()
-            self._set_aside(path, str(error))
-            self._next_try = now
+            try:
+                self._set_aside(path, str(error))
+            except OSError as fault:
+                return f"{path} is damaged ({error}), and can't be renamed: {os_reason(fault)}"
             return "the file was damaged"
         return str(error)
 

@@ -1,8 +1,8 @@
 """Queries: `Journal` reads the files of a journal, while they are written or later.
 
 The functions return plain records. All texts in them are from outside, to be escaped where they are
-shown. Days are read one after another, newest first; a file that is damaged, of a newer release or
-deleted meanwhile is left out, and named in `Journal.unread`.
+shown. Days are read one after another, newest first. A file that is damaged or of a newer release
+is left out, and named in `Journal.unread`; one that was purged meanwhile is left out.
 
 Invariants
 ----------
@@ -383,6 +383,8 @@ class Journal:
         """Open a file for reading; None if that can't be done."""
         connection = self._connected(path)
         if connection is None:
+            if not os.path.lexists(path):
+                self.unread.pop(path, None)  # it was purged meanwhile
             yield None
             return
         connection.set_progress_handler(self._is_late, 10_000)

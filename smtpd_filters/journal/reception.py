@@ -71,6 +71,10 @@ class InvalidError(ValueError):
     """A datagram that is neither a part of a story nor the state of a process."""
 
 
+class OtherVersionError(InvalidError):
+    """An object of the format of another release."""
+
+
 def decode(data: bytes) -> list[Any]:
     """Parse a datagram; return what is in it, still to be checked. Raises InvalidError."""
     try:
@@ -85,8 +89,10 @@ def is_state(found: object) -> bool:
 
     Raises InvalidError if it is neither.
     """
-    if not isinstance(found, dict) or found.get("v") != VERSION:
-        raise InvalidError("another version")
+    if not isinstance(found, dict):
+        raise InvalidError("not an object")
+    if found.get("v") != VERSION:
+        raise OtherVersionError("another version")
     return found.get("k") == "state"
 
 

@@ -31,7 +31,7 @@ from smtpd_filters.errors import ConfigError, os_reason
 from .archive import Archive
 from .day import NewerError
 from .merging import Merger
-from .reception import MAX_DATAGRAM, InvalidError, decode, is_state, part_of
+from .reception import MAX_DATAGRAM, InvalidError, OtherVersionError, decode, is_state, part_of
 from .sender import MAX_PATH
 from .states import WRITTEN, Collected, remove
 from .wire import BEGINNING
@@ -53,6 +53,13 @@ READS = 1000
 #: datagrams can come than the socket holds.
 SWITCHING = 0.0005
 _BUFFER = 1 << 20
+#: What is lost, in the log.
+LOSSES = {
+    "invalid": "{} invalid",
+    "foreign": "{} of another release (restart smtpd, so that its filters are of this one)",
+    "overflow": "{} that came too fast",
+    "lost": "{} that filters could not send",
+}
 
 
 class Service:
@@ -81,8 +88,9 @@ class Service:
         self._put = self._taken = 0
         #: Something is in the queue; the end was asked for; nothing more will be in the queue.
         self._arrived, self._ending, self._complete = Event(), Event(), Event()
-        #: Counts since the start: received, invalid, overflow (dropped between the threads), lost
-        #: (by the senders), stories, unwritten.
+        #: Counts since the start: received, invalid, foreign (those of them that are of another
+        #: release), overflow (dropped between the threads), lost (by the senders), stories,
+        #: unwritten.
         self.counts: Counter[str] = Counter()
         self._lock = self._socket_lock = -1
         self._socket: socket.socket | None = None
@@ -238,8 +246,9 @@ class Service:
                 counts["received"] += 1
                 try:
                     self._take(found, now, len(data) // len(several))
-                except InvalidError:
+                except InvalidError as error:
                     counts["invalid"] += 1
+                    counts["foreign"] += isinstance(error, OtherVersionError)
                 except Exception as error:  # noqa: BLE001  # goes on
                     counts["invalid"] += 1
                     self._note_bug(error)
@@ -289,12 +298,13 @@ class Service:
         now = monotonic()
         if now < self._next_report and not at_once:
             return
-        kinds = ("invalid", "overflow", "lost")
-        new = {kind: self.counts[kind] - self._reported[kind] for kind in kinds}
-        if any(new.values()):
+        new = self.counts - self._reported
+        new["invalid"] -= new["foreign"]
+        said = [text.format(new[kind]) for kind, text in LOSSES.items() if new[kind]]
+        if said:
             self._next_report = now + REPORTING
-            self._reported.update(new)
-            self._note(" ".join(f"{kind}={count}" for kind, count in new.items() if count))
+            self._reported = self.counts.copy()
+            self._note(f"events not stored: {', '.join(said)}; mail is not affected")
 
     def close(self) -> None:
         """Remove the socket, and release the locks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from collections import namedtuple
@@ -168,6 +169,29 @@ def test_a_removed_file_is_replaced_by_one_with_its_inode(make: Make, tmp_path: 
     marks = {name: mark._replace(inode=path.stat().st_ino) for name, mark in marks.items()}
     assert [int(each.session, 16) for each in journal.new(marks)] == [6, 7]
     assert journal.new(marks) == []
+
+
+def test_a_file_that_is_purged_during_a_query_is_not_missed(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = make()
+    for day in range(3):
+        archive.write([stored(day)], NOON + day * DAY)
+    first = tmp_path / "2026-11-30.sqlite"
+
+    def files_and_purge(directory: str) -> list[tuple[str, int, str]]:
+        found = files(directory)
+        first.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr("smtpd_filters.journal.query.files", files_and_purge)
+    journal = Journal(str(tmp_path))
+    assert len(journal.search(Search())) == 2
+    assert journal.unread == {}
+    monkeypatch.setattr("smtpd_filters.journal.query.files", files)
+    first.symlink_to("none")
+    journal.search(Search())
+    assert journal.unread == {str(first): "No such file or directory"}
 
 
 def test_a_clock_far_ahead_deletes_nothing(make: Make, tmp_path: Path) -> None:
@@ -435,6 +459,41 @@ def test_damage_while_it_runs_costs_stories_only(
     written = [archive.write([stored(at)], NOON + at) for at in range(3)]
     assert written[-1]
     assert sum("is damaged" in note for note in notes) == 1
+
+
+def test_damage_on_a_disk_that_has_become_read_only(
+    make: Make, tmp_path: Path, notes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    archive = make()
+    archive.write([stored(1)], NOON)
+
+    class Damaged:
+        path = str(tmp_path / "2026-11-30.sqlite")
+
+        def size(self) -> int:
+            return 0
+
+        def write(self, *_: object) -> None:
+            error = sqlite3.DatabaseError("disk image is malformed")
+            error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+            raise error
+
+        def close(self, *, finished: bool = False) -> None:
+            assert not finished
+
+    archive._close()
+    archive._day = Damaged()  # type: ignore[assignment]
+    monkeypatch.setattr("os.rename", fail)
+    assert not archive.write([stored(2)], NOON)
+    assert archive.unwritten == 1
+    [note] = notes
+    assert note.endswith(
+        "2026-11-30.sqlite is damaged (disk image is malformed), and can't be renamed: Read-only "
+        "file system; mail is not affected"
+    )
 
 
 def test_damaged_files_are_deleted_in_the_end(make: Make, tmp_path: Path) -> None:
