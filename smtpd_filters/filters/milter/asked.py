@@ -15,7 +15,7 @@ from smtpd_filters.scanning.outcomes import ENVELOPE
 
 from .content import Draft
 from .dialogue import Dialogue
-from .facts import Facts, bracketed
+from .facts import Facts
 from .links import FailedError
 from .outcomes import DISCARDED
 
@@ -139,9 +139,12 @@ class Asked:
         if draft.envelope and settings.envelope_changes == "tempfail":
             return ENVELOPE.because(notes)
         tx = self._session.tx
-        recipients = set(map(bracketed, tx.recipients)) if tx else set()
-        discarded = recipients and recipients <= draft.deleted and not draft.added
-        if discarded and settings.discard == "reject":
+        if (
+            settings.discard == "reject"
+            and tx is not None
+            and tx.recipients
+            and draft.leaves_none(tx.recipients)
+        ):
             return Reject(DISCARDED).because("all recipients deleted")
         if held:
             draft.hold()

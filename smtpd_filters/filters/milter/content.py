@@ -33,11 +33,12 @@ from smtpd_filters.own_field import OwnField
 from smtpd_filters.runtime.pace import pace
 from smtpd_filters.scanning.outcomes import safe
 
+from .facts import mailbox
 from .links import FailedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from smtpd_filters.message import Message
     from smtpd_filters.message.message import Body
@@ -84,11 +85,12 @@ class Draft:
             self.note("header ended before a line that is not a field")
         #: The reason for which it is to be held; None if it isn't.
         self.quarantine: str | None = None
-        #: Whether a milter has changed the envelope; the recipients that were deleted, in brackets,
-        #: and those that were added.
+        #: Whether a milter has changed the envelope; the recipients that were deleted and those
+        #: that were added.
         self.envelope = False
-        self.deleted: set[bytes] = set()
-        self.added: set[bytes] = set()
+        self._deleted: set[tuple[str, str]] = set()
+        self._added: set[tuple[str, str]] = set()
+        self._host = host
 
     def note(self, text: str) -> None:
         """Keep a note for the log."""
@@ -127,17 +129,24 @@ class Draft:
         """Note a change of the envelope, which smtpd takes from no filter."""
         self.envelope = True
         address = edit.address
+        recipient = mailbox(address.decode("utf-8", "surrogateescape"), self._host)
         match edit:
             case ChangeSender():
                 self.note(f"not possible: change sender to {safe(address, 80)}")
             case AddRecipient():
-                self.added.add(address)
+                self._added.add(recipient)
+                self._deleted.discard(recipient)
                 self.note(f"not possible: add recipient {safe(address, 80)}")
             case DeleteRecipient():
-                # A milter may leave out the brackets with which it was given a recipient.
-                bare = address.strip(b" ").removeprefix(b"<").removesuffix(b">")
-                self.deleted.add(b"<%b>" % bare)
+                self._deleted.add(recipient)
+                self._added.discard(recipient)
                 self.note(f"not possible: delete recipient {safe(address, 80)}")
+
+    def leaves_none(self, recipients: Sequence[str]) -> bool:
+        """Return whether all of the recipients were deleted, and no others added."""
+        if not self._deleted or self._added:
+            return False
+        return all(mailbox(each, self._host) in self._deleted for each in recipients)
 
     def replace_body(self, body: Body) -> None:
         """Replace the body. Raises SpoolError."""

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import chain
 from socket import gethostname
 
+from smtpd_filters.addresses import canonical, path
 from smtpd_filters.checks.hosts import plain_address
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.session import FIELDS, Session, parameters
@@ -209,6 +210,19 @@ def encoded(text: str) -> bytes:
 def bracketed(address: str) -> bytes:
     """Return an address with its angle brackets."""
     return b"<%b>" % encoded(address)
+
+
+def mailbox(address: str, server_name: str | None) -> tuple[str, str]:
+    """Return an address in the form in which all spellings of it are equal.
+
+    It may be what Sendmail and Postfix take from a milter for a recipient: with brackets or not,
+    with a name in front of them, a source route or quotes, and in any letter case.
+    """
+    text = address.strip(" \t")
+    if text.endswith(">") and not text.startswith("<"):
+        text = text[text.rfind("<") :]
+    found = path(text).completed(server_name)
+    return found.local.lower(), canonical(found.domain)
 
 
 def _domain(address: str) -> str | None:

@@ -30,7 +30,7 @@ from .stub import Stub, milter
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from smtpd_filters.milter import Event
+    from smtpd_filters.milter import Edit, Event
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.testing import Client
 
@@ -636,11 +636,40 @@ def test_changes_of_the_envelope() -> None:
         assert reply == "451 4.3.5 The envelope of this message cannot be changed"
 
 
-@pytest.mark.parametrize("address", [b"<alice@example.org>", b"alice@example.org"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        b"<alice@example.org>", b"alice@example.org", b" <Alice@Example.ORG.>\t",
+        b"<@relay.example,@b.example:alice@example.org>", b'<"alice"@example.org>',
+        b"Alice <alice@example.org>", b'"Alice >" <alice@example.org>',
+    ],
+)  # fmt: skip
 def test_all_recipients_are_deleted(address: bytes) -> None:
     with milter(answers=at_end(DeleteRecipient(address), Verdict(v.ACCEPT))) as stub:
         assert deliver(stub).reply == "550 5.7.1 Message rejected"
         assert not deliver(stub, "--discard", "accept").reply
+
+
+@pytest.mark.parametrize(
+    ("edits", "reply"),
+    [
+        ([DeleteRecipient(b"bob@example.org")], ""),
+        ([DeleteRecipient(b"alice@example.org"), AddRecipient(b"bob@example.org")], ""),
+        ([DeleteRecipient(b"alice@example.org"), AddRecipient(b"<Alice@example.org>")], ""),
+        (
+            [
+                AddRecipient(b"bob@example.org"),
+                DeleteRecipient(b"<Bob@example.org>"),
+                DeleteRecipient(b"alice@example.org"),
+            ],
+            "550 5.7.1 Message rejected",
+        ),
+        ([AddRecipient(b"x"), DeleteRecipient(b"x@mx.example.org")], ""),
+    ],
+)
+def test_some_recipients_are_left(edits: list[Edit], reply: str) -> None:
+    with milter(answers=at_end(*edits, Verdict(v.ACCEPT))) as stub:
+        assert deliver(stub).reply == reply
 
 
 def test_an_invalid_name_is_left_out() -> None:
