@@ -210,7 +210,7 @@ def test_every_action(start: Start, network: Lab, scripted: Scripted) -> None:
             "DEFER": "450 4.7.1 Try again later",
             "DEFER_IF_PERMIT 4.2.0 later": "450 4.2.0 later",
             "450 4.1.1 later": "450 4.1.1 later",
-            "552 full \x07 \udcff": "552 full ? ?",
+            "552 full \x07 \udcff": "552 5.7.1 full ? ?",
             "DISCARD": "554 5.7.1 Access denied",
             "421 4.7.0 enough": "421 4.7.0 enough",
             "521 5.7.0 go away": "521 5.7.0 go away",

@@ -6,7 +6,7 @@ Invariants
 ----------
 *Nothing is lost silently*: what smtpd can't do is an outcome that the operator has chosen
 (`--action`), or a failure, which `--on-error` decides.
-*Codes agree*: a reply has an enhanced status code of its own class (RFC 2034 section 4).
+*Codes agree*: a reply has an enhanced status code, of its own class (RFC 2034 section 4).
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ ACCEPTING = frozenset({"OK", "DUNNO", "PERMIT", "RELAY", "PREPEND"})
 NOTED = frozenset({"WARN", "INFO", "DEFER_IF_REJECT"})
 #: Codes of the replies that refuse, by action, with the enhanced status code and the text that
 #: they have if the server gives none.
-DENIED, LATER = "Access denied", "Try again later"
+REJECTED = ("5.7.1", "Access denied")
+DEFERRED = ("4.7.1", "Try again later")
 REFUSING = {
-    "REJECT": (554, "5.7.1", DENIED),
-    "DEFER": (450, "4.7.1", LATER),
-    "DEFER_IF_PERMIT": (450, "4.7.1", LATER),
+    "REJECT": (554, *REJECTED),
+    "DEFER": (450, *DEFERRED),
+    "DEFER_IF_PERMIT": (450, *DEFERRED),
 }
 #: The outcomes of actions that smtpd doesn't have, by `--action`.
 OUTCOMES = ("proceed", "junk", "tempfail", "reject", "rewrite", "fail")
@@ -118,7 +119,7 @@ def decide(
     if name in REFUSING:
         return _refusal(*REFUSING[name], action)
     if _CODE.fullmatch(name):
-        return _refusal(int(name), "", DENIED if name.startswith("5") else LATER, action)
+        return _refusal(int(name), *(REJECTED if name.startswith("5") else DEFERRED), action)
     return _chosen(action, phase, outcomes.get(name, "fail"))
 
 

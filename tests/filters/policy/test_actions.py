@@ -37,14 +37,15 @@ def test_what_accepts(text: str) -> None:
          "450 4.2.0 Greylisted, see http://x/y.html"),
         ("DEFER_IF_PERMIT 5.2.0", "450 4.2.0 Try again later"),
         ("552 5.2.2 Mailbox is full", "552 5.2.2 Mailbox is full"),
-        ("550 no", "550 no"),
+        ("550 no", "550 5.7.1 no"),
+        ("452 not now", "452 4.7.1 not now"),
         ("\tREJECT\t no ", "554 5.7.1 no"),
-        ("550\tno", "550 no"),
+        ("550\tno", "550 5.7.1 no"),
         ("450  4.1.1 twice", "450 4.1.1 twice"),
         ("451 5.1.1 contradictory", "451 4.1.1 contradictory"),
         ("554 5.7.1", "554 5.7.1 Access denied"),
-        ("550 \xfc\x07 text\udcff", "550 ?? text?"),
-        ("550 " + "x" * 5000, "550 " + "x" * 506),
+        ("550 \xfc\x07 text\udcff", "550 5.7.1 ?? text?"),
+        ("550 " + "x" * 5000, "550 5.7.1 " + "x" * 500),
     ],
 )  # fmt: skip
 def test_what_refuses(text: str, reply: str) -> None:
@@ -52,7 +53,7 @@ def test_what_refuses(text: str, reply: str) -> None:
     assert (refused.verb, refused.text) == ("reject", reply)
 
 
-@pytest.mark.parametrize("text", ["421 4.7.0 enough", "521 go away"])
+@pytest.mark.parametrize("text", ["421 4.7.0 enough", "521 5.7.1 go away"])
 def test_what_closes_the_connection(text: str) -> None:
     refused = decision(text)
     assert (refused.verb, refused.text) == ("disconnect", text)

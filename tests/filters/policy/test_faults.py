@@ -127,7 +127,7 @@ def test_the_next_server_is_asked(server: Scripted, script: Script) -> None:
 
 def test_requests_that_take_a_server_long_keep_no_others_from_it(server: Scripted) -> None:
     """Any client can make some, where a server asks the DNS about its domain."""
-    server.script = lambda request: b"" if "slow" in request["sender"] else action("550 no")
+    server.script = lambda request: b"" if "slow" in request["sender"] else action("550 5.7.1 no")
     flags = ("--timeout", SOON, "--context", "in", "--on-error", "proceed")
     with Conversation(Policy, "--server", server.name, *flags) as smtpd:
 
@@ -138,7 +138,7 @@ def test_requests_that_take_a_server_long_keep_no_others_from_it(server: Scripte
             return client.rcpt_to("bob@example.org").reply
 
         assert [said("alice@slow.example") for _ in range(2 * SILENCES)] == [""] * 2 * SILENCES
-        assert said("alice@example.net") == "550 no"
+        assert said("alice@example.net") == "550 5.7.1 no"
         assert not any("no longer waited for" in line for line in smtpd.log)
     probes = [each for each in server.seen if each["protocol_state"] == "CONNECT"]
     assert len(probes) == 2
