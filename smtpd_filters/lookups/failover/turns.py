@@ -7,9 +7,8 @@ Invariants
 ----------
 *Shared*: a client gets a further turn only while more are free than it has. One client alone has at
 most half of them, two have three quarters.
-*Fair*: a turn that becomes free goes to the client that has the fewest, of several to the one that
-has waited for longest. So a client waits for the end of one request, however many another one has
-in the queue.
+*Fair*: a turn that becomes free goes to the client that has the fewest, of several to one after the
+other. So a client waits for the end of one request, however many another one has in the queue.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ from collections import deque
 class Turns:
     """So many turns. A client is any text; "" has no limit, and gets each turn that is free."""
 
-    __slots__ = ("_free", "_held", "_waiting")
+    __slots__ = ("_free", "_held", "_levels", "_waiting")
 
     def __init__(self, number: int) -> None:
         self._free = number
         #: How many turns each client has, except for "".
         self._held: dict[str, int] = {}
-        #: The requests that wait, by client; a client that has got a turn goes to the end.
+        #: The requests that wait, by client.
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        #: The clients that wait by how many turns they have, the next one of each first.
+        self._levels: dict[int, dict[str, None]] = {}
 
     def locked(self, client: str = "") -> bool:
         """Return whether a request of a client has to wait."""
@@ -37,15 +38,19 @@ class Turns:
     @property
     def wanted(self) -> bool:
         """Whether a client waits that would get a further turn."""
-        return any(self._held.get(each, 0) <= self._free for each in self._waiting)
+        return bool(self._levels) and min(self._levels) <= self._free
 
     async def acquire(self, client: str = "") -> None:
         """Wait for a turn, which ends with `release`."""
         if not self.locked(client):
-            self._take(client)
+            self._change(client, 1)
             return
         granted = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append(granted)
+        queue = self._waiting.get(client)
+        if queue is None:
+            queue = self._waiting[client] = deque()
+            self._enter(client)
+        queue.append(granted)
         try:
             await granted
         except BaseException:  # cancelled
@@ -57,30 +62,43 @@ class Turns:
 
     def release(self, client: str = "") -> None:
         """End a turn of a client."""
-        self._free += 1
-        if client:
-            self._held[client] -= 1
-            if not self._held[client]:
-                del self._held[client]
-        while self._waiting:
-            held, chosen = min(
-                ((self._held.get(each, 0), each) for each in self._waiting), key=_first
-            )
-            if held >= self._free:
-                break
+        if client in self._waiting:
+            self._leave(client)
+            self._change(client, -1)
+            self._enter(client)
+        else:
+            self._change(client, -1)
+        while self._levels and (held := min(self._levels)) < self._free:
+            chosen = next(iter(self._levels[held]))
             queue = self._waiting[chosen]
             granted = queue.popleft()
-            del self._waiting[chosen]
-            if queue:
-                self._waiting[chosen] = queue
+            self._leave(chosen)
             if not granted.done():  # cancelled, and about to leave
-                self._take(chosen)
+                self._change(chosen, 1)
                 granted.set_result(None)
+            if queue:
+                self._enter(chosen)
+            else:
+                del self._waiting[chosen]
 
-    def _take(self, client: str) -> None:
-        self._free -= 1
+    def _change(self, client: str, turns: int) -> None:
+        """Give a client turns; negative to take them back."""
+        self._free -= turns
         if client:
-            self._held[client] = self._held.get(client, 0) + 1
+            held = self._held[client] = self._held.get(client, 0) + turns
+            if not held:
+                del self._held[client]
+
+    def _enter(self, client: str) -> None:
+        """Note that a client waits, as the last of those with as many turns."""
+        self._levels.setdefault(self._held.get(client, 0), {})[client] = None
+
+    def _leave(self, client: str) -> None:
+        held = self._held.get(client, 0)
+        level = self._levels[held]
+        del level[client]
+        if not level:
+            del self._levels[held]
 
     def _drop(self, client: str, granted: asyncio.Future[None]) -> None:
         """Remove a request that waits no longer."""
@@ -88,8 +106,5 @@ class Turns:
         if queue is not None and granted in queue:
             queue.remove(granted)
             if not queue:
+                self._leave(client)
                 del self._waiting[client]
-
-
-def _first(each: tuple[int, str]) -> int:
-    return each[0]

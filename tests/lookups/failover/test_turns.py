@@ -12,7 +12,7 @@ from smtpd_filters.lookups.failover.turns import Turns
 from tests.effort import part
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
 
 class Crowd:
@@ -61,7 +61,8 @@ def run(number: int, test: Callable[[Crowd], Awaitable[None]]) -> None:
         crowd = Crowd(Turns(number))
         await test(crowd)
         await crowd.close()
-        assert (crowd.turns._free, crowd.turns._held, crowd.turns._waiting) == (number, {}, {})
+        turns = crowd.turns
+        assert (turns._free, turns._held, turns._waiting, turns._levels) == (number, {}, {}, {})
 
     asyncio.run(main())
 
@@ -100,7 +101,7 @@ def test_a_single_turn_goes_to_one_client_after_the_other() -> None:
             [name] = crowd.have
             order.append(name)
             await crowd.end(name)
-        assert order == ["a0", "a1", "b0", "c0", "a2", "b1"]
+        assert order == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
     run(1, test)
 
@@ -114,7 +115,7 @@ def test_a_turn_goes_to_the_client_that_has_the_fewest() -> None:
         await crowd.end("d0")  # a client that has one gets none while none else is free
         assert crowd.have == ["a0", "a1", "b0"]
         await crowd.end("a0")
-        assert crowd.have == ["a1", "b0", "a2"]
+        assert crowd.have == ["a1", "b0", "b1"]
 
     run(4, test)
 
@@ -128,6 +129,28 @@ def test_a_further_turn_is_wanted_by_those_who_would_get_it() -> None:
         assert wanted == [False, False, True, False, False, True]
 
     run(4, test)
+
+
+def test_a_turn_is_given_as_fast_in_a_crowd() -> None:
+    """By the number of clients that are looked at."""
+
+    class Counted(dict[int, dict[str, None]]):
+        def __iter__(self) -> Iterator[int]:
+            for each in super().__iter__():
+                looks.append(each)
+                yield each
+
+    looks: list[int] = []
+
+    async def test(crowd: Crowd) -> None:
+        crowd.turns._levels = Counted()
+        await crowd.ask("a0", *(f"{chr(0x4E00 + each)}0" for each in range(300)))
+        looks.clear()
+        await crowd.end("a0")
+        assert len(crowd.have) == 1
+        assert len(looks) <= 2
+
+    run(1, test)
 
 
 def test_who_waits_no_longer_is_passed_over() -> None:
