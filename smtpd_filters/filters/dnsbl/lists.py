@@ -214,6 +214,8 @@ class Watch:
         self._running: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._tried = self._last = float("-inf")
+        #: Whether the log says that no list answers.
+        self._silent = False
         #: Whether all have been tested once.
         self.done = not self._asked
 
@@ -298,9 +300,13 @@ class Watch:
                 state = "off" if cause else "on"
                 self._log.event("list", zone=each.shown, about=about, switched=state, cause=cause)
         if all_silent and found:
+            self._silent = True
             self._log.limited(
                 "silent", "no list answers", cause=found[0][0], result="not switched off"
             )
+        elif self._silent:
+            self._silent = False
+            self._log.event("lists answer again")
         self._tried = asyncio.get_running_loop().time()
         if not all_silent:
             self._last = self._tried

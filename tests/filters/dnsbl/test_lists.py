@@ -341,6 +341,9 @@ def test_if_all_are_silent_none_is_switched_off() -> None:
         server.zone = {**addresses(ZONE), **addresses(OTHER)}
         await watch.test()
         assert watch.state == (True, True)
+        # The end of the trouble is logged, once.
+        await watch.test()
+        assert watch.log.lines[1:] == ["dnsbl lists answer again"]
         watch.close()
 
     with_resolver({"*.example": {"servfail": True}}, work)
