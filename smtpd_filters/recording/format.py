@@ -24,6 +24,7 @@ import re
 import stat
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings.files import open_input
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class Recording:
         if not isinstance(source, bytes):
             name = os.fspath(source)
             try:
-                with open(name, "rb") as file:  # noqa: PTH123  # pathlib costs start-up
+                with open_input(name) as file:
                     if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):  # it may be endless
                         raise ConfigError(f"{name}: not a regular file")
                     source = file.read()

@@ -57,6 +57,20 @@ def open_file(path: str, flags: int = 0) -> BinaryIO:
     return os.fdopen(fd, "rb")
 
 
+def open_input(path: str) -> BinaryIO:
+    """Open a file or pipe for reading, as a shell's `<(command)` names one. Raises OSError.
+
+    A FIFO that nobody has open for writing is empty: it is not waited for.
+    """
+    return open(path, "rb", opener=_without_waiting)  # noqa: PTH123, SIM115  # as above
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
+    os.set_blocking(fd, True)
+    return fd
+
+
 def create_file(path: str, mode: int = 0o666) -> int:
     """Create a file, in place of any file or link at the path; return its descriptor.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tracemalloc
 from collections import Counter
@@ -269,6 +270,13 @@ def test_a_message_from_stdin(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> No
     assert (status, "not checked, exempt: " in out) == (0, True)
     monkeypatch.setattr(sys, "stdin", None)
     assert tool.run(*words) == (2, "", "smtpd-filters auth: stdin is closed\n")
+
+
+def test_a_fifo_that_nobody_writes_is_not_waited_for(tool: Tool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    name = str(tmp_path / "fifo")
+    status, out, _ = tool.run("check", name, "--client", "::1", "--helo", "x", "--mail-from", "")
+    assert (status, "not checked, exempt: " in out) == (0, True)
 
 
 @pytest.mark.parametrize(

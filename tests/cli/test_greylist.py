@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sqlite3
 import time
 from contextlib import closing
@@ -168,6 +169,11 @@ def test_an_export_is_imported_elsewhere(
     )
     assert without_times(copy.json("list")) == without_times(tool.json("list"))
     assert copy.run_filter(ONE)[0].startswith("451 ")  # its wait has begun again
+
+
+def test_a_fifo_that_nobody_writes_is_not_waited_for(tool: Tool, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert tool.json("import", str(tmp_path / "fifo")) == {"imported": 0, "skipped": 0}
 
 
 def test_many_entries_are_imported_and_forgotten(tool: Tool, tmp_path: Path) -> None:

@@ -579,6 +579,20 @@ def test_an_endless_file_is_refused(capsys: Capture) -> None:
     assert "/dev/zero: not a regular file" in capsys.readouterr().err
 
 
+def test_a_fifo_that_nobody_writes_is_not_waited_for(tmp_path: Path, capsys: Capture) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SystemExit):
+        main(["replay", str(tmp_path / "fifo"), "--", *TRACE])
+    assert f"{tmp_path}/fifo: no session in it" in capsys.readouterr().err
+
+
+def test_a_recording_may_come_from_a_pipe(capsys: Capture) -> None:
+    with subprocess.Popen(["cat", str(PLAIN)], stdout=subprocess.PIPE) as cat:
+        assert cat.stdout is not None
+        assert main(["replay", f"/dev/fd/{cat.stdout.fileno()}", "--", *TRACE]) == 0
+    assert "8 decisions, none differ" in capsys.readouterr().out
+
+
 def test_progress_is_shown_and_taken_away(capsys: Capture) -> None:
     progress = _Progress(3, wanted=True, interval=0.0)
     progress.begin("x" * 200)

@@ -12,6 +12,7 @@ import sys
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import SWITCH, TEXT, Kind, Settings, choice, operand, option
+from smtpd_filters.settings.files import open_input
 from smtpd_filters.tables.networks import parse_address
 
 TYPE_CHECKING = False
@@ -100,7 +101,7 @@ def _content(name: str) -> bytes:
                 raise ConfigError("stdin is closed")
             content = sys.stdin.buffer.read(_LARGEST + 1)
         else:
-            with open(name, "rb") as file:  # noqa: PTH123
+            with open_input(name) as file:
                 content = file.read(_LARGEST + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {os_reason(error)}") from None

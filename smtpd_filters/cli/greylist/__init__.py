@@ -19,6 +19,7 @@ from smtpd_filters.filters.greylist import Greylist, senders
 from smtpd_filters.filters.greylist.records import ALL, Record, records
 from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key, triplet_key
 from smtpd_filters.settings import LIST, SECONDS, SWITCH, TEXT, choice, operand, option
+from smtpd_filters.settings.files import open_input
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.stores import Delete, Put
 from smtpd_filters.tables.networks import network_of
@@ -300,7 +301,7 @@ def _stdin() -> BinaryIO:
 def _opened(name: str, stack: ExitStack) -> BinaryIO:
     """Open a file."""
     try:
-        return stack.enter_context(open(name, "rb"))  # noqa: PTH123  # a name as given
+        return stack.enter_context(open_input(name))
     except OSError as error:
         raise ConfigError(f"{name}: {os_reason(error)}") from None
 
