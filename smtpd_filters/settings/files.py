@@ -62,7 +62,7 @@ def open_input(path: str) -> BinaryIO:
 
     A FIFO that nobody has open for writing is empty: it is not waited for.
     """
-    return open(path, "rb", opener=_without_waiting)  # noqa: PTH123, SIM115  # as above
+    return open(path, "rb", opener=_without_waiting)
 
 
 def _without_waiting(path: str, flags: int) -> int:

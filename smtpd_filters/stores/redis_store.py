@@ -32,6 +32,7 @@ from .damage import Damage
 from .operations import Get
 from .redis_script import decode, encode, script
 from .store import CLOSED, Store, StoreUnavailableError
+from .trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -81,6 +82,8 @@ class RedisStore(Store):
         self.label = address.label
         self.one_place = address.scheme != "cluster"
         self._damage = Damage(self.label, note)
+        if self.one_place:
+            self._trouble = Trouble(self.label, note)
         self._timeout = timeout
         self._prefix = prefix.encode()
         self._script = script()

@@ -36,6 +36,7 @@ from .clock import read_times
 from .damage import Damage
 from .sqlite_file import File, FileError
 from .store import CLOSED, Store, StoreUnavailableError
+from .trouble import Trouble
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -126,6 +127,7 @@ class SQLiteStore(Store):
         # Notes of the thread; the loop logs them.
         self._notes: SimpleQueue[str] = SimpleQueue()
         self._damage = Damage(self.label, self._notes.put)
+        self._trouble = Trouble(self.label, note)
         self._file = File(
             path,
             max_size=max_size,

@@ -11,7 +11,8 @@ Invariants
 requests, since the log writes each cause once per interval.
 *All or nothing*: of a request that failed, either everything was applied or nothing. Which of the
 two is unknown after a timeout.
-*Recovers*: after any failure, later requests try again; nothing needs a restart.
+*Recovers*: after any failure, later requests try again; nothing needs a restart. The log has a line
+at the end of it (`trouble`).
 *Damage is nothing*: an entry that no operation can have written counts as missing (`damage`).
 """
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .damage import Damage
     from .operations import Entry, Operation
     from .setting import StoreSetting
+    from .trouble import Trouble
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -71,6 +73,8 @@ class Store:
     #: Whether all shards are in one place, as in a file or on one server.
     one_place: bool = False
     _damage: Damage
+    #: None in a cluster, whose nodes fail alone.
+    _trouble: Trouble | None = None
     #: How its requests are counted (`runtime.counters`); "" for not at all.
     kind = ""
 
@@ -133,8 +137,12 @@ class Store:
             results = await self._apply(operations)
         except UnavailableError as error:
             counts.ended_since(began, getattr(error, "failure", INVALID))
+            if self._trouble is not None:
+                self._trouble.failed(operations)
             raise
         counts.ended_since(began)
+        if self._trouble is not None and self._trouble.is_on:
+            self._trouble.succeeded(operations)
         return results
 
     async def ask_together(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[Any]:

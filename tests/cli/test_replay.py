@@ -587,7 +587,7 @@ def test_a_fifo_that_nobody_writes_is_not_waited_for(tmp_path: Path, capsys: Cap
 
 
 def test_a_recording_may_come_from_a_pipe(capsys: Capture) -> None:
-    with subprocess.Popen(["cat", str(PLAIN)], stdout=subprocess.PIPE) as cat:
+    with subprocess.Popen(["/bin/cat", str(PLAIN)], stdout=subprocess.PIPE) as cat:
         assert cat.stdout is not None
         assert main(["replay", f"/dev/fd/{cat.stdout.fileno()}", "--", *TRACE]) == 0
     assert "8 decisions, none differ" in capsys.readouterr().out

@@ -61,10 +61,10 @@ def clock() -> Clock:
 
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
-    """What the store logs: nothing, unless the test has removed it."""
+    """What the store logs: nothing, unless the test has removed it, but the end of trouble."""
     noted: list[str] = []
     yield noted
-    assert noted == []
+    assert [each for each in noted if not each.endswith(": answers again")] == []
 
 
 @pytest.fixture(

@@ -419,4 +419,5 @@ def test_tables_that_are_changed_in_use_cost_a_request(tmp_path: Path) -> None:
         assert await store.ask(Delete(one))
 
     run(file, steps)
-    assert len(file.notes) == 1
+    assert len(file.notes) == 2
+    assert file.notes[1] == f"sqlite:{file.path}: answers again"

@@ -53,15 +53,22 @@ async def cause(store: SQLiteStore) -> str:
     return ""
 
 
-async def full(folder: Path, store: SQLiteStore) -> None:
+async def full(folder: Path) -> None:
+    notes: list[str] = []
+    store = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=notes.append)
     filler = folder / "filler"
     filler.write_bytes(bytes(300_000))
     assert await cause(store) == "disk full"
     assert await store.ask(Get(join("t", b"0"))) is not None
+    assert notes == []
     filler.unlink()
+    await store.ask(Put(join("t", b"after"), LARGE, ttl=900))
+    assert notes == [f"{store.label}: answers again"]
+    await store.aclose()
 
 
-async def read_only(folder: Path, store: SQLiteStore) -> None:
+async def read_only(folder: Path) -> None:
+    store = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=sys.stdout.write)
     await store.ask(Put(join("t", b"0"), LARGE, ttl=900))
     await store.aclose()
     subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)  # noqa: ASYNC221, S607
@@ -72,6 +79,7 @@ async def read_only(folder: Path, store: SQLiteStore) -> None:
     assert len(notes) == 1
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)  # noqa: ASYNC221, S607
     await again.ask(Put(join("t", b"0"), LARGE, ttl=900))
+    assert notes[1:] == [f"{again.label}: answers again"]
     await again.aclose()
 
 
@@ -81,12 +89,7 @@ async def main(what: str, folder: Path) -> None:
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],  # noqa: S607
         check=True,
     )
-    path = f"{folder}/store.sqlite"
-    store = SQLiteStore(path, timeout=PATIENCE, note=sys.stdout.write)
-    await (full if what == "full" else read_only)(folder, store)
-    if what == "full":
-        await store.ask(Put(join("t", b"after"), LARGE, ttl=900))
-    await store.aclose()
+    await (full if what == "full" else read_only)(folder)
     sys.stdout.write("recovered\n")
 
 

@@ -173,10 +173,13 @@ def test_a_dead_server_is_passed_over_and_tried_again(
         server.start()
         assert await cause(store) == "failed repeatedly, passed over for now"
         monkeypatch.setattr(store._servers[""], "next_try", 0.0)  # type: ignore[attr-defined]  # its time is up
+        assert notes == []
         await store.ask(Put(A, b"v", ttl=60))
         await store.ask(Put(A, b"v", ttl=60))
+        assert notes == [f"{store.label}: answers again"]
 
-    run(store_of(server), steps)
+    notes: list[str] = []
+    run(store_of(server, note=notes.append), steps)
 
 
 def test_a_server_that_hangs_costs_three_timeouts(server: RedisServer) -> None:
