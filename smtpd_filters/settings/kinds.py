@@ -73,7 +73,17 @@ def printable(text: str) -> str:
     """Escape what would break a log line: line breaks, control characters, bytes not in UTF-8."""
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() else escaped(c) for c in text)
+
+
+def escaped(char: str) -> str:
+    r"""Escape a character; a byte that isn't UTF-8 is `\xNN`, as in the log."""
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    if 0x80 <= code <= 0xFF:
+        return f"\\u{code:04x}"
+    return char.encode("unicode_escape").decode()
 
 
 class Kind(Generic[T]):

@@ -17,6 +17,7 @@ most `LINE_MAX` characters.
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 from smtpd_filters.errors import ConfigError, unreadable
@@ -361,11 +362,16 @@ def _invalid(place: str, text: str, error: ValueError) -> ConfigError:
     return ConfigError(wrong)
 
 
+#: The escape of a byte that isn't UTF-8.
+_BYTE = re.compile(r"\\udc([89a-f][0-9a-f])")
+
+
 def shown(text: str) -> str:
     """Return a text quoted for a log line; backslashes, frequent in patterns, aren't doubled."""
     text = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
     quote = '"' if "'" in text else "'"
-    return quote + "\\".join(ascii(part)[1:-1] for part in text.split("\\")) + quote
+    parts = (_BYTE.sub(r"\\x\1", ascii(part)[1:-1]) for part in text.split("\\"))
+    return quote + "\\".join(parts) + quote
 
 
 def _has_controls(text: str) -> bool:

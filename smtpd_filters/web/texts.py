@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from smtpd_filters.journal.telling import OUTCOMES, exempts
 from smtpd_filters.runtime.counters import BUCKETS
+from smtpd_filters.settings.kinds import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ def visible(text: object) -> str:
     shown = shown[:LONGEST]
     if not _PLAIN.fullmatch(shown):
         shown = "".join(
-            each.encode("unicode_escape").decode()
-            if unicodedata.category(each) in _INVISIBLE
-            else each
-            for each in shown
+            escaped(each) if unicodedata.category(each) in _INVISIBLE else each for each in shown
         )
     return f"{shown}…" if cut else shown
 

@@ -159,6 +159,7 @@ ODD_NAMES = [
     "a\x1b[31mb",
     "a\u202eb",
     "a\udcffb",
+    "a\x85b",
     "anna smith",
     "o'hara,x",
     r"domain\xavier",
@@ -169,7 +170,7 @@ ODD_NAMES = [
 
 
 #: Names that look like escapes: only what is printed for them means them.
-ESCAPES = [r"domain\x1b", "\x1b" + r"\x1b\x5c"]
+ESCAPES = [r"domain\x1b", r"jos\xe9", "\x1b" + r"\x1b\x5c"]
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_a_changed_message_is_shown(script: Any, capsys: Capture) -> None:
     assert main(["replay", str(PLAIN), "--diff", "--", *command]) == 1
     out = capsys.readouterr().out
     assert "unchanged, 9 lines  changed, 39 lines" in out
-    assert "       -hello\n       +caf\\udce9 caf\\udce9 " in out
+    assert "       -hello\n       +caf\\xe9 caf\\xe9 " in out
     assert "       +more 17\n       ... 12 more lines\n" in out
     assert max(map(len, out.splitlines())) < 140
 

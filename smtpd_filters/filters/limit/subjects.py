@@ -166,6 +166,8 @@ def _character(found: re.Match[str]) -> str:
     number = int(found[0].lstrip("\\xuU"), 16)
     if number > sys.maxunicode:
         return found[0]
+    if found[0][1] == "x" and number >= 0x80:
+        return chr(0xDC00 + number)
     character = chr(number)
     if character.isprintable() and character != "\\":
         return found[0]
