@@ -7,6 +7,7 @@ import sys
 
 from smtpd_filters import main as executable
 from smtpd_filters.settings import TEXT, Settings, operand
+from smtpd_filters.settings.kinds import printable
 
 from . import PROG
 from .verb import Verb
@@ -34,7 +35,24 @@ class Options(Settings):
 
 def run(options: Options, words: list[str]) -> int:
     """Run the filter; return its exit status."""
-    return find(options.name)(words)
+    status = find(options.name)(words)
+    # On a terminal only its flags and files were checked.
+    if status == 0 and os.isatty(0) and os.isatty(1) and _is_path(options.name):
+        path = options.name
+        if not os.path.exists(path):  # noqa: PTH110  # start-up time
+            path = path.rpartition(":")[0]
+        if not os.access(path, os.X_OK):
+            shown = printable(path)
+            sys.stderr.write(
+                f"{PROG} run: {shown}: not executable; to name it in proc-exec, run "
+                f"chmod 755 {shown}\n"
+            )
+    return status
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name is the path of a file, maybe with a class."""
+    return "/" in name or name.partition(":")[0].endswith(".py")
 
 
 def find(name: str) -> Callable[[Sequence[str]], int]:
@@ -42,7 +60,7 @@ def find(name: str) -> Callable[[Sequence[str]], int]:
 
     Raises ConfigError for an unknown one.
     """
-    if "/" in name or name.partition(":")[0].endswith(".py"):
+    if _is_path(name):
         name = os.path.abspath(name)  # noqa: PTH100  # not resolved
     name = name.removeprefix("filter-")
     if name == CHAIN:

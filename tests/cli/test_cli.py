@@ -87,6 +87,38 @@ def test_a_file_is_named_by_its_path_from_here(
     assert "usage: filter-own" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("path", ["own.py", "{}/own.py", "{}/own.py:Own"])
+def test_a_file_that_smtpd_cannot_execute_is_reported_on_a_terminal(
+    path: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN)
+    path = path.format(tmp_path)
+    name = path.removesuffix(":Own")
+    hint = (
+        f"smtpd-filters run: {name}: not executable; to name it in proc-exec, run chmod 755 {name}"
+    )
+    for mode, lines in ((0o644, 2), (0o755, 1)):
+        file.chmod(mode)
+        ours, theirs = os.openpty()
+        done = subprocess.run(
+            [*TOOL, "run", path],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            check=False,
+        )
+        os.close(ours)
+        os.close(theirs)
+        said = done.stderr.splitlines()
+        assert (done.returncode, len(said)) == (0, lines)
+        assert ": flags and files are right, as user " in said[0]
+        assert all(line == hint for line in said[1:])
+
+
 @pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"]])
 def test_the_verbs_are_shown(words: list[str], capsys: Capture) -> None:
     assert main(words) == 0
