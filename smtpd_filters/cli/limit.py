@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from heapq import nlargest
 from typing import TYPE_CHECKING
@@ -12,9 +13,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.limit.ledger import FOREVER
-from smtpd_filters.filters.limit.rules import (
-    SUBJECTS,
-)
+from smtpd_filters.filters.limit.rules import LIMIT, SUBJECTS
 from smtpd_filters.filters.limit.subjects import (
     BLOCK,
     HASH,
@@ -32,6 +31,8 @@ from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice,
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.stores import Delete, Put
 
+from . import PROG
+from .store_search import find_values
 from .stores import StoreOptions, with_store
 from .verb import Verb
 
@@ -91,6 +92,8 @@ def run(options: Options, _rest: list[str]) -> int:
         raise ConfigError(f"{options.action} requires a SUBJECT")
     if options.action == TOP and subject:
         raise ConfigError("top has no SUBJECT (see show)")
+    if options.action == BLOCKING and "store" not in options.given:
+        _note_effect(subject)
 
     async def work(store: Store) -> int:
         literal = " ".join(_words(options))
@@ -215,6 +218,21 @@ async def _block(store: Store, options: Options, subject: str) -> int:
     block = Put(key(subject, BLOCK), reason, ttl=options.duration)
     await store.ask(block)
     return _done("blocked", subject, options)
+
+
+def _note_effect(subject: str) -> None:
+    """Note that the filter has no limit by subjects of this kind, and so doesn't see the block."""
+    kinds = tuple(word.partition("=")[0] for word in subject.split(" "))
+    found = set()
+    for value in find_values(SPACE, "limit"):
+        with suppress(ValueError):  # `smtpd-filters check` reports it
+            found.add(LIMIT.from_toml(value).subject)
+    if found and kinds not in found and not HASH.fullmatch(subject):
+        by = ", ".join(sorted(map("+".join, found)))
+        sys.stderr.write(
+            f"{PROG} limit: this has no effect: filter-limit has limits by {by}, and none by "
+            f"{'+'.join(kinds)}\n"
+        )
 
 
 async def _release(store: Store, options: Options, subject: str) -> int:

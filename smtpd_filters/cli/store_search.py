@@ -59,6 +59,28 @@ def find_store(
     return found[0] if found else {}
 
 
+def find_values(
+    name: str,
+    key: str,
+    places: Sequence[str] = PLACES,
+    chain_places: Sequence[str] = CHAIN_PLACES,
+) -> Iterator[object]:
+    """Yield the values of the setting `key`, given several times, of all filters of a kind.
+
+    Those in smtpd.conf are texts. A file that is missing or can't be read has none.
+    """
+    commands = list(_commands(places))
+    for words in commands:
+        if f"filter-{name}" in map(file_name, words):
+            yield from (value for flag, value in flags_in(words) if flag == f"--{key}")
+    for path in [
+        named[0] for words in commands if (named := chain_run_by(words)) and named[0]
+    ] or chain_places:
+        for _, keys in _filters_in(path, name):
+            values = keys.get(key)
+            yield from values if isinstance(values, list) else ()
+
+
 def _commands(places: Iterable[str]) -> Iterator[list[str]]:
     """Yield the words of the commands in the first smtpd.conf."""
     for path in places:
@@ -99,6 +121,17 @@ def _of_words(words: Sequence[str], flag: str) -> dict[str, str]:
 
 def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
     """Yield the texts of the options of the filters of a kind in a chain file."""
+    for instance, keys in _filters_in(path, name):
+        texts = {
+            option: str(value) for key, value in keys.items() if (option := _option(key, flag))
+        }
+        if flag == "store" and instance != name:
+            texts.setdefault("store", default_address(instance).text)
+        yield texts
+
+
+def _filters_in(path: str, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the names and keys of the filters of a kind in a chain file."""
     try:
         text = read_file(path, LARGEST).removeprefix(MARK).decode()
         content: Mapping[str, Any] = tomllib.loads(text)
@@ -107,12 +140,7 @@ def _of_chain(path: str, name: str, flag: str) -> Iterator[dict[str, str]]:
     filters = content.get("filter")
     for instance, keys in filters.items() if isinstance(filters, dict) else ():
         if isinstance(keys, dict) and _is_kind(str(keys.get(USE, instance)), instance, name):
-            texts = {
-                option: str(value) for key, value in keys.items() if (option := _option(key, flag))
-            }
-            if flag == "store" and instance != name:
-                texts.setdefault("store", default_address(instance).text)
-            yield texts
+            yield instance, keys
 
 
 def _is_kind(used: str, instance: str, name: str) -> bool:

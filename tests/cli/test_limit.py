@@ -12,6 +12,7 @@ from smtpd_filters.cli import main
 from smtpd_filters.filters.limit import Limit
 from smtpd_filters.filters.limit.subjects import key, part, read, read_key
 from smtpd_filters.filters.limit.subjects import shown as shown_subject
+from smtpd_filters.stores.setting import STORE
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
@@ -260,6 +261,36 @@ def test_a_user_without_a_visible_character_can_be_released(
         assert printed == "user=_"
         for words in (("block", printed), ("show", printed), ("release", printed)):
             assert limit(store, *words) == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "subject", "noted"),
+    [
+        (["user messages 1/1h", {"by": "client", "of": "messages", "limit": "1/1h"}], "a", ""),
+        (["user messages 1/1h", "nonsense", 5], "client=192.0.2.1", "by user, and none by client"),
+        (["client+user messages 1/1h"], "a", "by client+user, and none by user"),
+        (["user messages 1/1h"], "sha256=" + "0" * 64, ""),
+        ([], "a", ""),
+    ],
+)
+def test_a_block_without_effect_is_noted(  # noqa: PLR0913  # fixtures and a case
+    store: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    limits: list[object],
+    subject: str,
+    noted: str,
+) -> None:
+    with talk(store):
+        monkeypatch.setattr("smtpd_filters.cli.limit.find_values", lambda *_: iter(limits))
+        assert limit(store, "block", subject) == 0
+        assert capsys.readouterr().err == ""  # the store of another configuration
+        monkeypatch.setattr(
+            "smtpd_filters.cli.stores.find_store", lambda *_: {"store": STORE.parse(store)}
+        )
+        assert main(["limit", "block", subject]) == 0
+        expected = f"smtpd-filters limit: this has no effect: filter-limit has limits {noted}\n"
+        assert capsys.readouterr().err == (expected if noted else "")
 
 
 def test_a_reason_of_any_bytes(store: str, capsys: pytest.CaptureFixture[str]) -> None:

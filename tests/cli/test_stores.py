@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from smtpd_filters.cli.store_search import find_store
+from smtpd_filters.cli.store_search import find_store, find_values
 from smtpd_filters.cli.stores import TEMPFAIL, StoreOptions, with_store
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.stores import Get, Put, Store, join
@@ -189,6 +189,25 @@ REDIS = STORE.parse("redis://redis.example.org")
 )
 def test_the_store_in_smtpd_conf(tmp_path: Path, command: str) -> None:
     assert search(tmp_path, f'filter limits proc-exec "{command}"\n') == {"store": REDIS}
+
+
+def test_the_values_of_a_setting(tmp_path: Path) -> None:
+    conf, chains = tmp_path / "smtpd.conf", tmp_path / "chains.toml"
+
+    def values() -> list[object]:
+        missing = f"{tmp_path}/missing"
+        return [*find_values("limit", "limit", [missing, str(conf)], [missing, str(chains)])]
+
+    assert values() == []
+    command = "filter-limit --limit 'user messages 1/1h' --limit=x"
+    conf.write_text(f'filter a proc-exec "{command}"\n')
+    chains.write_text(
+        'filter.limit.limit = ["y", { by = "z" }]\nfilter.b = { use = "limit", limit = 5 }\n'
+    )
+    assert values() == ["user messages 1/1h", "x", "y", {"by": "z"}]
+    conf.write_text(f'filter a proc-exec "filter-chain --config {chains}"\n')
+    chains.write_text('filter.b = { use = "limit", limit = ["v"] }\n')
+    assert values() == ["v"]
 
 
 def test_all_flags_of_the_store_in_smtpd_conf(tmp_path: Path) -> None:
