@@ -73,6 +73,8 @@ UNIX = "unix"
 _USER_MAX = 200
 #: An IPv6 address in brackets or an IPv4 address, behind which a port may be.
 _WITHOUT_PORT = re.compile(r"^(?:\[([^\]]*)\]|([^:]*))(?::[0-9]*)?$")
+#: The usual ports, which browsers leave out and some proxies write.
+_PORTS = {"http": ":80", "https": ":443"}
 _LOG = logging.getLogger(__name__)
 
 
@@ -153,14 +155,21 @@ class Guard:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not self._is_ours(_host(request)):
-            raise web.HTTPMisdirectedRequest(text="This host is not served here.\n")
+            raise web.HTTPMisdirectedRequest(
+                text="The page is not served under this name: --host names it.\n"
+            )
         login = self.login(request)
         path = request.path.removeprefix(self.access.prefix)
         if path == METRICS and self._has_token(request):
             return await handler(request)
         if login is None and not path.startswith(OPEN):
-            if request.method not in SAFE or self.access.passwords is None:
-                raise web.HTTPForbidden(text="Not logged in.\n")
+            if self.access.passwords is None:
+                raise web.HTTPForbidden(
+                    text="Not logged in: the page is for users that a proxy names in one field of "
+                    "--user-header.\n"
+                )
+            if request.method not in SAFE:
+                raise web.HTTPForbidden(text="Not logged in any more: load the page again.\n")
             if path == METRICS:  # a program would take the page of the log-in for metrics
                 raise web.HTTPUnauthorized(
                     text="Not logged in: the bearer token is that of --metrics-token.\n",
@@ -269,17 +278,18 @@ class Guard:
         """Raise HTTPForbidden unless the request comes from a form of the page."""
         origin = request.headers.get("Origin")
         if origin is not None:
-            same = _authority(origin) == _host(request).lower() != ""
+            same = _is_origin_of(origin, _host(request))
         else:
             same = request.headers.get("Sec-Fetch-Site") == "same-origin"
-        form = (await _fields(request, self.bounds.form)).get("form", "") if same else ""
-        expected = self.form(request)
-        if not (
-            same and isinstance(form, str) and compare_digest(form.encode(), expected.encode())
-        ):
+        if not same:
             raise web.HTTPForbidden(
-                text="This form is not of this page, or too old: load it again.\n"
+                text="This form is not of this page, or a proxy does not pass on the Host that the "
+                "browser sent, with its port.\n"
             )
+        form = (await _fields(request, self.bounds.form)).get("form", "")
+        expected = self.form(request)
+        if not (isinstance(form, str) and compare_digest(form.encode(), expected.encode())):
+            raise web.HTTPForbidden(text="This form is too old: load the page again.\n")
 
     # -- logging in --------------------------------------------------------------------------
 
@@ -353,12 +363,14 @@ def _host(request: web.Request) -> str:
     return hosts[0] if len(hosts) == 1 else ""
 
 
-def _authority(origin: str) -> str:
-    """Return the host and port of an `Origin`, "" if it has none."""
+def _is_origin_of(origin: str, host: str) -> bool:
+    """Return whether an `Origin` is that of a page on a `Host`; the port may be the usual one."""
     try:
-        return urlsplit(origin).netloc.lower()
+        scheme, authority, *_ = urlsplit(origin.lower())
     except ValueError:
-        return ""
+        return False
+    port = _PORTS.get(scheme, "")
+    return authority.removesuffix(port) == host.lower().removesuffix(port) != ""
 
 
 async def _fields(request: web.Request, seconds: float) -> Mapping[str, object]:

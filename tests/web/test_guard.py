@@ -339,6 +339,30 @@ def test_forms_that_are_none(
     assert not [each for each in caplog.records if each.name.startswith("smtpd_filters")]
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("https://mail.example", "mail.example", 200),
+        ("https://mail.example", "mail.example:443", 200),
+        ("https://mail.example:443", "MAIL.example", 200),
+        ("http://mail.example", "mail.example:80", 200),
+        ("https://[2001:db8::1]", "[2001:db8::1]:443", 200),
+        ("https://mail.example", "mail.example:80", 403),
+        ("http://mail.example", "mail.example:443", 403),
+        ("https://mail.example:8443", "mail.example", 403),
+        ("https://mail.example", "mail.example:4430", 403),
+        ("https://:443", ":443", 403),
+        ("https://evil.example", "mail.example", 403),
+    ],
+)
+def test_a_proxy_may_write_the_usual_port(origin: str, host: str, status: int) -> None:
+    async def visiting(visitor: Visitor) -> None:
+        _, form, _ = await visitor.get("/form", Host=host)
+        assert (await visitor.post("/form", {"form": form}, origin, Host=host))[0] == status
+
+    visit(Access(), visiting)
+
+
 def test_origins_that_are_none() -> None:
     async def visiting(visitor: Visitor) -> None:
         _, form, _ = await visitor.get("/form")
