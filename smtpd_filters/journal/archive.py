@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from math import inf
 from time import monotonic
@@ -119,13 +120,11 @@ class Archive:
     @staticmethod
     def _require_ours(path: str) -> None:
         check_database(path)
-        connection = sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True)
         try:
-            check_version(connection, path)
-        except sqlite3.Error:  # damaged: see below
+            with closing(sqlite3.connect(f"file:{quoted(path)}?mode=ro", uri=True)) as connection:
+                check_version(connection, path)
+        except sqlite3.Error:  # damaged, or unreadable: see below
             pass
-        finally:
-            connection.close()
 
     def write(self, stories: Sequence[Part], now: float, sums: Sums | None = None) -> bool:
         """Write stories that are complete at `now`; return whether they were written."""

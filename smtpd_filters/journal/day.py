@@ -89,9 +89,12 @@ def check_version(connection: sqlite3.Connection, path: str) -> int:
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables and owner != APPLICATION_ID:
         raise sqlite3.DatabaseError("a database of another program")
+    if tables and found < 1:
+        raise sqlite3.DatabaseError("the version of its schema is missing")
     if found > VERSION:
         raise NewerError(
-            f"{path}: written by a newer release (schema {found}, this one knows {VERSION})"
+            f"{path}: written by a newer release (schema {found}, this one knows {VERSION}); "
+            "upgrade this one, or move the file away"
         )
     return int(found)
 

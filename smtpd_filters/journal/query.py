@@ -420,7 +420,7 @@ class Journal:
                     self.unread.pop(path, None)
                     return connection
             except NewerError as error:
-                self.unread[path] = str(error)
+                self.unread[path] = str(error).removeprefix(f"{path}: ")
                 modes.clear()
             except sqlite3.Error as error:
                 self.unread[path] = str(error)

@@ -26,7 +26,7 @@ from threading import Event, Thread
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, os_reason, user_name
 
 from .archive import Archive
 from .day import NewerError
@@ -133,21 +133,19 @@ class Service:
             raise ConfigError(f"{path}: {os_reason(error)}") from None
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            if os.path.lexists(path):
-                if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                    raise ConfigError(f"{path}: exists, and is not a socket")
-                os.unlink(path)  # noqa: PTH108
+            _remove_socket(path)
             before = os.umask(0o777 & ~MODE)
             try:
                 listening.bind(path)
             finally:
                 os.umask(before)
-            if self._group is not None:
-                os.chown(path, -1, self._group)
+            self._give_to_group(path)
             os.chmod(path, MODE)  # noqa: PTH101
             found = os.stat(path)  # noqa: PTH116
-        except OSError as error:
+        except BaseException as error:
             listening.close()
+            if not isinstance(error, OSError):
+                raise
             raise ConfigError(f"{path}: {os_reason(error)}") from None
         self._bound = found.st_dev, found.st_ino
         try:
@@ -157,6 +155,21 @@ class Service:
                 raise
         listening.setblocking(False)  # noqa: FBT003  # its only parameter
         self._socket = listening
+
+    def _give_to_group(self, path: str) -> None:
+        """Let the group of smtpd's filters write to the socket. Raises ConfigError, OSError."""
+        if self._group is None:
+            return
+        try:
+            os.chown(path, -1, self._group)
+        except PermissionError:
+            os.unlink(path)  # noqa: PTH108
+            group = _group_name(self._group)
+            raise ConfigError(
+                f"{path}: user {user_name()} can't give it to the group {group}, whose members "
+                f"send to it: make the user a member of {group}, or name another group with "
+                "--socket-group"
+            ) from None
 
     # -- receiving -------------------------------------------------------------------------
 
@@ -323,6 +336,23 @@ class Service:
             if fd >= 0:
                 os.close(fd)
         self._lock = self._socket_lock = -1
+
+
+def _remove_socket(path: str) -> None:
+    """Remove the socket that an earlier journal has left. Raises ConfigError, OSError."""
+    if os.path.lexists(path):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigError(f"{path}: exists, and is not a socket")
+        os.unlink(path)  # noqa: PTH108
+
+
+def _group_name(number: int) -> str:
+    from grp import getgrgid  # needed only for an error
+
+    try:
+        return getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def _locked(path: str) -> int:

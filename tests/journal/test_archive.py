@@ -6,6 +6,7 @@ import errno
 import os
 import sqlite3
 from collections import namedtuple
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -584,7 +585,8 @@ def test_a_newer_file_is_refused(make: Make, tmp_path: Path) -> None:
         make().open(NOON + DAY)
     journal = Journal(str(tmp_path))
     assert journal.search(Search()) == []
-    assert "newer release" in str(journal.unread)
+    [why] = journal.unread.values()
+    assert why.startswith("written by a newer release (schema ")
 
 
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(
@@ -603,6 +605,30 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
     assert journal.search(Search()) == []
     why = journal.unread[str(tmp_path / "2026-11-30.sqlite")]
     assert why == f"Permission denied for user {user_name()}"
+
+
+def test_an_earlier_file_that_cannot_be_opened_stops_nothing(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "2026-11-29.sqlite").symlink_to("none")
+    archive = make()
+    archive.open(NOON)
+    assert archive.write([stored(1)], NOON)
+
+
+def test_a_file_without_the_version_of_its_schema_is_set_aside(
+    make: Make, tmp_path: Path, notes: list[str]
+) -> None:
+    path = tmp_path / "2026-11-30.sqlite"
+    archive = make()
+    archive.write([stored(1)], NOON)
+    archive.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 0")
+    journal = Journal(str(tmp_path))
+    assert journal.search(Search()) == []
+    assert journal.unread == {str(path): "the version of its schema is missing"}
+    assert archive.write([stored(2)], NOON)
+    assert "is damaged (the version of its schema is missing): renamed to" in notes[0]
+    assert len(journal.search(Search())) == 1
 
 
 @pytest.mark.parametrize(

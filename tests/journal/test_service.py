@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import grp
 import os
 import signal
 import socket
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.journal import service
 from smtpd_filters.journal.archive import Archive
 from smtpd_filters.journal.merging import Merger
@@ -263,6 +266,27 @@ def test_flags_that_are_wrong(flags: list[str], error: str, tmp_path: Path) -> N
     assert ended.returncode == 2
     assert error in ended.stderr
     assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("group", "name"), [(os.getgid(), ""), (1 << 30, str(1 << 30))])
+def test_a_user_who_is_not_of_the_group(
+    group: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("os.chown", refuse)
+    path = tmp_path / "socket"
+    made = Service(Kept(), str(path), group=group, note=print)
+    with pytest.raises(ConfigError) as refused:
+        made._bind()
+    os.close(made._socket_lock)
+    name = name or grp.getgrgid(group).gr_name
+    assert str(refused.value) == (
+        f"{path}: user {user_name()} can't give it to the group {name}, whose members send to it: "
+        f"make the user a member of {name}, or name another group with --socket-group"
+    )
+    assert not path.exists()
 
 
 def test_a_fifo_named_like_a_day_is_refused(tmp_path: Path) -> None:
