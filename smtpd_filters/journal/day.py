@@ -84,9 +84,10 @@ def check_version(connection: sqlite3.Connection, path: str) -> int:
 
     Raises NewerError, and sqlite3.DatabaseError for a file of another program.
     """
+    # First of all: the journal may be creating the file, in one transaction.
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (owner,) = connection.execute("PRAGMA application_id").fetchone()
     (found,) = connection.execute("PRAGMA user_version").fetchone()
-    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if tables and owner != APPLICATION_ID:
         raise sqlite3.DatabaseError("a database of another program")
     if tables and found < 1:

@@ -53,6 +53,8 @@ _END = 1 << 62
 _WHOLE = re.compile(
     r"<?[^@\s]+@[^@\s]+\.[A-Za-z]{2,}>?|\d+\.\d+\.\d+\.\d+|[0-9a-fA-F]*:[0-9a-fA-F:.]+"
 )
+#: How a file is opened that is written to, and one that isn't.
+_READ, _STILL = "mode=ro", "mode=ro&immutable=1"
 _STORY_ID = re.compile(r"(\d{4}-\d\d-\d\d)(?:\.(\d{1,6}))?-(\d{1,15})")
 #: The roles of words in `rankings`.
 RANKED = {"senders": schema.SENDER, "clients": schema.OF_CLIENT, "users": schema.OF_USER}
@@ -405,26 +407,31 @@ class Journal:
         if fault := _fault(path):
             self.unread[path] = fault
             return None
-        modes = ["mode=ro"]
-        if not os.path.exists(f"{path}-wal"):  # noqa: PTH110  # paths as text
-            # One that isn't written any more is readable without write permission beside it.
-            modes.append("mode=ro&immutable=1")
-        for mode in modes:
+        # One that isn't written any more is readable without write permission beside it. The
+        # journal may be about to end or to begin that.
+        for mode in (_READ, _STILL, _READ):
+            if mode == _STILL and os.path.exists(f"{path}-wal"):  # noqa: PTH110  # paths as text
+                continue
             try:
                 connection = sqlite3.connect(f"file:{quoted(path)}?{mode}", uri=True, timeout=5.0)
             except sqlite3.Error as error:
                 self.unread[path] = str(error)
                 continue
             try:
-                if check_version(connection, path):
-                    self.unread.pop(path, None)
-                    return connection
+                version = check_version(connection, path)
             except NewerError as error:
                 self.unread[path] = str(error).removeprefix(f"{path}: ")
-                modes.clear()
+                connection.close()
+                return None
             except sqlite3.Error as error:
                 self.unread[path] = str(error)
+                connection.close()
+                continue
+            self.unread.pop(path, None)
+            if version:
+                return connection
             connection.close()
+            return None
         return None
 
 

@@ -8,6 +8,7 @@ import sqlite3
 from collections import namedtuple
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ import pytest
 from smtpd_filters.errors import user_name
 from smtpd_filters.journal import stories
 from smtpd_filters.journal.archive import PAUSE, Archive, files
-from smtpd_filters.journal.day import NewerError
+from smtpd_filters.journal.day import NewerError, check_version
 from smtpd_filters.journal.privacy import Privacy
 from smtpd_filters.journal.query import Journal, TooSlowError
 from smtpd_filters.journal.records import Search
@@ -612,6 +613,43 @@ def test_an_earlier_file_that_cannot_be_opened_stops_nothing(make: Make, tmp_pat
     archive = make()
     archive.open(NOON)
     assert archive.write([stored(1)], NOON)
+
+
+def test_a_file_that_is_created_while_it_is_examined(make: Make, tmp_path: Path) -> None:
+    path = str(tmp_path / "2026-11-30.sqlite")
+    with closing(sqlite3.connect(path)) as connection:
+
+        class Late:
+            def execute(self, text: str) -> SimpleNamespace:
+                row = connection.execute(text).fetchone()
+                make().open(NOON)
+                return SimpleNamespace(fetchone=lambda: row)
+
+        assert check_version(Late(), path) == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_file_that_is_begun_or_finished_meanwhile(
+    number: int, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without write permission beside it, it can't be opened for a moment."""
+    if number:
+        make().write([stored(1)], NOON)
+    else:
+        (tmp_path / "2026-11-30.sqlite").touch()
+    faults = [sqlite3.OperationalError("unable to open database file")]
+    connect = sqlite3.connect
+
+    def connect_later(*args: Any, **more: Any) -> sqlite3.Connection:
+        if faults:
+            raise faults.pop()
+        made: sqlite3.Connection = connect(*args, **more)
+        return made
+
+    monkeypatch.setattr("sqlite3.connect", connect_later)
+    journal = Journal(str(tmp_path))
+    assert len(journal.search(Search())) == number
+    assert (journal.unread, faults) == ({}, [])
 
 
 def test_a_file_without_the_version_of_its_schema_is_set_aside(
