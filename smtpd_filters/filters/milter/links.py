@@ -270,8 +270,10 @@ class Links:
         """
         turns = self._turns
         while turns.locked(client) and self._idle:
-            own = (link for link in self._idle if link.client == client)
-            next(own, next(iter(self._idle))).close()
+            own = next((link for link in self._idle if link.client == client), None)
+            if own is None and not turns.one_short(client):
+                break
+            (own or next(iter(self._idle))).close()
         if not turns.locked(client):
             await turns.acquire(client)  # at once
             return False

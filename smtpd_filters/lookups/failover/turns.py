@@ -35,6 +35,10 @@ class Turns:
         """Return whether a request of a client has to wait."""
         return self._held.get(client, 0) >= self._free
 
+    def one_short(self, client: str) -> bool:
+        """Return whether a client would get a turn if one more were free."""
+        return self._held.get(client, 0) <= self._free
+
     @property
     def wanted(self) -> bool:
         """Whether a client waits that would get a further turn."""

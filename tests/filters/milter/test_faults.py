@@ -640,6 +640,12 @@ def test_slow_commands_of_one_client_keep_no_other_client_from_a_milter() -> Non
         assert [each.link is None or each.link.closed for each in (other, third, again)] == [
             False, True, False,
         ]  # fmt: skip
+        # It has no use for one of others'.
+        more = asyncio.ensure_future(dialogue(one, "slow@example.net").at(v.MAIL))
+        fourth = dialogue(one, "bob@example.net", b"203.0.114.1")
+        assert await fourth.at(v.MAIL) is None
+        assert [each.link is None or each.link.closed for each in (again, fourth)] == [False, False]
+        slow.append(more)
         for each in slow:
             each.cancel()
         await asyncio.gather(*slow, return_exceptions=True)

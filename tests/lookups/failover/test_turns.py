@@ -122,11 +122,13 @@ def test_a_turn_goes_to_the_client_that_has_the_fewest() -> None:
 
 def test_a_further_turn_is_wanted_by_those_who_would_get_it() -> None:
     async def test(crowd: Crowd) -> None:
-        wanted = []
+        wanted, short = [], []
         for name in ("a0", "a1", "a2", "b0", "c0", "d0"):
             await crowd.ask(name)
             wanted.append(crowd.turns.wanted)
+            short.append([crowd.turns.one_short(each) for each in "ad"])
         assert wanted == [False, False, True, False, False, True]
+        assert short == [[True, True]] * 3 + [[False, True]] * 3
 
     run(4, test)
 
