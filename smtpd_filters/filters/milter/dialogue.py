@@ -86,7 +86,7 @@ class Milter:
         dialogue = Dialogue(self, facts)
         event = self.links.missed_last
         try:
-            dialogue.link = await self.links.open()
+            dialogue.link = await self.links.open(None)
             if event in _TO_RECIPIENT:
                 await dialogue.bring(v.RCPT, f"postmaster@{facts.identity}")
             if event != v.RCPT:

@@ -182,14 +182,17 @@ class Links:
         """Yield the milter's label, and whether it is no longer waited for."""
         yield self.commands.label, self._connecting.circuit.is_open or self.commands.is_open
 
-    async def open(self, client: str = "") -> Link:
-        """Return a new connection for a client that has negotiated. Raises FailedError."""
+    async def open(self, client: str | None) -> Link:
+        """Return a new connection for a client that has negotiated. Raises FailedError.
+
+        Without a client it is for a ping, which doesn't wait while others have all connections.
+        """
         async with self._connecting.admission():
             link = await self._open(client)
             self._connecting.circuit.answered()
             return link
 
-    async def _open(self, client: str) -> Link:
+    async def _open(self, client: str | None) -> Link:
         # Without `asyncio.timeout` around all of it, which costs as much as the negotiation.
         until = _now() + self._seconds
         waited = True  # for something else than the milter
@@ -200,7 +203,7 @@ class Links:
                     waited = True
                     await asyncio.sleep(min(PAUSE, _left(until)))
             except BaseException:
-                self._turns.release(client)
+                self._release(client)
                 raise
             return await self._negotiated(connection, until, client)
         except TimeoutError:
@@ -212,7 +215,7 @@ class Links:
             cause, silent = reason(error.cause, "cannot connect"), kind is Failure.SILENT
             raise FailedError(cause, COUNTED[kind], silent=silent) from None
 
-    async def _negotiated(self, connection: Connection, until: float, client: str) -> Link:
+    async def _negotiated(self, connection: Connection, until: float, client: str | None) -> Link:
         """Return a connection after the negotiation. Raises FailedError and TimeoutError."""
         link = Link(self, connection, MtaSide(self._offer), client)
         try:
@@ -258,16 +261,18 @@ class Links:
     async def ping(self) -> str:
         """Negotiate over a connection of its own; return why that fails, or ""."""
         try:
-            (await self.open()).close()
+            (await self.open(None)).close()
         except FailedError as error:
             return str(error)
         return ""
 
-    async def _turn(self, until: float, client: str) -> bool:
+    async def _turn(self, until: float, client: str | None) -> bool:
         """Wait until a client may have another connection; return whether it took time.
 
         Raises TimeoutError.
         """
+        if client is None:
+            return False
         turns = self._turns
         while turns.locked(client) and self._idle:
             own = next((link for link in self._idle if link.client == client), None)
@@ -298,7 +303,11 @@ class Links:
     def closed(self, link: Link) -> None:
         """Note that a connection has been closed."""
         self._idle.pop(link, None)
-        self._turns.release(link.client)
+        self._release(link.client)
+
+    def _release(self, client: str | None) -> None:
+        if client is not None:
+            self._turns.release(client)
 
     async def aclose(self) -> None:
         """Close the idle connections; those in use are closed by their sessions."""
@@ -316,10 +325,10 @@ class Link:
     )  # fmt: skip
 
     def __init__(
-        self, links: Links, connection: Connection, mta: MtaSide, client: str = ""
+        self, links: Links, connection: Connection, mta: MtaSide, client: str | None
     ) -> None:
         self._links = links
-        #: The client of its session (`Turns`).
+        #: The client of its session (`Turns`), None for a ping.
         self.client = client
         self._connection = connection
         self.mta = mta

@@ -243,7 +243,8 @@ class Milter(Filter):
 
     def needs(self, needs: Needs) -> None:
         """Declare a descriptor for each connection; the option `milter` declares the addresses."""
-        needs.to_open(self.settings.connections * len(self.settings.milter))
+        each = self.settings.connections + 1  # for a ping
+        needs.to_open(each * len(self.settings.milter))
 
     def probes(self) -> Iterator[Probe]:
         """Yield a probe for each milter: a negotiation."""

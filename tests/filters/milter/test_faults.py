@@ -758,6 +758,30 @@ def test_a_ping_that_finds_no_milter_leaves_it_to_the_sessions() -> None:
         asyncio.run(run(stub))
 
 
+def test_a_ping_needs_no_place_among_the_connections() -> None:
+    async def run(stub: Stub) -> None:
+        address = ENDPOINT.parse(stub.address)
+        connections = links.Links(address, Offer.of(6), limit=1, seconds=PATIENCE)
+        first = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        last = Configured(address, connections, command=PATIENCE, content=PATIENCE, discarded=None)
+        each_in_turn = [first] * SILENCES + [last]
+        tasks = [
+            asyncio.ensure_future(dialogue(one, "bob@example.net", b"192.0.%d.1" % at).at(v.MAIL))
+            for at, one in enumerate(each_in_turn)
+        ]
+        for task in tasks[:-1]:
+            with pytest.raises(links.FailedError, match="no answer after"):
+                await task
+        assert first.links.commands.is_open
+        assert not tasks[-1].done()
+        tasks[-1].cancel()
+        await asyncio.gather(tasks[-1], return_exceptions=True)
+        await connections.aclose()
+
+    with milter(answers={v.MAIL: b""}) as stub:
+        asyncio.run(run(stub))
+
+
 def test_a_trial_that_is_cancelled_at_its_ping_ends() -> None:
     async def run(address: Address, held: threading.Semaphore) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=3600.0)
@@ -795,12 +819,12 @@ def test_a_milter_that_hangs_while_sessions_wait_for_their_turn() -> None:
     async def run() -> None:
         async with served(stay_silent) as peer:
             one = links.Links(peer.address, Offer.of(6), limit=SILENCES, seconds=brief(0.5))
-            first = [asyncio.ensure_future(one.open()) for _ in range(SILENCES)]
+            first = [asyncio.ensure_future(one.open("")) for _ in range(SILENCES)]
             await until(lambda: peer.accepted == SILENCES)
-            waiting = [asyncio.ensure_future(one.open()) for _ in range(SILENCES)]
+            waiting = [asyncio.ensure_future(one.open("")) for _ in range(SILENCES)]
             await asyncio.gather(*first, return_exceptions=True)
             with pytest.raises(links.FailedError, match="not asked again for now"):
-                await one.open()
+                await one.open("")
             await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(run())
@@ -831,7 +855,7 @@ def test_a_lack_of_descriptors_that_goes_on_is_no_failure(monkeypatch: pytest.Mo
         one = links.Links(ENDPOINT.parse("inet:1@127.0.0.1"), Offer.of(6), limit=1, seconds=0.05)
         for _ in range(SILENCES + 1):
             with pytest.raises(links.FailedError, match=r"no connection after 0\.05 s$"):
-                await one.open()
+                await one.open("")
 
     asyncio.run(run())
 
