@@ -34,6 +34,7 @@ from .settings import Settings, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .checks.author.mailboxes import Mailbox, Mailboxes, read_addresses
     from .checks.subject import tag_subject
     from .filter import Filter, Registration
     from .lookups.dns import Resolver
@@ -71,6 +72,7 @@ _LAZY = {
     "Resolver": "lookups.dns",
     **dict.fromkeys(("MX", "Found", "NotFound", "Outcome", "Unavailable"), "lookups.outcome"),
     **dict.fromkeys(("Headers", "Message"), "message"),
+    **dict.fromkeys(("Mailbox", "Mailboxes", "read_addresses"), "checks.author.mailboxes"),
     **dict.fromkeys(("Part", "Parts", "read_parts", "read_words"), "parts"),
     "Probe": "runtime.probes",
     "Service": "lookups.http",
@@ -123,6 +125,8 @@ __all__ = [
     "Joined",
     "Junk",
     "Leave",
+    "Mailbox",
+    "Mailboxes",
     "Marked",
     "Message",
     "Needs",
@@ -151,6 +155,7 @@ __all__ = [
     "UnavailableError",
     "join",
     "option",
+    "read_addresses",
     "read_parts",
     "read_words",
     "reply",

@@ -60,7 +60,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 13
+    assert len(FILTERS) == 14
     assert len(TESTS) == 4
 
 
@@ -187,6 +187,52 @@ def test_partners() -> None:
 def test_an_exemption_ends_the_chain_as_the_page_says(folder: Path) -> None:
     (folder / "test_partners.py").write_text(PARTNERS, "utf-8")
     run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_partners.py")
+
+
+NAMES = """
+import pytest
+from names import Names
+from smtpd_filters.testing import Conversation, Delivery
+
+
+def send(field: str) -> Delivery:
+    with Conversation(Names) as smtpd:
+        client = smtpd.connect()
+        client.ehlo()
+        client.mail_from("a@example.net")
+        client.rcpt_to("b@example.org")
+        return client.message(f"{field}\\r\\n\\r\\nhello\\r\\n".encode())
+
+
+@pytest.mark.parametrize("field", [
+    'From: "pay@bank.example" <x@evil.example>',
+    "From: =?utf-8?q?pay=40bank.example?= <x@evil.example>",
+    "From: pay@bank.example <x@evil.example>",
+    "From: x@evil.example (pay@bank.example)",
+    "Reply-To: Us: a@b.example, pay\\uff20bank.example <x@evil.example>;",
+])
+def test_refused(field: str) -> None:
+    assert send(field).refused
+
+
+@pytest.mark.parametrize("field", [
+    'From: "x@evil.example" <x@evil.example>',
+    "From: Bob @ Work <x@evil.example>",
+    "To: pay@bank.example, x@evil.example",
+])
+def test_passed(field: str) -> None:
+    assert not send(field).refused
+
+
+def test_cut() -> None:
+    field = "To: " + ",\\r\\n ".join(f"a{each}@b.example" for each in range(300))
+    assert send(field).headers.get("X-Spam") == "Yes"
+"""
+
+
+def test_the_filter_of_names_does_what_the_page_says(folder: Path) -> None:
+    (folder / "test_names.py").write_text(NAMES, "utf-8")
+    run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_names.py")
 
 
 ATTACHMENTS = """

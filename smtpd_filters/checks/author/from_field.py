@@ -18,7 +18,7 @@ from smtpd_filters.addresses.domains import PREFIX
 from smtpd_filters.addresses.mailbox import unquoted
 from smtpd_filters.message.disguise import Name
 
-from .addresses_in_text import sightings
+from .addresses_in_text import sightings as _sightings_in
 from .candidate import Candidate
 from .display_order import display_orders, is_directed
 from .encoded_words import decoded, is_in_order, outside
@@ -110,6 +110,10 @@ class Author:
         self._directed = 0
         self._international: dict[str, int] = {}
 
+    def read(self, value: str) -> None:
+        """Add the addresses of one field; raise TooLargeError beyond a limit, as `read_from`."""
+        _Field(self).read(value)
+
     def count(self, sighting: Sighting, *, shown: bool) -> None:
         """Count an address; raise TooLargeError if a limit is exceeded."""
         self._looked_at += 1
@@ -140,24 +144,70 @@ class Author:
                 f"From has directional marks and more than {DIRECTED_MAX} characters"
             )
 
+    def sightings(self, text: str, *, quoting: bool = True) -> Iterator[tuple[Sighting, bool]]:
+        """Find addresses in all readings of a text, and whether each is in the text itself.
+
+        The others exist only in the text as some programs display it. Raises TooLargeError.
+        """
+        if not _AT.search(text):
+            return
+        views = decoded(text)
+        plain = dict.fromkeys(views)
+        has_controls = any(map(_CONTROLS_AND_SPACES.search, views))
+        if has_controls:
+            plain.update(dict.fromkeys(_CONTROLS.sub("", view) for view in views))
+        for view in plain:
+            self.count_signs(view)
+            for sighting in _sightings_in(view, quoting=quoting):
+                self.count(sighting, shown=not quoting)
+                yield sighting, True
+        lenient = [each for view in views if _INVALID.search(view) for each in _by_bytes(view)]
+        if not has_controls and not lenient and not any(map(is_directed, views)):
+            return
+        for view in self._as_shown([*views, *lenient]):
+            if view not in plain:
+                self.count_signs(view)
+                for sighting in _sightings_in(view, quoting=quoting):
+                    self.count(sighting, shown=not quoting)
+                    yield sighting, False
+
+    def _as_shown(self, views: Iterable[str]) -> dict[str, None]:
+        """Return the texts that some programs display for these; raise TooLargeError."""
+        found: dict[str, None] = {}
+        for view in views:
+            joined = _CONTROLS_AND_SPACES.sub("", view)
+            found[joined] = None
+            for text in {view: None, joined: None} if is_directed(view) else ():
+                self.count_directed(text)
+                found.update(dict.fromkeys(display_orders(text)))
+        return found
+
 
 def values_of_from(headers: Headers) -> list[str]:
-    """Return the values of all `From:` fields of a message.
+    """Return the values of all `From:` fields of a message."""
+    return values_of(headers, "From", _FROM)[0]
 
-    They include fields that only some programs read as From: those behind a bare CR, which RFC 5322
+
+def values_of(headers: Headers, name: str, read: Name) -> tuple[list[str], bool]:
+    """Return the values of all fields of a name, and whether only some programs see one of them.
+
+    They include fields that only some programs read as such: those behind a bare CR, which RFC 5322
     section 2.3 forbids, and those with a folded name, or with invalid characters in it. Beyond
     `FROM_MAX` characters or `ADDRESSES_MAX` fields, where `read_from` fails, no further ones are
     added.
     """
     values: list[str] = []
     length = 0
-    hidden = (each.decode("utf-8", "surrogateescape") for each in _FROM.hidden_values(headers))
-    for value in chain(headers.values("From"), hidden):
+    disguised = False
+    hidden = (each.decode("utf-8", "surrogateescape") for each in read.hidden_values(headers))
+    both = (((each, False) for each in headers.values(name)), ((each, True) for each in hidden))
+    for value, is_hidden in chain.from_iterable(both):
         values.append(value)
         length += len(value)
+        disguised |= is_hidden
         if length > FROM_MAX or len(values) > ADDRESSES_MAX:
             break
-    return values
+    return values, disguised
 
 
 def read_from(values: Sequence[str]) -> Author:
@@ -166,16 +216,21 @@ def read_from(values: Sequence[str]) -> Author:
     Raises TooLargeError beyond `FROM_MAX` characters, `ADDRESSES_MAX` fields or addresses,
     `WORDS_MAX` encoded words, and `INTERNATIONAL_MAX` characters of internationalised domains.
     """
+    check_size(values)
+    author = Author()
+    for value in values:
+        author.read(value)
+    return author
+
+
+def check_size(values: Sequence[str]) -> None:
+    """Raise TooLargeError for fields that `read_from` doesn't read because of their size."""
     if len(values) > ADDRESSES_MAX:
         raise TooLargeError(f"From has more than {ADDRESSES_MAX} fields")
     if sum(map(len, values)) > FROM_MAX:
         raise TooLargeError(f"From has more than {FROM_MAX} characters")
     if sum(value.count("=?") for value in values) > WORDS_MAX:
         raise TooLargeError(f"From has more than {WORDS_MAX} encoded words")
-    author = Author()
-    for value in values:
-        _Field(author).read(value)
-    return author
 
 
 class _Field:
@@ -192,22 +247,22 @@ class _Field:
     def read(self, value: str) -> None:
         """Parse the field's value into the author."""
         author = self._author
-        tokens = _TOKENS.findall(value)
-        comments = _comments(tokens)
-        for plain, angle, is_name in _mailboxes(tokens, comments):
+        tokens = tokens_of(value)
+        comments = comments_of(tokens)
+        for plain, angle, _, is_name in elements(tokens, comments):
             if is_name:
                 self._add_name(plain)
-                self._add_address(_ROUTE.sub("", angle))
+                self._add_address(without_route(angle))
             else:
-                self._bare = self._bare or _without_domain(plain)
+                self._bare = self._bare or without_domain(plain)
                 self._add(plain)
         if comments:
             # Programs that drop comments may join the text around them.
             rest = "".join(_outside(tokens, comments))
-            for sighting, _ in self._sightings(rest):
+            for sighting, _ in self._author.sightings(rest):
                 author.possible[Candidate(sighting.local_parts, sighting.whole)] = None
         self._add_shown(value)
-        if self._shown and _is_malformed(value, tokens, comments):
+        if self._shown and is_malformed(value, tokens, comments):
             # Programs confused by it use as the address what others display as a name.
             author.possible.update(self._shown)
         if not self._given:
@@ -226,12 +281,12 @@ class _Field:
         RFC 2047 section 5: an encoded word "MUST NOT appear in any portion of an 'addr-spec'", but
         some programs decode it there.
         """
-        for sighting, is_plain in self._sightings(text):
+        for sighting, is_plain in self._author.sightings(text):
             self._give(sighting, sighting.whole if is_plain else "")
 
     def _add_address(self, angle: str) -> None:
         """Add the addresses in angle brackets."""
-        if name := _without_domain(angle.replace(">", " ")):
+        if name := without_domain(angle.replace(">", " ")):
             self._given[Candidate((name,), "")] = None
         self._add(angle)
 
@@ -240,7 +295,7 @@ class _Field:
 
         The syntax forbids them, but some programs take them for the author's.
         """
-        for sighting, is_plain in self._sightings(outside(text)):
+        for sighting, is_plain in self._author.sightings(outside(text)):
             domain = sighting.domain
             if is_plain and ("." in domain or domain[0] == "["):
                 self._give(sighting, domain)
@@ -259,50 +314,12 @@ class _Field:
         """Add what programs display: the field itself, also without quotes and backslashes."""
         texts = [value]
         if '"' in value or "\\" in value:
-            texts.append(_QUOTE_OR_PAIR.sub(lambda match: match[1] or "", value))
+            texts.append(as_displayed(value))
         for text in texts:
-            for sighting, _ in self._sightings(text, quoting=False):
+            for sighting, _ in self._author.sightings(text, quoting=False):
                 if Candidate(sighting.local_parts, sighting.whole) not in self._given:
                     for domain in sighting.domains:
                         self._shown[Candidate(sighting.local_parts, domain)] = None
-
-    def _sightings(self, text: str, *, quoting: bool = True) -> Iterator[tuple[Sighting, bool]]:
-        """Find addresses in all readings of a text, and whether each is in the text itself.
-
-        The others exist only in the text as some programs display it. Raises TooLargeError.
-        """
-        if not _AT.search(text):
-            return
-        views = decoded(text)
-        plain = dict.fromkeys(views)
-        has_controls = any(map(_CONTROLS_AND_SPACES.search, views))
-        if has_controls:
-            plain.update(dict.fromkeys(_CONTROLS.sub("", view) for view in views))
-        for view in plain:
-            self._author.count_signs(view)
-            for sighting in sightings(view, quoting=quoting):
-                self._author.count(sighting, shown=not quoting)
-                yield sighting, True
-        lenient = [each for view in views if _INVALID.search(view) for each in _by_bytes(view)]
-        if not has_controls and not lenient and not any(map(is_directed, views)):
-            return
-        for view in self._as_shown([*views, *lenient]):
-            if view not in plain:
-                self._author.count_signs(view)
-                for sighting in sightings(view, quoting=quoting):
-                    self._author.count(sighting, shown=not quoting)
-                    yield sighting, False
-
-    def _as_shown(self, views: Iterable[str]) -> dict[str, None]:
-        """Return the texts that some programs display for these; raise TooLargeError."""
-        found: dict[str, None] = {}
-        for view in views:
-            joined = _CONTROLS_AND_SPACES.sub("", view)
-            found[joined] = None
-            for text in {view: None, joined: None} if is_directed(view) else ():
-                self._author.count_directed(text)
-                found.update(dict.fromkeys(display_orders(text)))
-        return found
 
 
 def _by_bytes(view: str) -> tuple[str, ...]:
@@ -319,21 +336,28 @@ def _outside(tokens: Sequence[str], comments: bytes) -> Iterable[str]:
     )
 
 
-def _mailboxes(tokens: Sequence[str], comments: bytes) -> Iterator[tuple[str, str, bool]]:
+def tokens_of(value: str) -> list[str]:
+    """Return the tokens of a field: quoted strings, quoted pairs, literals, words and specials."""
+    return _TOKENS.findall(value)
+
+
+def elements(tokens: Sequence[str], comments: bytes) -> Iterator[tuple[str, str, list[str], bool]]:
     """Split a field into mailboxes, and these into the text outside and inside angle brackets.
 
-    Yield both, and whether the text outside is the name of an address or a group. A comment becomes
-    a blank.
+    Yield both, the tokens of the comments, and whether the text outside is the name of an address
+    or a group. In the texts a comment becomes a blank.
     """
     closed = len(tokens) - 1
     while closed >= 0 and (tokens[closed] != ">" or (comments and comments[closed])):
         closed -= 1
     plain: list[str] = []
     angle: list[str] = []
+    aside: list[str] = []
     inside = False
     for at, piece in enumerate(chain(tokens, ",")):
         if comments and at < len(comments) and comments[at]:
             (angle if inside else plain).append(" ")
+            aside.append(piece)
         elif inside:
             # Keep the bracket: two pairs of them don't make one address.
             inside = piece != ">"
@@ -342,14 +366,13 @@ def _mailboxes(tokens: Sequence[str], comments: bytes) -> Iterator[tuple[str, st
             inside = True
             plain.append(" ")
         elif piece in {",", ";", ":"}:
-            yield "".join(plain), "".join(angle), bool(angle) or piece == ":"
-            plain.clear()
-            angle.clear()
+            yield "".join(plain), "".join(angle), aside, bool(angle) or piece == ":"
+            plain, angle, aside = [], [], []
         else:
             plain.append(piece)
 
 
-def _comments(tokens: Sequence[str]) -> bytes:
+def comments_of(tokens: Sequence[str]) -> bytes:
     """Return for each token 1 if it is in a comment or delimits one, else 0; b"" without any.
 
     Unclosed comments are ignored.
@@ -371,7 +394,7 @@ def _comments(tokens: Sequence[str]) -> bytes:
     return bytes(found)
 
 
-def _is_malformed(value: str, tokens: Sequence[str], comments: bytes) -> bool:
+def is_malformed(value: str, tokens: Sequence[str], comments: bytes) -> bool:
     """Return whether a field breaks the syntax: RFC 5322 section 3.4, RFC 2047 section 5 (3)."""
     shape = "".join(map(_shape, _outside(tokens, comments)))
     if not _FORM.fullmatch(shape + ",") or _NESTED.search(shape):
@@ -392,7 +415,17 @@ def _shape(token: str) -> str:
     return "a" if "@" in token else "w" * (not token.isspace())
 
 
-def _without_domain(text: str) -> str:
+def as_displayed(text: str) -> str:
+    """Return a text without its quotes and the backslashes of its quoted pairs."""
+    return _QUOTE_OR_PAIR.sub(lambda match: match[1] or "", text)
+
+
+def without_route(angle: str) -> str:
+    """Return what is in angle brackets without source routes (RFC 5322 section 4.4)."""
+    return _ROUTE.sub("", angle)
+
+
+def without_domain(text: str) -> str:
     """Return the local part if a text is nothing else; "" if it has an `@` outside quotes."""
     text = text.strip()
     if "@" in text and "@" in _QUOTED_OR_PAIR.sub("", text):
