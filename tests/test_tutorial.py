@@ -30,6 +30,7 @@ FLAGS = {
     "partners.py": ("--partners", "{ example.net = mail.example.net }"),
     "quota.py": ("--service", "http://127.0.0.1:1"),
     "subject.py": ("--service", "http://127.0.0.1:1"),
+    "lockout.py": ("--store", "memory:"),
     "recipients.py": ("--store", "memory:"),
 }
 SMTPD = "config|smtpd-version|7.6.0\nconfig|protocol|0.7\nconfig|admd|mx\nconfig|ready\n"
@@ -60,7 +61,7 @@ def run(folder: Path, *words: str, stdin: str = "") -> str:
 
 def test_every_block_of_code_is_a_file() -> None:
     assert len(FILES) == PAGE.count("```python\n")
-    assert len(FILTERS) == 14
+    assert len(FILTERS) == 15
     assert len(TESTS) == 4
 
 
@@ -187,6 +188,54 @@ def test_partners() -> None:
 def test_an_exemption_ends_the_chain_as_the_page_says(folder: Path) -> None:
     (folder / "test_partners.py").write_text(PARTNERS, "utf-8")
     run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_partners.py")
+
+
+LOCKOUT = """
+from lockout import Lockout
+from smtpd_filters.testing import Client, Conversation, HTTPStub
+from smtpd_filters.testing.http import Answer
+
+
+def begin(smtpd: Conversation) -> Client:
+    client = smtpd.connect()
+    client.ehlo()
+    return client
+
+
+def test_lockout() -> None:
+    with HTTPStub(Answer(b"", status=204)) as hook:
+        with Conversation(Lockout, "--limit", "2", "--window", "60", "--hook", hook.url) as smtpd:
+            client = begin(smtpd)
+            for _ in range(3):  # successful logins don't count
+                client.auth("bob", mechanism="LOGIN")
+                client.mail_from("bob@example.org")
+                client.quit()
+                client = begin(smtpd)
+            assert client.auth("bob", ok=False, mechanism="LOGIN").verb == "proceed"
+            assert begin(smtpd).auth("eve", ok=False, mechanism="LOGIN").verb == "proceed"
+            for _ in range(2):
+                assert begin(smtpd).auth("bob", mechanism="LOGIN").reply.startswith("454 ")
+            other = smtpd.connect(address="192.0.2.9")
+            other.ehlo()
+            assert not other.auth("bob", mechanism="LOGIN").refused
+            smtpd.advance(61)
+            assert not begin(smtpd).auth("bob", mechanism="LOGIN").refused
+        [request] = hook.requests
+        assert request.body == b'{"client": "192.0.2.1", "tried": 3}'
+
+
+def test_a_hook_that_fails() -> None:
+    with HTTPStub(Answer(b"", status=500)) as hook:
+        with Conversation(Lockout, "--limit", "1", "--hook", hook.url) as smtpd:
+            begin(smtpd).auth("bob", ok=False)
+            assert begin(smtpd).auth("bob", mechanism="LOGIN").refused
+        assert "hook failed" in smtpd.log[0]
+"""
+
+
+def test_the_filter_of_logins_does_what_the_page_says(folder: Path) -> None:
+    (folder / "test_lockout.py").write_text(LOCKOUT, "utf-8")
+    run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_lockout.py")
 
 
 NAMES = """

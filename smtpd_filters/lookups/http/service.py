@@ -45,6 +45,8 @@ T = TypeVar("T")
 M = TypeVar("M")
 
 HTTP_OK, HTTP_NOT_FOUND = 200, 404
+#: The statuses of a server that has taken a notice.
+_TAKEN = range(200, 300)
 #: Bytes of an answer at most: parsing it takes 3 ms, in which no other session is served.
 LIMIT = 64 << 10
 #: Bytes of an answer for a unit of work (`pace`), and those that are too few to count.
@@ -219,6 +221,28 @@ class Service:
         surrogate that stands for no byte.
         """
         return await self._value(_target(path, query or {}), None, read, missing)
+
+    async def tell(self, notice: object, *, path: tuple[str, ...] = ()) -> None:
+        """POST a notice as JSON to the address with `path` appended, as for a web hook.
+
+        The segments of `path` are as for `get`. Any status from 200 to 299 will do, and the content
+        of the reply isn't used. Nothing is cached: each notice is sent, by turns to each server
+        until one has taken it, so that one that answers too late may have it as well.
+
+        Raises UnavailableError, TypeError and ValueError as `ask`. Catch the first if the decision
+        doesn't depend on the notice.
+        """
+        data = dumps(notice, allow_nan=False, sort_keys=True).encode()
+        request = Request(_target(path), self._post_fields, data, size=len(data), limit=LIMIT)
+
+        async def receive(response: Response) -> bool:
+            if response.status not in _TAKEN:
+                raise BadReplyError(f"status {response.status}")
+            return True
+
+        reply = await self._client.ask(request, receive)
+        if isinstance(reply, Unavailable):
+            raise UnavailableError(reply.cause)
 
     async def _value(
         self,

@@ -262,6 +262,56 @@ def test_a_service_that_is_asked_by_get_fails_over(stub: HTTPStub) -> None:
             assert smtpd.log[0].startswith(f"gets server failed server={broken.url} ")
 
 
+class Tells(Filter):
+    """Tells a service of each greeting."""
+
+    on_error = "tempfail"
+    hook = Service.setting("hook")
+
+    async def ehlo(self, _session: Session, identity: str) -> Decision:
+        await self.hook.tell({"name": identity}, path=("greeted",))
+        return PROCEED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(b"", status=204),
+        Answer(b"ok", content_type="text/plain"),
+        Answer(b"x" * 100_000, status=202),
+        Answer(b"x" * 100, behaviour="stall"),
+    ],
+)
+def test_a_notice_is_taken_whatever_the_reply_has(stub: HTTPStub, answer: Answer) -> None:
+    stub.answer = answer
+    with Conversation(Tells, "--hook", f"{stub.url}/v1", "--hook-timeout", "2s") as smtpd:
+        for _ in range(2):  # not kept
+            assert greet(smtpd) == ""
+    [first, second] = stub.requests
+    assert (first.method, first.path) == ("POST", "/v1/greeted")
+    assert first.body == second.body == b'{"name": "mail.example.com"}'
+    assert first.get("Content-Type") == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        (Answer(b"", status=302), "status 302"),
+        (Answer(b"", status=500), "status 500"),
+        (Answer(b"", behaviour="drop"), "timeout"),
+    ],
+)
+def test_a_notice_that_is_not_taken(stub: HTTPStub, answer: Answer, cause: str) -> None:
+    with HTTPStub(answer) as broken:
+        flags = ("--hook", broken.url, "--hook-timeout", "300ms")
+        with Conversation(Tells, *flags) as smtpd:
+            assert greet(smtpd).startswith("451 4.3.0 ")
+            assert cause in smtpd.log[0]
+        with Conversation(Tells, *flags, "--hook", stub.url) as smtpd:
+            assert greet(smtpd) == ""
+    assert len(stub.requests) == 1
+
+
 def test_answers_are_kept_and_expire(stub: HTTPStub) -> None:
     with Conversation(Asks, "--service", stub.url, "--service-keep", "1m") as smtpd:
         assert [greet(smtpd) for _ in range(3)] == ["", "", ""]
