@@ -6,7 +6,8 @@ import sys
 from base64 import b64decode
 from functools import partial
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from math import gcd
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -17,6 +18,7 @@ from smtpd_filters.authentication.dkim import arithmetic, der, keys
 from smtpd_filters.authentication.dkim.arithmetic import (
     Cryptography,
     Dkimpy,
+    KeyNumbersError,
     MissingError,
     RSANumbers,
 )
@@ -87,6 +89,39 @@ def test_each_verifies_what_each_signs(
     assert verify(DIGEST, signature)
     assert not verify(sha256(b"other").digest(), signature)
     assert signing.ed25519_public(seed()) == b64decode(public(ed25519_key()))
+
+
+def test_a_key_whose_primes_are_none() -> None:
+    own = numbers()
+    p, e = own.p * 3, own.e
+    n = p * own.q
+    d = pow(e, -1, (p - 1) * (own.q - 1) // gcd(p - 1, own.q - 1))
+    wrong = RSANumbers((n, e, d, p, own.q, d % (p - 1), d % (own.q - 1), pow(own.q, -1, p)))
+    assert wrong.consistent()
+    with pytest.raises(KeyNumbersError):
+        Cryptography().rsa_sign(wrong)
+    n = 2 * own.q
+    d = pow(e, -1, own.q - 1)
+    even = RSANumbers((n, e, d, 2, own.q, d % 1, d % (own.q - 1), 1))
+    assert not even.consistent()
+
+
+def test_the_primes_of_a_key_are_not_tested() -> None:
+    """That takes 0.5 s for 4,096 bits, in which no session is served."""
+    told: list[bool] = []
+
+    class Recent:
+        def private_key(self, *, unsafe_skip_rsa_key_validation: bool = False) -> None:
+            told.append(unsafe_skip_rsa_key_validation)
+
+    class Old:
+        def private_key(self) -> None:
+            told.append(False)
+
+    numbers: Any
+    for numbers in (Recent(), Old()):
+        arithmetic._untested(numbers)
+    assert told == [True, False]
 
 
 @given(st.binary(max_size=300))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import subprocess
 from functools import cache
 from time import time
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import dkim
 import pytest
@@ -616,6 +618,38 @@ def test_keys_are_reloaded(tmp_path: Path) -> None:
         assert selectors() == [("new", "pass")]
     assert any("result=ok" in line for line in smtpd.log)
     assert any("no private key in PEM" in line and "result=kept" in line for line in smtpd.log)
+
+
+def test_a_key_is_parsed_once_while_it_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[bytes] = []
+
+    def noted(text: bytes) -> PrivateKey:
+        parsed.append(text)
+        return parse_private_key(text)
+
+    monkeypatch.setattr(dkimsign_keys, "parse_private_key", noted)
+    monkeypatch.setattr(dkimsign_keys, "_IN_USE", WeakValueDictionary())
+    shared = written(tmp_path / "shared", pem(bits=1024))
+    own = written(tmp_path / "own", pem(ed25519=True))
+    table = tmp_path / "table"
+    lines = [f"d{number}.example sel {shared}\n" for number in range(200)]
+    table.write_text("".join([*lines, f"example.org sel {own}\n"]))
+    with Conversation(Dkimsign, "--keys", str(table)) as smtpd:
+        assert len(parsed) == 2
+        smtpd.reload()
+        table.write_text("".join(lines))
+        smtpd.reload()
+        assert len(parsed) == 2
+        written(tmp_path / "shared", pem())
+        smtpd.reload()
+        assert len(parsed) == 3
+        assert sent(smtpd).headers.get("DKIM-Signature")
+    # A key that is gone is kept nowhere.
+    del smtpd
+    gc.collect()
+    assert not dkimsign_keys._IN_USE
 
 
 def sent(smtpd: Conversation, raw: bytes = MESSAGE) -> Delivery:

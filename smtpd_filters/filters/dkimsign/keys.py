@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+from hashlib import sha256
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.authentication.dkim.private_keys import (
@@ -55,8 +57,26 @@ def selector_name(text: str) -> str:
     return selector
 
 
+#: The keys in use, by the hash of their files' content. A server with hundreds of domains has one
+#: key for many of them, or changes few at a time, and libraries may take 0.1 s to check a key.
+_IN_USE: WeakValueDictionary[bytes, PrivateKey] = WeakValueDictionary()
+
+
 def read_key(path: str) -> tuple[bytes, PrivateKey]:
     """Read a private key; return it and the content of its file. Raises ValueError."""
+    text = read_file(path)
+    digest = sha256(text).digest()
+    key = _IN_USE.get(digest)
+    try:
+        if key is None:
+            key = _IN_USE[digest] = parse_private_key(text)
+    except PrivateKeyError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return text, key
+
+
+def read_file(path: str) -> bytes:
+    """Return the content of a file with a private key. Raises ValueError."""
     try:
         with open_file(path) as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -65,10 +85,7 @@ def read_key(path: str) -> tuple[bytes, PrivateKey]:
         raise ValueError(f"{path}: {unreadable(error, path)}") from None
     if mode & stat.S_IROTH:
         raise ValueError(f"{path}: others may read this private key (chmod o= {path})")
-    try:
-        return text, parse_private_key(text)
-    except PrivateKeyError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return text
 
 
 class _Keys(Content):
@@ -105,12 +122,16 @@ class _Keys(Content):
             raise ValueError(f"selector {selector} of {domain} twice")
         others.append(signing)
 
-    def stale(self) -> bool:
-        """Return whether a file has changed, or can't be read."""
-        try:
-            return any(read_key(path)[0] != text for path, text in self.files.items())
-        except ValueError:
-            return True
+    def stale(self) -> Generator[None, None, bool]:
+        """Return whether a file has changed, or can't be read. Yield after each file."""
+        for path, text in self.files.items():
+            try:
+                if read_file(path) != text:
+                    return True
+            except ValueError:
+                return True
+            yield
+        return False
 
     def find(self, key: str) -> str | None:
         return key if key in self.keys else None
@@ -167,7 +188,7 @@ class KeyTable(Table):
     def reload(self) -> Generator[None, None, bool]:
         """Read the table and all keys again, as `Table.reload` does."""
         changed = yield from self._from.changed()
-        if not (changed or self._content.stale()):
+        if not (changed or (yield from self._content.stale())):
             return False
         yield from self._load()
         return True
