@@ -9,7 +9,6 @@ import subprocess
 from functools import cache
 from time import time
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
 
 import dkim
 import pytest
@@ -26,6 +25,7 @@ from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.testing import Conversation
 from tests.authentication.signing import chain, ed25519_key, rsa_key, verified
+from tests.stores.redis_server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -630,7 +630,7 @@ def test_a_key_is_parsed_once_while_it_is_in_use(
         return parse_private_key(text)
 
     monkeypatch.setattr(dkimsign_keys, "parse_private_key", noted)
-    monkeypatch.setattr(dkimsign_keys, "_IN_USE", WeakValueDictionary())
+    dkimsign_keys._IN_USE.clear()
     shared = written(tmp_path / "shared", pem(bits=1024))
     own = written(tmp_path / "own", pem(ed25519=True))
     table = tmp_path / "table"
@@ -718,6 +718,20 @@ def test_the_key_of_k_is_reloaded(tmp_path: Path) -> None:
         "ok",
         "kept",
     ]
+
+
+@pytest.mark.parametrize("seal", [(), ("--arc-seal", "mx.example.org")])
+def test_a_server_of_domains_that_is_down_at_the_start(
+    tmp_path: Path, key: str, seal: tuple[str, ...]
+) -> None:
+    table = tmp_path / "redis.conf"
+    table.write_text(f"url redis://127.0.0.1:{free_port()}\nset domains\n")
+    flags = ("-D", f"redis:{table}", "-s", "sel", "-k", key, *seal)
+    with Conversation(Dkimsign, *flags) as smtpd:
+        assert sent(smtpd).reply.startswith("451 4.")
+        assert not any("no message is signed" in line for line in smtpd.log)
+    with Conversation(Dkimsign, *flags, "--on-error", "proceed") as smtpd:
+        assert sent(smtpd).headers.get("DKIM-Signature") is None
 
 
 def test_files_of_other_tools(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from smtpd_filters.authentication.dkim.sign import (
     TooManyFieldsError,
 )
 from smtpd_filters.authentication.dkim.signed_fields import SignedFields
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.main import run
 from smtpd_filters.message.completion import complete
@@ -223,7 +223,6 @@ class Dkimsign(Filter):
     _workers = _SharedWorkers()
     #: Whether these processes were started.
     _delegates = False
-    _domains: dict[str, None]
     _style: Style
 
     def setup(self) -> Registration:
@@ -235,9 +234,6 @@ class Dkimsign(Filter):
             raise ConfigError("--oversign: bcc can't be signed, since smtpd removes it")
         if added := [name for name in settings.oversign if name in _ADDED_BY_SERVERS]:
             raise ConfigError(f"--oversign: {added[0]} can't be over-signed, since servers add it")
-        self._domains = dict.fromkeys(settings.domain)
-        if settings.domains is not None:
-            self._domains |= settings.domains.names
         self._check_key()
         if settings.key is None and settings.keys is None:
             raise ConfigError("-k or --keys is required")
@@ -257,7 +253,7 @@ class Dkimsign(Filter):
                     f"the key of {signing.selector}._domainkey.{signing.domain} has "
                     f"{signing.key.bits} bits; receivers may require {ADVISED_BITS}"
                 )
-        if not self._first_domain():
+        if self._known_domain() == "":
             self.log.event("no message is signed", reason=_NO_DOMAIN)
         users = {"link-auth"} if AUTHENTICATED in settings.only else set()
         self._delegates = bool(settings.workers) and any(
@@ -280,7 +276,7 @@ class Dkimsign(Filter):
     def _check_key(self) -> None:
         """Raise ConfigError unless -k, -s and -d or -D are given together."""
         settings = self.settings
-        domains = self._domains or settings.domains is not None
+        domains = settings.domain or settings.domains is not None
         if settings.key is None:
             for flag, given in (("-s", settings.selector), ("-a", settings.algorithm)):
                 if given is not None:
@@ -308,13 +304,14 @@ class Dkimsign(Filter):
 
         if not results.is_name(authserv_id):
             raise ConfigError(f"--arc-seal {quote(authserv_id)}: expected a name")
-        if not self._sealing_keys():
+        if self._known_domain() is not None and not self._sealing_keys():
             raise ConfigError(f"--arc-seal: {_NO_RSA_KEY}")
 
     def _every_key(self) -> Iterator[SigningKey]:
         settings = self.settings
-        if settings.key is not None:
-            yield from self._keys_of(self._first_domain())
+        if settings.key is not None and settings.selector is not None:
+            domain = self._known_domain() or "DOMAIN"
+            yield SigningKey(domain, settings.selector, settings.key.key)
         if settings.keys is not None:
             for keys in settings.keys.keys.values():
                 yield from keys
@@ -323,8 +320,18 @@ class Dkimsign(Filter):
         """Return the domain to sign for strangers' mail with; "" if the tables have none."""
         return next(iter(self._all_domains()), "")
 
+    def _known_domain(self) -> str | None:
+        """Return the first domain; None if the server of a table has not listed its domains yet."""
+        try:
+            return self._first_domain()
+        except UnavailableError:
+            return None
+
     def _all_domains(self) -> dict[str, None]:
-        """Return the domains to sign for, the first of them for strangers."""
+        """Return the domains to sign for, the first of them for strangers.
+
+        Raises UnavailableError.
+        """
         found = dict.fromkeys(self.settings.domain)
         if self.settings.domains is not None:
             found |= self.settings.domains.names
