@@ -7,7 +7,8 @@ Invariants
 action depends on the result.
 *No way around a policy*: if the policy of an author's domain is known but its result is not, the
 message has an action of its own: a sender can name domains whose look-ups fail.
-*Results stay*: a trusted sealer or an excepted domain changes the action, never the result.
+*Results stay*: a trusted sealer or an excepted domain changes the action, never the result. If
+the server of their table is down, `--on-error` decides in place of the action.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.addresses import canonical
 from smtpd_filters.authentication.results import parse
 from smtpd_filters.checks.exemptions import UNKNOWN
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Junk, Points, Proceed, Reject, reply
 
 from .actions import POINTS, points_of
@@ -182,7 +184,11 @@ class Judgement:
         if unknown:
             reason = f"{reason}: {verdict.problem}"
         arc = evidence.verified.arc
-        sealer = self._sealer(domain, evidence)
+        sealer = ""
+        try:
+            sealer = self._sealer(domain, evidence)
+        except UnavailableError as error:
+            action = self._unknown(action, error)
         if sealer and arc.result == "pass":
             self.overridden.append(domain)
             action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
@@ -197,10 +203,15 @@ class Judgement:
 
     def trusts(self, domain: str) -> bool:
         """Return whether the ARC seals of a domain are trusted."""
-        return bool(self._trusts(domain))
+        try:
+            return bool(self._trusts(domain))
+        except UnavailableError:
+            return False
 
     def _sealer(self, domain: str, evidence: Evidence) -> str:
         """Return the trusted sealer that states that DMARC passed for a domain, or "".
+
+        Raises UnavailableError.
 
         The chain is followed from its newest set to the first sealer that isn't trusted. It may be
         invalid.
@@ -231,11 +242,21 @@ class Judgement:
         """
         if action == "ignore":
             return action
-        if domain and action not in {"ignore", "log"} and (entry := self._excepts(domain)):
-            action, reason = "log", f"{reason}, excepted: {entry}"
+        if domain and action != "log":
+            try:
+                entry = self._excepts(domain)
+            except UnavailableError as error:
+                entry, action = None, self._unknown(action, error)
+            if entry:
+                action, reason = "log", f"{reason}, excepted: {entry}"
         finding = Finding(action, reason, *refusal, method=reason.partition("=")[0])
         (self.troubles if unknown and action in _DECISIVE else self.findings).append(finding)
         return action
+
+    def _unknown(self, action: str, error: UnavailableError) -> str:
+        """Note that it is unknown whether an action applies; return that in place of it."""
+        self._trouble([action], str(error), "3.0")
+        return "log"
 
     def _trouble(self, actions: Iterable[str], cause: str, detail: str) -> None:
         if any(each in _DECISIVE for each in actions):

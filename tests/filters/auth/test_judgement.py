@@ -11,6 +11,7 @@ from smtpd_filters.authentication.dkim.arc import ArcResult, ArcSet
 from smtpd_filters.authentication.dkim.driver import Verified
 from smtpd_filters.authentication.dkim.signatures import Signature
 from smtpd_filters.authentication.results import parse, write
+from smtpd_filters.errors import UnavailableError
 from smtpd_filters.filters.auth.actions import points_of
 from smtpd_filters.filters.auth.authors import Authors
 from smtpd_filters.filters.auth.evidence import Evidence
@@ -20,6 +21,8 @@ from smtpd_filters.protocol.decisions import Points
 from smtpd_filters.session import Session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_filters.protocol.decisions import Decision
 
 STRICT = Actions("log", "log", "log", "junk", "reject", "log")
@@ -195,6 +198,32 @@ def test_a_trusted_chain_that_can_not_be_validated_now(
     for sealed, result in ((False, "temperror"), (True, "fail")):
         found = results(session, evidence, (), sealed=sealed)
         assert [each.result for each in found if each.method == "arc"] == [result]
+
+
+@pytest.mark.parametrize(
+    ("on_error", "verb"), [("proceed", "proceed"), ("junk", "junk"), ("tempfail", "reject")]
+)
+@pytest.mark.parametrize("which", ["excepts", "trusts"])
+def test_a_table_whose_server_is_down(which: str, on_error: str, verb: str) -> None:
+    def down(domain: str) -> str | None:
+        raise UnavailableError(f"redis: {domain}")
+
+    arc = chain(("list.example", PASSED))
+    evidence = Evidence(Authors(("example.org",)), verified=Verified((), 0, arc), verdicts=(FAIL,))
+    finders: dict[str, Callable[[str], str | None]]
+    finders = {"excepts": lambda _: None, "trusts": lambda _: None, which: down}
+    judgement = Judgement(STRICT, evidence, **finders)
+    decision = judgement.decision(on_error)
+    assert decision.verb == verb
+    assert decision.text.startswith("451 4.3.0 ") is (verb == "reject")
+    assert decision.reason.startswith("dmarc=fail example.org policy=reject; redis: ")
+    assert not judgement.trusts("other.example")
+    # Nothing depends on it.
+    record = Actions("log", "log", "log", "log", "log", "log")
+    assert Judgement(record, evidence, **finders).decision(on_error).verb == "proceed"
+    # The results are stated all the same.
+    session = Session(b"0").expect(["username"])
+    assert ("dmarc", "fail") in [(e.method, e.result) for e in results(session, evidence, ())]
 
 
 @pytest.mark.parametrize("on_error", ["proceed", "junk", "tempfail"])
