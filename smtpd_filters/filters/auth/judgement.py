@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 #: The actions, in order of strictness. The number of points follows, as in "points=2.5".
 ACTIONS = ("ignore", "log", POINTS, "junk", "tempfail", "reject")
+#: Sets of a chain that can't be validated now, whose results are read: some milliseconds for each.
+MAX_UNKNOWN = 8
 #: Those that decide what becomes of a message.
 _DECISIVE = ("junk", "tempfail", "reject")
 
@@ -192,7 +194,7 @@ class Judgement:
         if sealer and arc.result == "pass":
             self.overridden.append(domain)
             action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
-        elif sealer and arc.temporary and self._actions.of_error(policy) == "tempfail":
+        elif sealer and self._actions.of_error(policy) == "tempfail":
             # The sealer's word may count at the next attempt.
             action, unknown = "tempfail", True
             reason = f"{reason}, ARC sealer {sealer}: {arc.reason}"
@@ -211,12 +213,15 @@ class Judgement:
     def _sealer(self, domain: str, evidence: Evidence) -> str:
         """Return the trusted sealer that states that DMARC passed for a domain, or "".
 
-        Raises UnavailableError.
-
-        The chain is followed from its newest set to the first sealer that isn't trusted. It may be
-        invalid.
+        The chain is followed from its newest set to the first sealer that isn't trusted. If it
+        can't be validated now, `MAX_UNKNOWN` sets are read: anybody may have written them. Raises
+        UnavailableError.
         """
-        for each in reversed(evidence.verified.arc.sets):
+        arc = evidence.verified.arc
+        if arc.result != "pass" and not arc.temporary:
+            return ""
+        sets = arc.sets[-MAX_UNKNOWN:] if arc.temporary else arc.sets
+        for each in reversed(sets):
             if not self._trusts(each.domain):
                 break
             content = parse(each.results)

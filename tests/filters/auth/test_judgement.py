@@ -16,7 +16,7 @@ from smtpd_filters.filters.auth.actions import points_of
 from smtpd_filters.filters.auth.authors import Authors
 from smtpd_filters.filters.auth.evidence import Evidence
 from smtpd_filters.filters.auth.fields import results
-from smtpd_filters.filters.auth.judgement import ACTIONS, Actions, Judgement
+from smtpd_filters.filters.auth.judgement import ACTIONS, MAX_UNKNOWN, Actions, Judgement
 from smtpd_filters.protocol.decisions import Points
 from smtpd_filters.session import Session
 
@@ -198,6 +198,24 @@ def test_a_trusted_chain_that_can_not_be_validated_now(
     for sealed, result in ((False, "temperror"), (True, "fail")):
         found = results(session, evidence, (), sealed=sealed)
         assert [each.result for each in found if each.method == "arc"] == [result]
+
+
+def test_the_sets_of_a_chain_that_is_not_valid_are_hardly_read() -> None:
+    """Anybody can write 50 of them, and the results in one take some milliseconds."""
+    text = PASSED.replace("dmarc=pass", "dmarc=fail")
+    sets = tuple(ArcSet(number, "a.example", "s", text) for number in range(1, 51))
+    asked: list[str] = []
+
+    def trusts(domain: str) -> str:
+        asked.append(domain)
+        return domain
+
+    for temporary, number in ((False, 0), (True, MAX_UNKNOWN)):
+        arc = ArcResult("fail", "x", sets, temporary=temporary)
+        verified = Verified((), 0, arc)
+        evidence = Evidence(Authors(("example.org",)), verified=verified, verdicts=(FAIL,))
+        Judgement(STRICT, evidence, excepts=lambda _: None, trusts=trusts)
+        assert len(asked) == number
 
 
 @pytest.mark.parametrize(
