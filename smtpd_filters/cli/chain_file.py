@@ -51,19 +51,20 @@ if TYPE_CHECKING:
 _ASSIGNMENT = re.compile(r"\s*(?P<key>[A-Za-z0-9_-]+)\s*=\s*(?P<array>\[\s*)?")
 #: The header of a table.
 _HEADER = re.compile(r"\s*(\[[^\[\]]*\])")
-#: The start of an error about a key of a table, behind the path of the file.
-_NAMED = re.compile(r": \[(?P<table>[^\[\]]+)\]: (?P<key>[a-z-]+): ")
-#: The keys whose errors have the number of their line.
-_RULES = {
-    key
-    for each in (RuleSettings, FilterRules)
-    for option_ in each.options.values()
-    for key in option_.toml_keys()
-}
+#: The start of an error about a table, and mostly a key, behind the path of the file. Settings of
+#: older filters are named as their flags, with a hyphen.
+_NAMED = re.compile(
+    r": \[(?P<table>[^\[\]]+)\]: (?:(?:unknown key \")?-?(?P<key>[A-Za-z0-9_-]+)[:\"])?"
+)
 #: A character that starts neither a string nor an array nor a table.
 _BARE = re.compile(r"""[^\s"'\[\]{}#,]""")
 _SWITCHES = {"yes": "true", "on": "true", "true": "true"}
 _SWITCHES |= dict.fromkeys(("no", "off", "false"), "false")
+#: What some texts of tomllib mean.
+_PLAINER = {
+    "Cannot overwrite a value": "given twice",
+    "Illegal character '\\n'": "the quote at the end of the text is missing",
+}
 #: The key of a filter's table that isn't a setting of the filter.
 USE = "use"
 
@@ -224,13 +225,14 @@ class ChainFile:
         except ConfigError as error:
             raise self._all_located(error) from None
         if not chain.filters:
-            raise ConfigError(f"{where}: filters: at least one is required")
+            raise self.located(ConfigError(f"{where}: filters: at least one is required"))
         for at, each in enumerate(chain.filters):
             if each in chain.filters[:at]:
-                raise ConfigError(
+                wrong = (
                     f"{where}: filters: {quote(each)} is given twice (give one another name, "
                     f'with {USE} = "...")'
                 )
+                raise self.located(ConfigError(wrong))
         return from_mapping(ChainSettings, {**self._top, **table}, where)
 
     def rules(self, chain: str, declared: Iterable[Declared]) -> Rules:
@@ -245,9 +247,9 @@ class ChainFile:
         return located[0]
 
     def located(self, error: ConfigError) -> ConfigError:
-        """Return an error with the number of the line, if it names a rule of a chain by its key."""
+        """Return an error with the number of the line of the key or table that it names."""
         found = _NAMED.match(str(error).removeprefix(self.path))
-        if not found or found["key"] not in _RULES:
+        if not found:
             return error
         line = _line_of(self.content, found["table"], found["key"])
         if not line:
@@ -266,14 +268,14 @@ class ChainFile:
     def filter(self, name: str, chain: str) -> Declared:
         """Parse a filter; `chain` is the chain that names it, for errors if it has no table."""
         table = self._filters.get(name)
+        where = f"{self.path}: [filter.{printable(name)}]"
         if table is None:
             where = f"{self.path}: [chain.{printable(chain)}]: filters"
-            return Declared(name, None, where, self._filters)
-        where = f"{self.path}: [filter.{printable(name)}]"
-        if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
-            raise ConfigError(f"{where}: a name consists of letters, digits, - and _")
+        elif not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
+            wrong = f"{where}: a name consists of letters, digits, - and _"
+            raise self.located(ConfigError(wrong))
         try:
-            return Declared(name, table, where)
+            return Declared(name, table, where, () if table is not None else self._filters)
         except ConfigError as error:
             raise self._all_located(error) from None
 
@@ -303,7 +305,7 @@ def _with_position(path: str, content: str, text: str) -> str:
     return f"{path}:{line}:{column}: {_reason_of(reason, row, int(column))}"
 
 
-def _line_of(content: str, table: str, key: str) -> int:
+def _line_of(content: str, table: str, key: str | None) -> int:
     """Return the number of the line that sets a key of a table, or of the table's, or 0."""
     inside, found = False, 0
     for number, line in enumerate(content.split("\n"), 1):
@@ -316,7 +318,7 @@ def _line_of(content: str, table: str, key: str) -> int:
 
 
 def _reason_of(reason: str, row: str, column: int) -> str:
-    """Return the reason of an error: tomllib's text, unless quotes are missing.
+    """Return the reason of an error: tomllib's text, or a plainer one for common mistakes.
 
     The value is left out, since it may be a secret.
     """
@@ -325,8 +327,9 @@ def _reason_of(reason: str, row: str, column: int) -> str:
     found = _ASSIGNMENT.match(row)
     key = f"{found['key']}: " if found else ""
     wrong = row[column - 1 : column]
-    if reason == "Invalid value" and (not wrong or wrong == "#"):
-        return f"{key}no value"
+    no_value = reason == "Invalid value" and (not wrong or wrong == "#")
+    if plain := "no value" if no_value else _PLAINER.get(reason):
+        return f"{key}{plain}"
     bare = found and _BARE.match(row, found.end())
     if not bare and (reason != "Invalid value" or wrong in "\"'[{"):
         return f"{key}{reason}"

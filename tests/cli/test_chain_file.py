@@ -92,7 +92,12 @@ def said(content: str, chain: str = "") -> str:
     text = str(failure.value)
     assert text.startswith("x.toml:")
     assert "\n" not in text
-    return text.removeprefix("x.toml:").removeprefix(" ")
+    return without_line(text).removeprefix("x.toml:").removeprefix(" ")
+
+
+def without_line(text: str) -> str:
+    """Return an error without the number of the line of a table's key."""
+    return re.sub(r"(?<=\.toml:)\d+:(?= \[)", "", text)
 
 
 def serve(content: str, chain: str = "") -> Conversation:
@@ -262,7 +267,7 @@ def chain_of(name: str, table: str = "") -> str:
         # No TOML.
         ("a = \n", "1:5: Invalid value"),
         ('verbose = true\nlong-lines = "x', "2: Unterminated string"),
-        ("a = 1\na = 2\n", "2:6: Cannot overwrite a value"),
+        ("a = 1\na = 2\n", "2:6: a: given twice"),
         ("[chain.x", "1: Expected ']' at the end of a table declaration"),
         # The top.
         ("", "no chain: a table [chain.NAME] with filters = [...] is required"),
@@ -354,6 +359,35 @@ def test_an_error_has_its_place(content: str, line: str) -> None:
         assert found == line
 
 
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        (
+            '[filter.x]\n\nuse="fcrdns"\nacton = 1\n[chain.x]\nfilters = ["x"]',
+            "4: [filter.x]: unknown",
+        ),
+        ('[chain.x]\n\nfilters = ["fcrdn"]', "3: [chain.x]: filters: no filter"),
+        ('[chain.x]\n\nfilters = ["helo", "helo"]', '3: [chain.x]: filters: "helo" is given twice'),
+        ("[chain.x]\n\nfilters = []", "3: [chain.x]: filters: at least one"),
+        (
+            '[filter.fcrdns]\nverify = 1\n[chain.x]\nfilters = ["fcrdns"]',
+            "2: [filter.fcrdns]: verify: ",
+        ),
+        (
+            '[chain.x]\nfilters = ["a.b"]\n\n[filter."a.b"]\nuse = "helo"',
+            "4: [filter.a.b]: a name consists",
+        ),
+        ('filter.helo.invalid = 5\n[chain.x]\nfilters = ["helo"]', " [filter.helo]: invalid: "),
+        ("[chain.x]\na = 1\na = 2\n", "3:6: a: given twice"),
+        ('[chain.x]\na = "x\n', "2:7: a: the quote at the end of the text is missing"),
+    ],
+)
+def test_an_error_has_its_line(content: str, place: str) -> None:
+    with pytest.raises(ConfigError) as failure:
+        serve(content, "x")
+    assert str(failure.value).removeprefix("x.toml:").startswith(place)
+
+
 def test_a_table_that_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "missing"
     assert said(chain_of("mailfrom", f'domains = "file:{path}"')) == (
@@ -423,10 +457,11 @@ def test_what_a_filter_finds_wrong_itself(
     write: Callable[..., Path], content: str, line: str
 ) -> None:
     path = write(content)
-    assert check(path) == (1, [f"filter-chain: {path}: {line}"])
+    status, [shown] = check(path)
+    assert (status, without_line(shown)) == (1, f"filter-chain: {path}: {line}")
     done = filter_chain("-f", path, data=SmtpdConnection().configure())
     assert (done.returncode, done.stdout) == (2, b"")
-    assert done.stderr.decode() == f"filter-chain: {path}: {line}\n"
+    assert done.stderr.decode() == f"{shown}\n"
 
 
 def test_a_filter_behind_one_that_signs(write: Callable[..., Path]) -> None:
@@ -753,14 +788,12 @@ def test_a_check_finds_all_that_is_wrong(write: Callable[..., Path]) -> None:
     path = write(content)
     status, lines = check(path)
     assert status == 1
-    assert [line.removeprefix(f"filter-chain: {path}: ").partition(": ")[0] for line in lines] == [
+    assert [without_line(line).split(": ")[2] for line in lines] == [
         *("[filter.a]", "[filter.b]", "[filter.unused]", "[chain.y]", "[chain.z]")
     ]
     # Of one chain, what keeps that from starting.
     _, lines = check(path, "--chain", "y")
-    assert [line.removeprefix(f"filter-chain: {path}: ").partition(": ")[0] for line in lines] == [
-        *("[filter.b]", "[chain.y]")
-    ]
+    assert [without_line(line).split(": ")[2] for line in lines] == [*("[filter.b]", "[chain.y]")]
     assert check(path, "--chain", "w")[0] == 1
 
 
@@ -894,7 +927,7 @@ def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Pa
     def faults() -> list[str]:
         status, lines = check(path)
         assert status == 1
-        return [line.removeprefix(f"filter-chain: {path}: ") for line in lines]
+        return [without_line(line).removeprefix(f"filter-chain: {path}: ") for line in lines]
 
     assert faults()[0] == 'unknown key "verbos", did you mean "verbose"?'
     path.write_text(path.read_text().replace("verbos = true\n", "").replace("cut", "split", 1))
@@ -1011,7 +1044,7 @@ def test_a_check_is_made_as_the_user_of_filters() -> None:
         done = filter_chain("-n", "-f", path, "--user", "nobody", where=where)
         assert done.returncode == 1
         reason = "[filter.mailfrom]: domains: /etc/shadow: Permission denied for user nobody"
-        assert done.stderr.decode() == f"filter-chain: {path}: {reason}\n"
+        assert done.stderr.decode() == f"filter-chain: {path}:2: {reason}\n"
         path.chmod(0o600)
         done = filter_chain("-n", "-f", path, "--user", "nobody", where=where)
         assert done.stderr.decode() == f"filter-chain: {path}: Permission denied for user nobody\n"

@@ -828,8 +828,8 @@ def test_all_that_is_wrong_with_a_chain_file(chains: Callable[[str], str], capsy
     path = chains(BAD)
     assert main(["check", "--chains", path, *AS_ME]) == 1
     one, two = capsys.readouterr().out.splitlines()
-    assert one == f'{path}: [filter.dyndns]: unknown key "acton", did you mean "action"?'
-    assert two.startswith(f'{path}: [filter.fcrdns]: phase: invalid choice "x"')
+    assert one == f'{path}:2: [filter.dyndns]: unknown key "acton", did you mean "action"?'
+    assert two.startswith(f'{path}:4: [filter.fcrdns]: phase: invalid choice "x"')
 
 
 def test_a_chain_file_with_a_relative_path(
@@ -976,7 +976,7 @@ def test_both_files_where_they_usually_are(
     assert verb.run(AS_ME) == 1
     out = capsys.readouterr().out
     assert f"{configuration}: no filters, no errors\n" in out
-    assert f"{path}: [filter.dyndns]: unknown key" in out
+    assert f"{path}:2: [filter.dyndns]: unknown key" in out
     # The chain file alone, and the other alone.
     configuration.unlink()
     chains(GOOD)
