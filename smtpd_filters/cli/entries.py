@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
@@ -17,6 +18,8 @@ from .stores import StoreOptions, time_in_words, with_store
 from .verb import Verb
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpd_filters.stores import Entry, Store
 
 
@@ -65,15 +68,21 @@ def _key(words: list[bytes]) -> bytes:
 
 
 async def _list(store: Store, options: Options, words: list[bytes]) -> int:
-    """Print the entries whose keys begin with these parts; return 1 if there are none."""
+    """Print the entries and groups with keys that begin so; return 1 if there are none."""
+    prefix = words[0] + b":" if words else b""
     found = 0
-    async for key, entry in store.scan(words[0] + b":" if words else b""):
+
+    def show(key: bytes, line: Callable[[list[str]], str]) -> None:
+        nonlocal found
         parts = _parts(key)
         if parts[: len(words)] == words:
             found += 1
-            texts = list(map(_text, parts))
-            line = _json(texts, entry) if options.json else _line(texts, entry)
-            sys.stdout.write(f"{line}\n")
+            sys.stdout.write(f"{line(list(map(_text, parts)))}\n")
+
+    async for key, entry in store.scan(prefix):
+        show(key, partial(_json if options.json else _line, entry=entry))
+    async for key, members in store.groups(prefix):
+        show(key, partial(_json_of_group if options.json else _line_of_group, members=members))
     return 0 if found or not words else 1
 
 
@@ -114,6 +123,14 @@ def _json(texts: list[str], entry: Entry) -> str:
             "left": round(entry.left, 3),
         }
     )
+
+
+def _line_of_group(texts: list[str], members: int) -> str:
+    return f"{' '.join(map(_word, texts))} group of {members}"
+
+
+def _json_of_group(texts: list[str], members: int) -> str:
+    return json.dumps({"key": texts, "members": members})
 
 
 VERB = Verb(

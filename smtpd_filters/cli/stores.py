@@ -110,7 +110,9 @@ def _become_owner(path: str) -> None:
         status = os.stat(path)  # noqa: PTH116  # a path as text
     except OSError as error:
         hint = (
-            " (filters create it when they start)" if isinstance(error, FileNotFoundError) else ""
+            " (a filter with a store creates it when it starts)"
+            if isinstance(error, FileNotFoundError)
+            else ""
         )
         raise ConfigError(f"--store: {path}: {os_reason(error)}{hint}") from None
     if os.geteuid() != 0:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
-from smtpd_filters import PROCEED, Filter, Proceed, Put, Session, Store, join
+from smtpd_filters import PROCEED, Filter, Join, Proceed, Put, Session, Store, join
 from smtpd_filters.cli import main
+from smtpd_filters.stores.sqlite import SQLiteStore
 from smtpd_filters.testing import Conversation
 
 KEYS = [
@@ -90,6 +92,23 @@ def test_entries_as_json(store: str, capsys: pytest.CaptureFixture[str]) -> None
     assert found[0]["value"] == "\x07x"
     assert 89000 < found[0]["left"] <= 90000
     assert 0 <= found[0]["age"] < 1000
+
+
+def test_groups(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    async def join_two() -> None:
+        file = SQLiteStore(store.removeprefix("sqlite:"), timeout=60.0, note=str)
+        for member in (b"1", b"2"):
+            await file.ask(Join(join("sessions", b"192.0.2.1"), member, 9, ttl=90000))
+        await file.aclose()
+
+    asyncio.run(join_two())
+    assert lines(capsys, store, "list", "remembers", "sessions") == [
+        "sessions 192.0.2.1 group of 2"
+    ]
+    assert len(lines(capsys, store, "list", "remembers")) == 4
+    [found] = lines(capsys, store, "list", "remembers", "sessions", "192.0.2.1", "--json")
+    assert json.loads(found) == {"key": ["sessions", "192.0.2.1"], "members": 2}
+    lines(capsys, store, "list", "remembers", "sessions", "192.0.2.2", status=1)
 
 
 def test_an_entry_is_removed(store: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -344,6 +344,7 @@ def test_mistakes(tool: Tool, tmp_path: Path) -> None:
     assert "allow requires a CLIENT" in tool.fails("allow")
     assert "forget requires a CLIENT" in tool.fails("forget")
     assert "show requires CLIENT, or CLIENT SENDER RECIPIENT" in tool.fails("show", "a", "b")
+    assert '"example..org" is neither an address' in tool.fails("allow", "example..org")
     assert '"anna@example.org" is neither an address nor a network or domain' in (
         tool.fails("allow", "anna@example.org")
     )

@@ -45,7 +45,7 @@ def test_a_verb_uses_the_file_of_a_filter(tmp_path: Path) -> None:
 
 def test_a_verb_creates_no_file(tmp_path: Path) -> None:
     path = tmp_path / "limit.sqlite"
-    with pytest.raises(ConfigError, match=r"No such file or directory.*create it when"):
+    with pytest.raises(ConfigError, match=r"No such file or directory.*creates it when"):
         with_store(options(f"sqlite:{path}"), "limit", read)
     assert not path.exists()
 

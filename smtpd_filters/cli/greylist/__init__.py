@@ -333,7 +333,7 @@ def _client(text: str, options: Options) -> str:
     name = canonical(text)
     # No top-level domain is a number (RFC 3696 section 2): 192.0.2.300 is a mistyped address.
     number = name.rpartition(".")[2].isdecimal()
-    if slash or number or not name or "." not in name or {" ", "@", ":"} & {*name}:
+    if slash or number or "." not in name or "" in name.split(".") or {" ", "@", ":"} & {*name}:
         raise ConfigError(f"{quote(text)} is neither an address nor a network or domain")
     return name
 
