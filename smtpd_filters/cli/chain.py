@@ -183,7 +183,8 @@ def _chain(file: ChainFile, name: str, log: Log) -> Chain:
     """Set up the filters of a chain; return the chain."""
     pool = Pool()
     declared = file.declared(name)
-    return composed(file, name, declared, [prepared(each, log, pool) for each in declared], log)
+    ready = [prepared(file, each, log, pool) for each in declared]
+    return composed(file, name, declared, ready, log)
 
 
 def composed(
@@ -199,14 +200,15 @@ def composed(
         raise error.as_text(f"{file.path}: [chain.{printable(name)}]: {error}") from None
 
 
-def prepared(declared: Declared, log: Log, pool: Pool) -> Ready:
+def prepared(file: ChainFile, declared: Declared, log: Log, pool: Pool) -> Ready:
     """Set up a filter of a file. Raises ConfigError."""
     try:
         return set_up(declared.make(), log, declared.policy, pool)
     except ConfigError as error:
         # The filter's error names flags; in the file they are keys.
         text = re.sub(r"(?<![\w-])--(?=[a-z])", "", str(error))
-        raise error.as_text(f"{declared.where}: {text}") from None
+        placed = file.located(ConfigError(f"{declared.where}: {text}"))
+        raise error.as_text(str(placed)) from None
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class _Check:
         self.ready[name] = None
         try:
             self._declared[name] = file.filter(name, chain)
-            self.ready[name] = prepared(self._declared[name], self.log, Pool())
+            self.ready[name] = prepared(file, self._declared[name], self.log, Pool())
         except ConfigError as error:
             yield from (error, *error.others)
 

@@ -459,6 +459,7 @@ def test_what_a_filter_finds_wrong_itself(
     path = write(content)
     status, [shown] = check(path)
     assert (status, without_line(shown)) == (1, f"filter-chain: {path}: {line}")
+    assert without_line(shown) != shown
     done = filter_chain("-f", path, data=SmtpdConnection().configure())
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.decode() == f"{shown}\n"
