@@ -22,7 +22,7 @@ from .journal_use import DAY, SINCE, JournalOptions, in_colour, reading, since
 from .verb import Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from smtpd_filters.journal.query import Journal
     from smtpd_filters.journal.records import Overview, Passing
@@ -99,7 +99,7 @@ def _chart(found: Overview, options: Options, *, colour: bool) -> Iterator[str]:
     """Yield a line for each day or hour: its bar has a part for each outcome, in the same order."""
     daily = options.since >= DAY and options.by != "hour"
     steps = found.steps
-    lines = list(days(steps) if daily else _labelled(steps, "%Y-%m-%d %H:%M"))
+    lines = list(days(steps) if daily else hours(steps))
     most = max((sum(counts.values()) for _, counts in lines), default=0) or 1
     for label, counts in lines:
         bar = "".join(
@@ -113,6 +113,16 @@ def days(steps: Iterable[tuple[float, dict[str, int]]]) -> Iterator[tuple[str, d
     """Yield the sums of steps by day, in local time."""
     for day, same in groupby(_labelled(steps, "%Y-%m-%d"), key=itemgetter(0)):
         yield day, sum((Counter(counts) for _, counts in same), Counter())
+
+
+def hours(steps: Sequence[tuple[float, dict[str, int]]]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield steps by hour, in local time; the hours that come twice have their offset to UTC."""
+    labelled = list(_labelled(steps, "%Y-%m-%d %H:%M"))
+    times = Counter(label for label, _ in labelled)
+    for (label, counts), (longer, _) in zip(
+        labelled, _labelled(steps, "%Y-%m-%d %H:%M%z"), strict=True
+    ):
+        yield label if times[label] == 1 else longer, counts
 
 
 def _labelled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import sys
 from ipaddress import ip_address
 
@@ -42,6 +43,11 @@ if TYPE_CHECKING:
 PORT = 8026
 #: Bytes of a password that is read from standard input.
 _MAX_INPUT = 4096
+#: A path whose characters routes and browsers take as they are.
+_PREFIX = re.compile(r"(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._~-]+)+")
+#: The name of a field (RFC 9110 section 5.6.2), and a host as browsers send it.
+_FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 class _Listen(Kind[tuple[str, int]]):
@@ -268,8 +274,9 @@ def _access(options: Options) -> Access:
     if options.user_header and options.passwords:
         raise ConfigError("--passwords and --user-header exclude each other")
     proxies = frozenset(map(_proxy, options.proxy))
+    _check_names(options)
     prefix = options.prefix.rstrip("/")
-    if prefix and (not prefix.startswith("/") or prefix.startswith("//") or "?" in prefix):
+    if prefix and not _PREFIX.fullmatch(prefix):
         raise ConfigError(
             f"--prefix: expected a path such as /filters, not {quote(options.prefix)}"
         )
@@ -292,6 +299,21 @@ def _access(options: Options) -> Access:
     )
 
 
+def _check_names(options: Options) -> None:
+    """Check the names of hosts, and of the field with the user. Raises ConfigError."""
+    if options.user_header and not _FIELD.fullmatch(options.user_header):
+        raise ConfigError(
+            f"--user-header: expected the name of a field, such as X-Remote-User, not "
+            f"{quote(options.user_header)}"
+        )
+    for each in options.host:
+        if not _HOST.fullmatch(each):
+            raise ConfigError(
+                "--host: expected a name without a port, such as mail.example.org, not "
+                f"{quote(each)}"
+            )
+
+
 def _passwords(path: str) -> Passwords:
     from smtpd_filters.web.passwords import Passwords
 
@@ -303,10 +325,13 @@ def _passwords(path: str) -> Passwords:
 
 def _proxy(text: str) -> str:
     """Return a proxy's address as connections have it. Raises ConfigError."""
+    if text == "unix":
+        return text
     try:
-        return text if text == "unix" else str(ip_address(text))
+        address = ip_address(text)
     except ValueError:
         raise ConfigError(f"--proxy: expected an IP address or unix, not {quote(text)}") from None
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _write_password(options: Options) -> int:

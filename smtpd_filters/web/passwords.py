@@ -79,9 +79,10 @@ class Hash(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> Self:
         """Parse `scrypt$N$r$p$SALT$DIGEST`; raise ValueError."""
-        name, *numbers, salt, digest = text.split("$")
-        if name != "scrypt" or len(numbers) != 3:
+        name, *fields = text.split("$")
+        if name != "scrypt" or len(fields) != 5:
             raise ValueError("expected scrypt$N$r$p$SALT$DIGEST")
+        *numbers, salt, digest = fields
         if not all(each.isascii() and each.isdecimal() and len(each) < 8 for each in numbers):
             raise ValueError("N, r and p must be numbers")
         cost, block, parallel = map(int, numbers)

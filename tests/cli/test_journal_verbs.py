@@ -242,6 +242,19 @@ def test_stats_have_steps_of_hours_or_days(
         assert len(chart) == (6 if "6h" in flags[0] else 7 * 24) // hours + 1
 
 
+def test_hours_that_come_twice_have_their_offset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    try:
+        one = 1792886400.0 - 3600  # 2026-10-25 01:00 CEST
+        found = [hour for hour, _ in stats.hours([(one + 3600 * at, {}) for at in range(4)])]
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    day = "2026-10-25 "
+    assert found == [day + each for each in ("01:00", "02:00+0200", "02:00+0100", "03:00")]
+
+
 def test_the_days_of_the_chart_are_those_of_the_calendar(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the one of 23 hours, on which summer time begins."""
     monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")

@@ -107,6 +107,8 @@ def test_a_directory_that_is_missing(tmp_path: Path) -> None:
         ("ann\n", "1: expected USER:HASH"),
         (f"# users\n\nann:{CHEAP}\nann:{CHEAP}\n", "4: a second line for ann"),
         ("ann:$apr1$x$y\n", "1: expected scrypt$N$r$p$SALT$DIGEST"),
+        ("ann:wonder\n", "1: expected scrypt$N$r$p$SALT$DIGEST"),
+        ("ann:scrypt$2$8$1\n", "1: expected scrypt$N$r$p$SALT$DIGEST"),
         (f"ann:{CHEAP.replace('$2$', '$3$')}\n", "1: N must be a power of 2 up to 131072"),
         (f"ann:{CHEAP.replace('$2$', '$262144$')}\n", "1: N must be a power of 2 up to 131072"),
         (f"ann:{CHEAP.replace('$2$', '$x$')}\n", "1: N, r and p must be numbers"),
