@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from smtpd_filters.settings.kinds import printable, quote
+
+from .streams import has_colours
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class TextReport:
     """A report of one line for each result, in colour on a terminal unless NO_COLOR is set."""
 
     def __init__(self) -> None:
-        self._coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._coloured = has_colours()
 
     def line(self, text: str, colour: str = "") -> None:
         """Write a line; an empty `colour` is the terminal's own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from time import time
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from smtpd_filters.journal.query import Journal, TooSlowError
 from smtpd_filters.settings import PATH, SECONDS, SWITCH, Settings, choice, option
 from smtpd_filters.settings.kinds import printable
 
-from .streams import OutputError
+from .streams import OutputError, has_colours
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +32,8 @@ class JournalOptions(Settings):
     color = option(
         choice("auto", "always", "never"),
         default="auto",
-        help="Whether to use colours; by default on a terminal, unless NO_COLOR is set.",
+        help="Whether to use colours; by default on a terminal that has them, unless NO_COLOR is "
+        "set.",
     )
     json = option(SWITCH, default=False, help="Print JSON.")
 
@@ -95,5 +95,5 @@ def since(seconds: float) -> float:
 def in_colour(options: JournalOptions) -> bool:
     """Whether to use colours."""
     if options.color == "auto":
-        return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        return has_colours()
     return options.color == "always"

@@ -84,6 +84,12 @@ def say(text: str) -> None:
         write_nowhere()
 
 
+def has_colours() -> bool:
+    """Return whether stdout is a terminal with colours, and the user has not declined them."""
+    declined = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stdout.isatty() and not declined
+
+
 def write_nowhere() -> None:
     """Redirect stdout to /dev/null, so that the flush at exit doesn't fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

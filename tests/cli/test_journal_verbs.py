@@ -358,7 +358,11 @@ def test_colours(archive: Archive, run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert "\x1b[31mrefused\x1b[0m" in run("tail", "--follow=false", "--color", "always")[1]
     assert "\x1b" not in run("tail", "--follow=false")[1]
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert "\x1b" in run("why", "alice@example.org")[1]
+    monkeypatch.setenv("TERM", "dumb")
+    assert "\x1b" not in run("why", "alice@example.org")[1]
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in run("why", "alice@example.org")[1]
 
