@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .runtime.probes import Probe
     from .sandbox import Needs
     from .session import Session
+    from .settings import Pool
     from .tables import Table
     from .tables.remote.source import Refresher
 
@@ -146,11 +147,10 @@ class Chain:
             *(each for each in self.filters if "refresh" in each.events),
             *(each.refresher() for each in self.remote_tables if not each.asks),
         ]
-        #: What the filters have opened together.
-        self._pools = list({id(each.pool): each.pool for each in self.filters}.values())
+        pools = _pools_of(self.filters)
         #: Whether there is something to release when the process ends.
         closing = any("close" in each.events for each in self.filters)
-        self.closing = closing or any(self._pools) or bool(self.remote_tables)
+        self.closing = closing or any(pools) or bool(self.remote_tables)
         #: Whether any handler may wait: then the chain runs on asyncio.
         self.waits = any(each.waits for each in self.filters) or bool(self.remote_tables)
         if self.waits:
@@ -175,7 +175,7 @@ class Chain:
         self.taps = tuple(tap for each in registrations for tap in each.taps)
         for tap in self.taps:
             if hasattr(tap, "looked_up"):
-                for pool in self._pools:
+                for pool in pools:
                     pool.observe(tap.looked_up)
         self.phases = self._wanted_phases()
         self.fields, self.reports = self._wanted_reports()
@@ -493,19 +493,8 @@ class Chain:
             _failed(filter_, "refresh", error, expected=expected)
 
     async def close(self) -> None:
-        """Release what the filters hold."""
-        for filter_ in self.filters:
-            try:
-                await filter_.close()
-            except BaseException as error:  # noqa: BLE001  # failures are a filter's own
-                _failed(filter_, "close", error)
-        for table in self.remote_tables:
-            await table.remote.aclose()
-        for pool in self._pools:
-            try:
-                await pool.aclose()
-            except BaseException as error:  # noqa: BLE001  # nothing is fatal any more
-                self.log.event("smtpd-filters", "close", error=fold_traceback(error))
+        """Release what the filters hold, and the chain itself."""
+        await close(self.filters, self.log, self.further_remotes())
 
     def probes(self) -> Iterator[Probe]:
         """Yield the probes of the services that the filters depend on, and of the journal."""
@@ -546,21 +535,29 @@ class Chain:
         self.log.event(owner, "reload", table=name, **result)
 
 
-async def close(filters: Sequence[Filter], log: Log) -> None:
-    """Release what filters hold: call their `close`, and close their remote tables and pools."""
+async def close(filters: Sequence[Filter], log: Log, further: Iterable[Table] = ()) -> None:
+    """Release what filters hold: call their `close`, and close their remote tables and pools.
+
+    `further` are remote tables besides those of the filters.
+    """
     for filter_ in filters:
         try:
             await filter_.close()
         except BaseException as error:  # noqa: BLE001  # failures are a filter's own
             _failed(filter_, "close", error)
-    for filter_ in filters:
-        for table in filter_.remote_tables():
-            await table.remote.aclose()
-    for pool in {id(each.pool): each.pool for each in filters}.values():
+    of_filters: Iterator[Any] = (table for each in filters for table in each.remote_tables())
+    for table in (*further, *of_filters):
+        await table.remote.aclose()
+    for pool in _pools_of(filters):
         try:
             await pool.aclose()
-        except BaseException as error:  # noqa: BLE001  # failures are a filter's own
+        except BaseException as error:  # noqa: BLE001  # nothing is fatal any more
             log.event("smtpd-filters", "close", error=fold_traceback(error))
+
+
+def _pools_of(filters: Iterable[Filter]) -> list[Pool]:
+    """Return what filters have opened together."""
+    return list({id(each.pool): each.pool for each in filters}.values())
 
 
 def _failed(filter_: Filter, what: str, error: BaseException, *, expected: bool = False) -> None:
