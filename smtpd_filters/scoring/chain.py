@@ -525,55 +525,49 @@ class ScoringChain(Chain):
         plan = self._plans["content"]
         state.tally.forget(plan.order, plan.slots)
         outlook = Outlook(state.tally, plan)
+        edited = headers if message is None else message
         early: dict[Guard, Early] = {}
         try:
-            return await self._weigh_content(session, headers, message, state, outlook, early)
+            for at, (guard, _) in enumerate(self._content):
+                if self._refuses(guard.phase, outlook):
+                    session.mark = ""
+                    return self._refusal(guard.phase, session, outlook)
+                slot = self._slots.get(guard)
+                if self._least.get(guard, state.tally.total) > state.tally.total:
+                    if slot is not None:
+                        outlook.close(slot)
+                    scrub(session, guard, headers)
+                    continue
+                before: Any = edited.snapshot()
+                session.edited = changes(edited, before)
+                asked = self._ask_about(session, headers, message, at, early)
+                decision = asked if isinstance(asked, Decision) else await asked
+                decision, over = judged(session, guard, edited, before, decision)
+                if over:
+                    return decision
+                if isinstance(decision, Bypass):
+                    self._bypass(guard.phase, state, guard.filter)
+                    return PROCEED
+                if type(decision) is Points and decision.instead == "marked":
+                    self._unmark(session, guard, headers, message, before)
+                if message is not None:
+                    message.unmarked = None
+                self._counted(guard, outlook, decision)
         finally:
             session.edited = None
             self._drop(early)
-
-    async def _weigh_content(  # noqa: PLR0913  # the body of a loop
-        self,
-        session: Session,
-        headers: Headers,
-        message: Message | None,
-        state: _State,
-        outlook: Outlook,
-        early: dict[Guard, Early],
-    ) -> Decision:
-        """Do so; `early` are the filters that scan before their turn."""
-        edited = headers if message is None else message
-        for at, (guard, _) in enumerate(self._content):
-            if self._refuses(guard.phase, outlook):
-                session.mark = ""
-                return self._refusal(guard.phase, session, outlook)
-            slot = self._slots.get(guard)
-            if self._least.get(guard, state.tally.total) > state.tally.total:
-                if slot is not None:
-                    outlook.close(slot)
-                scrub(session, guard, headers)
-                continue
-            before: Any = edited.snapshot()
-            session.edited = changes(edited, before)
-            asked = self._ask_about(session, headers, message, at, early)
-            decision = asked if isinstance(asked, Decision) else await asked
-            decision, over = judged(session, guard, edited, before, decision)
-            if over:
-                return decision
-            if isinstance(decision, Bypass):
-                self._bypass(guard.phase, state, guard.filter)
-                return PROCEED
-            if type(decision) is Points and decision.instead == "marked":
-                # The mark is among its edits.
-                if message is not None and message.unmarked is not None:
-                    message.restore(message.unmarked)
-                else:
-                    edited.restore(before)
-                    scrub(session, guard, headers)
-            if message is not None:
-                message.unmarked = None
-            self._counted(guard, outlook, decision)
         return self._final(session, headers, state, outlook)
+
+    @staticmethod
+    def _unmark(
+        session: Session, guard: Guard, headers: Headers, message: Message | None, before: Any
+    ) -> None:
+        """Undo a mark in place of which there are points: it is among the filter's edits."""
+        if message is not None and message.unmarked is not None:
+            message.restore(message.unmarked)
+        else:
+            (headers if message is None else message).restore(before)
+            scrub(session, guard, headers)
 
     def _final(
         self, session: Session, headers: Headers, state: _State, outlook: Outlook
