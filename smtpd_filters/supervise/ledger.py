@@ -81,6 +81,8 @@ class Session:
         #: those of its transaction begin, or -1; and whether some of the session come after these.
         self.lines: list[bytes] = []
         self.own = 0
+        self.begun = -1
+        self.mixed = False
         #: Whether there are requests among them.
         self.requests = False
         #: The last request that a program got, as a line, until it is kept; empty if it is not to
@@ -90,8 +92,6 @@ class Session:
         #: What a program is being given; and how many have ended before they had all of it.
         self.replay: Replay | None = None
         self.unfinished = 0
-        self.begun = -1
-        self.mixed = False
         #: The open request, or None: its phase and time; its line while no program has it.
         self.phase: Phase | None = None
         self.since = 0.0
