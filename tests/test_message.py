@@ -1112,6 +1112,31 @@ def test_another_body_comes_out_stuffed(
         assert b"." not in sent
 
 
+def test_nothing_is_left_of_a_body_for_a_message_that_was_discarded() -> None:
+    """A handler may take another step after the end of its session."""
+    spool = Spool()
+    with message(MAIL, spool=spool) as held:
+        new = held.new_body()
+        new.write(b"x" * 1000)
+    with pytest.raises(SpoolError, match="the message was discarded"):
+        held.replace_body(new)
+    assert spool.used == 0
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_nothing_is_left_of_a_header_that_is_ended_in_a_message_that_is_discarded(
+    step: int,
+) -> None:
+    spool = Spool()
+    with message(MAIL, spool=spool) as held:
+        steps = held.end_header(b"\n" + MAIL[1])
+        for _ in range(step):
+            next(steps)
+    with pytest.raises(SpoolError, match="the message was discarded"):
+        list(steps)
+    assert spool.used == 0
+
+
 def test_a_body_that_is_written_as_it_comes() -> None:
     spool = Spool()
     with message(MAIL, spool=spool) as held:

@@ -373,11 +373,11 @@ class Message:
 
         `data` is not dot-stuffed; its lines end in LF or CRLF, and it may be chunks split anywhere,
         including ones derived from `body()`. A line of more than 64 KiB is broken. On failure the
-        old body stays. Raises SpoolError, and any exception of `data`.
+        old body stays, and a `Body` is discarded. Raises SpoolError, and any exception of `data`.
         """
-        self._ready()
         new = data if isinstance(data, Body) else self.new_body()
         try:
+            self._ready()
             if not isinstance(data, Body):
                 for piece in _pieces(data) if isinstance(data, bytes) else data:
                     new.write(piece)
@@ -403,6 +403,7 @@ class Message:
             for block in _blocks(self._body, self._body_at, self._first_row(), CHUNK):
                 yield len(block)
                 new.append_block(block)
+            self._store.check()  # the message may have been discarded between two steps
         except BaseException:
             new.discard()
             raise
