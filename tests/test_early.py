@@ -259,35 +259,23 @@ def test_one_that_misses_its_deadline_waits_for_its_turn(logbook: Logbook) -> No
     assert "not done after 0.01 s" in logbook.lines[0]
 
 
-def test_the_end_of_a_session_cancels_all(logbook: Logbook) -> None:
+@pytest.mark.parametrize("answered", range(5))
+def test_the_end_of_a_session_cancels_all(logbook: Logbook, answered: int) -> None:
     filters = [Looks(name) for name in "abcde"]
 
     async def test() -> None:
         asked = Asked(logbook.log, *filters)
-        await settle()
+        for each in filters[:answered]:
+            answer(each, PROCEED)
+            await settle()
         asked.job.cancel()
         await settle()
-
-    played(test())
-    assert [each.ended for each in filters] == [["CancelledError"]] * 5
-    assert logbook.lines == []
-
-
-def test_the_end_of_a_session_cancels_one_whose_turn_has_come(logbook: Logbook) -> None:
-    first, second, third = filters = [Looks(name) for name in "abc"]
-
-    async def test() -> None:
-        asked = Asked(logbook.log, *filters)
-        answer(first, PROCEED)
-        await settle()
-        asked.job.cancel()
-        await settle()
-        assert (second.pending, third.pending) == (0, 0)
+        assert not any(each.pending for each in filters)
         assert not asked.decision.done()
 
     played(test())
-    assert first.ended == ["answered"]
-    assert second.ended == third.ended == ["CancelledError"]
+    cancelled = [["CancelledError"]] * (len(filters) - answered)
+    assert [each.ended for each in filters] == [["answered"]] * answered + cancelled
     assert logbook.lines == []
 
 
