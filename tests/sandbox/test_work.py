@@ -275,14 +275,14 @@ def test_a_policy_server_that_is_a_program_is_started_from_outside_the_sandbox(
         process.report("tx-mail", sid(1), b"1ef1c203", b"ok", b"a@example.org")
         for _ in range(2):
             said = process.ask("rcpt-to", sid(1), b"b@example.org")
-            assert said.argument == b"550 told"
+            assert said.argument == b"550 5.7.1 told"
         # What starts programs is killed, and the program with it: both are replaced.
         [serving] = children_with("spawner.py", process.child.pid)
         [started] = children_with(str(program), serving)
         os.kill(started, signal.SIGKILL)
         os.kill(serving, signal.SIGKILL)
         said = process.ask("rcpt-to", sid(1), b"b@example.org")
-        assert said.argument == b"550 told"
+        assert said.argument == b"550 5.7.1 told"
         process.finish()
         assert "replaced a process that starts programs" in process.logged
     assert told.read_text() == "told\n" * 3
