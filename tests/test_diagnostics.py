@@ -38,6 +38,7 @@ THEIRS = {
     "smtpd: getpwnam: Success",
     "io-error: error:0A080006:SSL routines::EVP lib",
     "error:0A0C0103:SSL routines::internal error",
+    "rspamc stat",  # a command
     "can't open file '.../bin/filter-x'",
     "No module named 'smtpd_filters...'",
     "cannot import name ...",
