@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from smtpd_filters.lookups.retry import SET_BACK, SILENCES, Servers
 
+from .outages import EVERY
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +54,13 @@ class Breaker(Servers):
 class Circuit:
     """The circuit of servers that are asked for the same; `label` is for the log.
 
-    `note` logs that it has opened and that it has closed; `rest` is the seconds between two trials.
+    `note` logs that it has opened and that it has closed, or that a server is reached again; `rest`
+    is the seconds between two trials.
     """
 
     __slots__ = (
-        "_before", "_cause", "_note", "_rest", "_silences", "_until", "answers", "is_open", "label",
+        "_before", "_cause", "_next", "_note", "_rest", "_silences", "_unreached", "_until",
+        "answers", "is_open", "label",
     )  # fmt: skip
 
     def __init__(self, label: str, note: Note | None = None, *, rest: float = REST) -> None:
@@ -71,6 +75,9 @@ class Circuit:
         self._silences = self._before = 0
         self._until = 0.0
         self._cause = ""
+        #: Whether a request has failed since the last answer because no server was reached; and
+        #: when the next such time may be noted.
+        self._unreached, self._next = False, float("-inf")
 
     @property
     def cause(self) -> str:
@@ -100,10 +107,15 @@ class Circuit:
         """Record an answer: close it."""
         self.answers += 1
         self._silences = 0
-        if self.is_open:
-            self.is_open = False
+        if self.is_open or self._unreached:
+            self.is_open = self._unreached = False
             if self._note is not None:
                 self._note("answers again", server=self.label)
+
+    def unreached(self, now: float) -> None:
+        """Record a request that failed at once, since no server was reached."""
+        if now >= self._next:
+            self._unreached, self._next = True, now + EVERY
 
     def silent(self, cause: str, now: float) -> None:
         """Record a failure that has cost time; `open` is a separate step."""

@@ -33,7 +33,7 @@ from functools import partial
 
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import COUNTED, Failure, Plan
-from smtpd_filters.runtime.counters import COUNTERS, LOCAL, PASSED_OVER, TIMEOUT
+from smtpd_filters.runtime.counters import COUNTERS, LOCAL, PASSED_OVER, TIMEOUT, UNREACHABLE
 
 from .breaker import Breaker, Circuit
 from .failures import CLOSED, Trouble
@@ -123,6 +123,8 @@ class Group:
             result = await self._ask_on_trial(attempts, began)
         else:
             result = await self._ask(attempts, began)
+        if isinstance(result, Unavailable) and attempts.failure == UNREACHABLE:
+            self.circuit.unreached(self._clock())
         if self._counts is not None:
             failed = isinstance(result, Unavailable)
             self._counts.ended(self._clock() - began, attempts.failure if failed else "")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from smtpd_filters.lookups.failover.breaker import REST, Breaker, Circuit
+from smtpd_filters.lookups.failover.outages import EVERY
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SET_BACK, SILENCES, Failure, Plan
 
@@ -169,6 +170,21 @@ def test_a_trial_without_a_result_is_followed_by_another() -> None:
         assert circuit.admits(REST)
         circuit.release()
     assert len(lines) == 1
+
+
+def test_a_server_that_is_reached_again_is_noted_at_most_once_in_a_while() -> None:
+    circuit, lines = noted()
+    for now in range(int(2 * EVERY)):
+        circuit.unreached(now)
+        assert not circuit.is_open
+        circuit.answered()
+    assert lines == [("answers again", "")] * 2
+    # What begins shortly after the last line, and goes on, has its line.
+    for then in (2 * EVERY - 1, 2 * EVERY + 1):
+        circuit.unreached(then)
+    circuit.answered()
+    circuit.answered()
+    assert len(lines) == 3
 
 
 def test_only_failures_in_a_row_open_a_circuit() -> None:
