@@ -57,10 +57,11 @@ def _why(journal: Journal, options: Options) -> int:
 
 
 def whole(journal: Journal, stories: list[Story]) -> list[Story]:
-    """Join parts of one transaction that were stored separately."""
-    found: dict[tuple[str, str], Story] = {}
+    """Join parts of one transaction that were stored separately, in one file."""
+    found: dict[tuple[str, str, str], Story] = {}
     for each in stories:
-        key = each.session, each.msgid or each.id
+        file = each.id.rpartition("-")[0]
+        key = file, each.session, each.msgid or each.id
         if key not in found:
             found[key] = (journal.story(each.id) if each.msgid else None) or each
     return list(found.values())

@@ -242,6 +242,18 @@ def test_stats_have_steps_of_hours_or_days(
         assert len(chart) == (6 if "6h" in flags[0] else 7 * 24) // hours + 1
 
 
+def test_why_tells_both_parts_of_a_message_at_midnight(
+    archive: Archive, run: Run, now: float
+) -> None:
+    yesterday = now - 86400
+    for rows, at in (([PASSED, REFUSED], yesterday), ([PASSED], now)):
+        archive.write([stored(9, rows, f="late@example.org", t=int(at * 1000))], at)
+    archive.close()
+    said = run("why", "late@example.org")[1]
+    assert said.count("late@example.org") == 2
+    assert said.count("dnsbl refused it") == 1
+
+
 def test_hours_that_come_twice_have_their_offset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
     time.tzset()
