@@ -16,7 +16,7 @@ from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from smtpd_filters.errors import os_reason
+from smtpd_filters.errors import os_reason, unreadable
 from smtpd_filters.settings.files import check_database
 
 from .clock import Epoch, epoch
@@ -284,7 +284,10 @@ class File:
             raise FileError(reason, lasting=code in _REFUSED and _is_denied(self.path)) from None
         except OSError as error:
             self.close()
-            raise FileError(os_reason(error), lasting=error.errno in _LASTING) from None
+            folder = os.path.dirname(self.path) or "."  # noqa: PTH120  # a path as text
+            # Of the directory, which is only opened for reading, it may be the sandbox's.
+            reason = unreadable(error, folder) if error.filename == folder else os_reason(error)
+            raise FileError(reason, lasting=error.errno in _LASTING) from None
         except FileError:
             self.close()
             raise

@@ -221,6 +221,31 @@ def test_a_store_in_a_file_is_used(tmp_path: Path) -> None:
     assert [each.name for each in folder.iterdir()] == ["greylist.sqlite"]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_store_in_a_directory_that_is_replaced_is_out_of_reach(
+    tmp_path: Path, *, kept: bool
+) -> None:
+    """As by a purge of the package and its installation again."""
+    directory = tmp_path / "state"
+    directory.mkdir()
+    words = [
+        *("-m", "smtpd_filters.filters.limit", "--sandbox", "strict"),
+        *("--store", f"sqlite:{directory}/limit.sqlite", "--limit", "client messages 9/1h"),
+    ]
+    with FilterProcess(words) as process:
+        process.hand_shake()
+        assert ask(process, "mail-from", b"a@example.org").verb == b"proceed"
+        old = directory.rename(tmp_path / "old")
+        if kept:
+            shutil.copytree(old, directory)
+        else:
+            directory.mkdir()
+        assert ask(process, "mail-from", b"a@example.org", 2).verb == b"proceed"
+        process.until_logged("limit mail-from result=proceed")
+        process.finish()
+        assert f'cause="sqlite:{directory}/limit.sqlite: {OUT_OF_REACH}"' in process.logged
+
+
 def test_a_notice_is_given_from_outside_the_sandbox(tmp_path: Path) -> None:
     """The store is in the sandbox, the command that a notice runs is not."""
     folder = tmp_path / "state"
