@@ -101,6 +101,12 @@ def test_a_hyphen_behind_a_set_or_a_range_is_one(pattern: str, inside: str, outs
     assert not any(matches(pattern, each) for each in outside)
 
 
+@pytest.mark.parametrize("pattern", ["^a*?(?:b)$", "^a+?(b)$", "^a??b$"])
+def test_a_short_repeat_matches_the_same(pattern: str) -> None:
+    assert matches(pattern, "ab")
+    assert not matches(pattern, "abb")
+
+
 def test_flags() -> None:
     assert matches("a.b", "A\nB")
     assert not matches("a.b", "A\nb", ignore_case=False)

@@ -214,6 +214,12 @@ def test_the_form_of_an_inline_mapping_is_an_error_elsewhere(tmp_path: Path) -> 
     assert str(caught.value) == f"{reason}{shown}"
 
 
+def test_several_inline_entries_belong_in_braces() -> None:
+    with pytest.raises(ConfigError) as caught:
+        DomainTable("a.example,b.example")
+    assert str(caught.value).endswith("; write several entries in braces and quotes: '{ a, b }'")
+
+
 def test_values_that_begin_with_an_equals_sign(tmp_path: Path) -> None:
     path = tmp_path / "mapping"
     path.write_text("alice =?utf-8?q?=C3=89?=\nbob ==\n")
