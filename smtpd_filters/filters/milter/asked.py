@@ -16,7 +16,7 @@ from smtpd_filters.scanning.outcomes import ENVELOPE
 from .content import Draft
 from .dialogue import Dialogue
 from .facts import Facts
-from .links import FailedError
+from .gate import FailedError
 from .outcomes import DISCARDED
 
 TYPE_CHECKING = False

@@ -34,7 +34,7 @@ from smtpd_filters.runtime.pace import pace
 from smtpd_filters.scanning.outcomes import safe
 
 from .facts import mailbox
-from .links import FailedError
+from .gate import FailedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from smtpd_filters.scanning.servers import client_of
 
 from .content import Wishes, cut, fits
 from .facts import Facts, bracketed, encoded
-from .links import KIND, FailedError
+from .gate import FailedError
+from .links import KIND
 from .outcomes import LONG_FIELD, closing, refusal
 
 TYPE_CHECKING = False

@@ -11,9 +11,7 @@ one that has been so for longest. Its session opens another when it needs one.
 *Short of descriptors*: a lack of descriptors on this machine doesn't count as a failure of the
 milter; a session waits for one, as long as for a connection.
 *Not waited for*: after timeouts in a row sessions don't wait for a connection, or for an answer to
-a command; one from time to time tries (`failover.breaker.Circuit`). A client can make a command
-take long, so a ping decides (`Milter.ping`). A timeout for the content of a message says nothing
-about the milter.
+a command (`gate`). A timeout for the content of a message says nothing about the milter.
 *In time*: a report of progress restarts the time for an answer, and nothing else does.
 """
 
@@ -22,9 +20,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from smtpd_filters.lookups.failover.breaker import REST, Circuit
+from smtpd_filters.lookups.failover.breaker import REST
 from smtpd_filters.lookups.failover.failures import connect_trouble, reason
-from smtpd_filters.lookups.failover.pings import Pings
 from smtpd_filters.lookups.failover.turns import Turns
 from smtpd_filters.lookups.retry import COUNTED, Failure
 from smtpd_filters.lookups.sockets import PAUSE
@@ -38,20 +35,18 @@ from smtpd_filters.milter import Agreement, MilterError, MtaSide, ReplyCode, Ver
 from smtpd_filters.milter import vocabulary as v
 from smtpd_filters.runtime.counters import (
     COUNTERS,
-    INVALID,
     LOCAL,
-    PASSED_OVER,
     TIMEOUT,
     UNREACHABLE,
 )
 from smtpd_filters.runtime.pace import pace
 
+from .gate import FailedError, Gate
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-    from types import TracebackType
 
     from smtpd_filters.lookups.failover.breaker import Note
-    from smtpd_filters.lookups.failover.pings import Ping
     from smtpd_filters.lookups.stream.address import Address
     from smtpd_filters.milter import Edit, Offer
 
@@ -63,76 +58,6 @@ _COMMANDS = (v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA)
 KIND = "milter"
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
-
-
-class FailedError(Exception):
-    """A milter has failed; the text is the cause, without details that differ each time.
-
-    `lost` says that it closed a connection, so that a new one may work; `silent` that it has said
-    nothing in time. `failure` is how it is counted: one of `counters.FAILURES`.
-    """
-
-    def __init__(
-        self, cause: str, failure: str = INVALID, *, lost: bool = False, silent: bool = False
-    ) -> None:
-        super().__init__(cause)
-        self.failure = failure
-        self.lost = lost
-        self.silent = silent
-
-
-class Gate:
-    """A circuit and its pings, at which sessions are admitted."""
-
-    __slots__ = ("circuit", "pings")
-
-    def __init__(self, label: str, note: Note | None, rest: float) -> None:
-        self.circuit = Circuit(label, note, rest=rest)
-        self.pings = Pings(self.circuit, _now)
-
-    def admission(self, ping: Ping | None = None) -> Admission:
-        """Return a context manager that admits a session."""
-        return Admission(self, ping)
-
-
-class Admission:
-    """A context manager that admits a session, or raises FailedError while the circuit is open."""
-
-    __slots__ = ("_circuit", "_is_trial", "_ping", "_pings")
-
-    def __init__(self, gate: Gate, ping: Ping | None) -> None:
-        self._circuit, self._pings = gate.circuit, gate.pings
-        self._ping = ping
-        self._is_trial = gate.circuit.is_open
-
-    async def __aenter__(self) -> None:
-        if not self._is_trial:
-            return
-        circuit, ping = self._circuit, self._ping
-        if not circuit.admits(_now()):
-            raise FailedError(circuit.cause, PASSED_OVER)
-        if ping is None:
-            return
-        try:
-            may = await self._pings.begin_trial(ping)
-        except BaseException:  # cancelled
-            circuit.release()
-            raise
-        if not may:
-            raise FailedError(circuit.cause, TIMEOUT)
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        try:
-            if isinstance(error, FailedError) and error.silent:
-                await self._pings.silent(str(error), self._ping)
-        finally:
-            if self._is_trial:
-                self._circuit.release()
 
 
 def _now() -> float:

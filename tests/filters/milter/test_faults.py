@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.filters.milter import Milter, links, probe
+from smtpd_filters.filters.milter import Milter, gate, links, probe
 from smtpd_filters.filters.milter.content import Draft, cut, fits
 from smtpd_filters.filters.milter.dialogue import Dialogue
 from smtpd_filters.filters.milter.dialogue import Milter as Configured
@@ -611,7 +611,7 @@ def test_slow_commands_at_once_keep_no_others_from_a_milter_that_answers_meanwhi
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
         assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
         for each in await asyncio.gather(*slow, return_exceptions=True):
-            assert isinstance(each, links.FailedError)
+            assert isinstance(each, gate.FailedError)
         assert await dialogue(one, "bob@example.net").at(v.MAIL) is None
         assert not one.links.commands.is_open
         await connections.aclose()
@@ -662,7 +662,7 @@ def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=0.0)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
         for _ in range(SILENCES):
-            with pytest.raises(links.FailedError, match="no answer after"):
+            with pytest.raises(gate.FailedError, match="no answer after"):
                 await dialogue(one, "slow@example.net").at(v.MAIL)
         for _ in range(SILENCES + 1):
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
@@ -743,12 +743,12 @@ def test_a_ping_that_finds_no_milter_leaves_it_to_the_sessions() -> None:
         )
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
         for _ in range(SILENCES):
-            with pytest.raises(links.FailedError, match="no answer after"):
+            with pytest.raises(gate.FailedError, match="no answer after"):
                 await dialogue(one, "slow@example.net").at(v.MAIL)
         assert notes == [OPENED]
         await asyncio.to_thread(stub.stop)
         for _ in range(SILENCES):
-            with pytest.raises(links.FailedError, match="refused"):
+            with pytest.raises(gate.FailedError, match="refused"):
                 await dialogue(one, "bob@example.net").at(v.MAIL)
         assert await one.ping() is None
         assert notes == [OPENED]
@@ -770,7 +770,7 @@ def test_a_ping_needs_no_place_among_the_connections() -> None:
             for at, one in enumerate(each_in_turn)
         ]
         for task in tasks[:-1]:
-            with pytest.raises(links.FailedError, match="no answer after"):
+            with pytest.raises(gate.FailedError, match="no answer after"):
                 await task
         assert first.links.commands.is_open
         assert not tasks[-1].done()
@@ -787,7 +787,7 @@ def test_a_trial_that_is_cancelled_at_its_ping_ends() -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=3600.0)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
         for _ in range(SILENCES):
-            with pytest.raises(links.FailedError, match="no answer after"):
+            with pytest.raises(gate.FailedError, match="no answer after"):
                 await dialogue(one, "slow@example.net").at(v.MAIL)
         for _ in range(SILENCES + 1):
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
@@ -823,7 +823,7 @@ def test_a_milter_that_hangs_while_sessions_wait_for_their_turn() -> None:
             await until(lambda: peer.accepted == SILENCES)
             waiting = [asyncio.ensure_future(one.open("")) for _ in range(SILENCES)]
             await asyncio.gather(*first, return_exceptions=True)
-            with pytest.raises(links.FailedError, match="not asked again for now"):
+            with pytest.raises(gate.FailedError, match="not asked again for now"):
                 await one.open("")
             await asyncio.gather(*waiting, return_exceptions=True)
 
@@ -854,7 +854,7 @@ def test_a_lack_of_descriptors_that_goes_on_is_no_failure(monkeypatch: pytest.Mo
     async def run() -> None:
         one = links.Links(ENDPOINT.parse("inet:1@127.0.0.1"), Offer.of(6), limit=1, seconds=0.05)
         for _ in range(SILENCES + 1):
-            with pytest.raises(links.FailedError, match=r"no connection after 0\.05 s$"):
+            with pytest.raises(gate.FailedError, match=r"no connection after 0\.05 s$"):
                 await one.open("")
 
     asyncio.run(run())
