@@ -577,6 +577,13 @@ def dialogue(milter: Configured, sender: str, client: bytes = b"192.0.2.1") -> D
     return Dialogue(milter, facts)
 
 
+async def go_unanswered(milter: Configured) -> None:
+    """Have so many commands of a slow sender in a row go unanswered that the milter is suspected."""
+    for _ in range(SILENCES):
+        with pytest.raises(gate.FailedError, match="no answer after"):
+            await dialogue(milter, "slow@example.net").at(v.MAIL)
+
+
 @contextmanager
 def slow_milter(
     slow: Collection[bytes] = (b"<slow@example.net>",),
@@ -661,9 +668,7 @@ def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
     async def run(address: Address, held: threading.Semaphore, slow: set[bytes]) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=0.0)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
-        for _ in range(SILENCES):
-            with pytest.raises(gate.FailedError, match="no answer after"):
-                await dialogue(one, "slow@example.net").at(v.MAIL)
+        await go_unanswered(one)
         for _ in range(SILENCES + 1):
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
         commands = one.links.commands
@@ -742,9 +747,7 @@ def test_a_ping_that_finds_no_milter_leaves_it_to_the_sessions() -> None:
             address, Offer.of(6), limit=10, seconds=PATIENCE, note=note, rest=0.0
         )
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
-        for _ in range(SILENCES):
-            with pytest.raises(gate.FailedError, match="no answer after"):
-                await dialogue(one, "slow@example.net").at(v.MAIL)
+        await go_unanswered(one)
         assert notes == [OPENED]
         await asyncio.to_thread(stub.stop)
         for _ in range(SILENCES):
@@ -786,9 +789,7 @@ def test_a_trial_that_is_cancelled_at_its_ping_ends() -> None:
     async def run(address: Address, held: threading.Semaphore) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=3600.0)
         one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
-        for _ in range(SILENCES):
-            with pytest.raises(gate.FailedError, match="no answer after"):
-                await dialogue(one, "slow@example.net").at(v.MAIL)
+        await go_unanswered(one)
         for _ in range(SILENCES + 1):
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
         one.command = PATIENCE
