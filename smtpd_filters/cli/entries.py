@@ -68,7 +68,7 @@ def _key(words: list[bytes]) -> bytes:
 
 
 async def _list(store: Store, options: Options, words: list[bytes]) -> int:
-    """Print the entries and groups with keys that begin so; return 1 if there are none."""
+    """Print the entries and groups whose keys begin with these parts; return 1 if none do."""
     prefix = words[0] + b":" if words else b""
     found = 0
 

@@ -269,8 +269,8 @@ class Archive:
         to_come = {path for day, _, path in found if day > tomorrow}
         for path in sorted(to_come - self._to_come):
             self._note(
-                f"{path}: of a day to come; if the clock was wrong when it was written, remove it, "
-                "or its messages stay until then"
+                f"{path}: its date is in the future; if the clock was wrong when it was written, "
+                "remove the file, or its messages are kept beyond that date"
             )
         self._to_come = to_come
 

@@ -56,7 +56,7 @@ _BUFFER = 1 << 20
 #: What is lost, in the log.
 LOSSES = {
     "invalid": "{} invalid",
-    "foreign": "{} of another release (restart smtpd, so that its filters are of this one)",
+    "foreign": "{} from filters of another release (restart smtpd to start those of this release)",
     "overflow": "{} that came too fast",
     "lost": "{} that filters could not send",
 }

@@ -35,7 +35,7 @@ class Trouble:
         self._clock = clock
         self._next = float("-inf")
         self._writing = False
-        #: Whether a request has failed, and its end is not logged.
+        #: Whether a request has failed and the log does not say yet that the store answers again.
         self.is_on = False
 
     def failed(self, operations: Sequence[Operation[Any]]) -> None:

@@ -156,7 +156,7 @@ class Guard:
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if not self._is_ours(_host(request)):
             raise web.HTTPMisdirectedRequest(
-                text="The page is not served under this name: --host names it.\n"
+                text="The page has no such host name; --host adds one.\n"
             )
         login = self.login(request)
         path = request.path.removeprefix(self.access.prefix)

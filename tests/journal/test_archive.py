@@ -246,7 +246,7 @@ def test_files_of_days_to_come_are_noted_once(make: Make, tmp_path: Path, notes:
     archive.purge(NOON)
     path = tmp_path / "2027-11-30.sqlite"
     [note] = notes
-    assert note.startswith(f"{path}: of a day to come; if the clock was wrong")
+    assert note.startswith(f"{path}: its date is in the future; if the clock was wrong")
     path.unlink()
     archive.purge(NOON)
     archive.write([stored(3)], NOON + 365 * DAY)

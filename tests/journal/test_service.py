@@ -160,8 +160,8 @@ def test_an_invalid_object_is_not_the_fault_of_others(running: Running, sender: 
     odd = [b"1", b"[]", b'{"v":2}', b'{"v":1,"k":"state"}', b'{"v":1,"k":"tx"}']
     assert sender.send(b"[" + b",".join([datagram(1), *odd, datagram(2)]) + b"]", 2)
     assert (
-        f"events not stored: {len(odd) - 1} invalid, 1 of another release (restart smtpd, "
-        "so that its filters are of this one); mail is not affected"
+        f"events not stored: {len(odd) - 1} invalid, 1 from filters of another "
+        "release (restart smtpd to start those of this release); mail is not affected"
     ) in running.end()
     assert running.search() == [f"{number:016x}" for number in (2, 1)]
 

@@ -177,7 +177,10 @@ class Dialogue:
     async def bring(
         self, event: bytes, recipient: str | None = None, draft: Draft | None = None
     ) -> Refusal | None:
-        """Do so, once more over a new connection if the milter closes the first."""
+        """Bring the milter to the stage of an event, whatever its circuit says.
+
+        Tries once more over a new connection if the milter closes the first.
+        """
         try:
             return await self._in_step(event, recipient, draft)
         except FailedError as error:

@@ -578,7 +578,7 @@ def dialogue(milter: Configured, sender: str, client: bytes = b"192.0.2.1") -> D
 
 
 async def go_unanswered(milter: Configured) -> None:
-    """Have so many commands of a slow sender in a row go unanswered that the milter is suspected."""
+    """Send commands of a slow sender until the milter is suspected."""
     for _ in range(SILENCES):
         with pytest.raises(gate.FailedError, match="no answer after"):
             await dialogue(milter, "slow@example.net").at(v.MAIL)
