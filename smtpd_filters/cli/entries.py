@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from functools import partial
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpd_filters.stores import Entry, Store
+
+#: The escapes of `shown`: a byte, a character, and one of `_SHORT`.
+_ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|([nrt\\]))")
+_SHORT = {"n": b"\n", "r": b"\r", "t": b"\t", "\\": b"\\"}
 
 
 class Options(StoreOptions):
@@ -45,12 +50,17 @@ class Options(StoreOptions):
         help="The parts of a key as list prints them, from the first one on: for list those with "
         "which the keys begin, for forget all of them.",
     )
-    json = option(SWITCH, default=False, help="Print JSON, an object in a line.")
+    json = option(
+        SWITCH,
+        default=False,
+        help="Print JSON, an object in a line; a KEY has no escapes then, as in JSON's strings "
+        "after parsing.",
+    )
 
 
 def run(options: Options, _rest: list[str]) -> int:
     """List entries or remove one; return 1 if there is no such entry."""
-    words = [each.encode("utf-8", "surrogateescape") for each in options.key]
+    words = list(map(_bytes if options.json else typed, options.key))
     if options.action == "list":
         return with_store(options, options.name, lambda store: _list(store, options, words))
     if len(words) < 2:
@@ -89,8 +99,8 @@ async def _list(store: Store, options: Options, words: list[bytes]) -> int:
 async def _forget(store: Store, key: bytes) -> int:
     """Remove an entry; return 1 if there was none."""
     removed = await store.ask(Delete(key))
-    shown = " ".join(map(_word, map(_text, _parts(key))))
-    sys.stdout.write(f"{'forgotten' if removed else 'not known'}: {shown}\n")
+    words = " ".join(map(_word, map(_text, _parts(key))))
+    sys.stdout.write(f"{'forgotten' if removed else 'not known'}: {words}\n")
     return 0 if removed else 1
 
 
@@ -103,9 +113,40 @@ def _text(part: bytes) -> str:
     return part.decode("utf-8", "surrogateescape")
 
 
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _word(text: str) -> str:
-    """Return a part as a shell takes it, if it is printable."""
-    return shlex.quote(printable(text))
+    """Return a part as it is typed in a shell."""
+    return shlex.quote(shown(text))
+
+
+def shown(text: str) -> str:
+    """Return a part with escapes, which `typed` reads."""
+    return printable(text.replace("\\", r"\\"))
+
+
+def typed(text: str) -> bytes:
+    """Return the part that was typed with the escapes of `shown`; what is none stays as it is."""
+    parts = []
+    at = 0
+    for found in _ESCAPE.finditer(text):
+        parts += [_bytes(text[at : found.start()]), _meant(found)]
+        at = found.end()
+    return b"".join([*parts, _bytes(text[at:])])
+
+
+def _meant(escape: re.Match[str]) -> bytes:
+    byte, short, long, other = escape.groups()
+    if other:
+        return _SHORT[other]
+    if byte:
+        return bytes.fromhex(byte)
+    try:
+        return chr(int(short or long, 16)).encode()
+    except (ValueError, OverflowError):  # no character
+        return escape[0].encode()
 
 
 def _line(texts: list[str], entry: Entry) -> str:

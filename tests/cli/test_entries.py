@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from smtpd_filters import PROCEED, Filter, Join, Proceed, Put, Session, Store, join
 from smtpd_filters.cli import main
+from smtpd_filters.cli.entries import shown, typed
 from smtpd_filters.stores.sqlite import SQLiteStore
 from smtpd_filters.testing import Conversation
 
@@ -135,3 +139,51 @@ def test_a_wrong_command_line(
         main(["store", *words, "--store", store])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith(f"smtpd-filters store: {error}")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [b"\xff\x1b", b"\n\t", "j\u202eg \x85".encode(), "\U000e0001".encode(), rb"a\x41\\b", b"\\"],
+)
+def test_what_is_printed_can_be_pasted(
+    part: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "pasted.sqlite"
+    other = join("pasted", b"user", b"other")
+
+    async def put() -> None:
+        file = SQLiteStore(str(path), timeout=60.0, note=str)
+        for key in (join("pasted", b"user", part), other):
+            await file.ask(Put(key, b"", ttl=90000))
+        await file.aclose()
+
+    asyncio.run(put())
+    store = f"sqlite:{path}"
+    printed = [line.partition(", ")[0] for line in lines(capsys, store, "list", "remembers")]
+    [line] = [each for each in printed if each != "pasted user other"]
+    words = shlex.split(line)[:3]
+    assert len(lines(capsys, store, "list", "remembers", *words)) == 1
+    [forgotten] = lines(capsys, store, "forget", "remembers", *words)
+    assert forgotten.startswith("forgotten: ")
+    assert shlex.split(forgotten)[1:] == words
+    assert len(lines(capsys, store, "list", "remembers")) == 1
+
+
+def test_json_is_taken_as_it_is(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["other", "\udcff\x1b"]
+    assert len(lines(capsys, store, "list", "remembers", "--json", *words)) == 1
+    escaped = ["other", r"\xff\x1b"]
+    lines(capsys, store, "forget", "remembers", "--json", *escaped, status=1)
+    lines(capsys, store, "forget", "remembers", "--json", *words)
+
+
+@given(st.binary(max_size=40))
+def test_every_part_is_read_as_it_was_printed(part: bytes) -> None:
+    text = shown(part.decode("utf-8", "surrogateescape"))
+    assert text.isprintable()
+    assert typed(text) == part
+
+
+@pytest.mark.parametrize("text", ["\\", "\\q", "\\x4", "\\u12", "\\ud800", "\\U00110000", "a\\"])
+def test_a_backslash_that_begins_no_escape_stands_for_itself(text: str) -> None:
+    assert typed(text) == text.encode()
