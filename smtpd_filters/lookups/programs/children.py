@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Seconds for the process to end after its socket was closed.
 _PATIENCE = spawner.PATIENCE + 2
+#: Seconds between two starts of a program that ends without an answer.
+REST = 1.0
 #: Bytes of an answer: the number of the request, and that of an error.
 _MAX_ANSWER = 100
 _ENDED = "the process that starts it has ended"
@@ -51,6 +53,8 @@ class Children:
 
     #: The most programs at a time: they take memory, and each some time to start.
     most = 8
+    #: Seconds between two starts while it ends without a reply (`lookups.stream.client`, *Rests*).
+    rest = REST
 
     def __init__(self, label: str, command: Sequence[str]) -> None:
         """Start it. Raises ConfigError for a program that can't be run."""

@@ -27,6 +27,8 @@ class Address(Value):
     __slots__ = __match_args__
     #: The most connections that the server allows, 0 for any number.
     most = 0
+    #: Seconds between connections while they end without a reply (`Server`): none, they are cheap.
+    rest = 0.0
 
     def __init__(self, host: str = "", port: int = 0, *, path: str = "") -> None:
         self.host = host

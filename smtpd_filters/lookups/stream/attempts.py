@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 T = TypeVar("T")
+_RESTS = "closed the connection; not asked again for now"
 
 
 class Host:
@@ -43,6 +44,8 @@ class Host:
         self._kept: list[tuple[float, Connection]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+        #: When the next connection may be made, None without a limit. *Rests*.
+        self._next: float | None = None
 
     async def acquire(self, *, new: bool = False) -> Connection:
         """Return a kept connection, or a new one.
@@ -58,6 +61,7 @@ class Host:
             else:
                 kept.abort()
         if connection is None:
+            self._admit()
             connection = await self._server.connect()
             try:
                 self._check()
@@ -72,9 +76,25 @@ class Host:
         if self._closed:
             raise BadReplyError(CLOSED)
 
+    def _admit(self) -> None:
+        """Raise UnconnectedError if no connection may be made now."""
+        if self._next is None:
+            return
+        now = asyncio.get_running_loop().time()
+        if now < self._next:
+            raise UnconnectedError(OSError(0, _RESTS))
+        self._next = now + self._server.rest
+
+    def unanswered(self) -> None:
+        """Record a ping whose connection ended without a reply."""
+        if self._server.rest:
+            self._next = asyncio.get_running_loop().time() + self._server.rest
+
     def release(self, connection: Connection) -> None:
         """End an exchange: keep its connection if possible, or abort it."""
         self._used.discard(connection)
+        if connection.replied:
+            self._next = None
         if self._closed or not self._idle_for or not connection.fresh:
             connection.abort()
             return
@@ -164,6 +184,10 @@ class Attempts(Base[T]):
             connection = await host.acquire(new=True)
             try:
                 await ping(connection)
+            except LostError:
+                if not connection.replied:
+                    host.unanswered()
+                raise
             finally:
                 host.release(connection)
         except Exception:  # noqa: BLE001  # any failure means no

@@ -9,6 +9,9 @@ Invariants
 *Always closed*: a connection is aborted when its exchange has ended in any way, unless the client
 keeps connections (`idle`) and the exchange called `keep`.
 *One at a time*: a connection has one exchange at a time.
+*Rests*: after a ping that ended without a reply, a server that is costly to connect to, such as a
+program that is started, gets one connection in `Server.rest` seconds until it replies. A request
+that it rejects by ending the connection doesn't cause this, or a client could keep others from it.
 *Kept within bounds*: at most as many connections are kept as exchanges may be pending, each for
 `idle` seconds without use, and for `lifetime` seconds in all.
 """
@@ -41,6 +44,10 @@ if TYPE_CHECKING:
         @property
         def most(self) -> int:
             """The most connections that it allows, 0 for any number."""
+
+        @property
+        def rest(self) -> float:
+            """Seconds between two connections after one that ended without a reply to a ping."""
 
         async def connect(self) -> Connection:
             """Return a new connection. Raises UnconnectedError."""

@@ -21,7 +21,7 @@ from time import time
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, os_reason
-from smtpd_filters.lookups.programs.children import Children
+from smtpd_filters.lookups.programs.children import REST, Children
 from smtpd_filters.lookups.stream.connection import LostError, UnconnectedError
 
 from .backend import AnswerError, Backend, BackendError, value_of
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     from .lines import Answer
 
-#: Seconds between two starts of the program.
-_PAUSE = 1.0
 #: smtpd's services for kinds of tables that it hasn't.
 _SERVICES = {"mapping": "alias"}
 _LOOKED_UP = frozenset({"alias", "credentials", "userinfo", "mailaddrmap", "addrname", "relayhost"})
@@ -62,7 +60,7 @@ class TableProgram(Backend):
 
     lists = False
 
-    def __init__(self, command: list[str], service: str, *, pause: float = _PAUSE) -> None:
+    def __init__(self, command: list[str], service: str, *, pause: float = REST) -> None:
         self._command = command
         self._service = service
         self._pause = pause

@@ -356,9 +356,23 @@ def test_a_program_that_fails_is_started_again(behaviour: Path, fault: str) -> N
         assert isinstance(await client.ask_policy(REQUEST), Unavailable)
         behave(behaviour, "")
         client.timeout = PATIENCE
+        client.hosts[0]._next = None  # as if it had ended long ago
         second, count = process(await client.ask_policy(REQUEST))
         assert (second != first, count) == (True, 1)
         await gone(first)
+
+    with_client(use, started(behaviour))
+
+
+def test_a_program_that_ends_at_once_is_not_started_for_each_request(behaviour: Path) -> None:
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        children.rest = 3600.0
+        behave(behaviour, "die")
+        said = [await client.ask_policy(REQUEST) for _ in range(5)]
+        cause = f"{sys.executable} closed the connection; not asked again for now"
+        assert said == [Unavailable(cause)] * 5
+        assert children._number == 3
 
     with_client(use, started(behaviour))
 

@@ -873,8 +873,9 @@ class _Elsewhere:
 
     label, most = "elsewhere", 1
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, *, rest: float = 0.0) -> None:
         self._address = address
+        self.rest = rest
         self.connections = 0
 
     async def connect(self) -> Connection:
@@ -891,5 +892,54 @@ def test_a_server_that_is_no_address_and_allows_one_connection() -> None:
             await one.aclose()
             assert said == [b"hello\n"] * 5
             assert server.connections == 1
+
+    asyncio.run(run())
+
+
+def test_a_server_that_answers_nothing_gets_one_connection_in_a_while() -> None:
+    async def run() -> None:
+        async with served(close) as peer:
+            server = _Elsewhere(peer.address, rest=3600.0)
+            one = Client([server], timeout=20.0, deadline=40.0, ping=line)
+            said = [await one.ask(line) for _ in range(3)]
+            assert server.connections == 3  # the request, the same again, and the ping
+            assert (
+                said
+                == [Unavailable("elsewhere closed the connection; not asked again for now")] * 3
+            )
+            server.rest = 0.0
+            one.hosts[0].unanswered()  # nothing changes
+            assert isinstance(await one.ask(line), Unavailable)
+            assert server.connections == 3
+            await one.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_server_gets_connections_again_when_it_replies() -> None:
+    async def run() -> None:
+        async with served(close, close, close, echo) as peer:
+            server = _Elsewhere(peer.address, rest=1e-9)
+            one = Client([server], timeout=20.0, deadline=40.0, ping=line)
+            assert await one.ask(line) == b"hello\n"  # in the second round
+            server.rest = 3600.0
+            assert [await one.ask(line) for _ in range(3)] == [b"hello\n"] * 3
+            assert server.connections == 7
+            await one.aclose()
+
+    asyncio.run(run())
+
+
+def test_a_request_that_a_server_rejects_keeps_no_others_from_it() -> None:
+    """A server that answers the ping does not rest, however often a client repeats the request."""
+
+    async def run() -> None:
+        async with served(close, close, echo, close, close, echo, echo) as peer:
+            server = _Elsewhere(peer.address, rest=3600.0)
+            one = Client([server], timeout=20.0, deadline=40.0, ping=line)
+            for _ in range(2):
+                assert isinstance(await one.ask(line), Unavailable)
+            assert await one.ask(line) == b"hello\n"
+            await one.aclose()
 
     asyncio.run(run())
