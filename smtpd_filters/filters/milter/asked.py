@@ -59,9 +59,9 @@ class Asked:
         """Ask about the client."""
         return await self._bring(v.CONNECT)
 
-    async def helo(self) -> Answer:
+    async def helo(self, identity: str) -> Answer:
         """Ask about the greeting."""
-        return await self._bring(v.HELO)
+        return await self._bring(v.HELO, identity=identity)
 
     async def mail_from(self) -> Answer:
         """Ask about the sender."""
@@ -95,10 +95,15 @@ class Asked:
                 dialogue.link.end()
 
     async def _bring(
-        self, event: bytes, recipient: str | None = None, draft: Draft | None = None
+        self,
+        event: bytes,
+        recipient: str | None = None,
+        draft: Draft | None = None,
+        *,
+        identity: str | None = None,
     ) -> Proceed | Junk | Reject | Disconnect:
         """Bring all milters to a stage; return the first refusal."""
-        self.facts.update()
+        self.facts.update(identity)
         result: Proceed | Junk = PROCEED
         for dialogue in self._dialogues:
             serial = self.facts.serial

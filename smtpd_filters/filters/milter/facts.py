@@ -69,13 +69,14 @@ class Facts:
         self.parameters = list(map(encoded, parameters(self.session.mail_command)))
         self.tx = None
 
-    def update(self) -> None:
+    def update(self, identity: str | None = None) -> None:
         """Note what smtpd has reported since: a greeting, and a transaction.
 
-        The transaction is that of the last MAIL, or another that was not asked about.
+        `identity` is the name of a greeting that smtpd has not reported yet. The transaction is
+        that of the last MAIL, or another that was not asked about.
         """
         session = self.session
-        self.identity = session.identity or self.identity
+        self.identity = identity or session.identity or self.identity
         tx = session.tx
         if tx is None or tx is self.tx:
             return
@@ -282,4 +283,10 @@ _KNOWN_AT = {
 @lru_cache(maxsize=64)  # milters ask for the same in each session
 def _getters(event: bytes, names: tuple[bytes, ...]) -> tuple[tuple[bytes, Getter], ...]:
     known = _KNOWN_AT.get(event, _OF_ALL)
-    return tuple((name, known[name]) for name in names if name in known)
+    getters = ((name, known.get(_without_braces(name))) for name in names)
+    return tuple((name, get) for name, get in getters if get is not None)
+
+
+def _without_braces(name: bytes) -> bytes:
+    """Return a name of one letter, which may have braces or not, without them."""
+    return name[1:2] if len(name) == len(b"{i}") else name

@@ -266,9 +266,7 @@ class Milter(Filter):
 
     async def helo(self, session: Session, identity: str) -> Answer:
         """Ask about the greeting."""
-        asked = self._asked(session)
-        asked.facts.identity = identity
-        return self._exempted(session) or await asked.helo()
+        return self._exempted(session) or await self._asked(session).helo(identity)
 
     ehlo = helo
 

@@ -210,6 +210,16 @@ def test_a_client_on_the_socket_is_localhost() -> None:
     assert stub.seen.events[1].macros[b"_"] == b"localhost [127.0.0.1]"
 
 
+def test_a_macro_of_one_letter_may_be_asked_for_with_braces() -> None:
+    lists = {v.CONNECT: (b"{j}", b"{x}", b"{}a"), v.DATA: (b"{i}", b"i")}
+    with milter(Agreement(6, 0x1FF, v.LEADING_SPACE | v.NO_UNKNOWN, lists)) as stub:
+        deliver(stub)
+    macros = {event.command: event.macros for event in stub.seen.events}
+    assert macros[v.CONNECT] == {b"{j}": b"mx.example.org"}
+    assert len(set(macros[v.DATA].values())) == 1
+    assert macros[v.DATA].keys() == {b"{i}", b"i"}
+
+
 def test_macros_that_the_milter_asks_for() -> None:
     lists = {
         v.CONNECT: (b"{client_addr}", b"{client_resolve}", b"{client_port}", b"{nothing}"),
@@ -290,6 +300,17 @@ def test_a_greeting_after_starttls_is_asked_about_whatever_the_message_before_wa
         send(there)
         there.tls()
         assert there.ehlo("mail.example.net").reply == REFUSED
+
+
+def test_a_new_name_after_starttls_is_asked_about_at_its_greeting() -> None:
+    def script(at: Event, _seen: Seen) -> bytes:
+        return NO if at.fields == (b"other.example.net",) else stub.usual(at)
+
+    with milter(script=script) as stub, _one(stub, "--first-phase", "helo") as smtpd:
+        there = greeted(smtpd)
+        there.tls()
+        assert there.ehlo("other.example.net").reply == REFUSED
+    assert stub.seen.fields(v.HELO) == [(b"mail.example.net",), (b"other.example.net",)]
 
 
 def test_sessions_without_mail_are_not_told() -> None:
