@@ -46,6 +46,25 @@ def parameters(command: str | None) -> list[str]:
     return (command or "").partition(">")[2].split()
 
 
+def parameter(command: str | None, name: str) -> str | None:
+    """Return the value of the first parameter of a name in capitals, `NAME=VALUE`, or None."""
+    for word in parameters(command):
+        keyword, equals, value = word.partition("=")
+        if equals and keyword.upper() == name:
+            return value
+    return None
+
+
+def submitter(session: Session) -> str | None:
+    """Return who submitted the message of the last MAIL command, as the client says, or None.
+
+    RFC 4954 section 5: the AUTH parameter, in xtext; `<>` is nobody, and so it is without
+    authentication. Needs the reports `link-auth` and `protocol-client`.
+    """
+    value = parameter(session.mail_command, "AUTH") if session.username else None
+    return None if value == "<>" else value or None
+
+
 def without_route(address: bytes) -> bytes:
     """Return an address of the envelope as smtpd takes it: without its source route.
 
@@ -105,6 +124,7 @@ class Session:
     """One client connection, from `link-connect` to `link-disconnect`."""
 
     __slots__ = (
+        "_authenticated",
         "_connect",
         "auth_mechanism",
         "edited",
@@ -144,7 +164,7 @@ class Session:
     #: The client's last RCPT command, in the same way.
     rcpt_command: str | None
     #: The mechanism of the client's last AUTH command, PLAIN or LOGIN, passed or failed; None
-    #: before it. With the same report.
+    #: before it. With the same report. With `link-auth` as well, that which has passed stays.
     auth_mechanism: str | None
     #: The current transaction, or None. There is one in `rcpt_to`, `data`, `headers`, `message`
     #: and `commit`, but none in `mail_from`, whose decision begins it.
@@ -159,6 +179,7 @@ class Session:
         #: The session's id as smtpd writes it.
         self.key = session
         self._connect = _UNCONNECTED
+        self._authenticated = False
         #: The phase whose junk decision is still to be turned into a mark; "" if there is none.
         self.mark = ""
         #: Rewritten parameters by phase, until smtpd's report of the command.
@@ -287,6 +308,7 @@ class Session:
         # smtpd encodes the name with vis(3), in 6.8 as well as in 7.8.
         user = text(unvis(username))
         passed = result == b"pass"
+        self._authenticated = passed
         self.username = user if passed else None
         self.failed_username = None if passed else user
 
@@ -297,7 +319,7 @@ class Session:
             self.mail_command = text(command)
         elif verb == b"RCPT ":
             self.rcpt_command = text(command)
-        elif verb == b"AUTH ":
+        elif verb == b"AUTH " and not self._authenticated:  # smtpd refuses another one then
             # smtpd masks what follows; nothing else is kept in any case.
             mechanism = command[5:].partition(b" ")[0].upper()
             self.auth_mechanism = text(mechanism) if mechanism in _MECHANISMS else None

@@ -13,7 +13,9 @@ from smtpd_filters.session import (
     NotReportedError,
     Session,
     Transaction,
+    parameter,
     parameters,
+    submitter,
     without_route,
 )
 
@@ -164,6 +166,40 @@ def test_the_parameters_of_a_command(command: str | None, words: list[str]) -> N
     assert parameters(command) == words
 
 
+@pytest.mark.parametrize(
+    ("command", "value"),
+    [
+        (None, None),
+        ("MAIL FROM:<a@b>", None),
+        ("MAIL FROM:<a@b> SIZE=1 auth=joe+40example.org RET=HDRS", "joe+40example.org"),
+        ("MAIL FROM:<a@b> AUTH=a=b", "a=b"),
+        ("MAIL FROM:<a@b> AUTH", None),
+        ("MAIL FROM:<a@b> AUTH= ", ""),
+        ("MAIL FROM:<a@b> XAUTH=x AUTH=<> AUTH=y", "<>"),
+    ],
+)
+def test_one_parameter_of_a_command(command: str | None, value: str | None) -> None:
+    assert parameter(command, "AUTH") == value
+
+
+@pytest.mark.parametrize(
+    ("result", "parameters_", "found"),
+    [
+        (b"pass", b"AUTH=joe+40example.org", "joe+40example.org"),
+        (b"pass", b"AUTH=<>", None),
+        (b"pass", b"AUTH=", None),
+        (b"pass", b"SIZE=1", None),
+        (b"fail", b"AUTH=joe", None),
+    ],
+)
+def test_who_submitted_a_message(result: bytes, parameters_: bytes, found: str | None) -> None:
+    made = session(
+        ("link-auth", (result, b"alice")),
+        ("protocol-client", (b"MAIL FROM:<a@b> " + parameters_,)),
+    )
+    assert submitter(made) == found
+
+
 def test_the_mechanism_of_an_authentication_and_nothing_more() -> None:
     mechanisms = {
         b"auth login": "LOGIN",
@@ -172,6 +208,18 @@ def test_the_mechanism_of_an_authentication_and_nothing_more() -> None:
     }
     for command, mechanism in mechanisms.items():
         assert session(("protocol-client", (command,))).auth_mechanism == mechanism
+
+
+def test_the_mechanism_stays_once_a_client_is_authenticated() -> None:
+    """smtpd refuses another AUTH then."""
+    made = session(
+        ("protocol-client", (b"AUTH PLAIN",)),
+        ("link-auth", (b"fail", b"bob")),
+        ("protocol-client", (b"AUTH LOGIN",)),
+        ("link-auth", (b"pass", b"bob")),
+        ("protocol-client", (b"AUTH FOO",)),
+    )
+    assert made.auth_mechanism == "LOGIN"
 
 
 @pytest.mark.parametrize("result", [b"fail", b"error", b"", b"PASS"])

@@ -12,7 +12,7 @@ from socket import gethostname
 from smtpd_filters.addresses import canonical, path
 from smtpd_filters.checks.hosts import plain_address
 from smtpd_filters.milter import vocabulary as v
-from smtpd_filters.session import FIELDS, Session, parameters
+from smtpd_filters.session import FIELDS, Session, parameters, submitter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -262,6 +262,7 @@ _OF_MESSAGE: dict[bytes, Getter] = {
     b"i": Facts._msgid,  # noqa: SLF001
     b"{auth_type}": Facts._auth_type,  # noqa: SLF001
     b"{auth_authen}": lambda facts: facts.session.username,
+    b"{auth_author}": lambda facts: submitter(facts.session),
     b"{mail_addr}": lambda facts: facts.sender,
     b"{mail_host}": lambda facts: _domain(facts.sender),
     b"{mail_mailer}": lambda _: "smtp",

@@ -24,6 +24,7 @@ from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.scanning.servers import SHARE, client_of
+from smtpd_filters.session import submitter
 from smtpd_filters.settings import (
     INTEGER,
     LIST,
@@ -299,6 +300,7 @@ class Policy(Filter):
             known["size"] = str(request.declared_size(session.mail_command))
             if session.username:
                 known["sasl_method"] = session.auth_mechanism or ""
+                known["sasl_sender"] = submitter(session) or ""
         reply = await self._client.ask_policy(request.build(known | values), client_of(session))
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause, actions.MISCONFIGURED)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from smtpd_filters.addresses import path
 from smtpd_filters.checks.hosts import plain_address
-from smtpd_filters.session import parameters
+from smtpd_filters.session import parameter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,11 +110,9 @@ def _port(endpoint: str) -> str:
 
 def declared_size(command: str | None) -> int:
     """Return the size that a MAIL command declares (RFC 1870), or 0."""
-    for word in parameters(command):
-        name, equals, value = word.partition("=")
-        if name.upper() == "SIZE" and equals and len(value) <= _MAX_DIGITS:
-            return int(value) if value.isascii() and value.isdigit() else 0
-    return 0
+    value = parameter(command, "SIZE") or ""
+    valid = len(value) <= _MAX_DIGITS and value.isascii() and value.isdigit()
+    return int(value) if valid else 0
 
 
 def address(text: str, server_name: str | None) -> str:

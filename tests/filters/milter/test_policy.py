@@ -138,6 +138,16 @@ def test_tls_login_and_the_parameters_of_mail() -> None:
     assert stub.seen.fields(v.RCPT) == [(b"<postmaster>",)]
 
 
+def test_who_submitted_a_message() -> None:
+    with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
+        there = greeted(smtpd)
+        there.auth("joe", mechanism="LOGIN")
+        there.mail_from("bob@example.net", parameters="AUTH=al+40example.net")
+    [macros] = [event.macros for event in stub.seen.events if event.command == v.MAIL]
+    assert macros[b"{auth_type}"] == b"LOGIN"
+    assert macros[b"{auth_author}"] == b"al+40example.net"
+
+
 def test_an_address_has_no_zone() -> None:
     """libmilter ends the connection if it can't parse an address."""
     with milter() as stub, _one(stub) as smtpd:

@@ -141,11 +141,12 @@ def test_who_has_logged_in_over_tls(server: Scripted) -> None:
     with conversation(server, "--exempt", "socket") as smtpd:
         client = smtpd.connect(tls="TLSv1.3:TLS_AES_256_GCM_SHA384:256")
         client.ehlo("mail.example.net")
-        client.auth("alice")
-        client.mail_from("alice@example.net")
+        client.auth("alice", mechanism="LOGIN")
+        client.mail_from("alice@example.net", parameters="AUTH=al+40example.net")
         client.rcpt_to("bob@example.org")
     [request] = server.seen
-    assert (request["sasl_method"], request["sasl_username"]) == ("PLAIN", "alice")
+    assert request["sasl_sender"] == "al+40example.net"
+    assert (request["sasl_method"], request["sasl_username"]) == ("LOGIN", "alice")
     assert request["encryption_cipher"] == "TLS_AES_256_GCM_SHA384"
 
 
