@@ -52,7 +52,8 @@ COMMIT = PHASES["commit"]
 _DATA_LINE = b"data-line"
 #: An octet: with bytes, `in` raises and drops a TypeError first.
 _NUL = 0
-_ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
+#: The reports with which a message that has not been returned is abandoned.
+ROLLED_BACK = frozenset({"tx-reset", "tx-rollback"})
 
 
 class FilterConnection:
@@ -429,7 +430,7 @@ class FilterConnection:
             self._sessions[session] = None
         elif name == "link-disconnect":
             self.forget(session)
-        elif name in _ROLLED_BACK:
+        elif name in ROLLED_BACK:
             if session in self._transit.streams:
                 # Lines of the abandoned message may still be in the pending output.
                 self._ordered[session] = None

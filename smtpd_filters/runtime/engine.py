@@ -27,7 +27,7 @@ from itertools import islice
 from time import monotonic
 
 from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
-from smtpd_filters.protocol.filter_side import FilterConnection
+from smtpd_filters.protocol.filter_side import ROLLED_BACK, FilterConnection
 from smtpd_filters.protocol.versions import CUT
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.session import COMMANDS, Session, without_route
@@ -315,7 +315,7 @@ class Engine:
             # A new client with the id of a session whose end was not reported.
             self._policy.gone(self.sessions.pop(key))
         session = self.sessions.get(key) or self._create(key)
-        if name == "tx-reset" and self.messages.drop(key):
+        if name in ROLLED_BACK and self.messages.drop(key):
             self.cancel(key)
         session.apply(name, values)
         if self._hooks and name in self._hooks:

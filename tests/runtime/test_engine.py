@@ -490,3 +490,33 @@ def test_a_message_that_was_broken_off_is_not_part_of_the_next(
     talk.engine.work()
     said = list(talk.smtpd.receive(talk.engine.output()))
     assert [each.line for each in said if isinstance(each, Line)] == [b"A: 1", b"", b"new", b"."]
+
+
+@pytest.mark.parametrize("name", ["tx-reset", "tx-rollback"])
+def test_a_message_that_is_being_judged_ends_with_its_transaction(
+    logbook: Logbook, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Of a client that hangs up, smtpd reports both, which may come in two reads."""
+    talk = Talk(Passes(), logbook)
+    monkeypatch.setattr(Chain, "judge_headers", lambda *_: object())
+    done: list[Callable[[Any], None]] = []
+    cancelled: list[bool] = []
+
+    class Given:
+        def cancel(self) -> None:
+            cancelled.append(True)
+
+    def spawn(_pending: object, then: Callable[[Any], None], _price: int) -> Given:
+        done.append(then)
+        return Given()
+
+    talk.engine.spawn = spawn
+    talk.connect(sid(1))
+    talk.say(talk.smtpd.lines(sid(1), TOKENS["data-line"], MAIL))
+    talk.say(talk.smtpd.report(name, sid(1), b"1ef1c203"))
+    assert (len(done), cancelled) == (1, [True])
+    assert not talk.engine.messages.intakes
+    done[0](PROCEED)
+    assert talk.say(b"") == []
+    assert not [each for each in logbook.lines if "bug" in each]
+    talk.oracle.verify()
