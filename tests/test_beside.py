@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 from smtpd_filters import JUNK, PROCEED, Filter, Junk, Message, Proceed, Reject, Session
@@ -58,6 +59,23 @@ class Events(dict[str, asyncio.Event]):
         return event
 
 
+class Stubborn(Scanner):
+    """Continues after it was cancelled."""
+
+    cancelled = 0
+
+    async def message(self, session: Session, message: Message) -> Proceed | Junk | Reject:
+        self.begun[self.name].set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        try:
+            return await super().message(session, message)
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self.cancelled = task.cancelling()
+
+
 class Editor(Filter):
     """Edits without scanning."""
 
@@ -108,6 +126,14 @@ def test_a_later_refusal_waits_for_those_in_front() -> None:
     one, two = Scanner("a", "b", decision=JUNK), Scanner("b", "a", decision=NO)
     assert sent(one, two).reply == NO.text
     assert one.ended == "in turn"
+
+
+def test_one_that_ignores_the_end_waits_for_no_turn() -> None:
+    """Its turn will not come."""
+    one, two = Scanner("a", "b", decision=NO), Stubborn("b")
+    assert sent(one, two).reply == NO.text
+    # Otherwise it would wait until the end of the process, which cancels it again.
+    assert (two.cancelled, two.ended) == (1, "CancelledError")
 
 
 def test_an_editor_between_them_is_called_in_turn() -> None:

@@ -96,10 +96,12 @@ class Pending:
 class Turn:
     """The turn of a handler that is called before it: to read a message, but not to edit it yet."""
 
-    __slots__ = ("_waiter", "has_come")
+    __slots__ = ("_waiter", "has_come", "over")
 
     def __init__(self) -> None:
         self.has_come = False
+        #: Whether the handler has been answered for: its turn is over, or will not come.
+        self.over = False
         self._waiter: Future[None] | None = None
 
     def begin(self) -> None:
@@ -109,7 +111,12 @@ class Turn:
             self._waiter.set_result(None)
 
     async def wait(self) -> None:
-        """Wait until it begins."""
+        """Wait until it begins. Raises CancelledError if it is over."""
+        if self.over:
+            # The handler goes on after its deadline, or the end of its session: it ignored that.
+            from asyncio import CancelledError  # as below
+
+            raise CancelledError
         if not self.has_come:
             from asyncio import get_running_loop  # there already where there are coroutines
 
@@ -128,6 +135,7 @@ async def my_turn() -> bool:
     edit the message.
 
     Returns whether it had been called before its turn, so that others may have edited the message.
+    Raises CancelledError if the handler has been answered for: it ignored that it was cancelled.
     """
     turn = _TURN.get()
     if turn is None:
@@ -195,6 +203,7 @@ class Early:
         """Keep the result, and resume the work that awaits it."""
         self.took = monotonic() - self._started
         self.ended, self.result, self.job = True, result, None
+        self._end_turn()
         if (waiter := self.waiter) is not None:
             self.waiter = None
             waiter(result)
@@ -213,11 +222,16 @@ class Early:
         if self.ended or self._suspended is None:
             return
         self.ended, self.result = True, CANCELLED
+        self._end_turn()
         job, self.job = self.job, None
         if job is not None:
             job.cancel()
         else:
             self._suspended.work.close()
+
+    def _end_turn(self) -> None:
+        if self.turn is not None:
+            self.turn.over = True
 
 
 def begin(work: Coroutine[Any, Any, Decision]) -> Decision | Pending:
