@@ -96,6 +96,17 @@ def is_address(text: str) -> bool:
     return True
 
 
+def is_link_local(text: str) -> bool:
+    """Return whether a text is a link-local IPv6 address with its interface (`fe80::1%em0`)."""
+    import ipaddress
+
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return isinstance(ip, ipaddress.IPv6Address) and bool(ip.scope_id) and ip.is_link_local
+
+
 def reverse(address: str, *, zone: str | None = None) -> str:
     """Return the name of an address in `in-addr.arpa` or `ip6.arpa`, or in `zone` if given.
 
@@ -127,6 +138,8 @@ def nameserver(text: str) -> tuple[str, int]:
         ipaddress.ip_address(address)
     except ValueError:
         raise ValueError(f"{address!r} is not an IP address") from None
+    if "%" in address and not is_link_local(address):
+        raise ValueError(f"{address!r} has an interface, but is not link-local")
     if not 0 < port < 1 << 16:
         raise ValueError(f"invalid port {port}: expected 1 to 65535")
     return address, port

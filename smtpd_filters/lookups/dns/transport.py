@@ -19,6 +19,7 @@ the UDP socket unconnected.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -29,6 +30,7 @@ from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.runtime.pace import pace
 
 from .message import UDP_PAYLOAD, Question, Stray, Trouble
+from .names import is_link_local
 from .response import MAX_WORK
 
 if TYPE_CHECKING:
@@ -56,21 +58,22 @@ class Endpoint:
     """The address of a name server; `label` names it in logs.
 
     A response over TCP has at most `pieces`. Raises ValueError if `address` is not an IP address.
+    The interface of a link-local address (`fe80::1%em0`) may be created later.
     """
 
-    __slots__ = ("_family", "_pieces", "_sockaddr", "label")
+    __slots__ = ("_family", "_missing", "_pieces", "_sockaddr", "label")
 
     def __init__(self, address: str, port: int, *, pieces: int = MAX_PIECES) -> None:
+        #: The interface that was missing when it was last looked for, or "".
+        self._missing = ""
         try:
-            # Numeric only: no look-up. Zone indices are understood (fe80::1%em0).
-            (info, *_) = socket.getaddrinfo(
-                address, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
-            )
+            self._family, self._sockaddr = _sockaddr(address, port)
         except (OSError, UnicodeError) as exc:
-            raise ValueError(f"{address!r} is not an IP address") from exc
-        self._family = info[0]
+            if not is_link_local(address):
+                raise ValueError(f"{address!r} is not an IP address") from exc
+            self._family, self._sockaddr = socket.AF_INET6, (address, port)
+            self._missing = address.partition("%")[2]
         self._pieces = pieces
-        self._sockaddr: Any = info[4]
         self.label = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
     @property
@@ -78,6 +81,12 @@ class Endpoint:
         """The address and the port."""
         address, port, *_ = self._sockaddr
         return address, port
+
+    def _find_interface(self) -> None:
+        """Look again for the interface that was missing."""
+        with contextlib.suppress(OSError):
+            self._family, self._sockaddr = _sockaddr(*self.server)
+            self._missing = ""
 
     async def ask(
         self, question: Question, *, tcp: bool, seconds: float, place: Place
@@ -88,6 +97,10 @@ class Endpoint:
         """
         ask = self._ask_tcp if tcp else self._ask_udp
         kind = socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM
+        if self._missing:
+            self._find_interface()
+            if self._missing:
+                return Trouble(Failure.UNREACHABLE, f"no interface {self._missing}")
         try:
             with socket.socket(self._family, kind | socket.SOCK_NONBLOCK) as sock:
                 until = asyncio.get_running_loop().time() + seconds
@@ -139,6 +152,15 @@ class Endpoint:
         if isinstance(reading, Stray):
             return Trouble(Failure.BROKEN, reading.cause)
         return reading
+
+
+def _sockaddr(address: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Return the family and the socket address of an IP address. Raises OSError, UnicodeError."""
+    # Numeric only: no look-up. Zone indices are understood (fe80::1%em0).
+    (info, *_) = socket.getaddrinfo(
+        address, port, type=socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
+    )
+    return info[0], info[4]
 
 
 def _timeout(place: Place, cause: str) -> Trouble:

@@ -112,6 +112,8 @@ def test_nameserver(text: str, expected: tuple[str, int]) -> None:
         ("dns.example", "'dns.example' is not an IP address"),
         ("dns.example:53", "'dns.example' is not an IP address"),
         ("", "'' is not an IP address"),
+        ("2001:db8::1%lo", "'2001:db8::1%lo' has an interface, but is not link-local"),
+        ("fe80::1%", "'fe80::1%' is not an IP address"),
         ("127.0.0.1:0", "invalid port 0: expected 1 to 65535"),
         ("127.0.0.1:65536", "invalid port 65536: expected 1 to 65535"),
         ("127.0.0.1:x", "'127.0.0.1:x' is not an IP address"),
@@ -126,8 +128,8 @@ def test_resolv_conf(tmp_path: Path) -> None:
     path = tmp_path / "resolv.conf"
     path.write_bytes(
         b"# nameserver 192.0.2.9\nsearch example.org\nnameserver 192.0.2.1 \n\xff\n"
-        b"nameserver\nnameserver nonsense\n nameserver\t::1\nnameserver 192.0.2.3 # third\n"
-        b"nameserver 192.0.2.4\n"
+        b"nameserver\nnameserver nonsense\nnameserver 2001:db8::1%lo\n nameserver\t::1\n"
+        b"nameserver 192.0.2.3 # third\nnameserver 192.0.2.4\n"
     )
     assert names.resolv_conf(str(path)) == [("192.0.2.1", 53), ("::1", 53), ("192.0.2.3", 53)]
     path.write_text("options edns0\n")

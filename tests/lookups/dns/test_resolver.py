@@ -568,6 +568,32 @@ def test_an_answer_over_tcp_comes_in_a_bounded_number_of_pieces() -> None:
         assert ask(server, "cut.example") == Found(("192.0.2.4",), 300)
 
 
+def test_a_name_server_whose_interface_comes_later(server: DNSServer) -> None:
+    looked_for = socket.getaddrinfo
+    there = False
+    port = server.endpoints[0][1]
+
+    def find(address: str, port: int, **options: Any) -> Any:
+        if "%" not in address:
+            return looked_for(address, port, **options)
+        if not there:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return looked_for("127.0.0.1", port, **options)
+
+    async def test(resolver: Resolver) -> None:
+        nonlocal there
+        assert resolver.servers == [("fe80::1%later0", port)]
+        missing = await resolver.query("four.example", "A")
+        assert isinstance(missing, Unavailable)
+        assert missing.cause == f"[fe80::1%later0]:{port} no interface later0"
+        there = True
+        found = await resolver.query("mail.good.example", "A")  # the failure is cached
+        assert found == Found(("127.0.0.9",), 300)
+
+    with mock.patch.object(socket, "getaddrinfo", find):
+        run([("fe80::1%later0", port)], test)
+
+
 def test_few_streams_at_a_time(server: DNSServer) -> None:
     server.zone.update({f"cut{n}.example": {"A": "192.0.2.4", "truncate": True} for n in range(20)})
     open_ = most = 0
