@@ -49,6 +49,8 @@ _LASTING = frozenset(
 
 #: The errors of a missing permission.
 _DENIED = frozenset({errno.EACCES, errno.EPERM})
+#: The beginning of the text of what the sandbox itself refuses (`sandbox.audit`).
+SANDBOX = "--sandbox: "
 #: Holds this process if it has entered its sandbox (`sandbox.confinement`).
 sandboxed: set[int] = set()
 _OUT_OF_REACH = (
@@ -95,7 +97,7 @@ def not_started(error: OSError | ImportError) -> ConfigError:
 def os_reason(error: OSError) -> str:
     """Return the reason why a file can't be used; for a missing permission, with the user."""
     text = error.strerror or str(error)
-    if error.errno not in _DENIED:
+    if error.errno not in _DENIED or text.startswith(SANDBOX):
         return text
     return f"{text} for user {user_name()}"
 
@@ -105,13 +107,30 @@ def unreadable(error: OSError, path: str) -> str:
     return (error.errno in _DENIED and out_of_reach(path)) or os_reason(error)
 
 
-def out_of_reach(path: str) -> str:
+def uncreated(error: OSError) -> str:
+    """Return the reason why a file can't be created: that of `os_reason`, or the sandbox.
+
+    The error names the file or its directory, or two files, for one that can't be renamed. The
+    sandbox is the reason if the user may change the directory.
+    """
+    paths = [each for each in (error.filename, error.filename2) if isinstance(each, str)]
+    if error.errno in _DENIED and paths and all(map(_is_out_of_reach, paths)):
+        return _OUT_OF_REACH
+    return os_reason(error)
+
+
+def _is_out_of_reach(path: str) -> bool:
+    folder = path if os.path.isdir(path) else os.path.dirname(path)  # noqa: PTH112, PTH120  # start-up
+    return bool(out_of_reach(folder, os.R_OK | os.W_OK | os.X_OK))
+
+
+def out_of_reach(path: str, access: int = os.R_OK) -> str:
     """Return, of a file or directory that can't be opened, that the sandbox is the reason, or "".
 
     The kernel's rules of the sandbox are for directories, not for their names. It keeps a file
-    from being opened, but not from being examined.
+    from being opened, but not from being examined. `access` is what was tried.
     """
-    return _OUT_OF_REACH if sandboxed and os.access(path, os.R_OK) else ""
+    return _OUT_OF_REACH if sandboxed and os.access(path, access) else ""
 
 
 def user_name() -> str:

@@ -18,6 +18,8 @@ from __future__ import annotations
 import io
 import os
 
+from smtpd_filters.errors import uncreated
+
 #: Bytes that all messages of a process may use in memory.
 MEMORY = 32 << 20
 #: Bytes that one message may use in memory. Most mail is smaller; fifty larger messages use 12 MiB
@@ -273,7 +275,7 @@ class Store:
         return piece
 
     def _failed(self, error: Exception) -> SpoolError:
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = uncreated(error) if isinstance(error, OSError) else str(error)
         self._failure = f"cannot spool the message: {reason}"
         return SpoolError(self._failure)
 

@@ -20,7 +20,7 @@ from errno import EACCES
 from json import dumps
 from time import gmtime, monotonic, strftime
 
-from smtpd_filters.errors import ConfigError, os_reason, user_name
+from smtpd_filters.errors import ConfigError, os_reason, uncreated, user_name
 from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.runtime.channel import CLOSING
@@ -401,7 +401,8 @@ class Recorder:
     def _check_failures(self) -> None:
         """Process the failures of the disk."""
         for file, error in self._disk.failures():
-            self._failed(file.path, getattr(error, "strerror", None) or show(error))
+            why = uncreated(error) if isinstance(error, OSError) else show(error)
+            self._failed(file.path, why)
             if file in self._open:
                 self._drop(file)
 

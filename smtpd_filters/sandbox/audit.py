@@ -12,6 +12,8 @@ import os
 import sys
 from errno import EPERM
 
+from smtpd_filters.errors import SANDBOX
+
 from .needs import packed_address
 
 TYPE_CHECKING = False
@@ -61,7 +63,7 @@ def install(needs: Needs, readable: Iterable[str]) -> None:
 
 
 def _refused(what: str) -> PermissionError:
-    return PermissionError(EPERM, f"--sandbox: not declared: {what}")
+    return PermissionError(EPERM, f"{SANDBOX}not declared: {what}")
 
 
 def _refuse_program(arguments: tuple[Any, ...]) -> None:

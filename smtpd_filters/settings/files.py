@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, unreadable
 
 from .kinds import printable
 
@@ -35,7 +35,7 @@ def read_file(
                 check(os.fstat(file.fileno()))
             data = file.read(limit + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
+        raise ConfigError(f"{path}: {unreadable(error, path)}") from None
     except ValueError as error:  # a NUL in the path
         raise ConfigError(f"{printable(path[:80])}: {error}") from None
     if len(data) > limit:

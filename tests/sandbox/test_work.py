@@ -22,6 +22,7 @@ from smtpd_filters.authentication.dkim.keys import ED25519, RSA
 from smtpd_filters.authentication.dkim.private_keys import new_private_key, parse_private_key
 from smtpd_filters.filters.dkimsign.workers import Workers
 from smtpd_filters.runtime.log import FilterLog, Log
+from tests.filters.clamav.stub import EICAR, Clamd
 from tests.runtime.process import ROOT, FilterProcess, sid
 from tests.sandbox.kernel import LANDLOCK, SECCOMP, STRICT, without
 
@@ -180,6 +181,60 @@ def test_a_key_in_a_further_directory_is_out_of_reach(tmp_path: Path) -> None:
         process.finish()
         assert f"{tmp_path}/two/key: {OUT_OF_REACH}" in process.logged
         assert "result=kept" in process.logged
+
+
+def renew(directory: Path) -> None:
+    """Put another directory in the place of this one."""
+    directory.rename(directory.with_name("replaced"))
+    directory.mkdir()
+
+
+def test_a_directory_of_recordings_that_is_replaced_is_out_of_reach(tmp_path: Path) -> None:
+    directory = tmp_path / "recorded"
+    words = ["-m", "smtpd_filters.filters.trace", "--record", str(directory)]
+    with alone(words, tmp_path) as process:
+        process.hand_shake()
+        renew(directory)
+        number = 0
+        while "recording paused" not in process.logged:  # by the thread that writes files
+            number += 1
+            assert number < 1000
+            process.connect(sid(number))
+            process.until_logged(f"{sid(number).decode()} trace link-connect")
+        process.finish()
+        assert f'error="{OUT_OF_REACH}"' in process.logged
+
+
+def test_a_quarantine_that_is_replaced_is_out_of_reach(tmp_path: Path) -> None:
+    directory = tmp_path / "quarantine"
+    with Clamd() as clamd:
+        words = ["-m", "smtpd_filters.filters.clamav", "--clamd", clamd.address]
+        with alone([*words, "--quarantine", str(directory)], tmp_path) as process:
+            process.hand_shake()
+            renew(directory)
+            for part in ("new", "cur", "tmp"):
+                (directory / part).mkdir()
+            process.connect(sid(1))
+            process.report("tx-begin", sid(1), b"1ef1c203")
+            process.report("tx-mail", sid(1), b"1ef1c203", b"ok", b"a@example.net")
+            process.message(sid(1), [b"Subject: x", b"", EICAR])
+            assert process.ask("commit", sid(1)).verb == b"reject"
+            process.finish()
+            assert f'no copy kept cause="{OUT_OF_REACH}"' in process.logged
+
+
+def test_a_directory_of_spools_that_is_replaced_is_out_of_reach(tmp_path: Path) -> None:
+    directory = tmp_path / "spool"
+    directory.mkdir()
+    lines = [b"Subject: x", b"", *[b"x" * 900] * 2000]
+    with start("Whole", "--on-error", "proceed", env={"TMPDIR": str(directory)}) as process:
+        process.hand_shake()
+        renew(directory)
+        process.connect(sid(1))
+        process.message(sid(1), lines)
+        process.ask("commit", sid(1))
+        process.finish()
+        assert f"cannot spool the message: {OUT_OF_REACH}" in process.logged
 
 
 def alone(words: Sequence[str], path: Path) -> FilterProcess:

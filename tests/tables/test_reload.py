@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters import errors
-from smtpd_filters.errors import ConfigError, os_reason, unreadable
+from smtpd_filters.errors import ConfigError, os_reason, uncreated, unreadable
 from smtpd_filters.tables import (
     AddressTable,
     DomainTable,
@@ -434,6 +434,29 @@ def test_a_permission_error_in_the_sandbox_names_it_if_the_user_may_read_the_fil
     assert unreadable(denied, missing).startswith("Permission denied for user ")
     gone = FileNotFoundError(errno.ENOENT, "No such file or directory")
     assert unreadable(gone, str(file)) == "No such file or directory"
+
+
+def test_what_the_sandbox_itself_refuses_is_not_the_users_permission() -> None:
+    text = "--sandbox: not declared: reading '/etc/passwd'"
+    assert os_reason(PermissionError(errno.EPERM, text)) == text
+
+
+def test_a_file_that_cannot_be_created_in_the_sandbox(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the reason if the user may change each directory."""
+    denied = errno.EACCES, "Permission denied"
+    folder, missing = str(file.parent), str(file.with_name("missing"))
+    create, read = PermissionError(*denied, missing), PermissionError(*denied, folder)
+    rename = PermissionError(*denied, missing, None, "/proc/elsewhere")
+    assert uncreated(create).startswith("Permission denied for user ")
+    monkeypatch.setattr(errors, "sandboxed", {1})
+    monkeypatch.setattr(os, "access", lambda path, _: path == folder)
+    for error in (create, read):
+        assert uncreated(error).startswith("Permission denied by the sandbox: ")
+    for error in (rename, PermissionError(*denied)):
+        assert uncreated(error).startswith("Permission denied for user ")
+    assert uncreated(OSError(errno.ENOSPC, "full", missing)) == "full"
 
 
 # -- several -----------------------------------------------------------------------------------

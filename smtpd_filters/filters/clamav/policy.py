@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.checks.exemptions import exempt_option, only_option
-from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
+from smtpd_filters.errors import ConfigError, UnavailableError, uncreated
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.outcome import Unavailable
@@ -235,7 +235,7 @@ class Clamav(Filter):
         try:
             kept = await self._quarantine.keep(about(session, name), content.size, content.chunks())
         except (OSError, SpoolError) as error:
-            cause = os_reason(error) if isinstance(error, OSError) else str(error)
+            cause = uncreated(error) if isinstance(error, OSError) else str(error)
             self.log.limited("quarantine", "no copy kept", session.id, cause=cause)
             return ", no copy kept"
         return f", kept as {kept}" if kept else ", no copy kept: the quarantine is full"
