@@ -24,6 +24,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
 
+#: Signals that mean nothing to a program that serves, and would end it: log rotation and monitors
+#: send them by habit, the kernel at a soft limit of processor time. The timer of a filter's
+#: watchdog has a handler of its own.
+STRAY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU)
+
 #: Holds SIGHUP if it has come and is to be handled later.
 early: set[int] = set()
 
@@ -37,6 +42,12 @@ def ignore_hangup() -> None:
     """Ignore SIGHUP, even one that was noted; a program that replaces this one ignores it, too."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     early.clear()
+
+
+def ignore_strays() -> None:
+    """Ignore the signals that would end a program although they mean nothing to it."""
+    for number in STRAY:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _note(number: int, _frame: FrameType | None) -> None:

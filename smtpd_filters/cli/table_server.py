@@ -22,6 +22,7 @@ import syslog
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.startup import ignore_strays
 from smtpd_filters.tables import MappingTable
 from smtpd_filters.tables.remote.lines import (
     ERROR,
@@ -69,6 +70,7 @@ def serve(spec: str, kind: str | None, services: str) -> int:
     syslog.openlog("smtpd-filters-table", syslog.LOG_PID, syslog.LOG_MAIL)
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    ignore_strays()
     for table in tables.values():
         if table.remote is not None:
             table.remote.attach(_log)

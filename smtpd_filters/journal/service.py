@@ -27,6 +27,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, os_reason, user_name
+from smtpd_filters.startup import ignore_strays
 
 from .archive import Archive
 from .day import NewerError
@@ -120,6 +121,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._ending.set())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        ignore_strays()
 
     def _bind(self) -> None:
         path = self._path

@@ -388,7 +388,9 @@ def _written(data: bytes, at: int, done: int) -> tuple[bytes, int, int, int]:
 
 
 #: SIGINT, too: on a terminal smtpd gets it as well, and our input ends when smtpd does.
-_IGNORED = (signal.SIGINT, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = (
+    signal.SIGINT, signal.SIGPIPE, *(each for each in startup.STRAY if each != signal.SIGALRM),
+)  # fmt: skip
 
 
 class Signals:

@@ -72,6 +72,7 @@ class Loop:
         self.smtpd = Channel(ends.source, ends.sink)
         self.signals = Signals(_nothing)
         _mark()
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)  # no watchdog uses it here
         # Its wake-up is all that is needed.
         signal.signal(signal.SIGCHLD, _ignore)
         self.poll, self.nap = select.poll(), select.poll()

@@ -42,6 +42,7 @@ _SIGNALS = tuple(
         "SIGTERM",
         "SIGCHLD",
         "SIGALRM",
+        "SIGXCPU",
         "SIGXFSZ",
     )
     if hasattr(signal, name)

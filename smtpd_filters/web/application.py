@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.startup import ignore_strays
 
 from .bounds import DEFAULT
 from .connections import Connections, Failures, LimitedRunner
@@ -120,6 +121,7 @@ async def serve(  # noqa: PLR0913  # what a service has
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     loop.add_signal_handler(signal.SIGHUP, reload)
+    ignore_strays()
     try:
         for each in addresses:
             await _listen(limited, each, of_sites)

@@ -12,6 +12,7 @@ import pytest
 
 from smtpd_filters.cli import main
 from smtpd_filters.cli.table import ABSENT, UNAVAILABLE
+from smtpd_filters.startup import STRAY
 from smtpd_filters.tables.remote.lines import Host
 
 TYPE_CHECKING = False
@@ -209,7 +210,7 @@ def test_serve_never_answers_with_a_part_of_a_value(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "query", "list"])
 def test_serve_updates(database: Path, kind: str) -> None:
-    """`smtpdctl update table` loads a file and a list again, and forgets answers."""
+    """`smtpdctl update table` loads a file and a list again; signals don't end the program."""
     file = database.with_name("names")
     file.write_text("example.net\n")
     statements = {
@@ -231,6 +232,8 @@ def test_serve_updates(database: Path, kind: str) -> None:
 
         assert asked(Host.configuration("t").decode().strip()) == "register|domain"
         assert program.stdout.readline() == "register|ready\n"
+        for number in STRAY:
+            program.send_signal(number)
         assert (
             asked(request("check", "domain", 1, "example.com")) == "check-result|00000001|not-found"
         )

@@ -27,6 +27,7 @@ from smtpd_filters.journal.sender import Sender
 from smtpd_filters.journal.service import Service
 from smtpd_filters.journal.wire import encode
 from smtpd_filters.runtime.log import Log
+from smtpd_filters.startup import STRAY
 
 from .made import NOON, PASSED, REFUSED
 
@@ -102,6 +103,13 @@ def test_a_clean_end_writes_everything(running: Running, sender: Sender) -> None
     assert running.process.returncode == 0
     assert running.search() == [f"{number:016x}" for number in (4, 3, 2, 1, 0)]
     assert not running.path.exists()
+
+
+def test_signals_that_mean_nothing(running: Running) -> None:
+    for number in STRAY:
+        running.process.send_signal(number)
+    assert running.end() == ""
+    assert running.process.returncode == 0
 
 
 def test_all_losses_are_logged_by_the_end(running: Running, sender: Sender) -> None:

@@ -296,7 +296,7 @@ assert not os.get_inheritable(channel.source) and not os.get_inheritable(channel
 def signals() -> Iterator[Signals]:
     numbers = [
         *(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1),
-        *(signal.SIGUSR2, signal.SIGALRM),
+        *(signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU),
     ]
     before = {number: signal.getsignal(number) for number in numbers}
     made = Signals(lambda: None)
@@ -315,6 +315,7 @@ def signals() -> Iterator[Signals]:
         (signal.SIGPIPE, False, False),
         (signal.SIGUSR1, False, False),
         (signal.SIGUSR2, False, False),
+        (signal.SIGXCPU, False, False),
     ],
 )
 def test_signals_set_stop_and_reload(

@@ -89,7 +89,11 @@ def test_sigterm_ends_it_likewise(name: str, tmp_path: Path) -> None:
 
 @BOTH
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM]
+    "number",
+    [
+        *(signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM),
+        signal.SIGXCPU,
+    ],
 )
 def test_signals_that_mean_nothing(name: str, number: signal.Signals) -> None:
     with serve(name) as process:

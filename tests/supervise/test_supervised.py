@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.startup import STRAY
 from tests.supervise.supervised import PROGRAM, ROOT, Started, Supervised
 from tests.test_start import HEAVY
 
@@ -155,6 +156,13 @@ def test_a_verdict_that_is_lost_between_message_and_commit() -> None:
         smtpd.logged("supervise ended", "refused=1")
         assert client.commit().argument == TEMPFAIL
         check_next(smtpd)
+
+
+def test_signals_that_mean_nothing() -> None:
+    with Supervised() as smtpd:
+        for number in (signal.SIGINT, *STRAY):
+            smtpd.process.send_signal(number)
+        assert served(smtpd)
 
 
 def test_a_flood() -> None:

@@ -15,6 +15,7 @@ from aiohttp import ClientSession, web
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.journal.query import Journal
+from smtpd_filters.startup import STRAY
 from smtpd_filters.web import connections
 from smtpd_filters.web.application import Listening, application, serve
 from smtpd_filters.web.bounds import DEFAULT, Bounds
@@ -83,10 +84,16 @@ def test_it_answers_until_sigterm(
             async with ClientSession() as session, session.get(f"http://{address}/") as response:
                 assert response.status == 200
             assert asyncio.get_running_loop().get_exception_handler() is not None
-            os.kill(os.getpid(), signal.SIGHUP)
+            for number in (*STRAY, signal.SIGHUP):
+                os.kill(os.getpid(), number)
             await reload.wait()
 
-    asyncio.run(run())
+    before = {number: signal.getsignal(number) for number in STRAY}
+    try:
+        asyncio.run(run())
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     assert OldSite.given == (2.0 if old else 0.0)
 
 
