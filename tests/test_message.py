@@ -1318,7 +1318,8 @@ def test_a_reader_left_half_way_when_the_message_is_discarded() -> None:
 def test_no_folder_for_the_spool(tmp_path: Path) -> None:
     spool = Spool(memory=TINY, directories=(str(tmp_path / "missing"),))
     held = Message(spool)
-    with pytest.raises(SpoolError, match="cannot spool the message: No such file"):
+    where = f"No such file or directory ({tmp_path}/missing)"
+    with pytest.raises(SpoolError, match=re.escape(f"cannot spool the message: {where}")):
         held.feed([b"", b"x"])
     with pytest.raises(SpoolError, match="No such file"):
         held.feed([b"y"])
@@ -1342,7 +1343,8 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("this system has no /dev/full")
     monkeypatch.setattr(
-        "smtpd_filters.message.spool._unnamed_file", lambda _: os.open("/dev/full", os.O_RDWR)
+        "smtpd_filters.message.spool._unnamed_file",
+        lambda _: (os.open("/dev/full", os.O_RDWR), "/dev"),
     )
 
 

@@ -73,6 +73,8 @@ class Spool:
         #: Bytes held in memory by all stores.
         self.used = 0
         self._fd = -1
+        #: The directory of the file, or those of which none was writable.
+        self.place = ""
         #: The blocks of the file: the number ever allocated, and those that are free again.
         self._end = 0
         self._free: list[int] = []
@@ -90,7 +92,9 @@ class Spool:
     def allocate(self) -> int:
         """Allocate a block of the file. Raises OSError if there is no space."""
         if self._fd < 0:
-            self._fd = _unnamed_file(self._directories or directories())
+            places = self._directories or directories()
+            self.place = " ".join(places)
+            self._fd, self.place = _unnamed_file(places)
         if self._free:
             return self._free.pop()
         self._end += 1
@@ -276,7 +280,7 @@ class Store:
 
     def _failed(self, error: Exception) -> SpoolError:
         reason = uncreated(error) if isinstance(error, OSError) else str(error)
-        self._failure = f"cannot spool the message: {reason}"
+        self._failure = f"cannot spool the message: {reason} ({self._spool.place})"
         return SpoolError(self._failure)
 
 
@@ -289,8 +293,8 @@ def directories() -> tuple[str, ...]:
     return (chosen,) if chosen else ("/var/tmp", "/tmp")  # noqa: S108  # the file has no name
 
 
-def _unnamed_file(places: tuple[str, ...]) -> int:
-    """Create an unnamed file, which is deleted when its descriptor is closed.
+def _unnamed_file(places: tuple[str, ...]) -> tuple[int, str]:
+    """Create an unnamed file, deleted when its descriptor is closed; return that and its place.
 
     The standard library's `tempfile` does the same, but takes longer to import than a filter takes
     to start, and a late import may find a library that an upgrade has replaced.
@@ -305,7 +309,7 @@ def _unnamed_file(places: tuple[str, ...]) -> int:
             failure = error
             continue
         os.unlink(path)  # noqa: PTH108  # pathlib costs start-up
-        return fd
+        return fd, place
     raise failure
 
 
