@@ -87,10 +87,13 @@ class UnavailableError(Exception):
         self.keeps_edits = keeps_edits
 
 
-def not_started(error: OSError | ImportError) -> ConfigError:
-    """Return the error of a process that can't start for lack of a descriptor or a module."""
+def not_started(error: OSError | ImportError | MemoryError) -> ConfigError:
+    """Return the error of a process that can't start: it lacks a descriptor, a file, a module."""
+    if isinstance(error, MemoryError):
+        return NotStartedError("cannot start: out of memory")
     if isinstance(error, OSError):
-        return NotStartedError(f"cannot start: {os_reason(error)}")
+        what = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        return NotStartedError(f"cannot start: {what}{os_reason(error)}")
     return ConfigError(f"cannot start: {error}")
 
 

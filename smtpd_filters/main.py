@@ -138,7 +138,9 @@ def make_chain(ready: Sequence[Ready], log: Log, rules: Rules | None = None) -> 
 
 
 def bug(error: Exception) -> ConfigError:
-    """Return a ConfigError, one line, for a bug in a filter's code."""
+    """Return a ConfigError, one line, for a bug in a filter's code, or for lack of memory."""
+    if isinstance(error, MemoryError):
+        return not_started(error)
     return BugError(f"cannot be set up: {fold_traceback(error)}")
 
 
@@ -159,7 +161,7 @@ def serve_chain(
         # From here on the filters' own code runs, and its output must not reach smtpd.
         ends = Ends()
         log = Log(fd=ends.log(), verbose=process.verbose)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise not_started(error) from None
     note_hangup()
     try:

@@ -61,7 +61,7 @@ def serve(  # noqa: PLR0913  # what a process has once
             channel: Channel = TappedChannel(ends.source, ends.sink, taps, log)
         else:
             channel = Channel(ends.source, ends.sink)
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, MemoryError) as error:
         raise not_started(error) from None
     try:
         if service.waits:

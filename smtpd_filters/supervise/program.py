@@ -160,7 +160,7 @@ def supervise(
         from .process import Process, extend_path, keep_to_ourselves, shell_command
 
         ends = Ends()
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, MemoryError) as error:
         raise not_started(error) from None
     ignore_hangup()  # until the loop handles it: no program has been started
     if ends.terminal():
@@ -200,7 +200,7 @@ def supervise(
             workers=own.workers,
             drain=own.drain_timeout,
         )
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise not_started(error) from None
     exit_now(loop.run())
     return 0

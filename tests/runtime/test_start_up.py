@@ -10,12 +10,17 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import Mock
 
 import pytest
 
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.runtime import engine, serve
+from smtpd_filters.runtime.log import Log
 from tests.effort import some
 from tests.runtime.process import PATIENCE, POLICIES, ROOT, FilterProcess, policy, sid
 
@@ -393,6 +398,30 @@ def test_a_filter_that_fails_at_start_is_one_line(
         assert process.child.wait(PATIENCE) == 2
     assert process.last_words.count("\n") == 1
     assert f"filter-failing: {error}" in process.last_words
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(2, "No such file", "/dev/null"), "/dev/null: No such file"),
+        (OSError(24, "Too many open files"), "Too many open files"),
+        (MemoryError(), "out of memory"),
+        (ImportError("no x"), "no x"),
+    ],
+    ids=repr,
+)
+def test_what_keeps_a_process_from_starting(
+    error: OSError | MemoryError | ImportError, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(engine, "Engine", failing)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    with pytest.raises(ConfigError) as raised:
+        serve(Mock(), Log(), Mock())
+    assert str(raised.value) == f"cannot start: {text}"
 
 
 def test_wrong_flags_with_everything_closed_end_it_quietly() -> None:

@@ -156,6 +156,7 @@ def test_a_later_refusal_leaves_the_server_running(tmp_path: Path) -> None:
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 78),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), 75),
         (OSError(errno.EMFILE, "Too many open files"), 75),
+        (MemoryError(), 75),
         (ValueError("x"), 70),
         (SystemExit(78), 70),
     ],
