@@ -67,6 +67,11 @@ _REASONS = {
 }
 
 
+#: SQLite has a reason of its own for a full disk only.
+_UNWRITTEN = {
+    sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_FSYNC,
+}  # fmt: skip
+_NOT_WRITTEN = "cannot be written (disk quota, limit of file sizes, faulty disk)"
 #: Those that have the file open go on with its log; SQLite lets nobody else open it.
 _LOG_DELETED = "its log (-wal) was deleted: restart the programs that have the file open"
 
@@ -279,8 +284,8 @@ class File:
                 reason = f"{error}: not the file of a store, or a damaged one"
                 raise FileError(reason, lasting=True) from None
             reason = _REASONS.get(code, str(error))
-            if code == sqlite3.SQLITE_IOERR and _has_lost_log(error, self.path):
-                reason = _LOG_DELETED
+            if code == sqlite3.SQLITE_IOERR:
+                reason = _reason_of_io(error, self.path)
             raise FileError(reason, lasting=code in _REFUSED and _is_denied(self.path)) from None
         except OSError as error:
             self.close()
@@ -339,6 +344,15 @@ def _code(error: sqlite3.Error) -> int:
     """Return the primary result code of an error (https://www.sqlite.org/rescode.html)."""
     code: int = getattr(error, "sqlite_errorcode", 0)
     return code & 0xFF
+
+
+def _reason_of_io(error: sqlite3.Error, path: str) -> str:
+    """Return the reason of an error of input or output."""
+    if _has_lost_log(error, path):
+        return _LOG_DELETED
+    if error.sqlite_errorcode in _UNWRITTEN:
+        return _NOT_WRITTEN
+    return f"{_REASONS[sqlite3.SQLITE_IOERR]} ({error.sqlite_errorname})"
 
 
 def _has_lost_log(error: sqlite3.Error, path: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ UNSHARE = shutil.which("unshare") or ""
 LARGE = b"v" * 4000
 
 
-@pytest.mark.parametrize("what", ["full", "read-only"])
+@pytest.mark.parametrize("what", ["full", "file size", "read-only"])
 def test_a_disk_that_fails_costs_an_error_and_no_restart(what: str, tmp_path: Path) -> None:
     need(None if os.geteuid() == 0 and UNSHARE else "needs root and unshare")
     done = subprocess.run(
@@ -67,6 +68,19 @@ async def full(folder: Path) -> None:
     await store.aclose()
 
 
+async def file_size(folder: Path) -> None:
+    """A limit of file sizes is, for SQLite, an error like that of a disk quota."""
+    notes: list[str] = []
+    store = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=notes.append)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
+    assert await cause(store) == "cannot be written (disk quota, limit of file sizes, faulty disk)"
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    await store.ask(Put(join("t", b"after"), LARGE, ttl=900))
+    assert notes == [f"{store.label}: answers again"]
+    await store.aclose()
+
+
 async def read_only(folder: Path) -> None:
     store = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=sys.stdout.write)
     await store.ask(Put(join("t", b"0"), LARGE, ttl=900))
@@ -89,7 +103,7 @@ async def main(what: str, folder: Path) -> None:
         ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],  # noqa: S607
         check=True,
     )
-    await (full if what == "full" else read_only)(folder)
+    await {"full": full, "file size": file_size, "read-only": read_only}[what](folder)
     sys.stdout.write("recovered\n")
 
 
