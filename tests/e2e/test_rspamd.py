@@ -617,11 +617,21 @@ def test_an_error_is_an_error(scan: Start, stub: RspamdStub, fault: str) -> None
 # -- the daemon itself -----------------------------------------------------------------------------
 
 
-def by_dkimsign(message: bytes, path: Path, *flags: str) -> bytes:
+#: Messages whose signatures Rspamd rejects, by docs/decisions/signatures.md, and the bodies' forms
+#: with which it does.
+REJECTED = (
+    (mail(body=b"a\rb\r\n"), {"simple", "relaxed"}),
+    (mail("Subject: another"), {"simple", "relaxed"}),
+    (mail(body=b"one\f\r\n\f\r\ntwo\r\n"), {"relaxed"}),
+    (mail(body=b" \t\r\n \r\n"), {"relaxed"}),
+)
+
+
+def by_dkimsign(message: bytes, path: Path, *flags: str, form: str = "relaxed") -> bytes:
     """Return a message that filter-dkimsign has signed or sealed."""
     path.write_text(key()[0])
     path.chmod(0o600)
-    own = ("-k", str(path), "-s", SELECTOR, "-d", "good.example", "-c", "relaxed/relaxed")
+    own = ("-k", str(path), "-s", SELECTOR, "-d", "good.example", "-c", f"relaxed/{form}")
     results = b"Authentication-Results: mx.good.example; spf=pass\r\n" if flags else b""
     with Conversation(Dkimsign, *own, *flags) as smtpd:
         client = smtpd.connect(address=GOOD)
@@ -661,6 +671,13 @@ def test_a_daemon_without_a_lab(tmp_path: Path) -> None:
                 ours = by_dkimsign(message, tmp_path / "key", *flags)
                 for text, symbol in ((ours, passes), (ours.replace(b"hello", b"hallo"), fails)):
                     assert symbol in ask(f"{one.url}/checkv2", text)["symbols"]
+        for message, forms in REJECTED:
+            for form in ("simple", "relaxed"):
+                symbols = ask(
+                    f"{one.url}/checkv2", by_dkimsign(message, tmp_path / "key", form=form)
+                )
+                expected = "R_DKIM_REJECT" if form in forms else "R_DKIM_ALLOW"
+                assert expected in symbols["symbols"], (message, form)
         where = one.url, one.controller_url
         with pytest.raises(HTTPError):
             ask(f"{one.controller_url}/checkv2")
