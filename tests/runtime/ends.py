@@ -26,6 +26,7 @@ from smtpd_filters import (
     Headers,
     Message,
     ParameterAnswer,
+    Registration,
     Reject,
     Rewrite,
     Session,
@@ -318,6 +319,14 @@ class Server(Smtpd):
 
     world: World
 
+    def leave(self, session: Client) -> None:
+        """Disconnect the client, and report what the filter registers for."""
+        session.gone = True
+        for name, *values in (("tx-rollback", b"0000000a"), ("tx-reset", b"0000000a")):
+            if name in self.side.reports:
+                self.send(self.side.report(name, session.name, *values, time=self._time()))
+        self.send(self.side.report("link-disconnect", session.name, time=self._time()))
+
     def lines(self, session: Client, *, end: bool) -> None:
         lines = [self.pick(LINES) for _ in range(self.pick((0, 1, 2, 3, 3, 40)))]
         if not lines and not end:
@@ -347,6 +356,10 @@ class World:
         self.sent: dict[bytes, list[bytes]] = {}
         self.got: dict[bytes, list[bytes]] = {}
         self.compared = 0
+        #: How it ends: chosen now, since by then there are no choices left.
+        self.way = self.pick(("answered", "gone", "gone", "abandoned"))
+        #: Whether something of the framework's may fail.
+        self.faulty = self.pick((False, False, True))
         #: Whether memory was said to be scarce.
         self.relieved = False
         self.replaced = False
@@ -372,6 +385,8 @@ class World:
         ]
         for each, _, _ in filters:
             each.early = self.pick((True, True, False))
+            if self.pick((True, False)):
+                each.registration = Registration(reports=())
         if self.pick((True, False)):
             self.chain = Chain(filters, self.log)  # type: ignore[arg-type]
         else:
@@ -464,10 +479,10 @@ class World:
             case 8:
                 for _ in range(3):
                     self.settle_one()
-            case 9 if self.pick((True, False, False)):
+            case 9 if self.faulty and self.pick((True, False, False)):
                 self.relieved = True
                 self.engine.relieve()
-            case 10 if self.pick((True, False, False, False)):
+            case 10 if self.faulty and self.pick((True, False, False, False)):
                 self.faults.due.add(self.pick(("task", "timer", "spawn", "disk", "read", "store")))
             case _:
                 self.server.act()
@@ -524,7 +539,7 @@ class World:
         """End everything, and check what is left."""
         self.faults.due.clear()
         self.server.flush()
-        way = self.pick(("answered", "gone", "abandoned"))
+        way = self.way
         if way == "answered":
             self._answer_all()
         if way == "abandoned":
@@ -551,14 +566,13 @@ class World:
         # memory coroutines are closed, not cancelled, and a closed task group cancels no task.
         closed = self.relieved or self.faults.done
         left = [each for each in self.waits if not each.done() and awaited(each)]
-        assert not left or self.stubborn or closed, left
+        assert not left or closed, left
         for _ in range(20):
             for future in self.stubborn:
                 if not future.done():
                     future.set_result(None)
             for future in self.waits:
-                # Of a shielded task, or after the cancellation was caught.
-                if not future.done() and (self.stubborn or closed):
+                if closed and not future.done():
                     future.set_result(None)
             self.loop.now += 100
             self.idle()
