@@ -6,6 +6,7 @@ The schema's reasons are in docs/decisions/journal.md.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ CREATE TABLE ranks (
     role INTEGER, word INTEGER, outcome INTEGER, n INTEGER, PRIMARY KEY (role, word, outcome)
 ) WITHOUT ROWID;
 """
+#: What nothing can be written without: tables, and the index that keeps words apart.
+_REQUIRED = frozenset(re.findall(r"CREATE (?:TABLE|UNIQUE INDEX) (\w+)", SCHEMA))
 
 
 class NewerError(Exception):
@@ -162,6 +165,10 @@ class Day:
             return
         finally:
             self._connection.set_progress_handler(None, 0)
+        if found == "ok":
+            names = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+            if missing := sorted(_REQUIRED - names):
+                found = f"without {', '.join(missing)}"
         if found != "ok":
             damaged = sqlite3.DatabaseError(found)
             damaged.sqlite_errorcode = sqlite3.SQLITE_CORRUPT

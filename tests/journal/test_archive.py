@@ -449,6 +449,67 @@ def test_a_damaged_file_is_set_aside(
     assert "is damaged" in note
 
 
+@pytest.mark.parametrize("what", ["word", "seen", "outcomes", "verdicts", "reasons", "meta"])
+@pytest.mark.parametrize("running", [True, False])
+def test_a_file_without_a_table_is_set_aside(
+    what: str, make: Make, tmp_path: Path, notes: list[str], *, running: bool
+) -> None:
+    """As by an operator's hand, or a repair that left one out: nothing would be written all day."""
+    archive = make()
+    archive.open(NOON)
+    assert archive.write([stored(1)], NOON)
+    if not running:
+        archive.close()
+    path = tmp_path / "2026-11-30.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"DROP TABLE {what}")
+    if running:
+        archive.write([stored(2)], NOON + 1)
+        archive.close()
+    archive.open(NOON + PAUSE + 1)
+    assert archive.write([stored(3)], NOON + PAUSE + 1)
+    [note] = [each for each in notes if "damaged" in each]
+    assert f"is damaged (without {what}" in note
+    assert len(list(tmp_path.glob("2026-11-30.sqlite.damaged-*"))) == 1
+    [found] = Journal(str(tmp_path)).search(Search())
+    assert int(found.session, 16) == 3
+
+
+def test_a_file_without_its_index_of_words_is_set_aside(
+    make: Make, tmp_path: Path, notes: list[str]
+) -> None:
+    make().write([stored(1)], NOON)
+    with closing(sqlite3.connect(tmp_path / "2026-11-30.sqlite")) as connection, connection:
+        connection.execute("DROP INDEX word_text")
+    assert make().write([stored(2)], NOON)
+    assert "is damaged (without word_text): renamed to" in notes[0]
+
+
+@pytest.mark.parametrize("what", ["story", "word", "outcomes", "ranks"])
+def test_a_file_without_a_table_is_named_by_the_queries_that_need_it(
+    what: str, make: Make, tmp_path: Path
+) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    archive.close()
+    path = tmp_path / "2026-11-30.sqlite"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"DROP TABLE {what}")
+    journal = Journal(str(tmp_path))
+    match what:
+        case "story":
+            assert journal.search(Search()) == []
+        case "word":
+            assert journal.search(Search(text="alice@example.org")) == []
+        case "outcomes":
+            assert journal.overview(NOON - DAY, NOON).verdicts == ()
+        case _:
+            assert journal.rankings("senders", NOON - DAY, NOON) == []
+    assert journal.unread == {str(path): f"no such table: {what}"}
+    make(size=1).purge(NOON)
+    assert files(str(tmp_path)) == []
+
+
 def test_damage_while_it_runs_costs_stories_only(
     make: Make, tmp_path: Path, notes: list[str]
 ) -> None:
