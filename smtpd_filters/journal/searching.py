@@ -46,6 +46,23 @@ def rows(
     limit: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield ids and stories below an id, newest first, with any of the words if given."""
+    scanned = before = 0
+    for id_, data in connection.execute(*_statement(wanted, words, last)):
+        if id_ == before:  # a word may be its sender and a recipient
+            continue
+        before = id_
+        scanned += 1
+        if limit <= 0 or scanned > MAX_SCANNED:
+            return
+        found = loaded(data)
+        if (wanted.filter or wanted.verb) and not _fits(found, wanted):
+            continue
+        limit -= 1
+        yield id_, found
+
+
+def _statement(wanted: Search, words: list[int] | None, last: int) -> tuple[str, list[object]]:
+    """Return the SELECT of `rows`, and the values of its parameters."""
     conditions = ["s.id < ?", "s.time >= ?", "s.time < ?"]
     values: list[object] = [last, int(wanted.since * 1000), int(min(wanted.until, 1e12) * 1000)]
     source = "story s"
@@ -72,23 +89,9 @@ def rows(
         column = "msgid" if len(wanted.text) == 8 else "session"
         conditions.append(f"s.{column} = ? AND s.{column} <> ''")
         values.append(wanted.text.lower())
-    scanned = before = 0
-    for id_, data in connection.execute(
-        f"SELECT s.id, s.data FROM {source} WHERE {' AND '.join(conditions)}"  # noqa: S608  # of this function
-        f" ORDER BY {order} DESC",
-        values,
-    ):
-        if id_ == before:  # a word may be its sender and a recipient
-            continue
-        before = id_
-        scanned += 1
-        if limit <= 0 or scanned > MAX_SCANNED:
-            return
-        found = loaded(data)
-        if (wanted.filter or wanted.verb) and not _fits(found, wanted):
-            continue
-        limit -= 1
-        yield id_, found
+    where = " AND ".join(conditions)
+    sql = f"SELECT s.id, s.data FROM {source} WHERE {where} ORDER BY {order} DESC"  # noqa: S608  # of this function
+    return sql, values
 
 
 def _words(connection: sqlite3.Connection, text: str, key: bytes) -> list[int]:
