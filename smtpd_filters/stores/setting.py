@@ -208,11 +208,16 @@ def open_store(
         raise ConfigError(f"{flag}: sqlite: requires Python's sqlite3: {error}") from None
     except ConfigError as error:
         raise ConfigError(f"{flag}: {error}") from None
+    return _open_redis(values, note, flag)
+
+
+def _open_redis(values: Mapping[str, Any], note: Callable[[str], object], flag: str) -> Store:
     from .redis_store import RedisStore
 
-    if not address.tls and values["store_ca_file"] is not None:
-        raise ConfigError(f"--store-ca-file requires a {flag} with TLS, such as rediss://HOST")
+    address: Address = values["store"]
     if values["store_ca_file"] is not None:
+        if not address.tls:
+            raise ConfigError(f"--store-ca-file requires a {flag} with TLS, such as rediss://HOST")
         try:
             read_file(values["store_ca_file"], MAX_CERTIFICATES)
         except ConfigError as error:
@@ -221,7 +226,7 @@ def open_store(
     try:
         return RedisStore(
             address,
-            timeout=timeout,
+            timeout=values["store_timeout"],
             note=note,
             password=password.value,
             read_password=password.read_again,
