@@ -24,7 +24,7 @@ from smtpd_filters.settings import choice, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import TypeAlias
 
     from smtpd_filters.settings import Settings
@@ -96,6 +96,22 @@ class Check:
 
     def __repr__(self) -> str:
         return f"<check {self.action}: {self._failure!r}>"
+
+
+def checks_of(settings: Settings, replies: Mapping[str, str]) -> dict[str, Check]:
+    """Return the checks of a filter by the names of their options, which `replies` has.
+
+    Raises ConfigError if every check is off.
+    """
+    checks = {name: Check(getattr(settings, name), replies[name]) for name in replies}
+    require_check(checks.values())
+    return checks
+
+
+def require_check(checks: Iterable[Check]) -> None:
+    """Raise ConfigError if every check is off."""
+    if not any(check.on for check in checks):
+        raise ConfigError("nothing to check: every check is off")
 
 
 class Findings:

@@ -38,6 +38,7 @@ from smtpd_filters.checks.strictness import (
     Check,
     Findings,
     check_option,
+    checks_of,
     marks,
     require_entries,
 )
@@ -184,11 +185,7 @@ class Helo(Filter):
     def setup(self) -> Registration:
         """Prepare the checks, and return the registration for `--phase`."""
         settings = self.settings
-        self._checks = {
-            name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
-        }
-        if not any(check.on for check in self._checks.values()):
-            raise ConfigError("nothing to check: every check is off")
+        self._checks = checks_of(settings, REPLIES)
         require_entries(settings, "own_names", "own_addresses")
         if settings.own == "off":
             for flag, given in (

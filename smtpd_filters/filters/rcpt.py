@@ -33,6 +33,7 @@ from smtpd_filters.checks.strictness import (
     Findings,
     check_option,
     marks,
+    require_check,
     require_entries,
     require_option,
 )
@@ -207,8 +208,7 @@ class Rcpt(Filter):
     def _check_settings(self, checks: Iterable[Check]) -> None:
         """Raise ConfigError for settings that are inconsistent or have no effect."""
         settings = self.settings
-        if not any(check.on for check in checks):
-            raise ConfigError("nothing to check: every check is off")
+        require_check(checks)
         require_option(settings, "trapped", "traps")
         require_option(settings, "many_recipients", "max_recipients")
         require_entries(settings, "traps")

@@ -26,7 +26,7 @@ from smtpd_filters.checks.exemptions import (
     exempted,
 )
 from smtpd_filters.checks.hosts import read_address, read_name, write_address
-from smtpd_filters.checks.strictness import Check, Findings, check_option, marks
+from smtpd_filters.checks.strictness import Check, Findings, check_option, checks_of, marks
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
 from smtpd_filters.lookups.dns import Resolver
@@ -177,11 +177,7 @@ class Sender(Filter):
     def setup(self) -> Registration:
         """Prepare the checks, and check that the settings are consistent."""
         settings = self.settings
-        self._checks = {
-            name: Check(getattr(settings, name), reply) for name, reply in REPLIES.items()
-        }
-        if not any(check.on for check in self._checks.values()):
-            raise ConfigError("nothing to check: every check is off")
+        self._checks = checks_of(settings, REPLIES)
         self._uses_dns = any(self._checks[name].on for name in ASKING)
         if not self._uses_dns:
             Sender.dns.refuse_unused(self, "--unknown, --null-mx or --bad-mx other than off")
