@@ -16,14 +16,13 @@ HEADERS = ("minimal", "extended")
 ENVELOPE = ("log", "tempfail")
 
 
-def timeout_option(default: float, note: str = "") -> float:
+def timeout_option(default: float, note: str) -> float:
     """Declare `--timeout`; `note` is a sentence about the server's own limit."""
     return option(
         SECONDS(low=0.01, high=MAX_DEADLINE),
         default=default,
         help="How long to wait for a daemon's reply before the next one is asked. "
-        + (f"{note} " if note else "")
-        + "The limit for all daemons together is --deadline.",
+        f"{note} The limit for all daemons together is --deadline.",
     )
 
 

@@ -78,20 +78,13 @@ class ServersSetting(Shared[T]):
 class StreamSetting(ServersSetting["Client"]):
     """A client of `smtpd_filters.lookups.stream`; its parameters are those of `Client`."""
 
-    def __init__(
-        self,
-        *,
-        ping: Callable[[Connection], Awaitable[Any]] | None = None,
-        idle: float = 0.0,
-        kind: str = "",
-    ) -> None:
+    def __init__(self, *, ping: Callable[[Connection], Awaitable[Any]], kind: str) -> None:
         self._ping = ping
-        self._idle = idle
         self._kind = kind
 
     def key(self, filter_: Scanner) -> tuple[object, ...]:
         """Return what makes two clients alike."""
-        return (*super().key(filter_), self._ping, self._idle)
+        return (*super().key(filter_), self._ping)
 
     def open(self, filter_: Scanner) -> Client:
         """Return a client; it connects when it is asked."""
@@ -104,19 +97,17 @@ class StreamSetting(ServersSetting["Client"]):
             deadline=filter_.deadline * filter_.share,
             connections=filter_.settings.connections,
             ping=self._ping,
-            idle=self._idle,
             note=filter_.log.event,
             kind=self._kind,
         )
 
     def probes(self, filter_: Scanner) -> Iterator[Probe]:
-        """Yield a probe for each server: a ping, if the protocol has one."""
+        """Yield a probe for each server: a ping."""
         from smtpd_filters.runtime.probes import Probe
 
-        if self._ping is not None:
-            for server in filter_.servers:
-                ask = partial(_exchange, server, self._ping, filter_.settings.timeout)
-                yield Probe(f"daemon {server.label}", ask)
+        for server in filter_.servers:
+            ask = partial(_exchange, server, self._ping, filter_.settings.timeout)
+            yield Probe(f"daemon {server.label}", ask)
 
     async def close(self, opened: Client) -> None:
         """Close the client, of which `aclose` raises RuntimeError."""
