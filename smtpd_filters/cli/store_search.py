@@ -31,7 +31,7 @@ OPTIONS = StoreSetting().options
 
 def find_store(
     name: str,
-    flag: str = "store",
+    flag: str,
     places: Sequence[str] = PLACES,
     chain_places: Sequence[str] = CHAIN_PLACES,
 ) -> dict[str, Any]:

@@ -37,10 +37,8 @@ _CODE = 3
 class Merger:
     """The stories that are not complete."""
 
-    def __init__(
-        self, hold: float = HOLD, max_held: int = MAX_HELD, max_memory: int = MAX_MEMORY
-    ) -> None:
-        self._hold, self._max_held, self._max_memory = hold, max_held, max_memory
+    def __init__(self, max_held: int = MAX_HELD, max_memory: int = MAX_MEMORY) -> None:
+        self._max_held, self._max_memory = max_held, max_memory
         #: In the order of their first parts: since when, and the story so far.
         self._held: dict[tuple[str, str], tuple[float, Part]] = {}
         #: The memory of each story, and of all.
@@ -71,7 +69,7 @@ class Merger:
         """Remove and return the stories that are complete."""
         complete: list[Part] = []
         for key, (since, part) in list(self._held.items()):
-            if not (everything or self.is_full or now - since >= self._hold or since > now):
+            if not (everything or self.is_full or now - since >= HOLD or since > now):
                 break
             del self._held[key]
             self._total -= self._memory.pop(key)

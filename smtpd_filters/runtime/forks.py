@@ -22,7 +22,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
 
 
 def exit_in_children(
-    channel: Channel, watchdog: Watchdog, leave: Callable[[], object] | None = None
+    channel: Channel, watchdog: Watchdog, leave: Callable[[], object] | None
 ) -> None:
     """Have forked children exit when they return from a policy's code.
 

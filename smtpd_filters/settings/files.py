@@ -71,7 +71,7 @@ def _without_waiting(path: str, flags: int) -> int:
     return fd
 
 
-def create_file(path: str, mode: int = 0o666) -> int:
+def create_file(path: str) -> int:
     """Create a file, in place of any file or link at the path; return its descriptor.
 
     Raises OSError.
@@ -80,7 +80,7 @@ def create_file(path: str, mode: int = 0o666) -> int:
         os.unlink(path)  # noqa: PTH108  # pathlib costs start-up
     except FileNotFoundError:
         pass
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
 def replace_file(

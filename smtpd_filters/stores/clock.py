@@ -73,10 +73,10 @@ def read_times() -> Times:
 
 
 @cache
-def boot_id(path: str = _BOOT_ID) -> str:
+def boot_id() -> str:
     """Return the identifier of this boot, or "" if the system has none."""
     try:
-        with open(path, encoding="ascii") as file:  # noqa: PTH123  # one line
+        with open(_BOOT_ID, encoding="ascii") as file:  # noqa: PTH123  # one line
             return file.readline().strip()
     except (OSError, ValueError):
         return ""

@@ -65,8 +65,8 @@ class Loop:
         log: Log,
         spawn: Callable[[], Process],
         *,
-        workers: int = 1,
-        drain: float = 600.0,
+        workers: int,
+        drain: float,
     ) -> None:
         self.engine, self.log = engine, log
         self.smtpd = Channel(ends.source, ends.sink)

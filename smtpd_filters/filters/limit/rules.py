@@ -153,9 +153,8 @@ def parse_subject(text: str) -> tuple[str, ...]:
     return kinds
 
 
-def parse_amount(counted: str, text: str, options: dict[str, str] | None = None) -> Amount:
+def parse_amount(counted: str, text: str, options: dict[str, str]) -> Amount:
     """Parse an amount, and remove its options; raise ValueError."""
-    options = {} if options is None else options
     if counted not in COUNTED:
         raise ValueError(f"{quote(counted)} is not one of {', '.join(COUNTED)}")
     if text.endswith("x") and "/" not in text:
