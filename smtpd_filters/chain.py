@@ -103,6 +103,35 @@ class Chain:
         guards = self._add(filters)
         _check_signatures(self.filters)
         self._prepare(guards)
+        self._serve_phases(guards)
+        self._serve_content(guards)
+        self._serve_events()
+        pools = _pools_of(self.filters)
+        #: Whether there is something to release when the process ends.
+        closing = any("close" in each.events for each in self.filters)
+        self.closing = closing or any(pools) or bool(self.remote_tables)
+        #: Whether any handler may wait: then the chain runs on asyncio.
+        self.waits = any(each.waits for each in self.filters) or bool(self.remote_tables)
+        if self.waits:
+            self._let_wait(guards)
+        #: With a journal: when the handlers were called at a phase, and groups of them by phase.
+        self._starts: list[float] = []
+        self._groups: dict[Phase, list[Group]] = {}
+        registrations = [each.registration for each in self.filters]
+        #: Taps on the lines themselves; the phases and reports that they need are registered too.
+        self.taps = tuple(tap for each in registrations for tap in each.taps)
+        for tap in self.taps:
+            if hasattr(tap, "looked_up"):
+                for pool in pools:
+                    pool.observe(tap.looked_up)
+        self.phases = self._wanted_phases()
+        self.fields, self.reports = self._wanted_reports()
+        self.outgoing = tuple(sorted({name for each in registrations for name in each.outgoing}))
+
+    # -- registration --------------------------------------------------------------------
+
+    def _serve_phases(self, guards: dict[str, list[Guard]]) -> None:
+        """Set what is called at each phase."""
         keeps_marks = any(may_keep_a_mark(name, guards[name]) for name in guards)
         if keeps_marks and not guards.keys() & {"data", *CONTENT}:
             # Marks go where they belong (`combining`): there must be a next phase.
@@ -115,6 +144,12 @@ class Chain:
             else self._guards[phase][0].decide
             for phase in self._guards
         }
+        #: The decision when our own code fails: as when a filter fails, so that mail which should
+        #: have been checked is not accepted unchecked.
+        self.otherwise = {phase: otherwise(self._guards[phase]) for phase in self._guards}
+
+    def _serve_content(self, guards: dict[str, list[Guard]]) -> None:
+        """Set what is called about messages."""
         # Called in the order of the chain, whichever of the two handlers a filter has.
         self._content = [
             (guard, guard in guards.get("message", []))
@@ -126,10 +161,10 @@ class Chain:
         self.only_looks = all(guard.dry for guard, _ in self._content) and not self.reads_headers
         reads = self._content or self.reads_headers
         self.content = "message" if "message" in guards else "headers" if reads else ""
-        #: The decision when our own code fails: as when a filter fails, so that mail which should
-        #: have been checked is not accepted unchecked.
-        self.otherwise = {phase: otherwise(self._guards[phase]) for phase in self._guards}
         self.otherwise_content = otherwise([guard for guard, _ in self._content])
+
+    def _serve_events(self) -> None:
+        """Set what is called when smtpd reports something, and from time to time."""
         self._disconnected = [each for each in self.filters if "link_disconnect" in each.events]
         #: Callbacks for when a report has been applied to its session.
         self.hooks: dict[str, Callable[[Session], None]] = {
@@ -147,41 +182,22 @@ class Chain:
             *(each for each in self.filters if "refresh" in each.events),
             *(each.refresher() for each in self.remote_tables if not each.asks),
         ]
-        pools = _pools_of(self.filters)
-        #: Whether there is something to release when the process ends.
-        closing = any("close" in each.events for each in self.filters)
-        self.closing = closing or any(pools) or bool(self.remote_tables)
-        #: Whether any handler may wait: then the chain runs on asyncio.
-        self.waits = any(each.waits for each in self.filters) or bool(self.remote_tables)
-        if self.waits:
-            from .runtime.first_step import first_step  # imports asyncio
-            from .runtime.pace import pace
 
-            self._pace = pace
+    def _let_wait(self, guards: dict[str, list[Guard]]) -> None:
+        """Have coroutines run on asyncio, unless there is no memory for them."""
+        from .runtime.first_step import first_step  # imports asyncio
+        from .runtime.pace import pace
 
-            def begin_unless_refused(work: Coroutine[Any, Any, object]) -> object:
-                if self.refuses_coroutines():
-                    work.close()
-                    return CANCELLED
-                return first_step(work)
+        self._pace = pace
 
-            for guard in (guard for of in guards.values() for guard in of):
-                guard.first_step = begin_unless_refused
-        #: With a journal: when the handlers were called at a phase, and groups of them by phase.
-        self._starts: list[float] = []
-        self._groups: dict[Phase, list[Group]] = {}
-        registrations = [each.registration for each in self.filters]
-        #: Taps on the lines themselves; the phases and reports that they need are registered too.
-        self.taps = tuple(tap for each in registrations for tap in each.taps)
-        for tap in self.taps:
-            if hasattr(tap, "looked_up"):
-                for pool in pools:
-                    pool.observe(tap.looked_up)
-        self.phases = self._wanted_phases()
-        self.fields, self.reports = self._wanted_reports()
-        self.outgoing = tuple(sorted({name for each in registrations for name in each.outgoing}))
+        def begin_unless_refused(work: Coroutine[Any, Any, object]) -> object:
+            if self.refuses_coroutines():
+                work.close()
+                return CANCELLED
+            return first_step(work)
 
-    # -- registration --------------------------------------------------------------------
+        for guard in (guard for of in guards.values() for guard in of):
+            guard.first_step = begin_unless_refused
 
     def _add(self, filters: Iterable[tuple[Filter, OnError, float]]) -> dict[str, list[Guard]]:
         """Add the filters; return the guards of all, by the names of their handlers."""

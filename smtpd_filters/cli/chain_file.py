@@ -94,18 +94,8 @@ class Declared:
         self.name = name
         alone = table is None
         table = table or {}
-        used = table.get(USE, name)
-        if type(used) is not str or not used:
-            raise ConfigError(f"{where}: {USE}: expected the name of a filter, as a string")
         #: The filter's class.
-        try:
-            self.kind = find(used, others)
-        except ConfigError as error:
-            text = f"{USE}: {error}" if USE in table else str(error)
-            nameless = not alone and USE not in table and text.startswith("no filter ")
-            if nameless and not text.endswith("?"):
-                text = f'{text}; name the filter with {USE} = "fcrdns"'
-            raise ConfigError(f"{where}: {text}") from None
+        self.kind = _kind_of(name, table, where, others, alone=alone)
         if alone:
             where = f"{where}: {name}"
         self.where = where
@@ -147,6 +137,23 @@ class Declared:
         filter_ = make(self.kind, self.own)
         filter_.name = self.name
         return filter_
+
+
+def _kind_of(
+    name: str, table: Table, where: str, others: Iterable[str], *, alone: bool
+) -> type[Filter]:
+    """Return the class of a filter, which has its name or that of `use`. Raises ConfigError."""
+    used = table.get(USE, name)
+    if type(used) is not str or not used:
+        raise ConfigError(f"{where}: {USE}: expected the name of a filter, as a string")
+    try:
+        return find(used, others)
+    except ConfigError as error:
+        text = f"{USE}: {error}" if USE in table else str(error)
+        nameless = not alone and USE not in table and text.startswith("no filter ")
+        if nameless and not text.endswith("?"):
+            text = f'{text}; name the filter with {USE} = "fcrdns"'
+        raise ConfigError(f"{where}: {text}") from None
 
 
 class ChainFile:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from smtpd_filters.journal.query import Journal, Mark
     from smtpd_filters.journal.records import Passing, Totals
-    from smtpd_filters.journal.states import States
+    from smtpd_filters.journal.states import States, Times
 
     L = TypeVar("L", bound=tuple[str, ...])
 
@@ -229,32 +229,50 @@ def _of_processes(states: States | None, now: float) -> Iterator[Metric]:
         LOOKUP_BUCKETS,
         {(kind,): (each.seconds, each.buckets) for kind, each in lookups.items()},
     )
+    yield _failures(lookups)
+    yield from _counted(states)
+    yield from _current(states if is_current else None)
+
+
+def _failures(lookups: Mapping[str, Times]) -> CounterMetricFamily:
     failed = CounterMetricFamily(
         f"{PREFIX}_lookup_failures", "Look-ups that failed, by cause.", labels=("kind", "cause")
     )
     for kind, each in lookups.items():
         for cause, n in each.failures.items():
             failed.add_metric((kind, cause), n)
-    yield failed
-    counted = (
-        (
-            "journal_events_dropped",
-            "Events that a process could not send to the journal.",
-            "dropped",
-        ),
-        ("program_ends", "Ends of supervised programs that were to go on.", "ends"),
+    return failed
+
+
+def _counted(states: States | None) -> Iterator[Metric]:
+    """Yield what processes and the journal have counted."""
+    dropped = CounterMetricFamily(
+        f"{PREFIX}_journal_events_dropped",
+        "Events that a process could not send to the journal.",
+        labels=("process",),
     )
-    for name, text, field in counted:
-        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=("process",))
-        for process, n in (getattr(states, field) if states is not None else {}).items():
-            family.add_metric((process,), n)
-        yield family
+    ends = CounterMetricFamily(
+        f"{PREFIX}_program_ends",
+        "Ends of supervised programs that were to go on.",
+        labels=("process",),
+    )
+    if states is not None:
+        for process, n in states.dropped.items():
+            dropped.add_metric((process,), n)
+        for process, n in states.ends.items():
+            ends.add_metric((process,), n)
+    yield dropped
+    yield ends
     lost = CounterMetricFamily(
         f"{PREFIX}_journal_events_lost", "Events that the journal did not store.", labels=("cause",)
     )
     for cause in LOSSES:
         lost.add_metric((cause,), states.journal.get(cause, 0) if states is not None else 0)
     yield lost
+
+
+def _current(states: States | None) -> Iterator[Metric]:
+    """Yield what processes have at the moment; None if the journal doesn't run."""
     sessions = GaugeMetricFamily(
         f"{PREFIX}_open_sessions", "Sessions that a process serves now.", labels=("process",)
     )
@@ -263,7 +281,7 @@ def _of_processes(states: States | None, now: float) -> Iterator[Metric]:
         "1 if a process passes over a server, which has failed repeatedly.",
         labels=("kind", "server"),
     )
-    if states is not None and is_current:
+    if states is not None:
         for process, n in states.sessions.items():
             sessions.add_metric((process,), n)
         for key, is_open in states.circuits.items():
