@@ -253,6 +253,19 @@ def test_an_upgrade_reloads_filters_once_modules_are_compiled(
     assert "until smtpd is restarted" not in said
 
 
+def test_modules_are_compiled_for_another_python(built: Built, machine: Machine) -> None:
+    """An upgrade of Debian may leave this package as it is, and filters can't write bytecode."""
+    machine.run("dpkg", "-i", machine.put(built.deb))
+    modules = machine.root / "usr/lib/python3/dist-packages/smtpd_filters"
+    before = sorted(modules.rglob("*.pyc"))
+    for file in before:
+        file.unlink()
+    # What dpkg does when it unpacks python3-minimal, and at the end of its run.
+    machine.run("dpkg-trigger", "--by-package=python3-minimal", "/usr/bin/python3")
+    machine.run("dpkg", "--triggers-only", "--pending")
+    assert sorted(modules.rglob("*.pyc")) == before
+
+
 def states(system: Booted) -> dict[str, tuple[str, str, str]]:
     """Of each service whether it runs, whether it is enabled, and its process."""
     found = {}
@@ -297,6 +310,14 @@ def test_services_restart_with_an_upgrade_and_stop_with_removal(
         system.run("systemctl", "start", page)
         before = states(system)
         system.run("dpkg", "-i", upgrade)
+        after = states(system)
+        assert {each[:2] for each in after.values()} == {("active", "enabled")}
+        assert all(after[name][2] != before[name][2] for name in SERVICES)
+
+        # They don't stay with a Python that an upgrade of Debian has replaced.
+        before = after
+        system.run("dpkg-trigger", "--by-package=python3-minimal", "/usr/bin/python3")
+        system.run("dpkg", "--triggers-only", "--pending")
         after = states(system)
         assert {each[:2] for each in after.values()} == {("active", "enabled")}
         assert all(after[name][2] != before[name][2] for name in SERVICES)
