@@ -44,7 +44,7 @@ from smtpd_filters.runtime.coroutines import Early, Pending, Suspended, Turn, my
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log
-from smtpd_filters.runtime.messages import Intake
+from smtpd_filters.runtime.messages import Intake, Messages
 from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.scoring.chain import ScoringChain
 from smtpd_filters.scoring.rules import ACTIONS, FilterRules, Rules, RuleSettings
@@ -83,8 +83,8 @@ EXPLAINED: tuple[str, ...] = (
     "was cancelled",
     "not done after",
     " ends.py:",
+    "[ends.py:",
 )
-EXPLAINED += ("[ends.py:",)
 #: Seconds that a handler may take.
 DEADLINE = 10.0
 
@@ -539,17 +539,16 @@ class World:
         """End everything, and check what is left."""
         self.faults.due.clear()
         self.server.flush()
-        way = self.way
-        if way == "answered":
+        if self.way == "answered":
             self._answer_all()
-        if way == "abandoned":
+        if self.way == "abandoned":
             self.loop.round(self.engine.abandon)
         else:
             for client in self.server.sessions:
                 if not client.gone:
                     self._forget(client)
         self.idle()
-        if way != "abandoned":
+        if self.way != "abandoned":
             self._check_answers()
         self._check_waits()
         self._check()
@@ -606,11 +605,10 @@ class World:
             "ready": list(self.loop._ready),  # type: ignore[attr-defined]
             "spool": self.spool.used,
             "file": self.spool.on_disk,
-            "judging": getattr(messages, "_judging", 0),
-            "waiting": list(getattr(messages, "_waiting", ())),
             "pace": list(self.pace._queue),
-            "edited": "",
         }
+        if isinstance(messages, Messages):  # there is a handler for them
+            held |= {"judging": messages._judging, "waiting": list(messages._waiting)}
         kept = {name: value for name, value in held.items() if value}
         assert not kept, kept
         connection: Any = engine.connection
