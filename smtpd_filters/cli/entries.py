@@ -128,7 +128,7 @@ def shown(text: str) -> str:
 
 
 def typed(text: str) -> bytes:
-    """Return the part that was typed with the escapes of `shown`; what is none stays as it is."""
+    """Return the part that `shown` prints as this text; other backslashes stand for themselves."""
     parts = []
     at = 0
     for found in _ESCAPE.finditer(text):
