@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -11,6 +12,16 @@ from hypothesis import strategies as st
 from tests.effort import part
 
 from .ends import alive, play
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _only_new_objects() -> None:
+    """Hide from `alive`, which looks at each object, what the tests before have left.
+
+    In a process that has run many tests these were most of its time: 30 s instead of 1 s.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @given(st.binary(min_size=150, max_size=500))
