@@ -496,6 +496,8 @@ def test_a_required_flag() -> None:
         (["-timeout", "5"], 'unknown flag -timeout, did you mean "--timeout"?'),
         (["-t5"], 'unknown flag -t5, did you mean "-t"?'),
         (["-tv"], "unknown flag -tv: write -t -v"),
+        (["-vt"], "-t needs a value (SECONDS)"),
+        (["-vx"], 'unknown flag -vx, did you mean "-v"?'),
         (["--acton=junk"], 'unknown flag --acton, did you mean "--action"?'),
         (["--zzz\n"], "unknown flag --zzz\\n"),
         # Only the dashes are alike, or a few letters.

@@ -8,8 +8,9 @@ argparse isn't used: it parses `-junk` as `-junkBelow` even with `allow_abbrev=F
 
 Invariants
 ----------
-*Whole flags*: there are no abbreviations and no clusters of letters. Other words are errors, except
-for the operands of a command.
+*Whole flags*: there are no abbreviations, and no values in the word of a letter. Letters may share
+a word if none but the last takes a value, as in `-tz` and `-tzd DOMAIN`. Other words are errors,
+except for the operands of a command.
 *Dashes in values*: the word after a flag is its value even if it begins with a dash, unless it is
 a flag itself; after "=" any text is.
 *One value*: an option that isn't a list has one value; two different ones are an error. In a
@@ -37,7 +38,7 @@ from .kinds import FILTER_NAME, PATH, SECONDS, SWITCH, choice, printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any, NoReturn, TypeVar
 
     from .declare import Option
@@ -245,9 +246,10 @@ def _parse(
     values: dict[str, Any] = {}
     free = list(operands)
     given: dict[str, str] = {}
-    words = iter(argv)
+    words = list(reversed(argv))
     before = ""  # the flag whose value was the previous word
-    for word in words:
+    while words:
+        word = words.pop()
         if word in RESERVED:
             return values, word
         flag, equals, text = word.partition("=")
@@ -255,7 +257,7 @@ def _parse(
         if declared is None:
             if word in _HELP:
                 return values, "--help"
-            if not (free and _parse_operand(free, word, values)):
+            if not (_ungroup(word, words, known) or (free and _parse_operand(free, word, values))):
                 raise _unknown(word, flag, known, before, stray)
             before = ""
             continue
@@ -294,12 +296,29 @@ def _parse_operand(free: list[Option], word: str, values: dict[str, Any]) -> boo
     return True
 
 
-def _value_of(words: Iterator[str], flag: str, known: Mapping[str, Option]) -> str:
-    """Return the value of a flag without "=": the next word, or "true" for a switch."""
+def _ungroup(word: str, words: list[str], known: Mapping[str, Option]) -> bool:
+    """Put the flags of one letter that share a word back onto `words`, as getopt(3) reads them.
+
+    Returns False if the word is no such group.
+    """
+    letters = [f"-{letter}" for letter in word[1:]]
+    if not word.startswith("-") or len(letters) < 2 or not all(each in known for each in letters):
+        return False
+    if any(known[each].kind.metavar for each in letters[:-1]):
+        return False
+    words.extend(reversed(letters))
+    return True
+
+
+def _value_of(words: list[str], flag: str, known: Mapping[str, Option]) -> str:
+    """Return the value of a flag without "=": the next word, or "true" for a switch.
+
+    The next word is the last one of `words`.
+    """
     metavar = known[flag].kind.metavar
     if not metavar:
         return "true"
-    text = next(words, None)
+    text = words.pop() if words else None
     if text is None or text.partition("=")[0] in (*known, *RESERVED):
         raise ConfigError(f"{flag} needs a value ({metavar})")
     return text
@@ -314,7 +333,7 @@ def _unknown(
         return ConfigError(f"unexpected argument {quote(word)}{hint}")
     near = suggest(flag, (*known, *RESERVED))
     letters = [f"-{letter}" for letter in flag[1:]]
-    if len(letters) > 1 and all(each in known for each in letters):  # grouped, as for getopt(3)
+    if len(letters) > 1 and all(each in known for each in letters):  # a value within the group
         near = f": write {' '.join(letters)}"
     return ConfigError(f"unknown flag {printable(flag)}{near}")
 
