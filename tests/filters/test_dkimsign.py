@@ -272,6 +272,45 @@ def test_the_domain(key: str, tmp_path: Path, author: str, domain: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("author", "signed"),
+    [
+        ("a@b.example", True),
+        ("a@x.b.example", True),
+        ("a@other.example", False),
+        ("a@other.example, a@b.example", False),
+        ("", False),
+    ],
+)
+def test_mail_of_foreign_authors_is_skipped(key: str, author: str, *, signed: bool) -> None:
+    raw = f"From: {author}\r\n\r\nhello\r\n".encode()
+    flags = ("-k", key, "-s", "sel", "-d", "b.example", "--foreign", "skip", "-v")
+    mail, log = delivered(*flags, raw=raw)
+    assert ("DKIM-Signature" in mail.headers) is signed
+    assert any("the author has an address elsewhere" in line for line in log) is not signed
+
+
+def test_the_name_of_the_server_completes_the_author_of_mail_that_is_skipped(key: str) -> None:
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "--foreign", "skip")
+    assert "DKIM-Signature" in delivered(*flags, raw=b"From: root\r\n\r\nhello\r\n")[0].headers
+
+
+def test_seals_are_made_for_foreign_authors_too(key: str) -> None:
+    flags = ("-k", key, "-s", "sel", "-d", "example.org", "--arc-seal", "mx.example.org")
+    results = b"Authentication-Results: mx.example.org; arc=none\r\n"
+    raw = results + b"From: a@other.example\r\n\r\nhello\r\n"
+    mail, _ = delivered(*flags, "--foreign", "skip", raw=raw)
+    assert "ARC-Seal" in mail.headers
+
+
+def test_switches_share_a_word_as_for_the_c_filter(key: str) -> None:
+    mail, _ = delivered("-tzd", "example.org", "-k", key, "-s", "sel", "-zx", "60")
+    found = field(mail)
+    assert ";t=" in found
+    assert ";x=" in found
+    assert ";z=" in found
+
+
+@pytest.mark.parametrize(
     ("value", "domain"),
     [
         ("a@b.example", "b.example"),

@@ -43,7 +43,7 @@ from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.versions import cuts_lines
 from smtpd_filters.runtime.pace import pace
 from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, Settings, Shared, option, table
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.kinds import choice, quote
 
 from .author import author_domain
 from .keys import KEY, DomainList, KeyTable
@@ -193,6 +193,12 @@ class Dkimsign(Filter):
             "signed where they are present. Not date and message-id in a message without them, "
             "since smtpd adds them; and never dkim-signature, received and return-path, which "
             "servers add on the way.",
+        )
+        foreign = option(
+            choice("sign", "skip"),
+            default="sign",
+            help="What to do with a message whose author has no address at the domains, or "
+            "below them: sign it for the first domain, or skip it, so that it stays unsigned.",
         )
         only = option(
             CLIENT_WORDS,
@@ -358,20 +364,23 @@ class Dkimsign(Filter):
         replace_odd_blanks(headers)
         if session.server_name:
             complete(headers, session.server_name)
-        if not self._first_domain():
-            return self._unsigned(session, _NO_DOMAIN)
-        if headers.cut:
-            return self._unsigned(session, "the header is too long")
+        if not self._first_domain() or headers.cut:
+            reason = "the header is too long" if self._first_domain() else _NO_DOMAIN
+            return self._unsigned(session, reason)
+        domain = self._domain_of(author_domain(headers.get("From", "")))
+        if not domain and not self.settings.arc_seal:
+            return PROCEED.because("not signed: the author has an address elsewhere")
         body = await self._hash(message)
         if body is None or self._breaks(headers.text()[1:] + b"\n"):
             return self._unsigned(session, "a line is too long for this smtpd")
         if self.settings.arc_seal:
             return await self._seal(session, headers, body)
-        return await self._add_signatures(session, headers, body)
+        return await self._add_signatures(session, headers, body, domain)
 
-    async def _add_signatures(self, session: Session, headers: Headers, body: bytes) -> Proceed:
-        """Sign with all keys of the author's domain."""
-        domain = self._domain_of(author_domain(headers.get("From", "")))
+    async def _add_signatures(
+        self, session: Session, headers: Headers, body: bytes, domain: str
+    ) -> Proceed:
+        """Sign with all keys of a domain."""
         try:
             fields = SigningFields(SignedFields(headers), self._style)
         except TooManyFieldsError as error:
@@ -433,13 +442,16 @@ class Dkimsign(Filter):
         return PROCEED
 
     def _domain_of(self, author: str) -> str:
-        """Return the domain to sign for: the author's, its closest parent, or the first."""
+        """Return the domain to sign for: the author's, its closest parent, or the first.
+
+        With `--foreign skip`, "" in place of the first.
+        """
         domains = self._all_domains()
         while author:
             if author in domains:
                 return author
             author = author.partition(".")[2]
-        return self._first_domain()
+        return self._first_domain() if self.settings.foreign == "sign" else ""
 
     async def _hash(self, message: Message) -> bytes | None:
         """Return the hash of the body; None if a line of it can't be sent back unchanged."""
