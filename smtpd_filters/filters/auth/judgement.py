@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import TypeAlias
 
-    from smtpd_filters.authentication import dmarc
+    from smtpd_filters.authentication import dmarc, spf
 
     from .evidence import Evidence
 
@@ -54,6 +54,8 @@ class Actions:
     bad_from: str
     #: For a result of DMARC that is unknown: "" is `tempfail` if the policy's action is decisive.
     dmarc_error: str = ""
+    #: For SPF of the greeting, unless the sender is the null sender.
+    spf_helo_fail: str = "ignore"
 
     def of_fail(self, policy: str) -> str:
         """Return the action for a message that fails under a policy."""
@@ -66,7 +68,7 @@ class Actions:
     @property
     def points(self) -> float:
         """The most points that a message can get."""
-        spf = max(points_of(self.spf_fail), points_of(self.spf_softfail))
+        spf = max(map(points_of, (self.spf_fail, self.spf_softfail, self.spf_helo_fail)))
         dmarc = max(map(points_of, (self.quarantine, self.reject, self.dmarc_error)))
         return spf + dmarc + points_of(self.dkim_fail) + points_of(self.bad_from)
 
@@ -131,20 +133,28 @@ class Judgement:
 
     # RFC 7372 section 3.2: X.7.23, "SPF validation failed", X.7.24, "SPF validation error".
     def _judge_spf(self, evidence: Evidence) -> None:
-        verdict = evidence.mail
+        of_mail = {"fail": self._actions.spf_fail, "softfail": self._actions.spf_softfail}
+        self._judge_identity(evidence.mail, of_mail)
+        if not evidence.null:
+            self._judge_identity(evidence.helo, {"fail": self._actions.spf_helo_fail}, " of HELO")
+
+    def _judge_identity(
+        self, verdict: spf.Verdict | None, actions: dict[str, str], note: str = ""
+    ) -> None:
+        """Judge a result for the sender or the greeting by the actions; `note` names the latter."""
         if verdict is None:
             return
-        actions = {"fail": self._actions.spf_fail, "softfail": self._actions.spf_softfail}
+        verb = "greet as" if note else "send mail of"
         if action := actions.get(verdict.result):
             self._add(
                 verdict.domain,
                 action,
-                f"spf={verdict.result} {verdict.domain}",
-                ("7.23", f"SPF: this client may not send mail of {verdict.domain}"),
+                f"spf={verdict.result} {verdict.domain}{note}",
+                ("7.23", f"SPF: this client may not {verb} {verdict.domain}"),
             )
         elif verdict.result == "temperror":
             detail = "3.0" if verdict.problem == UNKNOWN else "7.24"
-            self._trouble(actions.values(), f"spf: {verdict.problem}", detail)
+            self._trouble(actions.values(), f"spf{note}: {verdict.problem}", detail)
 
     # RFC 7372 section 3.1: X.7.20, "No passing DKIM signature found".
     def _judge_dkim(self, evidence: Evidence) -> None:

@@ -151,6 +151,12 @@ class Auth(Filter):
         spf_softfail = _action_option(
             "whose sender's domain probably does not permit the client (SPF softfail)"
         )
+        spf_helo_fail = option(
+            ACTION,
+            default="ignore",
+            help="What to do with a message of a client whose greeting names a domain that doesn't "
+            "permit it (SPF fail of HELO). With the null sender that is --spf-fail.",
+        )
         dkim_fail = _action_option("that has DKIM signatures, of which none is valid")
         dmarc = option(
             choice("record", "honour"),
@@ -249,6 +255,7 @@ class Auth(Filter):
             reject=settings.dmarc_reject or honours,
             bad_from=settings.bad_from or honours,
             dmarc_error=settings.dmarc_error or "",
+            spf_helo_fail=settings.spf_helo_fail,
         )
         return Registration(
             {"mail_from", "message"},

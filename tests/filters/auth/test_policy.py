@@ -317,6 +317,7 @@ FORGED_SIGNATURE = signed_by("example.org").replace(b"hello", b"HELLO")
     [
         ("--spf-fail", MESSAGE, "ann@example.org", "7.23"),
         ("--spf-softfail", MESSAGE, "ann@news.example.org", "7.23"),
+        ("--spf-helo-fail", MESSAGE, "ann@nowhere.example", "7.23"),
         ("--dkim-fail", FORGED_SIGNATURE, "ann@example.org", "7.20"),
         ("--dmarc-quarantine", of("x@example.com"), "ann@nowhere.example", "7.26"),
         ("--dmarc-reject", MESSAGE, "ann@nowhere.example", "7.26"),
@@ -336,6 +337,23 @@ def test_actions(server: DNSServer, flag: str, content: bytes, sender: str, code
             assert delivery.verb == verb
             assert delivery.reply.startswith(code)
             assert (delivery.headers.get("X-Spam") == "Yes") is (action == "junk")
+
+
+def test_the_greeting(server: DNSServer) -> None:
+    with talk(server, "--spf-helo-fail", "reject") as smtpd:
+        refused = send(smtpd, MESSAGE, "ann@nowhere.example", FAILS)
+        assert refused.reply == "550 5.7.23 SPF: this client may not greet as mail.example.com"
+        assert "spf=fail mail.example.com of HELO" in reasons(smtpd)[-1]
+        assert send(smtpd, MESSAGE, "ann@nowhere.example", PASSES).verb == "proceed"
+        # With the null sender it is the sender.
+        assert send(smtpd, MESSAGE, "", FAILS).verb == "proceed"
+    flags = ("--spf-helo-fail", "reject", "--on-error", "tempfail")
+    with talk(server, *flags) as smtpd:
+        client = smtpd.connect(address=FAILS)
+        client.ehlo("broken.example")
+        delayed = send(smtpd, MESSAGE, "ann@nowhere.example", client=client)
+        assert delayed.reply.startswith("451 4.7.24 ")
+        assert any("spf of HELO: " in line for line in smtpd.log)
 
 
 @pytest.mark.parametrize("sender", ["boss", '"boss"', '"boss@nowhere.example"'])
