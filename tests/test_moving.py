@@ -45,6 +45,50 @@ RESTRICTIONS = re.findall(
     smtpd_client_connection_count_limit smtpd_client_connection_rate_limit smtpd_hard_error_limit
 """,
 )
+#: The options of the programs of other servers, by the manual pages of Debian 12, without those of
+#: processes, files, sockets and logs. The flags of spamass-milter are those of its synopsis.
+OPTIONS = {
+    "clamav-milter": """
+        ReadTimeout ClamdSocket LocalNet AllowList SkipAuthenticated MaxFileSize OnClean OnInfected
+        OnFail RejectMsg AddHeader ReportHostname VirusAction LogInfected LogClean LogVerbose
+        SupportMultipleRecipients
+    """,
+    "spamass-milter": "-p -b -B -C -d -D -e -f -i -I -m -M -P -r -R -u -x -S",
+    "OpenDKIM": """
+        AlwaysAddARHeader AuthservID BodyLengthDB Canonicalization Diagnostics DNSTimeout Domain
+        DontSignMailTo ExemptDomains ExternalIgnoreList FinalPolicyScript IdentityHeader
+        InternalHosts KeyFile KeyTable MacroList MaximumSignaturesToVerify MaximumSignedBytes
+        Minimum MinimumKeyBits MTA MultipleSignatures MustBeSigned Nameservers OmitHeaders
+        On-BadSignature On-DNSError On-KeyNotFound On-NoSignature On-Security On-SignatureError
+        OversignHeaders PeerList Quarantine RedirectFailuresTo RemoveARAll RemoveARFrom
+        RemoveOldSignatures ReplaceHeaders ReplaceRules RequireSafeKeys ResignAll ResignMailTo
+        Selector SenderHeaders SendReports SetupPolicyScript SignatureAlgorithm SignatureTTL
+        SignHeaders SigningTable SoftwareHeader Statistics StrictHeaders SubDomains
+        TrustSignaturesFrom
+    """,
+    "OpenDMARC": """
+        AuthservID AuthservIDWithJobID CopyFailuresTo DomainWhitelist DomainWhitelistFile DNSTimeout
+        FailureReports FailureReportsBcc FailureReportsOnNone FailureReportsSentBy HistoryFile
+        HoldQuarantinedMessages IgnoreAuthenticatedClients IgnoreHosts IgnoreMailFrom IgnoreMailTo
+        PublicSuffixList RecordAllMessages RejectFailures RejectMultiValueFrom RejectString
+        ReportCommand RequiredHeaders SoftwareHeader SPFIgnoreResults SPFSelfValidate
+        TrustedAuthservIDs
+    """,
+    "policyd-spf": """
+        TestOnly HELO_reject HELO_pass_restriction Mail_From_reject Mail_From_pass_restriction
+        No_Mail Reject_Not_Pass_Domains PermError_reject TempError_Defer Prospective skip_addresses
+        Whitelist HELO_Whitelist Domain_Whitelist Domain_Whitelist_PTR SPF_Enhanced_Status_Codes
+        Header_Type Hide_Receiver Authserv_Id Lookup_Time Void_Limit Mock Reason_Message
+    """,
+    "Rspamd's milter": """
+        bind_socket upstream hosts timeout max_retries discard_on_reject quarantine_on_reject
+        spam_header reject_message milter_headers
+    """,
+    "milter-greylist": """
+        greylist delay timeout autowhite subnetmatch subnetmatch6 racl list peer syncaddr dumpfile
+        dumpfreq report quiet noauth nospf noaccessdb geoip p0f urlcheck ldapcheck dnsrbl stat
+    """,
+}
 #: The flags of the filters that ours stand beside, as their manuals and `-h` have them.
 OLDER = {
     "rspamd": "-url -settings-id",
@@ -84,6 +128,62 @@ def test_each_flag_that_the_page_on_moving_names_is_one_of_the_filter_beside_it(
     for program, cell in found:
         named = set(re.findall(r"(?<![\w`-])--?[a-zA-Z][\w-]*|(?<=`)--?[a-zA-Z][\w-]*", cell))
         assert named <= known.get(program, every), cell
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [(name, each) for name in OPTIONS for each in OPTIONS[name].split()]
+)
+def test_each_option_of_another_program_is_spoken_of(name: str, option: str) -> None:
+    assert re.search(rf"`([^`\n]* )?{option}(?![\w-])[^`\n]*`", section(name))
+
+
+def test_each_flag_beside_those_of_another_program_is_one_of_the_filter_above_it() -> None:
+    known = flags()
+    seen = set()
+    for program, body in re.findall(
+        r"^\| .* \| `(filter-\w+)` \|\n\| --- \| --- \|\n((?:\|.*\n)+)", PAGE, re.MULTILINE
+    ):
+        for row in body.splitlines():
+            cell = row.strip("| ").partition(" | ")[2]
+            words = " ".join(re.findall(r"`([^`]*)`", cell)).split()
+            beside = [known[each] for each in words if each in known]
+            named = {word for word in words if re.match(r"--?[a-zA-Z]", word)}
+            assert named <= known[program].union(*beside), row
+            seen |= {program} if named else set()
+    assert seen >= {
+        f"filter-{each}" for each in ("auth", "clamav", "dkimsign", "greylist", "spamd")
+    }
+
+
+def test_each_line_with_a_filter_has_flags_that_it_takes() -> None:
+    """Those of the blocks for smtpd.conf."""
+    found = re.findall(r'(?m)^ *filter "\w+" proc-exec "(.*)"$', PAGE)
+    assert len(found) > 8
+    for command in found:
+        program, *words = shlex.split(command)
+        named = {word.partition("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+        assert named <= flags()[program] | {"--supervised"}, command
+
+
+def test_the_keys_of_opendkim_are_copied(tmp_path: Path) -> None:
+    (tmp_path / "KeyTable").write_text(
+        "# ours\nk1 example.org:a:/etc/dkimkeys/a.private\n\n"
+        "b._domainkey.example.net\texample.net:b:/etc/dkimkeys/b.private\n"
+    )
+    copies, table = re.findall(r"^(awk .*?)(?: \| sh| > .*)$", section("OpenDKIM"), re.MULTILINE)
+    done = [
+        subprocess.run(
+            [*shlex.split(command)[:-1], tmp_path / "KeyTable"],
+            capture_output=True, text=True, check=True,
+        ).stdout.splitlines()
+        for command in (copies, table)
+    ]  # fmt: skip
+    new = ["/etc/mail/dkim/example.org.a.key", "/etc/mail/dkim/example.net.b.key"]
+    assert done == [
+        [f"install -g opensmtpd -m 640 /etc/dkimkeys/a.private {new[0]}",
+         f"install -g opensmtpd -m 640 /etc/dkimkeys/b.private {new[1]}"],
+        [f"example.org a {new[0]}", f"example.net b {new[1]}"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OLDER)
