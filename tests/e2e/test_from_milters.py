@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from smtpd_filters.testing.dns import merge
+from smtpd_filters.testing.rspamd.daemon import Rspamd
+from smtpd_filters.testing.rspamd.daemon import unavailable as no_rspamd
 from smtpd_filters.testing.server import (
     Lab,
     Smtpd,
@@ -25,7 +27,9 @@ from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e import clamd_set_up
 from tests.e2e.daemon import FILES, unavailable
 from tests.e2e.milter_set_up import clamav_milter, opendkim, opendmarc, spamass_milter, spamd
+from tests.e2e.policy_set_up import no_policyd_spf, policyd_spf
 from tests.e2e.sending import GOOD, SENDER, ZONE, Outcome, attempt
+from tests.e2e.test_milter_daemons import GTUBE, PROXY, RSPAMD
 from tests.filters.test_dkimsign import pem
 from tests.needed import need
 from tests.test_moving import section
@@ -47,6 +51,11 @@ POLICIES = merge(
         "_dmarc.strict.example": {"TXT": "v=DMARC1; p=reject"},
         "_dmarc.middle.example": {"TXT": "v=DMARC1; p=quarantine"},
         "_dmarc.mild.example": {"TXT": "v=DMARC1; p=none"},
+        "fail.example": {"TXT": "v=spf1 -all"},
+        "soft.example": {"TXT": "v=spf1 ~all"},
+        "neutral.example": {"TXT": "v=spf1 ?all"},
+        "invalid.example": {"TXT": "v=spf1 nonsense:x"},
+        "broken.example": {"servfail": True},
     },
 )
 
@@ -60,6 +69,7 @@ class Mail(NamedTuple):
     author: str = SENDER
     source: str = GOOD
     user: str | None = None
+    helo: str = "client.example"
 
     def send(self, server: Smtpd) -> Outcome:
         """Send it; its author is the sender."""
@@ -68,7 +78,14 @@ class Mail(NamedTuple):
         head += f"Message-ID: <1@good.example>\r\nSubject: {self.subject}\r\n"
         message = head.encode() + self.fields + b"\r\n" + self.body
         sender = self.author or SENDER
-        return attempt(server, self.source, sender=sender, message=message, user=self.user)
+        return attempt(
+            server,
+            self.source,
+            sender=sender,
+            message=message,
+            user=self.user,
+            helo=f"EHLO {self.helo}",
+        )
 
 
 class Seen(NamedTuple):
@@ -240,3 +257,86 @@ def test_opendmarc(lab: Lab) -> None:
     for found in (before, after):
         marked = {name for name, mail in found.delivered.items() if mail.message["X-Spam"]}
         assert marked == {"quarantine"}
+
+
+def test_policyd_spf(lab: Lab) -> None:
+    need(no_policyd_spf())
+    mails = [
+        Mail("pass", author="a@pass.example"),
+        Mail("fail", author="a@fail.example"),
+        Mail("softfail", author="a@soft.example"),
+        Mail("neutral", author="a@neutral.example"),
+        Mail("permerror", author="a@invalid.example"),
+        Mail("temperror", author="a@broken.example"),
+        Mail("none", author="a@nowhere.example"),
+        Mail("greeting", author="a@pass.example", helo="fail.example"),
+        Mail("user", author="a@fail.example", user="bob"),
+        Mail("local", author="a@fail.example", source=LOCAL),
+    ]
+    program = policyd_spf(file_path("spf.conf"))
+    command = filter_command("policy", "--server", f"exec:{program}")
+    page = filter_command("auth", *flags("policyd-spf"))
+    rich = ("--spf-fail", "reject", "--spf-softfail", "reject", "--on-error", "tempfail")
+    for conf, own, refused in (
+        ("", page, {"fail": 550, "greeting": 550}),
+        (
+            "HELO_reject = False\nMail_From_reject = Softfail\nTempError_Defer = True\n",
+            filter_command("auth", *rich, "--received-spf"),
+            {"fail": 550, "softfail": 550, "temperror": 450},
+        ),
+    ):
+        before = seen(lab, command, mails, {"spf.conf": f"debugLevel = 0\nTestOnly = 1\n{conf}"})
+        after = seen(lab, own, mails)
+        assert before.refused == refused
+        # The code of a temporary refusal differs.
+        assert after.refused == {name: max(451, code) for name, code in refused.items()}
+        for name, mail in before.delivered.items():
+            if name != "greeting":  # policyd-spf states its result for HELO alone
+                assert result_of_spf(mail) == result_of_spf(after.delivered[name]), name
+
+
+def result_of_spf(mail: Delivered) -> str:
+    """The first word of Received-SPF; "" without the field."""
+    return (mail.message["Received-SPF"] or "").partition(" ")[0].lower()
+
+
+#: Actions of the daemon by a field of the message.
+ACTIONS = """
+for name, action in pairs({["X-Add"] = "add header", ["X-Soft"] = "soft reject"}) do
+  rspamd_config:register_symbol({
+    name = "TEST_" .. name:gsub("-", "_"):upper(), type = "prefilter",
+    callback = function(task)
+      if task:get_header(name) then task:set_pre_result(action, "because") end
+    end
+  })
+end
+"""
+
+
+def test_rspamds_milter(lab: Lab) -> None:
+    need(no_rspamd())
+    mails = [
+        Mail("fine", fields=b"X-Spam: forged\r\n"),
+        Mail("reject", body=GTUBE),
+        Mail("soft reject", fields=b"X-Soft: yes\r\n"),
+        Mail("add header", fields=b"X-Add: yes\r\n"),
+        Mail("user", user="bob"),
+    ]
+    local = {
+        "milter_headers.conf": 'use = ["x-spamd-bar", "x-spam-status"]; skip_local = false;',
+        "../rspamd.local.lua": ACTIONS,
+    }
+    override = {"greylist.conf": "enabled = false;"}
+    with Rspamd(lab, workers=PROXY, override=override, local=local, redis=False) as daemon:
+        daemon.wait_for("starting rspamd_proxy process")
+        before = old(lab, f"inet:{RSPAMD}@{LOCAL}", mails)
+        command = filter_command("rspamd", "-url", daemon.url, "--headers", "minimal")
+        after = seen(lab, command, mails)
+    assert before.refused == after.refused == {"reject": 554, "soft reject": 451}
+    for name, mail in before.delivered.items():
+        one, other = mail.message, after.delivered[name].message
+        for field in ("X-Spam", "X-Spam-Score", "X-Spamd-Bar"):
+            assert one.get_all(field) == other.get_all(field), (name, field)
+        assert ("X-Spam-Status" in one) is ("X-Spam-Status" in other)
+    marked = {name for name, mail in after.delivered.items() if mail.message["X-Spam"]}
+    assert marked == {"add header"}
