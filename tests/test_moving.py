@@ -80,6 +80,11 @@ OPTIONS = {
         Whitelist HELO_Whitelist Domain_Whitelist Domain_Whitelist_PTR SPF_Enhanced_Status_Codes
         Header_Type Hide_Receiver Authserv_Id Lookup_Time Void_Limit Mock Reason_Message
     """,
+    "policyd-rate-limit": """
+        limits limits_by_id limit_by_sasl limit_by_sender limit_by_ip limited_networks
+        success_action fail_action db_error_action backend sqlite_config mysql_config pgsql_config
+        report report_to report_limits
+    """,
     "Rspamd's milter": """
         bind_socket upstream hosts timeout max_retries discard_on_reject quarantine_on_reject
         spam_header reject_message milter_headers
