@@ -12,6 +12,7 @@ import pytest
 
 from smtpd_filters.filters.dnsbl import Dnsbl
 from smtpd_filters.filters.dnsbl.options import old_style
+from smtpd_filters.tables import HostTable, NetworkTable
 from tests.test_manuals import flags
 
 ROOT = Path(__file__).parents[1]
@@ -79,6 +80,11 @@ OPTIONS = {
         No_Mail Reject_Not_Pass_Domains PermError_reject TempError_Defer Prospective skip_addresses
         Whitelist HELO_Whitelist Domain_Whitelist Domain_Whitelist_PTR SPF_Enhanced_Status_Codes
         Header_Type Hide_Receiver Authserv_Id Lookup_Time Void_Limit Mock Reason_Message
+    """,
+    "postgrey": """
+        --delay --max-age --retry-window --greylist-action --greylist-text --lookup-by-subnet
+        --ipv4cidr --ipv6cidr --lookup-by-host --privacy --hostname --whitelist-clients
+        --whitelist-recipients --auto-whitelist-clients --x-greylist-header
     """,
     "policyd-rate-limit": """
         limits limits_by_id limit_by_sasl limit_by_sender limit_by_ip limited_networks
@@ -170,25 +176,50 @@ def test_each_line_with_a_filter_has_flags_that_it_takes() -> None:
         assert named <= flags()[program] | {"--supervised"}, command
 
 
+def printed(name: str, content: str, path: Path) -> list[list[str]]:
+    """What the two commands awk of a part of the page print about a file with this content."""
+    path.write_text(content)
+    commands = re.findall(r"^(awk .*') /", section(name), re.MULTILINE)
+    assert len(commands) == 2
+    return [
+        subprocess.run(
+            [*shlex.split(command), path], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        for command in commands
+    ]
+
+
 def test_the_keys_of_opendkim_are_copied(tmp_path: Path) -> None:
-    (tmp_path / "KeyTable").write_text(
+    content = (
         "# ours\nk1 example.org:a:/etc/dkimkeys/a.private\n\n"
         "b._domainkey.example.net\texample.net:b:/etc/dkimkeys/b.private\n"
     )
-    copies, table = re.findall(r"^(awk .*?)(?: \| sh| > .*)$", section("OpenDKIM"), re.MULTILINE)
-    done = [
-        subprocess.run(
-            [*shlex.split(command)[:-1], tmp_path / "KeyTable"],
-            capture_output=True, text=True, check=True,
-        ).stdout.splitlines()
-        for command in (copies, table)
-    ]  # fmt: skip
     new = ["/etc/mail/dkim/example.org.a.key", "/etc/mail/dkim/example.net.b.key"]
-    assert done == [
+    assert printed("OpenDKIM", content, tmp_path / "KeyTable") == [
         [f"install -g opensmtpd -m 640 /etc/dkimkeys/a.private {new[0]}",
          f"install -g opensmtpd -m 640 /etc/dkimkeys/b.private {new[1]}"],
         [f"example.org a {new[0]}", f"example.net b {new[1]}"],
     ]  # fmt: skip
+
+
+def test_the_clients_of_postgrey_are_two_tables(tmp_path: Path) -> None:
+    content = (
+        "# servers\n\nexample.org   # theirs\n3com.example\n/^mail\\d+\\.example$/\n"
+        "192.0.2.1\n198.51.100\n203.0.113.0/25\n2001:db8::/64\n"
+    )
+    names, networks = printed("postgrey", content, tmp_path / "whitelist_clients")
+    (tmp_path / "names").write_text("\n".join(names))
+    (tmp_path / "networks").write_text("\n".join(networks))
+    hosts = HostTable(f"file:{tmp_path}/names")
+    for below in ("", "mx.", "a.b.", "a.b.c."):
+        assert hosts.match(f"{below}example.org")
+        assert hosts.match(f"{below}3com.example")
+    assert not hosts.match("otherexample.org")
+    clients = NetworkTable(f"file:{tmp_path}/networks")
+    for address in ("192.0.2.1", "198.51.100.7", "203.0.113.127", "2001:db8::1"):
+        assert clients.match(address)
+    for address in ("192.0.2.2", "198.51.101.7", "203.0.113.128", "2001:db9::1"):
+        assert not clients.match(address)
 
 
 @pytest.mark.parametrize("name", OLDER)
