@@ -430,7 +430,7 @@ class _LocalNetwork(Lab):
         self.pid = 0
 
     def new_socket(
-        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> socket.socket:
         """Return a new socket."""
-        return socket.socket(family, kind)
+        return socket.socket(family, kind, protocol)

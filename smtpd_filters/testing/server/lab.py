@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self, TypeVar, cast
 
 from . import clock
+from .backlog import DIAGNOSIS, count_waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +45,6 @@ HOSTNAME = "mx.local.example"
 # The documentation networks of RFC 5737 and RFC 3849. All their addresses are local to the lab, so
 # that a client can use any of them, like any of 127.0.0.0/8.
 NETWORKS = ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
-TCP_LISTEN = "0A"  # include/net/tcp_states.h, in the form of /proc/net/tcp
 HOLDER_TIMEOUT = 30.0  # seconds; it takes milliseconds
 EXEC_TIMEOUT = 1.0  # seconds; it takes microseconds, or as long as the disk
 ROOM = 2  # pending connections allowed when another one is made
@@ -180,10 +180,10 @@ class Lab:
         return outcome[0]
 
     def new_socket(
-        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM
+        self, family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0
     ) -> socket.socket:
         """Return a new socket in the lab's network."""
-        return self.call(lambda: socket.socket(family, kind))
+        return self.call(lambda: socket.socket(family, kind, protocol))
 
     def connect(
         self, port: int, *, source: str = "127.0.0.1", to: str | None = None, timeout: float = 60
@@ -212,23 +212,10 @@ class Lab:
         seconds, so that many clients would measure the kernel's retries and not smtpd.
         """
         deadline = time.monotonic() + timeout
-        while time.monotonic() < deadline and self._pending(port, sixth=sixth) > ROOM:
-            select.select([], [], [], 0.001)
-
-    def _pending(self, port: int, *, sixth: bool) -> int:
-        """Return the number of IPv4 or IPv6 connections pending on this port."""
-        most = 0
-        # One table only: the kernel takes milliseconds for each.
-        table = Path(f"/proc/{self.pid}/net/{'tcp6' if sixth else 'tcp'}")
-        with contextlib.suppress(FileNotFoundError):
-            # proc(5): sl local remote st tx_queue:rx_queue ...; a listener's rx_queue is the
-            # number of pending connections.
-            for _, local, _, state, queues, *_ in map(
-                str.split, table.read_text("ascii").splitlines()[1:]
-            ):
-                if state == TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
-                    most = max(most, int(queues.partition(":")[2], 16))
-        return most
+        family = socket.AF_INET6 if sixth else socket.AF_INET
+        with self.new_socket(*DIAGNOSIS) as diagnosis:
+            while time.monotonic() < deadline and count_waiting(diagnosis, family, port) > ROOM:
+                select.select([], [], [], 0.001)
 
     def command(
         self, arguments: Sequence[str], *, user: tuple[int, int] | None = None
