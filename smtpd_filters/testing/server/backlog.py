@@ -11,8 +11,9 @@ import socket
 import struct
 
 #: The family, type and protocol of a socket for `count_waiting`, which asks about the network that
-#: the socket was made in; NETLINK_SOCK_DIAG of linux/netlink.h.
-DIAGNOSIS = (socket.AF_NETLINK, socket.SOCK_RAW, 4)
+#: the socket was made in: Linux's AF_NETLINK, which the socket module of other systems lacks, and
+#: NETLINK_SOCK_DIAG of linux/netlink.h.
+DIAGNOSIS = (16, socket.SOCK_RAW, 4)
 
 _SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 _REQUEST_ALL = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
