@@ -74,7 +74,8 @@ class Dyndns(ClientFilter):
         allow_names = option(
             table(HostTable, asks=True),
             default=None,
-            help="Reverse names that are never refused, such as mail.example.org or *.example.org.",
+            help="Reverse names that are never refused, such as mail.example.org or *.example.org. "
+            "A star covers one label.",
         )
         action = action_option("whose name looks dynamic")
         phase = phase_option()

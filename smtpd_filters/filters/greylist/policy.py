@@ -190,7 +190,9 @@ class Greylist(Filter):
         allow_names = option(
             table(HostTable, asks=True),
             default=None,
-            help="Reverse names of clients that never wait, if they resolve to the client.",
+            help="Reverse names of clients that never wait, if they resolve to the client. A star "
+            "covers one label: *.example.org is a.example.org, but neither example.org nor "
+            "a.b.example.org.",
         )
         allow_senders = option(
             table(AddressTable, asks=True),
