@@ -65,7 +65,7 @@ OPTIONS = {
         RemoveOldSignatures ReplaceHeaders ReplaceRules RequireSafeKeys ResignAll ResignMailTo
         Selector SenderHeaders SendReports SetupPolicyScript SignatureAlgorithm SignatureTTL
         SignHeaders SigningTable SoftwareHeader Statistics StrictHeaders SubDomains
-        TrustSignaturesFrom
+        TrustSignaturesFrom SelectorEd25519 KeyFileEd25519 KeyTableEd25519
     """,
     "OpenDMARC": """
         AuthservID AuthservIDWithJobID CopyFailuresTo DomainWhitelist DomainWhitelistFile DNSTimeout
