@@ -4,15 +4,16 @@ Invariants
 ----------
 *Bounded*: it has at most `max_entries` rows, members of groups included. Beyond that, the rows that
 expire first are dropped. Keys and values are bounded, so its memory is as well.
-*Few at once*: a request deletes at most `SWEEP` rows besides its own.
+*Few at once*: a request looks at no more than some `SWEEP` rows besides its own, however many there
+are, so that no other session waits for it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from smtpd_filters.errors import UnavailableError
 
@@ -26,10 +27,15 @@ if TYPE_CHECKING:
     from .operations import Entry, Operation, Row
 
 MAX_ENTRIES = 100_000
-#: Rows that one request deletes.
+#: Rows that one request deletes, and items that it moves to a new heap.
 SWEEP = 32
+#: Items of the heap, for each row and besides, above which a new heap is begun.
+ITEMS, FEW = 2, 64
 #: Entries that `scan` returns between two visits to the event loop.
 STEP = 256
+
+#: The expiry of a row, its key and, if it is a member of a group, "+" and the member, else "".
+_Item: TypeAlias = tuple[float, bytes, bytes]
 
 
 class MemoryStore(Store):
@@ -101,17 +107,20 @@ class _Rows:
         self.groups: dict[bytes, dict[bytes, float]] = {}
         self._members = 0
         self._max = max_entries
-        #: Expiry, key and, if it is a member of a group, "+" and the member, else "". A row that is
-        #: written again leaves an outdated item.
-        self._heap: list[tuple[float, bytes, bytes]] = []
+        #: The rows by their expiry. One that is written again leaves an outdated item.
+        self._heap: list[_Item] = []
+        #: The heap before, while the items that aren't outdated are moved out of it.
+        self._rest: list[_Item] = []
 
     def get(self, key: bytes) -> Row | None:
         row = self.entries.get(key)
         return row if row is not None and row.expires > self.now else None
 
     def put(self, key: bytes, row: Row) -> None:
+        before = self.entries.get(key)
         self.entries[key] = row
-        heappush(self._heap, (row.expires, key, b""))
+        if before is None or before.expires != row.expires:
+            heappush(self._heap, (row.expires, key, b""))
 
     def delete(self, key: bytes) -> bool:
         row = self.entries.pop(key, None)
@@ -133,9 +142,11 @@ class _Rows:
 
     def join(self, key: bytes, member: bytes, expires: float) -> None:
         group = self.groups.setdefault(key, {})
-        self._members += member not in group
+        before = group.get(member)
+        self._members += before is None
         group[member] = expires
-        heappush(self._heap, (expires, key, b"+" + member))
+        if before != expires:
+            heappush(self._heap, (expires, key, b"+" + member))
 
     def leave(self, key: bytes, member: bytes) -> bool:
         here = self.is_member(key, member)
@@ -157,9 +168,9 @@ class _Rows:
 
     def sweep(self) -> None:
         """Delete a few rows that have expired, or are the first to expire of too many."""
-        heap = self._heap
         for _ in range(SWEEP):
-            if not heap:
+            heap = min(filter(None, (self._heap, self._rest)), default=None)
+            if heap is None:
                 return
             size = len(self.entries) + self._members
             expires, key, member = heap[0]
@@ -173,15 +184,15 @@ class _Rows:
                 self._drop(key, member[1:])
             else:
                 del self.entries[key]
-        if len(heap) > 64 + 4 * (len(self.entries) + self._members):
-            self._rebuild()
+        self._renew()
 
-    def _rebuild(self) -> None:
-        """Build the heap without its outdated items."""
-        self._heap = [(self.entries[key].expires, key, b"") for key in self.entries]
-        self._heap += [
-            (self.groups[key][member], key, b"+" + member)
-            for key in self.groups
-            for member in self.groups[key]
-        ]
-        heapify(self._heap)
+    def _renew(self) -> None:
+        """Move a few items to the new heap; begin one if there are many outdated items."""
+        rest = self._rest
+        for _ in range(min(SWEEP, len(rest))):
+            item = rest.pop()  # the last one: what is left is a heap as well
+            expires, key, member = item
+            if self._expiry(key, member) == expires:
+                heappush(self._heap, item)
+        if not rest and len(self._heap) > FEW + ITEMS * (len(self.entries) + self._members):
+            self._heap, self._rest = [], self._heap
