@@ -128,7 +128,7 @@ class Triplets:
             entry = await self._store.ask(Get(own))
             if is_known(entry):
                 return await self._welcome(client, own, entry)
-            del self._known[client]
+            self._known.pop(client, None)  # another message may have done so
         new = _value(WAITING, attempt.address)
         found: dict[bytes, Entry | None] = {}
         entry = None

@@ -247,6 +247,19 @@ def test_one_of_two_exchangers_counts(store: Store, clock: Clock) -> None:
     lived(body, store, clock)
 
 
+def test_messages_at_the_same_time_find_that_a_client_is_no_longer_known(
+    store: Store, clock: Clock
+) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.store.ask(Put(client_key(NET), ALLOWED, 1000))
+        assert await memory.comes() == "known"
+        clock.advance(1001)
+        several = (memory.triplets.judge(Attempt(NET, BERT, [YOU])) for _ in range(3))
+        assert {each.state for each in await asyncio.gather(*several)} <= {"new", "waiting"}
+
+    lived(body, store, clock)
+
+
 def test_odd_addresses_are_keys_like_others(store: Store, clock: Clock) -> None:
     odd = ["\udcff{}:%@example.net", "x" * 5000, "", "a b@[ipv6:::1]"]
 
