@@ -71,6 +71,18 @@ class Words:
         return cls(spec)
 
 
+#: The ends of errors about names that are like none.
+_OWN = (
+    "junk-below, action, weight, timeout, limit, check-header, key, nameserver, ours, "
+    "password, from"
+)
+EVERY_KEY = f" (there is {_OWN})"
+EVERY_FLAG = (
+    " (there is --verbose, --long-lines, --journal, --sandbox, --on-error, --deadline, --dry-run, "
+    f"--filter-name, --supervised, --{_OWN.replace(', ', ', --')}, --help, --version)"
+)
+
+
 class Example(Settings):
     junk_below = option(INTEGER(0, 100), default=5, flags=("-junkBelow",), help="Junk below it.")
     action = option(choice("junk", "reject"), default="junk", help="What to do")
@@ -355,7 +367,7 @@ def test_from_mapping() -> None:
     [
         ({"junk_below": 7}, 'unknown key "junk_below", did you mean "junk-below"?'),
         ({"acton": "junk"}, 'unknown key "acton", did you mean "action"?'),
-        ({"x\ny": "junk"}, 'unknown key "x\\ny"'),
+        ({"x\ny": "junk"}, f'unknown key "x\\ny"{EVERY_KEY}'),
         ({"junk-below": 101}, 'junk-below: must be at most 100, not "101"'),
         ({"ours": "bad"}, "ours: /etc/mail/words:3: bad\\nword"),
         ({"password": 5}, "password: invalid value (secret, not shown)"),
@@ -499,9 +511,9 @@ def test_a_required_flag() -> None:
         (["-vt"], "-t needs a value (SECONDS)"),
         (["-vx"], 'unknown flag -vx, did you mean "-v"?'),
         (["--acton=junk"], 'unknown flag --acton, did you mean "--action"?'),
-        (["--zzz\n"], "unknown flag --zzz\\n"),
+        (["--zzz\n"], f"unknown flag --zzz\\n{EVERY_FLAG}"),
         # Only the dashes are alike, or a few letters.
-        (["--motion=junk"], "unknown flag --motion"),
+        (["--motion=junk"], f"unknown flag --motion{EVERY_FLAG}"),
         (["--help=1"], 'unknown flag --help, did you mean "--help"?'),
         (["stray"], 'unexpected argument "stray"'),
         (

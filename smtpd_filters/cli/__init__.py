@@ -18,7 +18,7 @@ from importlib import import_module
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import die, package
-from smtpd_filters.settings.declare import RESERVED, suggest
+from smtpd_filters.settings.declare import RESERVED, nearest
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.startup import handle_interrupt
 
@@ -89,12 +89,11 @@ def _main(words: list[str]) -> int:
         first = "help"
     if first.startswith("-"):
         flag = first.partition("=")[0]
-        raise ConfigError(f"unknown flag {printable(flag)}{suggest(flag, RESERVED)}")
+        raise ConfigError(f"unknown flag {printable(flag)}{nearest(flag, RESERVED)}")
     if not first:
         raise ConfigError(f"VERB is required: {', '.join(VERBS)} (see {PROG} help)")
     if first not in VERBS:
-        near = suggest(first, VERBS) or f" (there is {', '.join(VERBS)})"
-        raise ConfigError(f"unknown verb {quote(first)}{near}")
+        raise ConfigError(f"unknown verb {quote(first)}{nearest(first, VERBS)}")
     try:
         verb = load(first)
     except ImportError as error:

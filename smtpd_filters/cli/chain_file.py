@@ -32,7 +32,7 @@ from smtpd_filters.settings import (
     option,
     policy_options,
 )
-from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.tables.source import MARK
 
@@ -152,7 +152,7 @@ def _kind_of(
         text = f"{USE}: {error}" if USE in table else str(error)
         nameless = not alone and USE not in table and text.startswith("no filter ")
         if nameless and not text.endswith("?"):
-            text = f'{text}; name the filter with {USE} = "fcrdns"'
+            text = f'{text}; a name of your own requires {USE} = "..."'
         raise ConfigError(f"{where}: {text}") from None
 
 
@@ -176,7 +176,7 @@ class ChainFile:
         self._top = {key: value for key, value in top.items() if key not in {"filter", "chain"}}
         for key in self._top:
             if key not in _process_keys():
-                near = suggest(key.replace("_", "-"), ("filter", "chain", *_process_keys()))
+                near = nearest(key.replace("_", "-"), ("filter", "chain", *_process_keys()))
                 raise ConfigError(f"{path}: unknown key {quote(key)}{near}")
         from_mapping(ProcessSettings, self._top, path)
         if not self._chains:
@@ -219,9 +219,7 @@ class ChainFile:
         return name
 
     def _suggestion(self, name: str) -> str:
-        return (
-            suggest(name, self._chains) or f" (there is {', '.join(map(printable, self._chains))})"
-        )
+        return nearest(name, self._chains)
 
     def process(self, name: str) -> ChainSettings:
         """Return the settings of a chain and its process, from its table and the file's top."""

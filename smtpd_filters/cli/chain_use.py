@@ -21,7 +21,7 @@ from importlib import import_module
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.runtime.log import fold_traceback
-from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import printable, quote
 
@@ -80,8 +80,9 @@ def _load_named(name: str, others: Iterable[str]) -> type[Filter]:
         if _is_filter(cls):
             return cls
         raise ConfigError(f"the entry point {quote(name)} is not a filter")
-    known = [cls.name for cls in discover()[0]]
-    raise ConfigError(f"no filter {quote(name)}{suggest(name, [*others, *known])}")
+    known = [*others, *(cls.name for cls in discover()[0])]
+    near = nearest(name.removeprefix("filter-"), known)
+    raise ConfigError(f"no filter {quote(name)}{near}")
 
 
 def _load_file(used: str) -> type[Filter]:

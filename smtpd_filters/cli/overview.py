@@ -41,8 +41,14 @@ def run(options: Options, _rest: list[str]) -> int:
             # A name of neither a verb nor a filter.
             if "/" in topic or ":" in topic:
                 raise
-            near = suggest(topic, VERBS) or str(error).partition(quote(topic))[2]
-            near = near or "; name a file of your own by its path, as in /etc/mail/filters/x.py"
+            near = suggest(topic, VERBS)
+            if not near:
+                # It names the filter without its prefix.
+                near = str(error).partition(quote(topic.removeprefix("filter-")))[2]
+            if not near.endswith("?"):
+                filters = near.removeprefix(" (there is ")
+                near = f" (verbs: {', '.join(VERBS)}; filters: {filters}"
+                near += "; name a file of your own by its path, as in /etc/mail/filters/x.py"
             raise ConfigError(f"no verb and no filter {quote(topic)}{near}") from None
         return main(["--help"])
     return 0

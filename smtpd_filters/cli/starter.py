@@ -28,6 +28,7 @@ from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import CHECKING, ONLINE, TRAITS
+from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.supervise.process import LIBEXEC
@@ -108,7 +109,7 @@ class _Child:
         if not path:
             return ""
         if not Path(f"{self._root}{path}").exists():
-            return f"{path}: No such file or directory{_elsewhere(path)}"
+            return f"{path}: No such file or directory{_elsewhere(path) or _near(path, self._root)}"
         words = ('test -f "$1" && test -x "$1"', "sh", path)
         if not self._succeeds(*words):
             return f"{path}: not a file that can be executed"
@@ -280,6 +281,16 @@ def _elsewhere(path: str) -> str:
         if found.is_file():
             return f"; its whole path is {found}"
     return ""
+
+
+def _near(path: str, root: str) -> str:
+    """Return the program in the same directory, or of this package, with nearly the same name."""
+    prefix, known = "filter-", set()
+    for directory in (Path(f"{root}{path}").parent, Path(sys.argv[0]).parent):
+        with contextlib.suppress(OSError):
+            known |= {each.name.removeprefix(prefix) for each in directory.glob(f"{prefix}*")}
+    near = suggest(Path(path).name.removeprefix(prefix), sorted(known))  # the prefix is alike
+    return near.replace('"', f'"{prefix}', 1)
 
 
 def _program(text: str) -> str:

@@ -359,6 +359,18 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f", did you mean {quote(names[near[0]])}?" if near else ""
 
 
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the end of an error message: the closest known name, or else all of them."""
+    known = list(dict.fromkeys(known))
+    return suggest(word, known) or listed(known)
+
+
+def listed(known: Iterable[str]) -> str:
+    """Return the end of an error message that lists what is allowed, or "" for nothing."""
+    names = ", ".join(map(printable, known))
+    return f" (there is {names})" if names else ""
+
+
 def absent(cls: type[Settings], values: Mapping[str, Any]) -> list[Option]:
     """Return the required options without a value."""
     return [o for name, o in cls.options.items() if o.required and name not in values]
@@ -382,8 +394,8 @@ def from_mapping(
 
     `where` is the start of error messages: "chain.toml: [filter.dyndns]". `beside` are classes
     parsed from the same table: their keys aren't unknown. Raises ConfigError for an unknown key
-    (suggesting the closest known one), an invalid value or a missing key; of several errors, the
-    first with the rest in `others`.
+    (suggesting the closest known one, or else listing all), an invalid value or a missing key; of
+    several errors, the first with the rest in `others`.
     """
     by_key = {key: declared for declared in cls.options.values() for key in declared.toml_keys()}
     others = {
@@ -392,6 +404,7 @@ def from_mapping(
         for declared in other.options.values()
         for key in declared.toml_keys()
     }
+    tables: list[type[Settings]] = [cls, *beside]
     values: dict[str, Any] = {}
     wrong: list[ConfigError] = []
     for key, value in mapping.items():
@@ -408,6 +421,7 @@ def from_mapping(
                 wrong.append(ConfigError(f"{where}: {key}: {declared.reason(error)}"))
         elif key not in others:
             near = suggest(key.replace("_", "-"), (*by_key, *others))
+            near = near or listed(o.key for each in tables for o in each.options.values())
             wrong.append(ConfigError(f"{where}: unknown key {quote(key)}{near}"))
     wrong += [
         ConfigError(f"{where}: {declared.key} is required") for declared in absent(cls, values)

@@ -30,6 +30,7 @@ from .declare import (
     Settings,
     absent,
     build,
+    listed,
     option,
     spellings,
     suggest,
@@ -335,6 +336,7 @@ def _unknown(
     letters = [f"-{letter}" for letter in flag[1:]]
     if len(letters) > 1 and all(each in known for each in letters):  # a value within the group
         near = f": write {' '.join(letters)}"
+    near = near or listed(dict.fromkeys([o.shown for o in known.values() if o.flags] + [*RESERVED]))
     return ConfigError(f"unknown flag {printable(flag)}{near}")
 
 

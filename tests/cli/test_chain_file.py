@@ -36,6 +36,10 @@ from smtpd_filters.testing import Conversation
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+#: The ends of errors about names that are like none.
+TOP_KEYS = " (there is filter, chain, verbose, long-lines, journal, sandbox)"
+FILTERS = f" (there is {', '.join(cls.name for cls in discover()[0])})"
+OWN_NAME = '; a name of your own requires use = "..."'
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "smtpd-filters.toml"
 MANUAL = ROOT / "docs" / "man" / "smtpd-filters.toml.5"
@@ -271,9 +275,10 @@ def chain_of(name: str, table: str = "") -> str:
         ("[chain.x", "1: Expected ']' at the end of a table declaration"),
         # The top.
         ("", "no chain: a table [chain.NAME] with filters = [...] is required"),
+        ("xyzzy = 1", f'unknown key "xyzzy"{TOP_KEYS}'),
         ("[chains.x]", 'unknown key "chains", did you mean "chain"?'),
         ("long_lines = 1", 'unknown key "long_lines", did you mean "long-lines"?'),
-        ("action = 'junk'", 'unknown key "action"'),
+        ("action = 'junk'", f'unknown key "action"{TOP_KEYS}'),
         ("verbose = 'yes'\n[chain.x]\n", "verbose: expected true or false, not a string"),
         ("filter = 3", "filter: expected tables [filter.NAME]"),
         ("[[chain]]", "chain: expected tables [chain.NAME]"),
@@ -302,7 +307,7 @@ def chain_of(name: str, table: str = "") -> str:
             '[filter.nameless]\nuse = "fcrdns"\n[chain.x]\nfilters = ["namless"]',
             '[chain.x]: filters: no filter "namless", did you mean "nameless"?',
         ),
-        ('[chain.x]\nfilters = ["_client"]', '[chain.x]: filters: no filter "_client"'),
+        ('[chain.x]\nfilters = ["_client"]', f'[chain.x]: filters: no filter "_client"{FILTERS}'),
         ('[chain.x]\nfilters = [""]', "[chain.x]: filters: use: expected the name of a filter"),
         # Filters.
         (chain_of("frcdns"), '[filter.frcdns]: no filter "frcdns", did you mean "fcrdns"?'),
@@ -955,7 +960,7 @@ def test_a_check_finds_all_that_is_wrong_with_one_filter(write: Callable[..., Pa
         ),
         (
             "[filter.inbound]\n[chain.x]\nfilters = ['inbound']\n",
-            '[filter.inbound]: no filter "inbound"; name the filter with use = "fcrdns"',
+            f'[filter.inbound]: no filter "inbound"{FILTERS}{OWN_NAME}',
         ),
         (
             "[filter.fcrdns]\nexempt = 'local'\n[chain.x]\nfilters = ['fcrdns']\n",

@@ -346,6 +346,8 @@ def test_a_command_without_a_path_is_in_libexec(
     assert about(checked, "filter-mine", libexec=libexec) == f"0 ok (as {ME})"
     missing = f"{tmp_path}/filter-yours: No such file or directory"
     assert about(checked, "filter-yours -v", libexec=libexec) == f"1 {missing} (as {ME})"
+    near = f'{tmp_path}/filter-mien: No such file or directory, did you mean "filter-mine"?'
+    assert about(checked, "filter-mien", libexec=libexec) == f"1 {near} (as {ME})"
     own = Path(sys.executable).with_name("filter-supervise")
     missing = f"{tmp_path}/filter-supervise: No such file or directory; its whole path is {own}"
     supervised = "filter-supervise filter-mine"

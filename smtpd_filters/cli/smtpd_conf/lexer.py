@@ -6,7 +6,7 @@ import os
 from typing import NamedTuple
 
 from smtpd_filters.errors import ConfigError, os_reason
-from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import quote
 
@@ -226,7 +226,7 @@ class Lexer:
         value = self.macros.get(name)
         if value is None:
             raise StatementError(
-                place, f"macro {quote(name)} not defined{suggest(name, self.macros)}"
+                place, f"macro {quote(name)} not defined{nearest(name, self.macros)}"
             )
         self.file.back += (_END, *reversed(value), _BEGIN)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.settings.declare import suggest
+from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.kinds import quote
 
 from .lexer import MARK, STRING, WORD, Lexer, Place, StatementError, Token
@@ -124,7 +124,9 @@ class _Parser:
         }
         if first.kind != WORD or first.text not in _STATEMENTS:
             raise StatementError(
-                first.place, f"syntax error: {quote(first.text)} starts no statement"
+                first.place,
+                f"syntax error: {quote(first.text)} starts no statement"
+                f"{nearest(first.text, _STATEMENTS)}",
             )
         if first.text in statements:
             statements[first.text](Words(tokens))
@@ -133,7 +135,7 @@ class _Parser:
         words = Words(tokens)
         name = tokens[0].text
         if not words.next_is(MARK, "="):
-            near = suggest(name, _STATEMENTS)
+            near = nearest(name, _STATEMENTS)
             raise words.wrong(f"{quote(name)} starts no statement{near}")
         words.expect(MARK, "=")
         value = words.string()
@@ -208,7 +210,7 @@ class _Parser:
     ) -> None:
         if name not in known:
             raise StatementError(
-                place, f"{why}no {what} {quote(name)} is declared above{suggest(name, known)}"
+                place, f"{why}no {what} {quote(name)} is declared above{nearest(name, known)}"
             )
 
     def _check_chain(self, name: str, members: Sequence[str], place: Place) -> None:

@@ -21,6 +21,7 @@ from smtpd_filters.message.folding import field_lines
 from smtpd_filters.mime.signatures import GROUPS, KINDS
 from smtpd_filters.parts.dangerous import DANGEROUS
 from smtpd_filters.settings import NUMBER, REPLY, SIZE
+from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import quote
 
@@ -148,12 +149,7 @@ class Rules:
         for key, value in table.items():
             parse = _KEYS.get(key)
             if parse is None:
-                from difflib import get_close_matches  # only for this message
-
-                near = get_close_matches(key, _KEYS, 1)
-                raise ValueError(
-                    f"unknown key {quote(key)}" + (f", did you mean {near[0]}?" if near else "")
-                )
+                raise ValueError(f"unknown key {quote(key)}{nearest(key, _KEYS)}")
             try:
                 parse(self, rule, value)
             except ValueError as error:

@@ -517,7 +517,7 @@ def test_wrong_flags(flags: tuple[str, ...], error: str, tmp_path: Path) -> None
     [
         ("", "rule 1 (\"r\"): requires an action"),
         ('action = "reject"', "has no condition: it would apply to every message"),
-        ('acton = "reject"', 'unknown key "acton", did you mean action?'),
+        ('acton = "reject"', 'unknown key "acton", did you mean "action"?'),
         ('action = "burn"', 'action: "burn" is not one of reject, junk'),
         ('extension = "*.exe"\naction = "junk"', 'extension: "*.exe" is not an ext'),
         ('extension = "tar.gz"\naction = "junk"', "only the last extension counts"),
