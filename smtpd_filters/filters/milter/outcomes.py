@@ -39,7 +39,9 @@ def refusal(answer: Verdict | ReplyCode) -> Reject | Disconnect | None:
         fallback = REJECTED if answer.code >= 500 else LATER  # RFC 5321
         if not text.strip():
             text = fallback.split(" ", 2)[2]
-        line = reply(answer.code, answer.enhanced, text)
+        # All replies that refuse have an enhanced status code (RFC 2034 section 4).
+        enhanced = answer.enhanced or (SHUTDOWN if answer.code == 421 else fallback).split()[1]
+        line = reply(answer.code, enhanced, text)
         return Disconnect(line) if answer.code in _CLOSING else Reject(line)
     return _REFUSALS.get(answer.command)
 

@@ -450,9 +450,9 @@ VERDICTS = [
     (Verdict(v.REJECT).encode(), "reject", "550 5.7.1 Command rejected"),
     (Verdict(v.TEMPFAIL).encode(), "reject", "451 4.7.1 Service unavailable - try again later"),
     (NO, "reject", REFUSED),
-    (ReplyCode(421, "", (b"bye",)).encode(), "disconnect", "421 bye"),
+    (ReplyCode(421, "", (b"bye",)).encode(), "disconnect", "421 4.7.0 bye"),
     (ReplyCode(451, "4.7.1", (b"",)).encode(), "reject", "451 4.7.1 Service unavailable"),
-    (ReplyCode(550, "", (b"\x1b[31m\xff",)).encode(), "reject", "550 ?[31m?"),
+    (ReplyCode(550, "", (b"\x1b[31m\xff",)).encode(), "reject", "550 5.7.1 ?[31m?"),
     (Verdict(v.SHUTDOWN).encode(), "disconnect", "421 4.7.0 "),
     (Verdict(v.CONNECTION_FAILURE).encode(), "disconnect", "421 4.7.0 "),
 ]
