@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from . import vocabulary as v
-from .codec import UINT32, MilterError, cstr, joined, packet, strings
+from .codec import UINT32, MilterError, cstr, joined, packet, shown, strings
 
 # "550 5.7.1 text" or "550-5.7.1 text"; the enhanced code may be missing.
 _LINE = re.compile(
@@ -165,7 +165,7 @@ def parse_answer(command: bytes, payload: bytes) -> Answer:
     """Return the answer in a packet. Raises MilterError if it is invalid."""
     if verdict := _VERDICTS.get(command):
         if payload:
-            raise MilterError(f"{len(payload)} bytes behind {_shown(command)}")
+            raise MilterError(f"{len(payload)} bytes behind {shown(command)}")
         return verdict
     if command == v.REPLACE_BODY:
         return NewBody(payload)
@@ -187,7 +187,7 @@ def _envelope_edit(command: bytes, payload: bytes) -> EnvelopeEdit:
         (address,) = _strings(command, payload, 1, 1)
         return AddRecipient(address)
     if command not in {v.CHANGE_SENDER, v.ADD_RECIPIENT_WITH}:
-        raise MilterError(f"an unknown answer {_shown(command)}")
+        raise MilterError(f"an unknown answer {shown(command)}")
     address, *arguments = _strings(command, payload, 1, 2)
     kind = ChangeSender if command == v.CHANGE_SENDER else AddRecipient
     return kind(address, *arguments)
@@ -196,7 +196,7 @@ def _envelope_edit(command: bytes, payload: bytes) -> EnvelopeEdit:
 def _strings(command: bytes, payload: bytes, least: int, most: int) -> list[bytes]:
     texts = strings(payload)
     if not least <= len(texts) <= most:
-        raise MilterError(f"an answer {_shown(command)} with {len(texts)} strings")
+        raise MilterError(f"an answer {shown(command)} with {len(texts)} strings")
     return texts
 
 
@@ -204,7 +204,7 @@ def _header_edit(command: bytes, payload: bytes) -> HeaderEdit:
     index = 0
     if command != v.ADD_HEADER:
         if len(payload) < UINT32.size:
-            raise MilterError(f"an answer {_shown(command)} without its index")
+            raise MilterError(f"an answer {shown(command)} without its index")
         (index,) = UINT32.unpack_from(payload)
         payload = payload[UINT32.size :]
     name, value = _strings(command, payload, 2, 2)
@@ -230,7 +230,7 @@ def parse_reply(payload: bytes) -> ReplyCode:
     for at, line in enumerate(lines):
         match = _LINE.fullmatch(line)
         if match is None or (at and match[1] != code):
-            raise MilterError(f"an invalid reply {line[:60]!r}")
+            raise MilterError(f"an invalid reply {shown(line)}")
         code = match[1]
         enhanced = enhanced or match[3]
         found.append(_without_percents(match[4]))
@@ -242,7 +242,3 @@ def parse_reply(payload: bytes) -> ReplyCode:
 
 def _without_percents(text: bytes) -> bytes:
     return b"%".join(part.replace(b"%", b"") for part in text.split(b"%%"))
-
-
-def _shown(command: bytes) -> str:
-    return f'"{command.decode("ascii")}"' if b" " < command < b"\x7f" else f"0x{command.hex()}"

@@ -102,3 +102,10 @@ def _odd_length(word: bytes, size: int) -> str:
     if all(byte in _PRINTABLE for byte in word):
         return f'not a milter: it sends "{word.decode("ascii")}"'
     return f"a packet of {size} bytes"
+
+
+def shown(data: bytes) -> str:
+    """Return a command or a line for an error: in quotes, printable, of limited length."""
+    if len(data) == 1 and not b" " < data < b"\x7f":
+        return f"0x{data.hex()}"
+    return f'"{data[:60].decode("latin-1").encode("unicode_escape").decode("ascii")}"'

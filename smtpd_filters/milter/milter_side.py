@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from . import vocabulary as v
-from .codec import UINT16, MilterError, Packets, strings
+from .codec import UINT16, MilterError, Packets, shown, strings
 from .negotiation import Offer
 
 _STRINGS = frozenset({v.HELO, v.MAIL, v.RCPT, v.HEADER, v.UNKNOWN})
@@ -49,7 +49,7 @@ class MilterSide:
     def _event(self, command: bytes, payload: bytes) -> Event | None:
         if self.offer is None:
             if command != v.NEGOTIATE:
-                raise MilterError(f"{command!r} before the negotiation")
+                raise MilterError(f"{shown(command)} before the negotiation")
             self.offer = Offer.parse(payload)
             return Event(command)
         if command == v.MACROS:
@@ -84,10 +84,10 @@ def _fields(command: bytes, payload: bytes) -> tuple[bytes, ...]:
     if command in _STRINGS:
         texts = tuple(strings(payload))
         if not texts or (command == v.HEADER and len(texts) != 2):
-            raise MilterError(f"{command!r} with {len(texts)} strings")
+            raise MilterError(f"{shown(command)} with {len(texts)} strings")
         return texts
     if command in {v.BODY, v.END_OF_BODY}:
         return (payload,) if payload else ()
     if command in _EMPTY and not payload:
         return ()
-    raise MilterError(f"an invalid packet {command!r}")
+    raise MilterError(f"an invalid packet {shown(command)}")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from . import vocabulary as v
 from .answers import NewBody, ReplyCode, Verdict, parse_answer
-from .codec import UINT16, MilterError, Packets, cstr, joined, packet
+from .codec import UINT16, MilterError, Packets, cstr, joined, packet, shown
 from .negotiation import Agreement, Offer
 
 TYPE_CHECKING = False
@@ -287,7 +287,7 @@ class MtaSide:
 
     def _agree(self, command: bytes, payload: bytes) -> Agreement:
         if command != v.NEGOTIATE:
-            raise MilterError(f"not a negotiation, but {command!r}")
+            raise MilterError(f"not a negotiation, but {shown(command)}")
         self.agreed = agreed = Agreement.parse(payload, self._offer)
         self._wanted, self._answered = agreed.events()
         self._ended()

@@ -193,7 +193,7 @@ def test_an_older_version_has_fewer_events() -> None:
         (Agreement(1), "it speaks version 1"),
         (Agreement(6, 0x200), "the actions 0x200"),
         (Agreement(6, 0, 0x10000000), "the protocol bits 0x10000000"),
-        (Verdict(b"c"), "not a negotiation"),
+        (Verdict(b"c"), 'not a negotiation, but "c"'),
         (Agreement(6, 0x100, 0, {v.RCPT: (b"x",) * 201}), "a list of 201 macros"),
     ],
 )

@@ -143,7 +143,8 @@ def test_a_pause_between_commands_is_no_silence() -> None:
         (b"\xff\xff\xff\xff", "a packet of 4294967295 bytes"),
         (Verdict(b"c").encode() + Verdict(b"c").encode(), "a second answer"),
         (b"\0\0\0\1O", 'an unknown answer \\"O\\"'),
-        (b"\0\0\0\6y250 \0", "an invalid reply"),
+        (b"\0\0\0\6y250 \0", 'an invalid reply \\"250 \\"'),
+        (b"\0\0\0\5y2\xff0\0", 'an invalid reply \\"2\\\\xff0\\"'),
     ],
 )
 def test_nonsense(event: bytes, answer: bytes, cause: str) -> None:
