@@ -106,8 +106,22 @@ def os_reason(error: OSError) -> str:
 
 
 def unreadable(error: OSError, path: str) -> str:
-    """Return the reason why a file can't be read: that of `os_reason`, or the sandbox."""
-    return (error.errno in _DENIED and out_of_reach(path)) or os_reason(error)
+    """Return the reason why a file can't be read: that of `os_reason`, or the sandbox.
+
+    For a relative path it ends with the place where the file was looked for: smtpd starts filters
+    in a directory of its own.
+    """
+    reason = (error.errno in _DENIED and out_of_reach(path)) or os_reason(error)
+    return f"{reason}{looked_for(path)}"
+
+
+def looked_for(path: str) -> str:
+    """Return the absolute path of a relative one, in parentheses; "" for an absolute one."""
+    try:
+        whole = os.path.abspath(path)  # noqa: PTH100  # start-up time
+    except OSError:  # the current directory is deleted
+        return " (the current directory is deleted)"
+    return "" if os.path.isabs(path) else f" ({whole})"  # noqa: PTH117  # as above
 
 
 def uncreated(error: OSError) -> str:

@@ -43,6 +43,7 @@ from smtpd_filters.settings import (
     table,
 )
 from smtpd_filters.settings.declare import annotations_of
+from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.manual import (
     command_text,
     describe,
@@ -377,6 +378,21 @@ def test_from_mapping_refuses(mapping: dict[str, object], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         from_mapping(Example, mapping, "{f}.toml: [filter.example]")
     assert str(caught.value) == f"{{f}}.toml: [filter.example]: {line}"
+
+
+def test_a_relative_path_is_shown_with_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    for read_it in (read_file, lambda path: StringTable.load(f"file:{path}")):
+        with pytest.raises(ConfigError) as caught:
+            read_it("words")
+        assert str(caught.value) == f"words: No such file or directory ({gone}/words)"
+    gone.rmdir()
+    with pytest.raises(ConfigError, match=r"^words: .* \(the current directory is deleted\)$"):
+        read_file("words")
 
 
 def test_a_required_key() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.errors import ConfigError, unreadable
 from smtpd_filters.settings.declare import suggest
 from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.secrets import read_secret
@@ -130,7 +130,7 @@ def _read(path: str) -> tuple[str, int]:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(_FILE_MAX + 1)
     except OSError as error:
-        raise ConfigError(f"{path}: {os_reason(error)}") from None
+        raise ConfigError(f"{path}: {unreadable(error, path)}") from None
     except ValueError as error:
         raise ConfigError(f"{path[:80]!r}: {error}") from None
     if text.startswith(b"SQLite format 3\0"):
