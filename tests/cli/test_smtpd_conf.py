@@ -255,6 +255,7 @@ def test_a_filter_for_users_where_nobody_authenticates(path: Path, command: str)
     "command",
     [
         "filter-limit --limit 'client messages 200/1h' --override user",
+        "filter-limit --limit 'user messages many'",  # an error, and reported as such
         "filter-mailfrom --domains example.org",
         "filter-mailfrom",
         "filter-other --limit 'user messages 200/1h'",

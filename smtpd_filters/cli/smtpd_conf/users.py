@@ -38,6 +38,16 @@ def _settings(name: str, words: Sequence[str]) -> list[str]:
     for flag, value in flags_in(words):
         if name == _MAILFROM and flag == "--senders":
             found.append(flag)
-        if name == _LIMIT and flag == "--limit" and "user" in value.partition(" ")[0].split("+"):
+        if name == _LIMIT and flag == "--limit" and _is_for_users(value):
             found.append(f"{flag} '{value}'")
     return found
+
+
+def _is_for_users(limit: str) -> bool:
+    """Return whether a limit is by user; False for an invalid one, which is an error of its own."""
+    from smtpd_filters.filters.limit.rules import parse_rule  # start-up time
+
+    try:
+        return "user" in parse_rule(limit).subject
+    except ValueError:
+        return False
