@@ -84,7 +84,7 @@ class Endpoint:
 
     def _find_interface(self) -> None:
         """Look again for the interface that was missing."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UnicodeError):
             self._family, self._sockaddr = _sockaddr(*self.server)
             self._missing = ""
 

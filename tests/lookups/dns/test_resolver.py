@@ -594,6 +594,18 @@ def test_a_name_server_whose_interface_comes_later(server: DNSServer) -> None:
         run([("fe80::1%later0", port)], test)
 
 
+@pytest.mark.parametrize("interface", ["a" * 70, "a..b"])
+def test_a_name_server_whose_interface_cannot_exist(interface: str) -> None:
+    """Its name is no label for IDNA, with which Python encodes it."""
+
+    async def test(resolver: Resolver) -> None:
+        missing = await resolver.query("four.example", "A")
+        assert isinstance(missing, Unavailable)
+        assert missing.cause == f"[fe80::1%{interface}]:53 no interface {interface}"
+
+    run([(f"fe80::1%{interface}", 53)], test)
+
+
 def test_few_streams_at_a_time(server: DNSServer) -> None:
     server.zone.update({f"cut{n}.example": {"A": "192.0.2.4", "truncate": True} for n in range(20)})
     open_ = most = 0
