@@ -23,6 +23,7 @@ from smtpd_filters.filters.dkimsign import keys as dkimsign_keys
 from smtpd_filters.filters.dkimsign.author import author_domain
 from smtpd_filters.lookups.outcome import Found
 from smtpd_filters.runtime.log import FilterLog, Log
+from smtpd_filters.startup import STRAY
 from smtpd_filters.testing import Conversation
 from tests.authentication.signing import chain, ed25519_key, rsa_key, verified
 from tests.stores.redis_server import free_port
@@ -624,6 +625,24 @@ def test_requests_of_one_turn_are_shared_out(monkeypatch: pytest.MonkeyPatch) ->
     assert asyncio.run(sign_all()) == [key.sign(b"%032d" % number) for number in range(6)]
     assert len(set(asked)) == 2
     assert [asked.count(each) for each in set(asked)] == [3, 3]
+
+
+@pytest.mark.processes
+def test_stray_signals_end_no_process_that_signs(capfd: pytest.CaptureFixture[str]) -> None:
+    key = parse_private_key(pem())
+
+    async def sign() -> None:
+        one = workers.Workers(1, FilterLog(Log(fd=2), "dkimsign"))
+        try:
+            await one.sign(key, bytes(32))
+            for number in STRAY:
+                one._workers[0]._process.send_signal(number)
+            assert await one.sign(key, bytes(32)) == key.sign(bytes(32))
+        finally:
+            await one.aclose()
+
+    asyncio.run(sign())
+    assert capfd.readouterr().err == ""
 
 
 def test_a_short_key_is_used_and_logged(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.authentication.dkim.keys import ED25519, RSA
 from smtpd_filters.authentication.dkim.private_keys import PrivateKey
+from smtpd_filters.startup import ignore_strays
 
 if TYPE_CHECKING:
     from smtpd_filters.runtime.log import FilterLog
@@ -159,6 +160,7 @@ def serve() -> None:
     """Sign until the socket at descriptor 0 is closed: the main function of a process."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ignore_strays()
     keys: dict[tuple[int, bytes], PrivateKey] = {}
     with suppress(OSError, EOFError):
         while True:

@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+#: Signals that would end this process although they mean nothing to it, as in `startup`.
+_STRAY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU)
 #: Seconds for a command.
 PATIENCE = 60.0
 #: Bytes of a notice.
@@ -31,6 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     command, mail, sendmail = arguments
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STRAY:
+        signal.signal(number, lambda *_: None)  # not ignored, which programs inherit
     receiver = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: Signals that would end this process although they mean nothing to it, as in `startup`.
+_STRAY = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGXCPU)
 #: Bytes of a request: its number, and those of a few programs.
 MAX_REQUEST = 1000
 #: Seconds for a program to end after its socket was closed, then after SIGTERM.
@@ -184,6 +186,8 @@ def main(command: Sequence[str]) -> None:
     """Start programs until the socket at descriptor 0 is closed."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in _STRAY:
+        signal.signal(number, lambda *_: None)  # not ignored, which programs inherit
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)

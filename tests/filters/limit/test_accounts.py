@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import email
 import email.policy
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,10 @@ import pytest
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.limit import Limit, ledger, notifier
 from smtpd_filters.filters.limit.ledger import DAY, DAYS
+from smtpd_filters.filters.limit.notices import Notices
 from smtpd_filters.filters.limit.subjects import BLOCK, key
+from smtpd_filters.runtime.log import FilterLog, Log
+from smtpd_filters.startup import STRAY
 from smtpd_filters.stores import Delete
 from smtpd_filters.testing import Conversation
 from tests.filters.limit.limiting import limits, serving
@@ -337,6 +342,26 @@ def test_a_command_that_fails_is_logged(tmp_path: Path, capfd: pytest.CaptureFix
     path.chmod(0o755)
     block("--notify-command", str(path))
     assert f'limit notice error="{path}: exited with 3"\n' in capfd.readouterr().err
+
+
+@pytest.mark.processes
+def test_notices_are_given_after_stray_signals(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    os.mkfifo(ready)
+    path = tmp_path / "program"
+    path.write_text(
+        f'#!/bin/sh\necho "$1" >>{tmp_path}/words\ntest ! -p {ready} || echo >{ready}\n'
+    )
+    path.chmod(0o755)
+    notices = Notices(str(path), "", "", FilterLog(Log(fd=2), "limit"))
+    notices.give(subject="alice")
+    assert ready.read_text() == "\n"
+    ready.unlink()
+    for number in STRAY:
+        notices._process.send_signal(number)
+    notices.give(subject="bob")
+    asyncio.run(notices.aclose())
+    assert (tmp_path / "words").read_text() == "alice\nbob\n"
 
 
 @pytest.mark.processes

@@ -20,6 +20,7 @@ from smtpd_filters.filters.policy.servers import SERVER, Program
 from smtpd_filters.lookups.failover.group import PING
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
+from smtpd_filters.startup import STRAY
 from smtpd_filters.testing import Conversation
 from tests.effort import brief
 from tests.filters.policy import program
@@ -457,6 +458,26 @@ def test_the_process_that_starts_programs_is_replaced(
     with_client(use, started(behaviour))
     for pid in pids:
         asyncio.run(gone(pid))
+
+
+def test_stray_signals_end_neither_process_that_starts_programs(behaviour: Path) -> None:
+    """As one that is sent to a process group: nothing would replace both."""
+
+    async def use(client: PolicyClient) -> None:
+        [children] = client._children
+        program, _ = process(await client.ask_policy(REQUEST))
+        serving = children._process.pid
+        second = await second_of(serving)
+        for number in STRAY:
+            os.kill(serving, number)
+            os.kill(second, number)
+        os.kill(program, signal.SIGUSR1)  # which the program doesn't ignore
+        await gone(program)
+        assert process(await client.ask_policy(REQUEST))[1] == 1
+        os.kill(serving, signal.SIGKILL)
+        assert process(await client.ask_policy(REQUEST))[1] == 2
+
+    with_client(use, started(behaviour))
 
 
 def test_the_process_that_stands_by_is_replaced(
