@@ -291,6 +291,7 @@ def test_narrowing_makes_a_new_kind() -> None:
     [
         (choice, "choice"),
         (lambda: choice("a", ""), "choice"),
+        (lambda: choice(["a", "b"]), "each argument is a word"),  # type: ignore[type-var]
         (lambda: LIST(SWITCH), "LIST"),
         (lambda: LIST(LIST(TEXT)), "LIST"),
     ],

@@ -253,8 +253,11 @@ class _Choice(Kind[W]):
     noun = "one of the choices, as a string"
 
     def __init__(self, choices: tuple[W, ...]) -> None:
-        if not choices or not all(choices):
-            raise TypeError(f"choice{choices!r}: at least one word, and no empty one")
+        if not choices or not all(word and isinstance(word, str) for word in choices):
+            raise TypeError(
+                f"choice{choices!r}: each argument is a word, not empty, as in "
+                'choice("junk", "reject")'
+            )
         self.choices = choices
         self.metavar = "|".join(choices)
 
