@@ -331,6 +331,7 @@ class Refresher:
     async def refresh(self) -> None:
         """Load the entries if they have changed; never raises but for a cancellation."""
         source = self._source
+        before = source.entries
         await source.list()
         if not source.down:
             try:
@@ -343,6 +344,8 @@ class Refresher:
         await release(rows)
         if not source.down:
             source.succeeded()
+            if before and not source.entries:
+                source.say(f"{source.spec}: the list is empty now; it had {before} entries")
             self._good = monotonic()
         elif monotonic() > self._good + source.refresh_interval + OLD_MAX:
             self._table.unload(source.down)

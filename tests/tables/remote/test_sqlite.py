@@ -515,6 +515,26 @@ def test_a_list_is_loaded_again(database: Path) -> None:
         assert sum("answers again" in line for line in smtpd.log) == 1
 
 
+def test_a_list_that_becomes_empty_is_logged(database: Path) -> None:
+    flags = ("--domains", "example.org", "--trusted", listing(database, "SELECT net FROM nets"))
+    with Conversation(Mailfrom, *flags) as smtpd:
+
+        def logged() -> int:
+            smtpd.refresh()
+            return sum("the list is empty now; it had " in line for line in smtpd.log)
+
+        assert logged() == 0
+        changed(database, "DELETE FROM nets")
+        assert [logged(), logged()] == [1, 1]
+        client = smtpd.connect(address="192.0.2.1")
+        client.ehlo()
+        assert client.mail_from("anna@example.org").verb == "reject"
+        changed(database, "INSERT INTO nets VALUES ('192.0.2.0/24')")
+        assert logged() == 1
+        changed(database, "DELETE FROM nets")
+        assert logged() == 2
+
+
 def test_an_entry_that_is_invalid_at_start_makes_the_table_unavailable(database: Path) -> None:
     """Nobody who writes to the database can keep the server from starting."""
     changed(database, "INSERT INTO nets VALUES ('nonsense')")
