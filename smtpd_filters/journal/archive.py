@@ -23,7 +23,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import os_reason
-from smtpd_filters.settings.files import check_database
+from smtpd_filters.settings.files import check_database, not_written
 
 from .day import Day, NewerError, check_version
 
@@ -205,7 +205,7 @@ class Archive:
             except OSError as fault:
                 return f"{path} is damaged ({error}), and can't be renamed: {os_reason(fault)}"
             return "the file was damaged"
-        return str(error)
+        return not_written(error) or str(error)
 
     def _failed(self, now: float, why: str, path: str | None = None) -> None:
         self._next_try = now + PAUSE

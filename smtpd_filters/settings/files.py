@@ -15,6 +15,7 @@ from .kinds import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable
     from typing import BinaryIO
 
@@ -131,6 +132,17 @@ def check_database(path: str) -> None:
         except FileNotFoundError:
             continue
         _require_regular(status, path, f"its {end} file is " if end else "")
+
+
+#: SQLite has a reason of its own for a full disk only.
+_UNWRITTEN = {"SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE"}
+
+
+def not_written(error: sqlite3.Error) -> str:
+    """Return the reason of SQLite's error, "disk I/O error", if it could not write; "" if not."""
+    if getattr(error, "sqlite_errorname", "") in _UNWRITTEN:
+        return "cannot be written (disk quota, limit of file sizes, faulty disk)"
+    return ""
 
 
 def _require_regular(status: os.stat_result, path: str, what: str = "") -> None:

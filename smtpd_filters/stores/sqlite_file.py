@@ -17,7 +17,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import os_reason, unreadable
-from smtpd_filters.settings.files import check_database
+from smtpd_filters.settings.files import check_database, not_written
 
 from .clock import Epoch, epoch
 from .sqlite_rows import Rows
@@ -67,11 +67,6 @@ _REASONS = {
 }
 
 
-#: SQLite has a reason of its own for a full disk only.
-_UNWRITTEN = {
-    sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE, sqlite3.SQLITE_IOERR_FSYNC,
-}  # fmt: skip
-_NOT_WRITTEN = "cannot be written (disk quota, limit of file sizes, faulty disk)"
 #: Those that have the file open go on with its log; SQLite lets nobody else open it.
 _LOG_DELETED = "its log (-wal) was deleted: restart the programs that have the file open"
 
@@ -350,9 +345,7 @@ def _reason_of_io(error: sqlite3.Error, path: str) -> str:
     """Return the reason of an error of input or output."""
     if _has_lost_log(error, path):
         return _LOG_DELETED
-    if error.sqlite_errorcode in _UNWRITTEN:
-        return _NOT_WRITTEN
-    return f"{_REASONS[sqlite3.SQLITE_IOERR]} ({error.sqlite_errorname})"
+    return not_written(error) or f"{_REASONS[sqlite3.SQLITE_IOERR]} ({error.sqlite_errorname})"
 
 
 def _has_lost_log(error: sqlite3.Error, path: str) -> bool:

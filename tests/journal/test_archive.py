@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sqlite3
 from collections import namedtuple
 from contextlib import closing
@@ -784,6 +785,20 @@ def test_nothing_is_written_below_the_floor(
     assert len(notes) == 2
     assert "less than 5 MiB are free" in notes[0]
     assert notes[1] == "writing again; 2 stories were lost"
+
+
+def test_a_quota_is_named(make: Make, tmp_path: Path, notes: list[str]) -> None:
+    archive = make()
+    archive.write([stored(1)], NOON)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # SQLite has the same error for a quota.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+    try:
+        assert not archive.write([stored(2)], NOON + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    reason = "cannot be written (disk quota, limit of file sizes, faulty disk)"
+    assert notes == [f"{tmp_path}: not written: {reason}; mail is not affected"]
 
 
 def test_a_disk_that_is_full_costs_stories_only(
