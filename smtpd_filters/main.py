@@ -11,6 +11,7 @@ from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
 from .settings import CHECKING, ONLINE, TRAITS, common_options, die, parse_flags, start_status
+from .settings.flags import Checking
 from .startup import note_hangup
 
 TYPE_CHECKING = False
@@ -165,7 +166,11 @@ def serve_chain(
         raise not_started(error) from None
     note_hangup()
     try:
-        chain = make(log)
+        if ends.terminal():
+            with Checking():
+                chain = make(log)
+        else:
+            chain = make(log)
         if process.journal is not None:
             chain.keep_journal(open_journal(process.journal, name or prog, log))
     except BaseException:
@@ -180,8 +185,8 @@ def serve_chain(
             )
         return 0
     confines = None if process.sandbox == "off" else lambda: confine(chain, log, process)
-    if checking := os.environ.get(CHECKING):
-        if checking == ONLINE:
+    if check := os.environ.get(CHECKING):
+        if check == ONLINE:
             return ask_services(chain, log, confines)
         traits = [
             trait

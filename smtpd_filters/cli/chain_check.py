@@ -13,6 +13,7 @@ from pathlib import Path
 from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import Pool
+from smtpd_filters.settings.flags import Checking
 from smtpd_filters.settings.kinds import printable, quote
 
 from .accounts import UnknownError, filters_user
@@ -37,6 +38,11 @@ FINE, FAULTY = 0, 1
 def check(own: Options, places: Sequence[str]) -> int:
     """Print each error of the file in one line, or that there is none; return the exit status."""
     _become(own.user)
+    with Checking():
+        return _check_file(own, places)
+
+
+def _check_file(own: Options, places: Sequence[str]) -> int:
     faults = 0
     found = _Check()
     try:

@@ -25,6 +25,7 @@ from smtpd_filters.protocol.versions import NEWEST, dialect, version
 from smtpd_filters.protocol.vocabulary import DATA_LINE, PHASES, REPORTS
 from smtpd_filters.runtime.channel import CLOSING
 from smtpd_filters.runtime.log import show
+from smtpd_filters.settings.flags import is_check
 
 from .disk_thread import Disk, File
 from .format import (
@@ -150,13 +151,18 @@ class Recorder:
 
     def _check(self) -> None:
         try:
-            if not os.path.isdir(self._directory):  # noqa: PTH112  # pathlib costs start-up
-                os.mkdir(self._directory, 0o700)  # noqa: PTH102
+            directory = self._directory
+            if not os.path.isdir(directory):  # noqa: PTH112  # pathlib costs start-up
+                if is_check() and not os.path.lexists(directory):  # as above
+                    directory = os.path.dirname(os.path.abspath(directory))  # noqa: PTH100, PTH120
+                    os.stat(directory)  # noqa: PTH116  # it must exist
+                else:
+                    os.mkdir(directory, 0o700)  # noqa: PTH102
         except OSError as error:
             if isinstance(error, FileExistsError):
                 raise ConfigError(f"--record: {self._directory}: not a directory") from None
             raise ConfigError(self._unusable(error)) from None
-        if not os.access(self._directory, os.W_OK | os.X_OK):
+        if not os.access(directory, os.W_OK | os.X_OK):
             raise ConfigError(self._unusable(PermissionError(EACCES, "not writable")))
 
     def _unusable(self, error: OSError) -> str:

@@ -340,6 +340,23 @@ def _unknown(
     return ConfigError(f"unknown flag {printable(flag)}{near}")
 
 
+def is_check() -> bool:
+    """Return whether this process only checks its settings, and so must not write to any file."""
+    return bool(os.environ.get(CHECKING))
+
+
+class Checking:
+    """A context in which `is_check` returns true."""
+
+    def __enter__(self) -> None:
+        self._before = os.environ.get(CHECKING)
+        os.environ.setdefault(CHECKING, "1")
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is None:
+            del os.environ[CHECKING]
+
+
 def package() -> str:
     """Return the distribution's name and version."""
     from importlib.metadata import PackageNotFoundError, version  # start-up time

@@ -9,6 +9,7 @@ from time import monotonic
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.settings import PATH, SECONDS, TEXT, Kind, Shared, option
 from smtpd_filters.settings.files import read_file
+from smtpd_filters.settings.flags import is_check
 from smtpd_filters.settings.secrets import Secret
 
 from .address import Address, parse
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
 
+    from .sqlite import SQLiteStore
     from .store import Store
 
 #: The folder of the packages for files of filters, writable to smtpd's unprivileged user.
@@ -156,6 +158,9 @@ class StoreSetting(_Base):
         store: Store = getattr(filter_, self.name)
 
         async def read() -> str:
+            if is_check() and store.kind == "sqlite":
+                file: SQLiteStore = getattr(filter_, self.name)
+                return file.fault()
             try:
                 await store.ask(Get(_PROBED))
             except UnavailableError as error:
@@ -203,7 +208,9 @@ def open_store(
         if address.scheme == "sqlite":
             from .sqlite import SQLiteStore
 
-            return SQLiteStore(address.path, timeout=timeout, note=note, guest=guest)
+            return SQLiteStore(
+                address.path, timeout=timeout, note=note, guest=guest, check=is_check()
+            )
     except ImportError as error:  # a package of its own on FreeBSD
         raise ConfigError(f"{flag}: sqlite: requires Python's sqlite3: {error}") from None
     except ConfigError as error:

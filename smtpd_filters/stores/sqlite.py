@@ -90,6 +90,7 @@ class SQLiteStore(Store):
 
     `timeout` is for a request, in seconds; `max_size` is in bytes. `note` takes a text for the log.
     A `guest` neither creates the file nor renames a damaged one: it is that of another program.
+    With `check` the file is only looked at, and may be missing.
 
     Raises ConfigError if an operator must mend something before the file can be used. A fault that
     may pass, such as a full disk, is noted, and the file is opened later.
@@ -107,6 +108,7 @@ class SQLiteStore(Store):
         max_size: int = MAX_SIZE,
         times: Callable[[], Times] = read_times,
         guest: bool = False,
+        check: bool = False,
     ) -> None:
         self.label = f"sqlite:{path}"
         self._timeout = timeout
@@ -135,21 +137,33 @@ class SQLiteStore(Store):
             times=times,
             note=self._notes.put,
             damage=self._damage,
-            guest=guest,
+            guest=guest or check,
         )
+        self._check = check
         self._thread: Thread | None = None
         self._try_file()
 
     def _try_file(self) -> None:
         """Open the file, and close it for the thread; raise ConfigError for a lasting failure."""
         try:
-            self._file.open()
+            if self._check:
+                self._file.check()
+            else:
+                self._file.open()
         except FileError as error:
             if error.lasting:
                 raise ConfigError(f"{self.label}: {_advice(self._file.path) or error}") from None
             self._note(f"{self.label}: {error}")
         self._file.close()
         self._log_notes()
+
+    def fault(self) -> str:
+        """Return why the file can't be used, or ""; nothing is written."""
+        try:
+            self._file.check()
+        except FileError as error:
+            return str(error)
+        return ""
 
     # -- the event loop's side ---------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from smtpd_filters.errors import os_reason, unreadable
 from smtpd_filters.settings.files import check_database, not_written
@@ -116,6 +117,28 @@ class File:
     def open(self) -> None:
         """Open the file, and create or migrate it if necessary."""
         self.apply(())
+
+    def check(self) -> None:
+        """Find out, without writing, whether the file can be used, or be created."""
+        with self._translated():
+            check_database(self.path)
+            folder = os.path.dirname(self.path) or "."  # noqa: PTH120  # a path as text
+            os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
+            if _is_denied(self.path):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if _inode(self.path) == (0, 0):
+                return
+            # Without the files of a log, reading would create them.
+            how = "mode=ro" if _inode(f"{self.path}-wal") != (0, 0) else "immutable=1"
+            uri = f"file:{quote(self.path)}?{how}"
+            with closing(sqlite3.connect(uri, uri=True, timeout=self._busy)) as connection:
+                try:
+                    _require_store(connection)
+                except sqlite3.DatabaseError as error:
+                    if _code(error) not in _DAMAGED:
+                        raise
+                    reason = f"{error}: the filter will rename the file, and begin a new one"
+                    raise FileError(reason) from None
 
     def apply(self, requests: Sequence[Sequence[Operation[Any]]]) -> list[list[Any]]:
         """Apply requests in one transaction; return the results of each.

@@ -531,6 +531,7 @@ def test_a_report_in_json(program: Callable[..., str], tmp_path: Path, capsys: C
     [service] = one["services"]
     assert (service["subject"], service["fault"]) == (f"store sqlite:{store}", "")
     assert (two["result"], two["text"]) == ("error", "/no/such: No such file or directory")
+    assert [each.name for each in tmp_path.glob("s.sqlite*")] == []
 
 
 def test_services_of_a_chain(tmp_path: Path, capsys: Capture) -> None:
@@ -549,6 +550,7 @@ def test_services_of_a_chain(tmp_path: Path, capsys: Capture) -> None:
     assert about["services"][0]["subject"] == f"store sqlite:{store}"
     assert check_under(words) == 0
     assert answers(capsys.readouterr().out.splitlines()) == []
+    assert [each.name for each in tmp_path.glob("s.sqlite*")] == []
 
 
 def test_colours_on_a_terminal(

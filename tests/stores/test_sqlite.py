@@ -55,6 +55,43 @@ def test_entries_outlive_the_process(tmp_path: Path, clock: Clock, notes: list[s
     )
 
 
+def test_a_check_writes_nothing(tmp_path: Path, notes: list[str]) -> None:
+    def look(path: Path) -> SQLiteStore:
+        return SQLiteStore(str(path), timeout=PATIENCE, note=notes.append, check=True)
+
+    def found() -> dict[str, bytes]:
+        return {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+
+    path = tmp_path / "a %?#b.sqlite"
+    assert look(path).fault() == ""
+    assert found() == {}
+    with pytest.raises(ConfigError, match=r"directory .*/no is missing"):
+        look(tmp_path / "no" / "x.sqlite")
+    store = SQLiteStore(str(path), timeout=PATIENCE, note=notes.append)
+    run(store, lambda store: store.ask(Put(A, b"x", ttl=1000)))
+    before = found()
+    assert look(path).fault() == ""
+    assert found() == before
+    with closing(sqlite3.connect(path)) as writer:  # its log is there
+        writer.execute("PRAGMA user_version").fetchone()
+        writer.execute("UPDATE epoch SET passed = passed")
+        writer.commit()
+        before = found()
+        assert {each.rpartition("-")[2] for each in before if "-" in each} == {"wal", "shm"}
+        assert look(path).fault() == ""
+        assert found().keys() == before.keys()
+    path.write_bytes(b"no database" * 1000)
+    damaged = found()
+    store = look(path)
+    assert store.fault() == notes[0].partition(": ")[2]
+    assert "file is not a database: the filter will rename the file" in notes.pop()
+    assert found() == damaged
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as other:
+        other.execute("CREATE TABLE x (y)")
+    with pytest.raises(ConfigError, match="a database of another program"):
+        look(tmp_path / "other.sqlite")
+
+
 def test_a_file_that_root_creates_belongs_to_the_owner_of_its_directory(
     tmp_path: Path, clock: Clock, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from smtpd_filters.message import SpoolError
 from smtpd_filters.runtime.probes import ask
 from smtpd_filters.scanning.intake import SMALL
 from smtpd_filters.settings import from_mapping
+from smtpd_filters.settings.flags import Checking
 from smtpd_filters.testing import Conversation, Delivery
 from smtpd_filters.testing.rspamd.stub import CLEAN as RSPAMD_CLEAN
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
@@ -391,6 +392,17 @@ def test_a_body_that_cannot_be_read_is_not_kept(
     assert delivery.reply == REFUSED
     assert 'no copy kept cause="the spool is broken"' in log()
     assert not list((tmp_path / "tmp").iterdir())
+
+
+def test_a_check_makes_no_quarantine(tmp_path: Path) -> None:
+    with Checking():
+        assert Quarantine(str(tmp_path / "a" / "b"), 1).path == str(tmp_path / "a" / "b")
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match="file/b: File exists"):
+            Quarantine(str(tmp_path / "file" / "b"), 1)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+    Quarantine(str(tmp_path / "a" / "b"), 1)
+    assert (tmp_path / "a" / "b").is_dir()
 
 
 def test_the_quarantine_has_a_bound(clamd: Clamd, tmp_path: Path) -> None:
