@@ -19,7 +19,7 @@ from smtpd_filters.settings.kinds import printable, quote
 from .accounts import UnknownError, filters_user
 from .chain import PROG, composed, default_path, prepared
 from .chain_file import ChainFile
-from .smtpd_conf.advice import BEHIND_RSPAMD
+from .smtpd_conf.advice import BEHIND_RSPAMD, TWO_GREYLISTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,9 +156,13 @@ class _Log(Log):
 
 def _orders(ready: Iterable[Ready]) -> Iterator[str]:
     """Yield what is wrong with the order of a chain's filters, though it can be run."""
-    scanner = ""
+    scanner = greylist = ""
     for filter_, *_ in ready:
         kind = type(filter_).name
+        if kind == "greylist":
+            if greylist:
+                yield f"filter {quote(filter_.name)}, behind {quote(greylist)}, {TWO_GREYLISTS}"
+            greylist = filter_.name
         why = BEHIND_RSPAMD.get(f"filter-{kind}", "")
         # Rewriting of the envelope alone changes no message.
         if scanner and why and (filter_.edits_signed or kind != "rewrite"):

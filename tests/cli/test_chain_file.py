@@ -470,6 +470,20 @@ def test_what_a_filter_finds_wrong_itself(
     assert done.stderr.decode() == f"{shown}\n"
 
 
+def test_two_greylists_are_warned_of(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = write(
+        f'[filter.one]\nuse = "greylist"\nstore = "sqlite:{tmp_path}/one"\n'
+        f'[filter.two]\nuse = "greylist"\nstore = "sqlite:{tmp_path}/two"\n'
+        '[chain.x]\nfilters = ["one", "two"]\n[chain.y]\nfilters = ["two"]\n'
+    )
+    status, [warning, _] = check(path)
+    assert status == 0
+    assert warning == (
+        f'filter-chain: {path}: warning: [chain.x]: filter "two", behind "one", delays the same '
+        "mail a second time; one of them is enough"
+    )
+
+
 def test_a_filter_behind_one_that_signs(write: Callable[..., Path]) -> None:
     code = GREET.replace(
         "    class Options", "    signs = edits_signed = True\n\n    class Options"

@@ -226,6 +226,19 @@ def test_a_socket_without_filters(path: Path) -> None:
     assert warnings(path, "listen on 127.0.0.1\n") == []
 
 
+def test_two_greylists_are_warned_of(path: Path) -> None:
+    one, two = (f'filter {each} proc-exec "filter-greylist -v"\n' for each in "ab")
+    two = two.replace("-v", "--filter-name b")
+    [warning] = warnings(
+        path, f"{one}{two}listen on 127.0.0.1 filter {{ a, b }}\nlisten on socket filter a\n"
+    )
+    assert warning.endswith(
+        'filter "b", behind "a", delays the same mail a second time; one of them is enough'
+    )
+    listeners = "listen on 127.0.0.1 filter a\nlisten on socket filter b\n"
+    assert warnings(path, f"{one}{two}{listeners}") == []
+
+
 FOR_USERS = [
     "filter-limit --limit 'user messages 200/1h'",
     "/opt/filter-limit --limit 'all bytes 1M/1d' --limit='client+user failed-auth 5/1h'",

@@ -42,7 +42,9 @@ BEHIND_RSPAMD = {
     "filter-rewrite": "changes messages that Rspamd may have signed; put it ahead",
     "filter-auth": "writes Authentication-Results that Rspamd could use if it were ahead",
 }
+TWO_GREYLISTS = "delays the same mail a second time; one of them is enough"
 _ORDERS = (
+    _Order("filter-greylist", "filter-greylist", TWO_GREYLISTS),
     *(_Order("filter-rewrite", each, _NOT_ASKED) for each in _OF_ADDRESSES),
     _Order("filter-dkimsign", "filter-rewrite", _SIGNS),
     _Order("filter-dkimsign", "filter-content", _SIGNS),
