@@ -30,7 +30,7 @@ def scan(content: Content) -> Callable[[Connection], Awaitable[str]]:
             found = verdict(reply)
         except ReplyError as error:
             raise BadReplyError(str(error)) from None
-        if not whole and not found:
+        if not found and (connection.early or not whole):
             # Whatever was scanned, it wasn't this message.
             raise BadReplyError("replied before it had the whole message")
         return found

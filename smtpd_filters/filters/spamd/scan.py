@@ -168,7 +168,7 @@ async def _receive(connection: Connection, intake: Intake, *, whole: bool) -> No
         intake.feed(data)
     if not connection.replied:
         raise LostError
-    if not whole:
+    if connection.early or not whole:
         # Whatever was scanned, it wasn't this message.
         raise ReplyError("replied before it had the whole message")
 

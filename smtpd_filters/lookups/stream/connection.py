@@ -92,8 +92,8 @@ class Connection:
         self._pace = pace()
         self._poll: select.poll | None = None
         self._kept = self._idle = False
-        #: Whether anything has arrived in this exchange.
-        self.replied = False
+        #: Whether anything has arrived in this exchange; whether it began before all was sent.
+        self.replied = self.early = False
         #: When it was opened, by the loop's clock.
         self.opened = self._loop.time()
         self._loop.add_reader(self._number, self._readable)
@@ -115,7 +115,8 @@ class Connection:
         """Send a request in chunks, each made when the one before has gone.
 
         Return False as soon as the server has replied or ended the connection before the last
-        chunk; its reply is to be read then, since it need not read the rest (*Early*). Raises
+        chunk; its reply is to be read then, since it need not read the rest (*Early*). The last
+        chunks may still be unsent at the end: `early` says whether a reply came before. Raises
         NotKeptError if a chunk can't be made.
         """
         source = iter(chunks)
@@ -223,7 +224,7 @@ class Connection:
 
     def begin(self) -> None:
         """Begin an exchange."""
-        self._kept = self._idle = self.replied = False
+        self._kept = self._idle = self.replied = self.early = False
 
     def rest(self) -> None:
         """End an exchange: whatever arrives from now on ends the connection."""
@@ -252,7 +253,8 @@ class Connection:
         if self._idle:
             self._close()
         elif data:
-            self.replied = True
+            if not self.replied:
+                self.replied, self.early = True, bool(self._unsent)
             if len(self._data) > HIGH:
                 self._paused = True
                 self._loop.remove_reader(self._number)
@@ -322,7 +324,8 @@ class Connection:
     def _read_rest(self) -> None:
         with suppress(OSError, MemoryError):
             while len(self._data) <= 2 * HIGH and (data := self._socket.recv(READ)):
-                self.replied = True
+                if not self.replied:
+                    self.replied = self.early = True
                 self._data += data
 
     def _close(self) -> None:

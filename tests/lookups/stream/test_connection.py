@@ -239,3 +239,38 @@ def test_a_write_without_memory_leaves_nothing_watched() -> None:
             os.close(another)
 
     played(story)
+
+
+@pytest.mark.parametrize("then", ["reads", "closes"])
+def test_a_reply_is_early_as_long_as_anything_is_unsent(then: str) -> None:
+    """All chunks are made, but the last of them is still here when the reply arrives."""
+
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        size = 0
+        while not connection._unsent:  # the system takes some
+            assert await connection.send([b"x" * 1000])
+            size += 1000
+        early = [connection.early]
+        theirs.sendall(b"OK")
+        if then == "closes":
+            theirs.close()
+        assert await connection.read() == b"OK"
+        if then == "reads":
+            connection.write_eof()
+            assert len(await read_all(theirs)) == size
+        early.append(connection.early)
+        connection.begin()
+        early.append(connection.early)
+        assert early == [False, True, False]
+
+    played(story)
+
+
+def test_a_reply_to_all_that_was_sent_is_not_early() -> None:
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        assert await connection.send([b"x" * 1000, b"y"])
+        theirs.sendall(b"OK")
+        assert await connection.read() == b"OK"
+        assert not connection.early
+
+    played(story)
