@@ -1,0 +1,618 @@
+"""Random sessions of a filter that asks a server, which fails at any byte (`failing_servers`).
+
+A legal smtpd plays sessions that end anywhere, with several messages. The server is asked over
+pairs of sockets in an event loop that takes one round at a time and has a clock of its own, so
+that all is decided by choices from outside (`tests.protocol.hostile`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import re
+from typing import TYPE_CHECKING, Any
+
+from smtpd_filters.chain import Chain
+from smtpd_filters.filters.clamav.policy import Clamav
+from smtpd_filters.filters.milter.policy import Milter
+from smtpd_filters.filters.milter.probe import NoAgreementError
+from smtpd_filters.filters.policy.policy import Policy
+from smtpd_filters.filters.rspamd.policy import Rspamd
+from smtpd_filters.filters.spamd.policy import Spamd
+from smtpd_filters.main import set_up
+from smtpd_filters.message import Spool
+from smtpd_filters.milter.vocabulary import RCPT
+from smtpd_filters.oracle import Oracle
+from smtpd_filters.protocol.events import Line, Malformed, Result
+from smtpd_filters.protocol.smtpd_side import SmtpdConnection
+from smtpd_filters.protocol.vocabulary import PHASES
+from smtpd_filters.runtime.engine import Engine
+from smtpd_filters.runtime.jobs import Job
+from smtpd_filters.runtime.messages import PATIENCE
+from smtpd_filters.runtime.pace import Pace
+from smtpd_filters.settings import Pool, common_options, parse_flags
+from tests.protocol.hostile import SERVERS, Choices
+from tests.runtime.ends import Lines, Rounds
+
+from . import failing_servers as servers
+from .failing_servers import AGREEMENTS, BAD, VIRUS
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    from smtpd_filters.filter import Filter
+    from smtpd_filters.runtime.coroutines import Pending
+
+    T = TypeVar("T")
+
+#: Seconds that a filter may take, one exchange, and all of them; a time after which all have ended.
+DEADLINE, TIMEOUT, LONG = 30, 10, 400.0
+#: The bridges: the filter, its server, and its flags.
+BRIDGES: dict[str, tuple[type[Filter], type[servers.Peer], tuple[str, ...]]] = {
+    "milter": (
+        Milter,
+        servers.MilterPeer,
+        (
+            *("--milter", "unix:/a", "--connect-timeout", "8", "--command-timeout", f"{TIMEOUT}"),
+            *("--content-timeout", "15", "--discard", "reject"),
+        ),
+    ),
+    "policy": (
+        Policy,
+        servers.PolicyPeer,
+        ("--server", "unix:/a", "--server", "unix:/b", "--timeout", f"{TIMEOUT}"),
+    ),
+    "clamav": (
+        Clamav,
+        servers.ClamdPeer,
+        ("--clamd", "/a", "--clamd", "/b", "--timeout", f"{TIMEOUT}"),
+    ),
+    "spamd": (
+        Spamd,
+        servers.SpamdPeer,
+        ("--spamd", "/a", "--spamd", "/b", "--timeout", f"{TIMEOUT}", "--reject-at", "spam"),
+    ),
+    "rspamd": (
+        Rspamd,
+        servers.RspamdPeer,
+        ("--url", "/a", "--url", "/b", "--timeout", f"{TIMEOUT}"),
+    ),
+}
+#: Stages of policy servers.
+STAGES = (("rcpt-to",), ("connect", "mail-from", "rcpt-to", "data"), ("rcpt-to", "end-of-message"))
+CLIENTS = ("192.0.2.1", "192.0.2.77", "198.51.100.3", "203.0.113.9", "2001:db8::1", "2001:db8:1::1")
+BODY = (b"body", b"", b"..", b"...x", b"\xff\xfe", b"b" * 900, b"cr\rx", b"a|b", b"From x")
+#: The lines of a refusal.
+REFUSAL = re.compile(rb"[45]\d\d [45]\.\d{1,3}\.\d{1,3} [ -~]+|[45]\d\d [ -~]+")
+#: The names of fields that a filter adds.
+ADDED = re.compile(rb"(?i)x-(mark|spam|virus)[a-z-]*:")
+
+
+def without_added(lines: list[bytes]) -> list[bytes]:
+    """Return the lines of a message without the fields that a filter has added."""
+    kept, added = [], False
+    end = lines.index(b"")
+    for line in lines[:end]:
+        added = added if line[:1] in b" \t" else ADDED.match(line) is not None
+        if not added:
+            kept.append(line)
+    return kept + lines[end:]
+
+
+class Client:
+    """A client of the smtpd, and how far it has come."""
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        #: The phase of the pending request, "" without one; "." while a message is returned.
+        self.waiting = ""
+        self.stage = "connect"
+        self.gone = False
+        self.address = self.msgid = b""
+        #: How many recipients were accepted, and whether one of them is to be refused.
+        self.accepted = 0
+        self.bad = False
+        self.sent: list[bytes] = []
+        self.got: list[bytes] = []
+        self.virus = False
+
+
+class Server:
+    """A legal smtpd, which checks each answer."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.pick = world.pick
+        protocol = self.pick(tuple(SERVERS))
+        self.side = SmtpdConnection(protocol, self.pick(SERVERS[protocol]))
+        self.oracle = Oracle()
+        self.clients: list[Client] = []
+        self._tokens = {
+            name: b"%016x" % (0xA0 + at) for at, name in enumerate((*PHASES, "data-line"))
+        }
+        self._messages = self._clock = 0
+        #: The bodies of messages by their number.
+        self.bodies: dict[bytes, bytes] = {}
+        self.commits = self.refusals = 0
+
+    def start(self) -> None:
+        """Begin the conversation."""
+        self.send(self.side.configure())
+        assert self.side.ready
+
+    def send(self, data: bytes) -> None:
+        """Write to the filter."""
+        self.oracle.from_smtpd(data)
+        self.world.receive(data)
+        self.collect()
+
+    def collect(self) -> None:
+        """Read the filter's output."""
+        data = self.world.engine.output()
+        self.oracle.from_filter(data)
+        clients = {each.name: each for each in self.clients if not each.gone}
+        for answer in self.side.receive(data):
+            assert not isinstance(answer, Malformed), answer
+            client = clients.get(getattr(answer, "session", b""))
+            if client is None:
+                continue
+            if isinstance(answer, Result):
+                phase, client.waiting = client.waiting, ""
+                assert phase not in ("", "."), answer
+                self.decided(client, phase, answer.verb, answer.argument or b"")
+            elif isinstance(answer, Line):
+                self._line(client, answer.line)
+
+    def _line(self, client: Client, line: bytes) -> None:
+        if line != b".":
+            client.got.append(line)
+            return
+        assert client.waiting == "."
+        client.waiting, client.stage = "", "commit"
+
+    # -- decisions -----------------------------------------------------------------------
+
+    def decided(self, client: Client, phase: str, verb: bytes, argument: bytes) -> None:
+        """Continue after an answer."""
+        refused = verb in (b"reject", b"disconnect")
+        if refused:
+            self._check_refusal(client, phase, argument)
+        elif client.address.startswith(BAD) and phase == "rcpt-to":
+            assert not self.world.refuses_recipients, "a recipient that is to be refused"
+            client.bad = True
+        if verb == b"disconnect" or (refused and phase == "connect"):
+            self.leave(client)
+        else:
+            self._go_on(client, phase, refused=refused)
+
+    def _check_refusal(self, client: Client, phase: str, reply: bytes) -> None:
+        assert REFUSAL.fullmatch(reply), reply
+        self.refusals += 1
+        if reply.startswith(b"5"):
+            # One that was accepted while the server failed may be refused later.
+            bad = client.bad or (phase == "rcpt-to" and client.address.startswith(BAD))
+            assert bad or (phase == "commit" and client.virus), (phase, reply)
+
+    def _go_on(self, client: Client, phase: str, *, refused: bool) -> None:
+        match phase:
+            case "connect":
+                client.stage = "greet"
+            case "ehlo" if not refused:
+                client.stage = "idle"
+                self.report(client, "link-identify", b"EHLO", b"mail.example")
+            case "mail-from" if not refused:
+                self._begin(client)
+            case "rcpt-to":
+                status = b"permfail" if refused else b"ok"
+                self.report(client, "tx-rcpt", client.msgid, status, client.address)
+                client.accepted += not refused
+            case "data":
+                self.report(client, "tx-data", client.msgid, b"permfail" if refused else b"ok")
+                if not refused:
+                    client.stage = "lines"
+                    self._new_message(client)
+            case "commit":
+                self._commit(client, refused=refused)
+
+    def _begin(self, client: Client) -> None:
+        self._messages += 1
+        client.msgid, client.stage = b"%08x" % self._messages, "mail"
+        client.accepted, client.bad = 0, False
+        self.report(client, "tx-begin", client.msgid)
+        self.report(client, "tx-mail", client.msgid, b"ok", client.address)
+
+    def _new_message(self, client: Client) -> None:
+        client.got, client.virus = [], self.pick((False, False, True))
+        number = b"id-" + client.msgid
+        client.sent = [b"Subject: x", b"To: y@example", b"From: z@example", b""]
+        if self.pick((0, 0, 0, 1)):
+            client.sent[1:1] = [b"X-Long: " + b"w" * 900] * 80
+        client.sent += [number, VIRUS if client.virus else b"clean"]
+        if "data-line" in self.side.phases:
+            self.lines(client, client.sent[:], end=False)
+
+    def _commit(self, client: Client, *, refused: bool) -> None:
+        if refused:
+            self.report(client, "tx-rollback", client.msgid)
+        else:
+            if "data-line" in self.side.phases:
+                got = without_added(client.got)
+                assert got == client.sent, (got, client.sent)
+                if self.world.scans:
+                    assert not client.virus, "a virus"
+                    assert client.sent[client.sent.index(b"") + 1] in self.world.judged
+            self.commits += 1
+            self.report(client, "tx-commit", client.msgid, b"100")
+        self._end(client)
+
+    def _end(self, client: Client) -> None:
+        self.report(client, "tx-reset", client.msgid)
+        client.msgid, client.stage = b"", "idle"
+
+    # -- what happens --------------------------------------------------------------------
+
+    def act(self) -> None:
+        """Do anything that is legal now."""
+        there = [each for each in self.clients if not each.gone]
+        if not there or (len(there) < 6 and self.pick((0, 0, 0, 0, 0, 1))):
+            self.connect()
+            return
+        client = self.pick(there)
+        if self.pick(range(40)) == 1:
+            self.leave(client)
+        elif not client.waiting:
+            self.step(client)
+
+    def step(self, client: Client) -> None:
+        """Go on with a client's session."""
+        match client.stage:
+            case "greet":
+                self.ask(client, "ehlo", b"mail.example")
+            case "idle":
+                client.address = self.pick((b"a@b.example", b"", b"c@d.example"))
+                self.ask(client, "mail-from", client.address)
+            case "mail" if client.accepted and self.pick((True, True, False)):
+                if self.pick(range(9)) == 1:
+                    self.report(client, "tx-rollback", client.msgid)
+                    self._end(client)
+                else:
+                    self.ask(client, "data", b"")
+            case "mail":
+                client.address = self.pick((b"r@s.example", b"bad@s.example", b"t@s.example"))
+                self.ask(client, "rcpt-to", client.address)
+            case "lines":
+                self._content(client)
+            case "commit":
+                self.ask(client, "commit", b"")
+
+    def _content(self, client: Client) -> None:
+        lines = [self.pick(BODY) for _ in range(self.pick((0, 1, 3, 20, 150)))]
+        client.sent += lines
+        end = self.pick((True, False))
+        if "data-line" not in self.side.phases:
+            client.stage = "commit" if end else "lines"
+            return
+        if end:
+            head = client.sent.index(b"")
+            body = b"\n".join(client.sent[head + 1 :])
+            self.bodies[client.sent[head + 1]] = body
+            client.waiting = "."
+        self.lines(client, lines, end=end)
+
+    def lines(self, client: Client, lines: list[bytes], *, end: bool) -> None:
+        """Send lines of a message."""
+        token = self._tokens["data-line"]
+        data = self.side.lines(client.name, token, lines, end=end, time=self._time())
+        if data:
+            self.send(data)
+
+    def connect(self) -> None:
+        """Connect a client."""
+        client = Client(b"%016x" % (0x7641DF97 << 32 | len(self.clients) + 1))
+        self.clients.append(client)
+        address = self.pick(CLIENTS)
+        shown = f"[{address}]:2525" if ":" in address else f"{address}:2525"
+        where = (b"mail.example", b"pass", shown.encode(), b"192.0.2.200:25")
+        self.report(client, "link-connect", *where)
+        self.report(client, "link-greeting", b"mx.example")
+        self.ask(client, "connect", f"mail.example|{address}".encode())
+
+    def ask(self, client: Client, phase: str, argument: bytes) -> None:
+        """Send a request, if its phase is registered."""
+        if phase == "commit":
+            client.waiting = ""
+        if phase not in self.side.phases:
+            self.decided(client, phase, b"proceed", b"")
+            return
+        client.waiting = phase
+        self.send(
+            self.side.request(phase, client.name, self._tokens[phase], argument, self._time())
+        )
+
+    def report(self, client: Client, name: str, *values: bytes) -> None:
+        """Send a report, if it is registered."""
+        if name in self.side.reports:
+            self.send(self.side.report(name, client.name, *values, time=self._time()))
+
+    def leave(self, client: Client) -> None:
+        """Disconnect a client."""
+        if client.gone:
+            return
+        client.gone = True
+        if client.msgid:
+            self.report(client, "tx-rollback", client.msgid)
+            self.report(client, "tx-reset", client.msgid)
+        self.report(client, "link-disconnect")
+
+    def _time(self) -> bytes:
+        self._clock += 1
+        return b"1700000000.%06d" % self._clock
+
+
+class World:
+    """A filter in an engine, its clients, its servers, and what happens to all."""
+
+    def __init__(self, name: str, choices: Choices, patch: Any) -> None:
+        self.name = name
+        self.choices = choices
+        self.loop = Rounds()
+        self.unhandled: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
+        self.log = Lines()
+        self.bugs: list[BaseException] = []
+        #: The numbers of messages that a server has got whole.
+        self.judged: set[bytes] = set()
+        self.log.defect = self._defect  # type: ignore[assignment,method-assign]
+        self.peers: list[servers.Peer] = []
+        self.spool = Spool(memory=self.pick((1 << 25, 3000)), message=1 << 22)
+        self.pace = Pace(self.pick((5000, 150)))
+        #: Whether servers fail.
+        self.faulty = self.pick((True, True, True, False))
+        self.way = self.pick(("answered", "gone"))
+        #: Whether nothing passes that no server has accepted.
+        self.strict = self.pick((True, True, False))
+        #: Whether no message passes that a server has not accepted.
+        self.scans = name != "policy" and self.strict
+        self.class_, self.peer, flags = BRIDGES[name]
+        #: What milters want.
+        self.agreement = self.pick(AGREEMENTS)
+        #: Whether no recipient passes that a server refuses.
+        asked = name == "policy" or (name == "milter" and self.agreement.answers(RCPT))
+        self.refuses_recipients = asked and self.strict
+        self.flags = (
+            *flags,
+            *("--connections", str(self.pick((1, 2, 6)))),
+            *("--on-error", "tempfail" if self.strict else "proceed"),
+            *("--deadline", str(DEADLINE)),
+            *self._more_flags(),
+        )
+        self._patch(patch)
+        self.loop.round(self._begin)
+        self.server = Server(self)
+        self.server.start()
+
+    def pick(self, options: Sequence[T]) -> T:
+        """One of these."""
+        return self.choices.of(options)
+
+    def _defect(self, *what: str) -> None:
+        self.bugs.append(AssertionError(what))
+
+    def _more_flags(self) -> list[str]:
+        if self.name == "policy":
+            return [word for stage in self.pick(STAGES) for word in ("--at", stage)]
+        return []
+
+    def _patch(self, patch: Any) -> None:
+        def probe(*_: object) -> Any:
+            if self.pick((0, 0, 1)):
+                raise NoAgreementError("injected")
+            return self.agreement
+
+        patch.setattr("smtpd_filters.filters.milter.probe.probe", probe)
+        for module in ("filters.milter.gate", "filters.milter.dialogue", "runtime.messages"):
+            patch.setattr(f"smtpd_filters.{module}.monotonic", self.loop.time)
+        patch.setattr("smtpd_filters.lookups.stream.connection._connect_unix", self._connect)
+        create = self.loop.create_unix_connection
+
+        async def unix(factory: Any, *_: object, **__: object) -> Any:
+            sock = await self._connect("", None)
+            return await create(factory, sock=sock)
+
+        patch.setattr(self.loop, "create_unix_connection", unix)
+
+    def _begin(self) -> None:
+        cls = self.class_
+        common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
+        own, general = parse_flags(
+            cls.Options, self.flags, common=common, prog=f"filter-{cls.name}"
+        )
+        ready = set_up(cls(own), self.log, general, Pool())
+        self.filter = ready[0]
+        client = getattr(self.filter, "_client", None)
+        if client is not None:
+            client._clock = self.loop.time
+            client._pings._clock = self.loop.time
+        self.chain = Chain([ready], self.log)
+        self.engine = Engine(self.chain, self.log, spool=self.spool, reserve=1)
+        self.engine.spawn = self._spawn
+
+    def _spawn(self, pending: Pending, done: Callable[[Any], None], price: int) -> Job:
+        def failed(error: BaseException) -> None:
+            self.bugs.append(error)
+            done(None)
+
+        return Job(self.loop, pending, done, failed, self.pace if price else None, price)
+
+    async def _connect(self, _path: str, _seconds: float | None) -> socket.socket:
+        """Connect to a server."""
+        if self.faulty:
+            match self.pick(range(12)):
+                case 1:
+                    raise servers.refused()
+                case 2:
+                    await asyncio.sleep(self.pick((1, 100)))
+                case 3:
+                    await asyncio.sleep(0)
+                case 4:
+                    raise OSError(24, "Too many open files")
+        peer = self.peer(self.choices, self._judged, faults=self.faulty)
+        if isinstance(peer, servers.MilterPeer):
+            peer.agreement = self.agreement
+        self.peers.append(peer)
+        return peer.filters
+
+    def _judged(self, text: bytes) -> None:
+        """Check that a server got a message as it was sent."""
+        text = text.replace(b"\r\n", b"\n")
+        body = text if self.name == "milter" else text.partition(b"\n\n")[2]
+        if not body:
+            return
+        body = b"\n".join(
+            b"." + line if line.startswith(b".") else line for line in body.split(b"\n")[:-1]
+        )
+        number = body.partition(b"\n")[0]
+        assert self.server.bodies.get(number) == body, (number, body[:200])
+        self.judged.add(number)
+
+    def receive(self, data: bytes) -> None:
+        """Have the engine read, in a round of the loop."""
+        self.loop.round(lambda: self.engine.receive(data))
+
+    # -- what happens --------------------------------------------------------------------
+
+    def happen(self) -> None:
+        """Do one thing."""
+        match self.pick(range(16)):
+            case 0 | 1 | 2 | 3 | 4:
+                for each in self.peers[-8:]:
+                    each.act()
+                self.settle(3)
+            case 5 | 6:
+                self.settle(1)
+            case 7 if self.pick((True, False, False)):
+                self.loop.now += self.pick((0.3, 2.0, TIMEOUT, 40.0))
+                self.settle(2)
+            case 8 if self.faulty and self.peers and self.pick((True, False, False)):
+                self.pick(self.peers[-8:]).break_off()
+            case 9:
+                self.serve(12)
+            case _:
+                self.server.act()
+
+    def serve(self, rounds: int) -> None:
+        """Have the servers read and answer."""
+        self.peers = [each for each in self.peers if not each.closed or each.left]
+        for _ in range(rounds):
+            moved = [each.act() for each in self.peers]
+            self.settle(2)
+            if not any(moved):
+                break
+
+    def settle(self, rounds: int) -> None:
+        """Process all that needs no new event."""
+        for _ in range(rounds):
+            if self.engine.working:
+                self.loop.round(self.engine.work)
+            if self.engine.stalled:
+                self.loop.round(self.engine.resume)
+            self.loop.round()
+            self.server.collect()
+
+    # -- the end -------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """End everything, and check what is left."""
+        if self.way == "answered":
+            for _ in range(
+                16
+            ):  # a message waits for its turn to be judged, and then is asked about
+                self.loop.now += (PATIENCE + DEADLINE) / 10
+                self.settle(30)
+            waiting = [
+                (each.name, each.waiting)
+                for each in self.server.clients
+                if each.waiting and not each.gone
+            ]
+            assert not waiting, waiting
+        for client in self.server.clients:
+            self.server.leave(client)
+        self.settle(30)
+        self._check_sessions()
+        self.server.oracle.finish()
+        self.server.oracle.verify()
+        for _ in range(4):
+            self.loop.now += LONG
+            self.settle(10)
+        self._check_turns()
+        closing = self.loop.create_task(self.chain.close())
+        self.settle(20)
+        assert closing.done()
+        closing.result()
+        self._check()
+
+    def _check_sessions(self) -> None:
+        engine, messages = self.engine, self.engine.messages
+        held = {
+            "sessions": engine.sessions,
+            "tasks": engine._tasks,
+            "intakes": messages.intakes,
+            "queue": list(engine.queue),
+            "spool": self.spool.used,
+            "file": self.spool.on_disk,
+            "pace": list(self.pace._queue),
+        }
+        if self.name == "milter":  # each connection belongs to a session, but for pings
+            mine = [each for each in self.peers if each.left]
+            held["links"] = mine[1:]
+        assert not any(held.values()), held
+
+    def _check_turns(self) -> None:
+        turns = []
+        client = getattr(self.filter, "_client", None)
+        if client is not None:
+            turns = [each.turns for each in client.hosts]
+        if isinstance(self.filter, Milter):
+            turns = [each.links._turns for each in self.filter._milters]
+        limit: int = vars(self.filter.settings)["connections"]
+        for each in turns:
+            assert each._free == limit, (each._free, limit)
+            assert not any((each._held, each._waiting, each._levels))
+
+    def _check(self) -> None:
+        gc.collect()
+        held = {
+            "asyncio": asyncio.all_tasks(self.loop),
+            "timers": self.loop.timers,
+            "connections": [each for each in self.peers if each.left],
+        }
+        assert not any(held.values()), held
+        assert not self.bugs, self.bugs
+        assert not self.unhandled, self.unhandled
+        for line in self.log.lines:
+            assert "Traceback" not in line, line
+            assert " bug" not in line, line
+
+    def close(self) -> None:
+        """Close all."""
+        for peer in self.peers:
+            peer.close()
+        self.loop.round()
+        self.loop.close()
+        for peer in self.peers:
+            servers.shut(peer.filters)
+
+
+def play(name: str, data: bytes, patch: Any) -> World:
+    """Run one conversation of a bridge, chosen by these bytes."""
+    world = World(name, Choices(data), patch)
+    try:
+        while world.choices.left:
+            world.happen()
+        world.finish()
+    finally:
+        world.close()
+        patch.undo()
+    return world
