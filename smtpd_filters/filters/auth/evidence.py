@@ -69,6 +69,13 @@ class Evidence:
     verified: Verified = field(default_factory=lambda: Verified((), 0, NO_CHAIN))
     verdicts: tuple[dmarc.Verdict, ...] = ()
 
+    @property
+    def failed(self) -> bool:
+        """Whether all results that depend on look-ups of domains are unknown."""
+        found: list[spf.Verdict | dmarc.Verdict] = [*self.verdicts]
+        found += filter(None, (self.mail, self.helo))
+        return bool(found) and all(each.result == TEMPERROR for each in found)
+
     def identifiers(self) -> list[dmarc.Identifier]:
         """Return what DMARC compares with the author's domain."""
         found = [

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .evidence import Envelope, Evidence
     from .judgement import Actions, Judgement
     from .reporting import Reporter
+    from .servers import NameServers
 
     Finder: TypeAlias = Callable[[str], str | None]
 
@@ -223,6 +224,7 @@ class Auth(Filter):
     _exempt: Exempt
     _actions: Actions
     _reporter: Reporter | None = None
+    _servers: NameServers | None = None
 
     def setup(self) -> Registration:
         """Check that the settings are consistent, and import what evaluates."""
@@ -237,7 +239,7 @@ class Auth(Filter):
                 {"headers"}, reports=reports, events=(), junk=False, waits=False, points=(0, 0)
             )
         try:
-            from . import authors, evidence, fields, judgement  # noqa: F401  # all of them now
+            from . import authors, evidence, fields, judgement, servers  # noqa: F401  # all of them now
 
             missing = evidence.load()
         except ImportError as error:
@@ -278,6 +280,8 @@ class Auth(Filter):
 
     async def close(self) -> None:
         """Wait until the results are recorded."""
+        if self._servers is not None:
+            await self._servers.aclose()
         if self._reporter is not None:
             await self._reporter.aclose()
 
@@ -351,6 +355,8 @@ class Auth(Filter):
                 message.headers.prepend(results.FIELD, own)
             return exempted(self, why)
         evidence, judgement = await self._judge(session, message)
+        if known_address(session):
+            self._note(failed=evidence.failed)
         removed = self._scrub(session, message.headers)
         decision = judgement.decision(self.on_error)
         if removed and self.settings.refuse_forged and not isinstance(decision, Reject):
@@ -364,6 +370,14 @@ class Auth(Filter):
             both = (decision.reason, f"removed {_forged(removed)}")
             decision = decision.because("; ".join(filter(None, both)))
         return decision
+
+    def _note(self, *, failed: bool) -> None:
+        """Note whether the look-ups for a message have failed, all of them."""
+        if self._servers is None:
+            from .servers import NameServers
+
+            self._servers = NameServers(self.dns, self.log)
+        self._servers.note(failed=failed)
 
     def _report(
         self, session: Session, evidence: Evidence, judgement: Judgement, decision: Decision

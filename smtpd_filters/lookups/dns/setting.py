@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROUNDS = 2
 LOOKUP = 4
 #: The domain of a probe: every recursive name server can look it up, and reverse names need it.
-_EVERYWHERE = "in-addr.arpa"
+EVERYWHERE = "in-addr.arpa"
 
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ async def _query(server: tuple[str, int], seconds: float) -> str:
     from .resolver import Resolver
 
     async with Resolver([server], timeout=seconds, deadline=seconds, attempts=1) as resolver:
-        outcome = await resolver.query(_EVERYWHERE, "NS")
+        outcome = await resolver.query(EVERYWHERE, "NS")
     return outcome.cause if isinstance(outcome, Unavailable) else ""
 
 
