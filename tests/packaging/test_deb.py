@@ -232,14 +232,19 @@ def test_an_upgrade_keeps_state_and_owner(built: Built, machine: Machine, tmp_pa
     assert machine.run("dpkg", "--audit") == ""
 
 
+def reloading(deb: Path, directory: Path) -> Path:
+    """Return a later version of the package, which notes a reload and what is compiled then."""
+    cache = "/usr/lib/python3/dist-packages/smtpd_filters/__pycache__"
+    reload = f'#!/bin/sh\necho "$@" >/tmp/words; exec ls {cache} >/tmp/compiled\n#'
+    return later(deb, directory, {"usr/bin/smtpd-filters": ("#!", reload)})
+
+
 def test_an_upgrade_reloads_filters_once_modules_are_compiled(
     built: Built, machine: Machine, tmp_path: Path
 ) -> None:
     """Otherwise each of them compiles all modules again, for seconds, while sessions wait."""
     machine.run("dpkg", "-i", machine.put(built.deb))
-    cache = "/usr/lib/python3/dist-packages/smtpd_filters/__pycache__"
-    reload = f'#!/bin/sh\necho "$@" >/tmp/words; exec ls {cache} >/tmp/compiled\n#'
-    new = later(built.deb, tmp_path / "later", {"usr/bin/smtpd-filters": ("#!", reload)})
+    new = reloading(built.deb, tmp_path / "later")
     with socket.socket(socket.AF_UNIX) as smtpd:
         listen_in(smtpd, machine.root / "run")
         machine.run("dpkg", "-i", machine.put(new))
@@ -253,17 +258,23 @@ def test_an_upgrade_reloads_filters_once_modules_are_compiled(
     assert "until smtpd is restarted" not in said
 
 
-def test_modules_are_compiled_for_another_python(built: Built, machine: Machine) -> None:
+def test_another_python_compiles_modules_and_reloads_filters(
+    built: Built, machine: Machine, tmp_path: Path
+) -> None:
     """An upgrade of Debian may leave this package as it is, and filters can't write bytecode."""
-    machine.run("dpkg", "-i", machine.put(built.deb))
+    machine.run("dpkg", "-i", machine.put(reloading(built.deb, tmp_path / "later")))
     modules = machine.root / "usr/lib/python3/dist-packages/smtpd_filters"
     before = sorted(modules.rglob("*.pyc"))
     for file in before:
         file.unlink()
-    # What dpkg does when it unpacks python3-minimal, and at the end of its run.
-    machine.run("dpkg-trigger", "--by-package=python3-minimal", "/usr/bin/python3")
-    machine.run("dpkg", "--triggers-only", "--pending")
+    with socket.socket(socket.AF_UNIX) as smtpd:
+        listen_in(smtpd, machine.root / "run")
+        # What dpkg does when it unpacks python3-minimal, and at the end of its run.
+        machine.run("dpkg-trigger", "--by-package=python3-minimal", "/usr/bin/python3")
+        machine.run("dpkg", "--triggers-only", "--pending")
     assert sorted(modules.rglob("*.pyc")) == before
+    assert (machine.root / "tmp/words").read_text() == "reload\n"
+    assert "filter." in (machine.root / "tmp/compiled").read_text()
 
 
 def states(system: Booted) -> dict[str, tuple[str, str, str]]:
