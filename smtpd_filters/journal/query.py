@@ -238,6 +238,10 @@ class Journal:
         step = HOUR * max(1, -(-hours // max(1, steps)))
         start = int(since) // HOUR * HOUR
         starts = [float(at) for at in range(start, int(until) + 1, step)]
+
+        def begin(hour: int) -> float:
+            return float(start + (hour - start) // step * step)
+
         series: dict[float, Counter[str]] = {at: Counter() for at in starts}
         acts: dict[float, Counter[str]] = {at: Counter() for at in starts}
         totals: Counter[str] = Counter()
@@ -251,14 +255,14 @@ class Journal:
                 for hour, number, n in connection.execute(
                     "SELECT hour, outcome, n FROM outcomes WHERE hour >= ? AND hour <= ?", times
                 ):
-                    series[float(start + (hour - start) // step * step)][OUTCOMES[number]] += n
+                    series[begin(hour)][OUTCOMES[number]] += n
                     totals[OUTCOMES[number]] += n
                 for hour, verb, n in connection.execute(
                     "SELECT hour, verb, sum(n) FROM verdicts"
                     " WHERE hour >= ? AND hour <= ? AND verb <> 'proceed' GROUP BY hour, verb",
                     times,
                 ):
-                    acts[float(start + (hour - start) // step * step)][verb] += n
+                    acts[begin(hour)][verb] += n
                 for each in _passings(connection, *times):
                     key = each.filter, each.phase, each.verb
                     verdicts.setdefault(key, Passing(*key)).add(each)
