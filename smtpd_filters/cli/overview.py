@@ -38,9 +38,9 @@ def run(options: Options, _rest: list[str]) -> int:
         try:
             main = find(topic)
         except ConfigError as error:
+            if "/" in topic or ":" in topic or not str(error).startswith("no filter "):
+                raise  # the filter is there, but can't be loaded
             # A name of neither a verb nor a filter.
-            if "/" in topic or ":" in topic:
-                raise
             near = suggest(topic, VERBS)
             if not near:
                 # It names the filter without its prefix.

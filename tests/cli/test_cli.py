@@ -489,6 +489,16 @@ def test_a_packaged_filter_is_run_as_its_script(
     assert "usage: filter-scripted" in capsys.readouterr().out
 
 
+def test_help_says_why_a_packaged_filter_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    entry = EntryPoint(name="lacking", value="no.such.module:X", group=listing.GROUP)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_which: [entry])
+    with pytest.raises(SystemExit):
+        main(["help", "lacking"])
+    assert "smtpd-filters help: lacking: No module named 'no'\n" in capsys.readouterr().err
+
+
 def test_filters_of_others_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
     entries(monkeypatch, "others:Needy")
