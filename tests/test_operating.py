@@ -25,6 +25,14 @@ listen on 127.0.0.1 filter { "one", two } port 2525
 listen on 127.0.0.2 port 2526 \
     filter { "one",
         two } tag "filter"
+listen on 127.0.0.3 \
+    filter two
+listen on 127.0.0.4 port 2525 filter \
+    "one"
+listen on 127.0.0.5 \
+    filter \
+    two \
+    port 2525
 action "out" relay filter "both" helo mail.example.org
 match for any action "out"
 """
