@@ -23,7 +23,12 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import os_reason
-from smtpd_filters.settings.files import check_database, not_written
+from smtpd_filters.settings.files import (
+    DISK_FAULTS,
+    check_database,
+    not_written,
+    uncreated_files,
+)
 
 from .day import Day, NewerError, check_version
 
@@ -108,14 +113,22 @@ class Archive:
         self._full = self._failing = False
 
     def open(self, now: float) -> None:
-        """Open the file of today; `now` are seconds since 1970. Raises NewerError, OSError."""
+        """Open the file of today; `now` are seconds since 1970.
+
+        Raises NewerError, and OSError if an operator has to mend the cause. A disk that fails is
+        noted, as it is later.
+        """
         existing = files(self.directory)
         if existing:
             self._require_ours(existing[-1][2])
         try:
             self._ready(now)
         except sqlite3.Error as error:
-            self._failed(now, str(error))
+            self._failed(now, self._about(error))
+        except OSError as error:
+            if error.errno not in DISK_FAULTS:
+                raise
+            self._failed(now, os_reason(error), error.filename)
 
     @staticmethod
     def _require_ours(path: str) -> None:
@@ -205,6 +218,8 @@ class Archive:
             except OSError as fault:
                 return f"{path} is damaged ({error}), and can't be renamed: {os_reason(fault)}"
             return "the file was damaged"
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return uncreated_files(self.directory) or str(error)
         return not_written(error) or str(error)
 
     def _failed(self, now: float, why: str, path: str | None = None) -> None:

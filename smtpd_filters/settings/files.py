@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Bytes of a file, unless its reader has a limit of its own.
 LARGEST = 1 << 20
+#: Errors of a disk that passes without a change of settings: full, read-only, or faulty.
+DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
 def read_file(
@@ -143,6 +145,20 @@ def not_written(error: sqlite3.Error) -> str:
     if getattr(error, "sqlite_errorname", "") in _UNWRITTEN:
         return "cannot be written (disk quota, limit of file sizes, faulty disk)"
     return ""
+
+
+def uncreated_files(directory: str) -> str:
+    """Return why no user can create a file in a directory; "" if that is unknown.
+
+    SQLite can't open a database without the files beside it, and doesn't tell why.
+    """
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return ""
+    if found.f_flag & os.ST_RDONLY:
+        return "read-only"
+    return "no free inodes" if found.f_files and not found.f_favail else ""
 
 
 def _require_regular(status: os.stat_result, path: str, what: str = "") -> None:

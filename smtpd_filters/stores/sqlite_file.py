@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from smtpd_filters.errors import os_reason, unreadable
-from smtpd_filters.settings.files import check_database, not_written
+from smtpd_filters.settings.files import check_database, not_written, uncreated_files
 
 from .clock import Epoch, epoch
 from .sqlite_rows import Rows
@@ -304,6 +304,8 @@ class File:
             reason = _REASONS.get(code, str(error))
             if code == sqlite3.SQLITE_IOERR:
                 reason = _reason_of_io(error, self.path)
+            if code == sqlite3.SQLITE_CANTOPEN:
+                reason = uncreated_files(os.path.dirname(self.path) or ".") or reason  # noqa: PTH120  # a path as text
             raise FileError(reason, lasting=code in _REFUSED and _is_denied(self.path)) from None
         except OSError as error:
             self.close()

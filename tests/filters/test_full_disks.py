@@ -122,8 +122,7 @@ def read_only(folder: Path, case: Case) -> None:
     remount(folder, "ro")
     with Conversation(case.filter, *case.flags, *store(folder)) as smtpd:
         assert not case.remembers(smtpd, "second")
-        causes = ("read-only", "cannot be opened")
-        assert any(cause in line for cause in causes for line in smtpd.log), smtpd.log
+        assert any("read-only" in line for line in smtpd.log), smtpd.log
         remount(folder, "rw")
         assert case.remembers(smtpd, "second")
 
