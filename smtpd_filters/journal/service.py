@@ -293,13 +293,12 @@ class Service:
     def _write_states(self) -> None:
         """Write the states of the processes for the page, once in a while."""
         try:
-            self._states.write(self._archive.directory, self.counts, SHOWING)
+            if self._states.write(self._archive.directory, self.counts, SHOWING):
+                self._hides = False
         except OSError as error:
             if not self._hides:
                 self._note(f"the state of processes can't be written: {os_reason(error)}")
             self._hides = True
-        else:
-            self._hides = False
 
     def _note_bug(self, error: Exception) -> None:
         """Log a failure of our own, and not each one of many."""

@@ -235,11 +235,14 @@ class Collected:
             dict(journal),
         )
 
-    def write(self, directory: str, journal: Mapping[str, int], interval: float) -> None:
-        """Write the file, unless it was written in the last `interval` seconds. Raises OSError."""
+    def write(self, directory: str, journal: Mapping[str, int], interval: float) -> bool:
+        """Write the file, unless this was tried in the last `interval` seconds. Raises OSError.
+
+        Return whether it was written.
+        """
         now = self._clock()
         if now < self._next_write:
-            return
+            return False
         self._next_write = now + interval
         found = self.states(journal)
         content = {
@@ -258,6 +261,7 @@ class Collected:
         with os.fdopen(create_file(f"{path}.new"), "w", encoding="utf-8") as file:
             json.dump(content, file)
         os.replace(f"{path}.new", path)  # noqa: PTH105
+        return True
 
 
 def remove(directory: str) -> None:

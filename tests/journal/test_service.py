@@ -25,6 +25,7 @@ from smtpd_filters.journal.reception import MAX_DATAGRAM
 from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.sender import Sender
 from smtpd_filters.journal.service import Service
+from smtpd_filters.journal.states import Collected
 from smtpd_filters.journal.wire import encode
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.startup import STRAY
@@ -179,6 +180,29 @@ def test_all_stories_of_a_datagram_count_as_lost() -> None:
     several = b"[" + datagram(1) + b"," + datagram(2) + b"]"
     made._read(Socket(several, 3))  # type: ignore[arg-type]
     assert (len(made._queue), made.counts["overflow"]) == (1, 4)
+
+
+def test_a_disk_that_takes_no_states_is_logged_once(tmp_path: Path) -> None:
+    at = [0.0]
+    notes: list[str] = []
+    archive = Kept()
+    archive.directory = str(tmp_path / "missing")
+    made = Service(archive, "/none", group=None, note=notes.append)
+    made._states = Collected(lambda: at[0])
+
+    def seconds(number: int) -> None:
+        for _ in range(number):
+            at[0] += 1.0
+            made._write_states()
+
+    seconds(30)
+    once = "the state of processes can't be written: No such file or directory"
+    assert notes == [once]
+    (tmp_path / "missing").mkdir()
+    seconds(10)
+    (tmp_path / "missing").rename(tmp_path / "moved")
+    seconds(30)
+    assert notes == [once, once]
 
 
 def test_stories_are_written_before_too_many_are_held() -> None:
