@@ -30,7 +30,7 @@ def _only_new_objects() -> None:
 @pytest.mark.parametrize("name", BRIDGES)
 def test_sessions_with_a_server_that_fails_leave_nothing_behind(name: str) -> None:
     @given(st.randoms(use_true_random=False), st.sampled_from((150, 400, 900)))
-    @settings(max_examples=part(60))
+    @settings(max_examples=part(30))
     def check(choices: random.Random, size: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
             play(name, choices.randbytes(size), patch)
