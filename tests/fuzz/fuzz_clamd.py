@@ -30,6 +30,7 @@ class _Connection:
     def __init__(self, stream: bytes, step: int) -> None:
         self._stream, self._step = stream, step
         self.given = 0
+        self.early = False
 
     async def send(self, chunks: Iterable[bytes]) -> bool:
         return all(chunks)

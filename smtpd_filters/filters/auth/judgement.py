@@ -154,7 +154,7 @@ class Judgement:
             )
         elif verdict.result == "temperror":
             detail = "3.0" if verdict.problem == UNKNOWN else "7.24"
-            self._trouble(actions.values(), f"spf{note}: {verdict.problem}", detail)
+            self._trouble(actions.values(), f"spf: {verdict.problem}{note}", detail)
 
     # RFC 7372 section 3.1: X.7.20, "No passing DKIM signature found".
     def _judge_dkim(self, evidence: Evidence) -> None:
