@@ -32,7 +32,7 @@ from smtpd_filters.runtime.messages import PATIENCE
 from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.settings import Pool, common_options, parse_flags
 from tests.protocol.hostile import SERVERS, Choices
-from tests.runtime.ends import Lines, Rounds
+from tests.runtime.ends import Lines, Rounds, held_by
 
 from . import failing_servers as servers
 from .failing_servers import AGREEMENTS, BAD, VIRUS
@@ -554,16 +554,7 @@ class World:
         self._check()
 
     def _check_sessions(self) -> None:
-        engine, messages = self.engine, self.engine.messages
-        held = {
-            "sessions": engine.sessions,
-            "tasks": engine._tasks,
-            "intakes": messages.intakes,
-            "queue": list(engine.queue),
-            "spool": self.spool.used,
-            "file": self.spool.on_disk,
-            "pace": list(self.pace._queue),
-        }
+        held = held_by(self.engine, self.spool, self.pace)
         if self.name == "milter":  # each connection belongs to a session, but for pings
             mine = [each for each in self.peers if each.left]
             held["links"] = mine[1:]

@@ -594,18 +594,11 @@ class World:
     def _check(self) -> None:
         gc.collect()  # a coroutine that is closed in a task group, say
         engine, messages = self.engine, self.engine.messages
-        held = {
-            "sessions": engine.sessions,
-            "tasks": engine._tasks,
-            "intakes": messages.intakes,
-            "queue": list(engine.queue),
+        held = held_by(engine, self.spool, self.pace) | {
             "coroutines": self.running,
             "asyncio": asyncio.all_tasks(self.loop),
             "timers": self.loop.timers,
             "ready": list(self.loop._ready),  # type: ignore[attr-defined]
-            "spool": self.spool.used,
-            "file": self.spool.on_disk,
-            "pace": list(self.pace._queue),
         }
         if isinstance(messages, Messages):  # there is a handler for them
             held |= {"judging": messages._judging, "waiting": list(messages._waiting)}
@@ -644,6 +637,19 @@ class World:
         self.server.sessions.clear()
         self.loop.round()
         self.loop.close()
+
+
+def held_by(engine: Engine, spool: Spool, pace: Pace) -> dict[str, object]:
+    """Return by name what an engine holds: of sessions that have all ended, only what is empty."""
+    return {
+        "sessions": engine.sessions,
+        "tasks": engine._tasks,
+        "intakes": engine.messages.intakes,
+        "queue": list(engine.queue),
+        "spool": spool.used,
+        "file": spool.on_disk,
+        "pace": list(pace._queue),
+    }
 
 
 def alive() -> list[object]:
