@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 from smtpd_filters.errors import os_reason, unreadable
 from smtpd_filters.settings.files import check_database, not_written, uncreated_files
@@ -128,6 +127,8 @@ class File:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             if _inode(self.path) == (0, 0):
                 return
+            from urllib.parse import quote  # start-up time
+
             # Without the files of a log, reading would create them.
             how = "mode=ro" if _inode(f"{self.path}-wal") != (0, 0) else "immutable=1"
             uri = f"file:{quote(self.path)}?{how}"
