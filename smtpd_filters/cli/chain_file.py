@@ -36,7 +36,7 @@ from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.tables.source import MARK
 
-from .chain_use import find, read_safely
+from .chain_use import UnknownFilterError, find, read_safely
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -150,8 +150,8 @@ def _kind_of(
         return find(used, others)
     except ConfigError as error:
         text = f"{USE}: {error}" if USE in table else str(error)
-        nameless = not alone and USE not in table and text.startswith("no filter ")
-        if nameless and not text.endswith("?"):
+        unknown = isinstance(error, UnknownFilterError) and not error.near
+        if unknown and not alone and USE not in table:
             text = f'{text}; a name of your own requires {USE} = "..."'
         raise ConfigError(f"{where}: {text}") from None
 
@@ -215,11 +215,10 @@ class ChainFile:
                 raise ConfigError(f"{self.path}: --chain is required, there are several: {known}")
             return next(iter(self._chains))
         if name not in self._chains:
-            raise ConfigError(f"{self.path}: no [chain.{printable(name)}]{self._suggestion(name)}")
+            raise ConfigError(
+                f"{self.path}: no [chain.{printable(name)}]{nearest(name, self._chains)}"
+            )
         return name
-
-    def _suggestion(self, name: str) -> str:
-        return nearest(name, self._chains)
 
     def process(self, name: str) -> ChainSettings:
         """Return the settings of a chain and its process, from its table and the file's top."""

@@ -21,13 +21,13 @@ from importlib import import_module
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter
 from smtpd_filters.runtime.log import fold_traceback
-from smtpd_filters.settings.declare import nearest
+from smtpd_filters.settings.declare import listed, suggest
 from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.kinds import printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from types import ModuleType
     from typing import TypeGuard
 
@@ -36,11 +36,21 @@ BUILT_IN = "smtpd_filters.filters"
 LARGEST = 4 << 20
 
 
+class UnknownFilterError(ConfigError):
+    """No filter has this name; `known` are the names of those that there are."""
+
+    def __init__(self, name: str, known: Sequence[str]) -> None:
+        self.known = known
+        #: The name of a known filter that is nearly the same; "" if there is none.
+        self.near = suggest(name.removeprefix("filter-"), known)
+        super().__init__(f"no filter {quote(name)}{self.near or listed(known)}")
+
+
 def find(used: str, others: Iterable[str] = ()) -> type[Filter]:
     """Return a filter's class by `NAME`, `MODULE:CLASS`, `PATH` or `PATH:CLASS`.
 
-    Raises ConfigError for an unknown name, with the closest known one, `others` included, and for
-    any failure of loading a module.
+    Raises UnknownFilterError for an unknown name, which may be nearly one of `others`, too, and
+    ConfigError for any failure of loading a module.
     """
     try:
         if "/" in used or used.partition(":")[0].endswith(".py"):
@@ -80,9 +90,7 @@ def _load_named(name: str, others: Iterable[str]) -> type[Filter]:
         if _is_filter(cls):
             return cls
         raise ConfigError(f"the entry point {quote(name)} is not a filter")
-    known = [*others, *(cls.name for cls in discover()[0])]
-    near = nearest(name.removeprefix("filter-"), known)
-    raise ConfigError(f"no filter {quote(name)}{near}")
+    raise UnknownFilterError(name, [*others, *(cls.name for cls in discover()[0])])
 
 
 def _load_file(used: str) -> type[Filter]:

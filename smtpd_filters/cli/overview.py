@@ -7,7 +7,7 @@ import sys
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import TEXT, Settings, operand
 from smtpd_filters.settings.declare import suggest
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.kinds import printable, quote
 
 from . import PROG, VERBS, load
 from .verb import Verb
@@ -33,21 +33,16 @@ def run(options: Options, _rest: list[str]) -> int:
     elif topic in VERBS:
         sys.stdout.write(load(topic).help())
     else:
+        from .chain_use import UnknownFilterError
         from .run import find
 
         try:
             main = find(topic)
-        except ConfigError as error:
-            if "/" in topic or ":" in topic or not str(error).startswith("no filter "):
-                raise  # the filter is there, but can't be loaded
-            # A name of neither a verb nor a filter.
-            near = suggest(topic, VERBS)
+        except UnknownFilterError as error:
+            near = suggest(topic, VERBS) or error.near
             if not near:
-                # It names the filter without its prefix.
-                near = str(error).partition(quote(topic.removeprefix("filter-")))[2]
-            if not near.endswith("?"):
-                filters = near.removeprefix(" (there is ")
-                near = f" (verbs: {', '.join(VERBS)}; filters: {filters}"
+                filters = ", ".join(map(printable, error.known))
+                near = f" (verbs: {', '.join(VERBS)}; filters: {filters})"
                 near += "; name a file of your own by its path, as in /etc/mail/filters/x.py"
             raise ConfigError(f"no verb and no filter {quote(topic)}{near}") from None
         return main(["--help"])
