@@ -156,7 +156,7 @@ class Auth(Filter):
             ACTION,
             default="ignore",
             help="What to do with a message of a client whose greeting names a domain that doesn't "
-            "permit it (SPF fail of HELO). With the null sender that is --spf-fail.",
+            "permit it (SPF fail of HELO). With the null sender, --spf-fail decides.",
         )
         dkim_fail = _action_option("that has DKIM signatures, of which none is valid")
         dmarc = option(
