@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from smtpd_filters.checks.hosts import address_of, plain_address
+from smtpd_filters.lookups.failover.group import SHARE
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.settings import Shared
 from smtpd_filters.tables.networks import network_of
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
         settings: Any
         log: FilterLog
         deadline: float
-        #: The part of `deadline` for the servers' replies (`SHARE`).
-        share: float
 
         @property
         def servers(self) -> Sequence[Any]:
@@ -40,10 +39,6 @@ if TYPE_CHECKING:
 
 else:  # the same name without the cost of importing typing
     T = None
-
-#: The part of `--deadline` for the servers' replies; the rest is for the filter's own work.
-SHARE = 0.95
-
 
 #: The prefix lengths of the networks that count as one client, as for greylisting.
 _PREFIX4, _PREFIX6 = 24, 64
@@ -94,7 +89,7 @@ class StreamSetting(ServersSetting["Client"]):
         return SharedClient(
             servers,
             timeout=filter_.settings.timeout,
-            deadline=filter_.deadline * filter_.share,
+            deadline=filter_.deadline * SHARE,
             connections=filter_.settings.connections,
             ping=self._ping,
             note=filter_.log.event,

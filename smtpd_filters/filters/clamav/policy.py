@@ -36,7 +36,7 @@ from smtpd_filters.scanning.options import (
     timeout_option,
 )
 from smtpd_filters.scanning.outcomes import refusal
-from smtpd_filters.scanning.servers import SHARE, StreamSetting, client_of
+from smtpd_filters.scanning.servers import StreamSetting, client_of
 from smtpd_filters.settings import LIST, PATH, SIZE, Settings, choice, option, table
 from smtpd_filters.tables import RegexTable
 
@@ -79,7 +79,6 @@ class Clamav(Filter):
     # clamd's MaxScanTime is 2 minutes; RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for
     # the reply to its final dot, but smtpd only 5.
     deadline = 150.0
-    share = SHARE
     scans = True
 
     class Options(Settings):

@@ -23,7 +23,7 @@ from smtpd_filters.lookups.dns.setting import note_timeout
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED
-from smtpd_filters.scanning.servers import SHARE, client_of
+from smtpd_filters.scanning.servers import client_of
 from smtpd_filters.session import submitter
 from smtpd_filters.settings import (
     INTEGER,
@@ -91,7 +91,6 @@ class Policy(Filter):
     on_error: OnError = "tempfail"  # as Postfix
     early = False  # Asked in turn
     deadline = 60.0
-    share = SHARE
 
     class Options(Settings):
         """The servers, when to ask them, and what becomes of their actions."""

@@ -6,6 +6,7 @@ import shlex
 from functools import partial
 
 from smtpd_filters.errors import ConfigError
+from smtpd_filters.lookups.failover.group import SHARE
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.stream import Address
 from smtpd_filters.scanning.servers import ServersSetting
@@ -132,7 +133,7 @@ class ClientSetting(_Base):
             return PolicyClient(
                 filter_.servers,
                 timeout=settings.timeout,
-                deadline=filter_.deadline * filter_.share,
+                deadline=filter_.deadline * SHARE,
                 connections=settings.connections,
                 context=settings.context,
                 note=filter_.log.event,

@@ -23,6 +23,7 @@ from smtpd_filters.checks.exemptions import EXEMPT, Exempt, exempt_option
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filter import Filter
 from smtpd_filters.lookups.dns.setting import note_timeout
+from smtpd_filters.lookups.failover.group import SHARE
 from smtpd_filters.lookups.http import Client, Request, SharedClient
 from smtpd_filters.lookups.http.kinds import URL, checked
 from smtpd_filters.lookups.http.probe import ping
@@ -38,7 +39,7 @@ from smtpd_filters.scanning.options import (
     max_size_option,
     timeout_option,
 )
-from smtpd_filters.scanning.servers import SHARE, ServersSetting, client_of
+from smtpd_filters.scanning.servers import ServersSetting, client_of
 from smtpd_filters.settings import LIST, PATH, SWITCH, TEXT, Settings, choice, option
 from smtpd_filters.settings.secrets import read_secret
 
@@ -75,7 +76,7 @@ class _ClientSetting(ServersSetting[Client]):
         return SharedClient(
             filter_.servers,
             timeout=settings.timeout,
-            deadline=filter_.deadline * filter_.share,
+            deadline=filter_.deadline * SHARE,
             connections=settings.connections,
             note=filter_.log.event,
             kind="rspamd",
@@ -108,8 +109,6 @@ class Rspamd(Filter):
     on_error: OnError = "tempfail"  # Never unscanned by accident
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 60.0
-    #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
-    share = SHARE
     scans = True
 
     class Options(Settings):

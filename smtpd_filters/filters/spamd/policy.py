@@ -39,7 +39,7 @@ from smtpd_filters.scanning.options import (
     timeout_option,
 )
 from smtpd_filters.scanning.outcomes import refusal
-from smtpd_filters.scanning.servers import SHARE, StreamSetting, client_of
+from smtpd_filters.scanning.servers import StreamSetting, client_of
 from smtpd_filters.settings import LIST, SWITCH, TEXT, Settings, choice, option
 
 from .thresholds import NEVER, SPAM, THRESHOLD, Threshold, check_order
@@ -81,8 +81,6 @@ class Spamd(Filter):
     on_error: OnError = "tempfail"  # Never unscanned by accident
     # RFC 5321 section 4.5.3.2.6: a client waits 10 minutes for the reply to its final dot.
     deadline = 120.0
-    #: The part of `--deadline` for the daemons' replies; the rest is for the filter's own work.
-    share = SHARE
     scans = True
     points = (LEAST, MOST)
 

@@ -68,6 +68,8 @@ CONNECTIONS = 64
 ROUNDS = 2
 #: Seconds for the answer to a ping that no server has to work for.
 PING = 2.0
+#: The part of a filter's `--deadline` for the servers' replies; the rest is for its own work.
+SHARE = 0.95
 
 
 class Group:

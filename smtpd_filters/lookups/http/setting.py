@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.lookups.failover.group import CONNECTIONS
+from smtpd_filters.lookups.failover.group import CONNECTIONS, SHARE
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.settings import LIST, PATH, SECONDS, Shared, option
 from smtpd_filters.settings.secrets import read_secret
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     _Base = Shared[Service]
 else:
     _Base = Shared
-
-#: The part of `--deadline` for the servers' replies; the rest is for the filter's own work.
-SHARE = 0.95
 
 
 class ServiceSetting(_Base):
