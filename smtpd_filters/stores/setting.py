@@ -51,13 +51,8 @@ class _StoreKind(Kind[Address]):
 #: The address of a store.
 STORE = _StoreKind()
 
-if TYPE_CHECKING:
-    _Base = Shared[Store]
-else:
-    _Base = Shared
 
-
-class StoreSetting(_Base):
+class StoreSetting(Shared["Store"]):
     """The flags `--store` and those of its servers, and the store that they configure."""
 
     #: The option with the address.

@@ -87,13 +87,7 @@ class Notices:
             self._process.wait()
 
 
-if TYPE_CHECKING:
-    _Base = Shared[Notices]
-else:
-    _Base = Shared
-
-
-class SharedNotices(_Base):
+class SharedNotices(Shared[Notices]):
     """The process that gives notices, shared by filters that give them alike.
 
     `patience` is the seconds for it to end after its socket was closed.

@@ -111,13 +111,7 @@ async def _ask(server: Place, context: str, seconds: float) -> str:
     return result.cause if isinstance(result, Unavailable) else ""
 
 
-if TYPE_CHECKING:
-    _Base = ServersSetting[PolicyClient]
-else:
-    _Base = ServersSetting
-
-
-class ClientSetting(_Base):
+class ClientSetting(ServersSetting["PolicyClient"]):
     """The client, shared by the filters of a process that ask the same servers alike."""
 
     def key(self, filter_: Scanner) -> tuple[object, ...]:

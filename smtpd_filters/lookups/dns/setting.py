@@ -29,13 +29,7 @@ LOOKUP = 4
 EVERYWHERE = "in-addr.arpa"
 
 
-if TYPE_CHECKING:
-    _Base = Shared[Resolver]
-else:
-    _Base = Shared
-
-
-class ResolverSetting(_Base):
+class ResolverSetting(Shared["Resolver"]):
     """The flags `--nameserver` and `--timeout`, and the resolver that they configure."""
 
     def __init__(

@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 
     from .service import Service
 
-    _Base = Shared[Service]
-else:
-    _Base = Shared
 
-
-class ServiceSetting(_Base):
+class ServiceSetting(Shared["Service"]):
     """The flags of a service, and the service that they configure."""
 
     def __init__(self, flag: str, *, keep: float, required: bool = True) -> None:
