@@ -104,12 +104,6 @@ class StreamSetting(ServersSetting["Client"]):
             ask = partial(_exchange, server, self._ping, filter_.settings.timeout)
             yield Probe(f"daemon {server.label}", ask)
 
-    async def close(self, opened: Client) -> None:
-        """Close the client, of which `aclose` raises RuntimeError."""
-        from smtpd_filters.lookups.stream.client import Client
-
-        await Client.aclose(opened)
-
 
 async def _exchange(
     server: Address, exchange: Callable[[Connection], Awaitable[Any]], seconds: float

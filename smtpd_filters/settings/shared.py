@@ -9,7 +9,7 @@ Invariants
 *Shared*: filters of a process that are configured alike get the same object.
 *At start*: a mistake in the options is a ConfigError when the filter starts, not at its first
 mail. A filter that never waits with its settings opens only what it reads.
-*Pool closes*: only the pool closes a resource (`Shared.close`), since other filters may use it.
+*Pool closes*: only the pool closes a resource, since other filters may use it (`PoolCloses`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,17 @@ else:
             return cls
 
 
+class PoolCloses:
+    """A mixin for a resource that a filter can't close (*Pool closes*); `Shared.close` can."""
+
+    #: What it is, for the error.
+    resource = "resource"
+
+    async def aclose(self) -> None:
+        """Raise RuntimeError: other filters may use it."""
+        raise RuntimeError(f"a filter can't close its {self.resource}: the framework does")
+
+
 class Shared(Generic[T]):
     """A declaration; a subclass defines the options and opens the resource they describe."""
 
@@ -72,11 +83,9 @@ class Shared(Generic[T]):
         return ()
 
     async def close(self, opened: T) -> None:
-        """Close a resource that it opened; never raise.
-
-        Override this if the resource's own `aclose` refuses, as that of a shared resolver does.
-        """
-        await opened.aclose()
+        """Close a resource that it opened; never raise."""
+        closable: Any = super(PoolCloses, opened) if isinstance(opened, PoolCloses) else opened
+        await closable.aclose()
 
     def __set_name__(self, _owner: type, name: str) -> None:
         self.name = name

@@ -89,10 +89,6 @@ class _ClientSetting(ServersSetting[Client]):
         for url in filter_.servers:
             yield Probe(f"Rspamd {url}", partial(_ping, url, filter_.settings.timeout))
 
-    async def close(self, opened: Client) -> None:
-        """Close the client, of which `aclose` raises RuntimeError."""
-        await Client.aclose(opened)
-
 
 async def _ping(url: str, seconds: float) -> str:
     """Ping a daemon; return why it can't be used, or ""."""

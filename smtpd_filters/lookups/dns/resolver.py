@@ -30,6 +30,7 @@ from smtpd_filters.lookups.cache import Cache, Lifetimes, size_of
 from smtpd_filters.lookups.outcome import INVALID, NODATA, Found, NotFound, Unavailable
 from smtpd_filters.lookups.retry import Failure, Plan, Servers
 from smtpd_filters.runtime.counters import COUNTERS, LOCAL, TIMEOUT
+from smtpd_filters.settings.shared import PoolCloses
 
 from . import names
 
@@ -415,12 +416,10 @@ class Resolver:
                 self._sockets.closed()
 
 
-class SharedResolver(Resolver):
-    """The resolver of filters, which only the pool closes (`ResolverSetting.close`)."""
+class SharedResolver(PoolCloses, Resolver):
+    """The resolver of filters, which only the pool closes (`settings.shared`)."""
 
-    async def aclose(self) -> None:
-        """Raise RuntimeError: other filters may use it."""
-        raise RuntimeError("a filter can't close its resolver: the framework does")
+    resource = "resolver"
 
     async def __aenter__(self) -> Self:
         await self.aclose()

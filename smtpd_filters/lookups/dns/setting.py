@@ -118,12 +118,6 @@ class ResolverSetting(Shared["Resolver"]):
             subject = f"name server {server[0]} port {server[1]}"
             yield Probe(subject, partial(_query, server, timeout))
 
-    async def close(self, opened: Resolver) -> None:
-        """Close the resolver, of which `aclose` raises RuntimeError."""
-        from .resolver import Resolver
-
-        await Resolver.aclose(opened)
-
 
 async def _query(server: tuple[str, int], seconds: float) -> str:
     """Query one name server; return why it can't be used, or ""."""

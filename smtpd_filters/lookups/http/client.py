@@ -11,6 +11,7 @@ import time
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.failover.group import CONNECTIONS, PING, Group
+from smtpd_filters.settings.shared import PoolCloses
 
 from .messages import Endpoint
 from .trust import without_certificates
@@ -97,9 +98,7 @@ class Client(Group):
         return result
 
 
-class SharedClient(Client):
+class SharedClient(PoolCloses, Client):
     """The client of filters, which only the pool closes (`settings.shared`)."""
 
-    async def aclose(self) -> None:
-        """Raise RuntimeError: other filters may use it."""
-        raise RuntimeError("a filter can't close its HTTP client: the framework does")
+    resource = "HTTP client"

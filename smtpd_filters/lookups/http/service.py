@@ -30,6 +30,7 @@ from smtpd_filters.lookups.cache import MAX_ENTRY, Cache
 from smtpd_filters.lookups.failover.failures import BadReplyError
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.runtime.pace import pace
+from smtpd_filters.settings.shared import PoolCloses
 
 from .client import Client
 from .messages import Request, Response
@@ -289,12 +290,10 @@ class Service:
         await self._client.aclose()
 
 
-class SharedService(Service):
+class SharedService(PoolCloses, Service):
     """The service of filters, which only the pool closes (`settings.shared`)."""
 
-    async def aclose(self) -> None:
-        """Raise RuntimeError: other filters may use it."""
-        raise RuntimeError("a filter can't close its service: the framework does")
+    resource = "service"
 
 
 def _target(segments: Sequence[str], query: Mapping[str, str] | None = None) -> str:

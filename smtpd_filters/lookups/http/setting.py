@@ -105,12 +105,6 @@ class ServiceSetting(Shared["Service"]):
         for url in urls:
             yield Probe(f"service {url}", partial(_ping, url, timeout))
 
-    async def close(self, opened: Service) -> None:
-        """Close the service, of which `aclose` raises RuntimeError."""
-        from .service import Service
-
-        await Service.aclose(opened)
-
 
 class OptionalServiceSetting(ServiceSetting):
     """The flags of a service that a filter may be without: then its attribute is None."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import time
 
 from smtpd_filters.lookups.failover.group import CONNECTIONS, PING, Group
+from smtpd_filters.settings.shared import PoolCloses
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,9 +126,7 @@ class Client(Group):
         return result
 
 
-class SharedClient(Client):
+class SharedClient(PoolCloses, Client):
     """The client of filters, which only the pool closes (`settings.shared`)."""
 
-    async def aclose(self) -> None:
-        """Raise RuntimeError: other filters may use it."""
-        raise RuntimeError("a filter can't close its client: the framework does")
+    resource = "client"
