@@ -6,7 +6,7 @@ import os
 import sys
 
 from .chain import Chain
-from .errors import BugError, ConfigError, config_error, not_started, user_name
+from .errors import BugError, ConfigError, config_error, not_started
 from .filter import Registration
 from .runtime.log import FilterLog, Log, fold_traceback
 from .runtime.watchdog import Watchdog
@@ -177,24 +177,14 @@ def serve_chain(
         ends.give_back()
         raise
     if ends.terminal():
-        ends.give_back()
-        if sys.stderr is not None:  # closed
-            sys.stderr.write(
-                f"{prog}: flags and files are right, as user {user_name()}; "
-                "smtpd starts this filter, see smtpd.conf(5)\n"
-            )
+        ends.leave_terminal(prog, "flags and files")
         return 0
     confines = None if process.sandbox == "off" else lambda: confine(chain, log, process)
-    if check := os.environ.get(CHECKING):
-        if check == ONLINE:
-            return ask_services(chain, log, confines)
-        traits = [
-            trait
-            for trait in ("signs", "edits_signed")
-            if any(getattr(each, trait) for each in chain.filters)
-        ]
-        if traits:
-            log.line(TRAITS + " ".join(traits))
+    checking = os.environ.get(CHECKING)
+    if checking == ONLINE:
+        return ask_services(chain, log, confines)
+    if checking:
+        log_traits(chain, log)
     return serve(
         chain,
         log,
@@ -215,6 +205,17 @@ def open_journal(path: str, prog: str, log: Log) -> Collector:
         return Collector(Sender(path, log), prog, log)
     except (OSError, ImportError) as error:
         raise not_started(error) from None
+
+
+def log_traits(chain: Chain, log: Log) -> None:
+    """Log for `smtpd-filters check` whether a chain signs messages, and edits what is signed."""
+    traits = [
+        trait
+        for trait in ("signs", "edits_signed")
+        if any(getattr(each, trait) for each in chain.filters)
+    ]
+    if traits:
+        log.line(TRAITS + " ".join(traits))
 
 
 def ask_services(chain: Chain, log: Log, confines: Callable[[], None] | None) -> int:

@@ -17,7 +17,7 @@ from collections import deque
 from itertools import islice
 
 from smtpd_filters import startup
-from smtpd_filters.errors import ConfigError
+from smtpd_filters.errors import ConfigError, user_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,6 +81,15 @@ class Ends:
         """Return another descriptor of the log: a policy may close stderr and reuse its number."""
         self._copy = _duplicate(2)
         return self._copy
+
+    def leave_terminal(self, prog: str, checked: str, more: str = "") -> None:
+        """Restore the standard descriptors, and write to stderr that what was checked is right."""
+        self.give_back()
+        if sys.stderr is not None:  # closed
+            sys.stderr.write(
+                f"{prog}: {checked} are right, as user {user_name()}{more}; "
+                "smtpd starts this filter, see smtpd.conf(5)\n"
+            )
 
     def give_back(self) -> None:
         """Restore the standard descriptors, if there is to be no conversation."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from smtpd_filters.errors import ConfigError, not_started, user_name
+from smtpd_filters.errors import ConfigError, not_started
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import (
     CHECKING,
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None, within: str = "") -> int:
             if os.environ[CHECKING] == ONLINE and process.journal is not None:
                 _try_journal(process.journal)
             os.execv("/bin/sh", ["sh", "-c", f"exec {shell_command(command)}"])  # noqa: S606  # as smtpd
-        return supervise(command, own, process, prog=PROG, within=within)
+        return supervise(command, own, process, within)
     except ConfigError as error:
         die(error, PROG, start_status(error))
 
@@ -140,12 +140,7 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def supervise(
-    command: Sequence[str],
-    own: Options,
-    process: ConversationSettings,
-    *,
-    prog: str,
-    within: str = "",
+    command: Sequence[str], own: Options, process: ConversationSettings, within: str = ""
 ) -> int:
     """Serve smtpd with the command as its filter; return the exit status.
 
@@ -164,24 +159,16 @@ def supervise(
         raise not_started(error) from None
     ignore_hangup()  # until the loop handles it: no program has been started
     if ends.terminal():
-        ends.give_back()
-        if sys.stderr is not None:  # closed
-            sys.stderr.write(
-                f"{prog}: flags are right, as user {user_name()}; the command is "
-                f"{shell_command(command)}; smtpd starts this filter, see smtpd.conf(5)\n"
-            )
+        ends.leave_terminal(PROG, "flags", f"; the command is {shell_command(command)}")
         return 0
     keep_to_ourselves()
     extend_path()
     os.environ[UNDER_SUPERVISOR] = "1"
     log = Log(verbose=process.verbose)
     sys.unraisablehook = log.unraisable
-    file = next((word for word in command if "=" not in word), prog)
-    name = own.filter_name or within or os.path.basename(file)  # noqa: PTH119  # as given
-    by_itself = bool(within) or any(each.partition("=")[0] == "--journal" for each in command)
     observer = None
     if process.journal is not None:
-        observer = observe(process.journal, name, prog, log, by_itself=by_itself)
+        observer = observe(process.journal, command, own.filter_name, log, within)
     engine = Engine(
         log,
         on_error=own.on_error,
@@ -206,15 +193,21 @@ def supervise(
     return 0
 
 
-def observe(path: str, name: str, prog: str, log: Log, *, by_itself: bool) -> Observer:
-    """Return what observes the program `name` for the journal. Raises ConfigError."""
+def observe(path: str, command: Sequence[str], name: str | None, log: Log, within: str) -> Observer:
+    """Return what observes a command for the journal at `path`. Raises ConfigError.
+
+    `name` is the command's there, by default that of the filter or of the command's file.
+    """
+    file = next((word for word in command if "=" not in word), PROG)
+    name = name or within or os.path.basename(file)  # noqa: PTH119  # as given
+    by_itself = bool(within) or any(each.partition("=")[0] == "--journal" for each in command)
     try:
         from smtpd_filters.journal.collector import Collector  # only with a journal
         from smtpd_filters.journal.sender import Sender
 
         from .observer import Observer
 
-        return Observer(Collector(Sender(path, log), prog, log), name, by_itself=by_itself)
+        return Observer(Collector(Sender(path, log), PROG, log), name, by_itself=by_itself)
     except (OSError, ImportError) as error:
         raise not_started(error) from None
 
