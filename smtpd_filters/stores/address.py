@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from pathlib import PurePath
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
+
+if TYPE_CHECKING:
+    from smtpd_filters.sandbox import Needs
 
 #: The forms, for help and errors.
 FORMS = (
@@ -53,6 +57,18 @@ class Address(NamedTuple):
     def label(self) -> str:
         """The address for the log, without the user."""
         return self._replace(username="").text
+
+    def declare(self, needs: Needs) -> None:
+        """Declare the directory of a file, or the servers."""
+        if self.scheme == "sqlite":
+            # Files beside it have its name: -wal, -shm and -journal.
+            needs.to_write(str(PurePath(self.path).parent))
+        elif self.scheme == "unix":
+            needs.to_connect_unix(self.path)
+        elif self.scheme in {"sentinel", "cluster"}:
+            needs.to_connect_anywhere()  # they name the servers
+        for server in self.hosts:
+            needs.to_connect(*server)
 
 
 #: The store in a process's own memory.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import PurePath
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError, UnavailableError
@@ -126,17 +125,9 @@ class StoreSetting(Shared["Store"]):
         )
 
     def declare(self, filter_: Any, needs: Needs) -> None:
-        """Declare the directory of a file, or the servers."""
+        """Declare the directory of a file, or the servers with what connections to them read."""
         address = self._address(filter_)
-        if address.scheme == "sqlite":
-            # Files beside it have its name: -wal, -shm and -journal.
-            needs.to_write(str(PurePath(address.path).parent))
-        elif address.scheme == "unix":
-            needs.to_connect_unix(address.path)
-        elif address.scheme in {"sentinel", "cluster"}:
-            needs.to_connect_anywhere()  # they name the servers
-        for server in address.hosts:
-            needs.to_connect(*server)
+        address.declare(needs)
         if address.scheme not in {"sqlite", "memory"}:
             from .redis_store import CONNECTIONS
 

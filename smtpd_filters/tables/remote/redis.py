@@ -120,13 +120,7 @@ class RedisTable(Backend):
 
     def declare(self, needs: Needs) -> None:
         """Declare the servers."""
-        address = self._address
-        if address.scheme == "unix":
-            needs.to_connect_unix(address.path)
-        elif address.scheme in {"sentinel", "cluster"}:
-            needs.to_connect_anywhere()  # they name the servers
-        for server in address.hosts:
-            needs.to_connect(*server)
+        self._address.declare(needs)
         needs.to_open(_PLACES)
         if certificates := self._settings["certificates"]:
             needs.to_reload(certificates)  # when it connects
