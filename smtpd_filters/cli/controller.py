@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import contextmanager
 from time import monotonic
 
 from smtpd_filters.errors import ConfigError
@@ -22,6 +23,7 @@ from smtpd_filters.settings.kinds import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import BinaryIO
 
     from .mailboxes import Mail
@@ -103,23 +105,16 @@ class Controller:
         raise Refused(cause, DATAERR if status in (400, 413) else TEMPFAIL)
 
     def _ask(self, file: BinaryIO, size: int) -> tuple[int, bytes]:
-        try:
-            with self._connect() as connection:
-                try:
-                    connection.sendall(self._head + b"%d\r\n\r\n" % size)
-                    sent = connection.sendfile(file, count=size)
-                except (BrokenPipeError, ConnectionResetError):
-                    # The controller replied before the end: wrong password, or too large.
-                    sent = size
-                if sent != size:
-                    raise Refused("the file was truncated meanwhile")
-                return _read(connection, monotonic() + self._timeout)
-        except TimeoutError:
-            raise Unreachable(f"{self._url}: no reply within {self._timeout:g} s") from None
-        except OSError as error:
-            raise Unreachable(f"{self._url}: {error.strerror or error}") from None
-        except EOFError:
-            raise Unreachable(f"{self._url}: connection closed without a reply") from None
+        with reaching(self._url, self._timeout), self._connect() as connection:
+            try:
+                connection.sendall(self._head + b"%d\r\n\r\n" % size)
+                sent = connection.sendfile(file, count=size)
+            except (BrokenPipeError, ConnectionResetError):
+                # The controller replied before the end: wrong password, or too large.
+                sent = size
+            if sent != size:
+                raise Refused("the file was truncated meanwhile")
+            return _read(connection, monotonic() + self._timeout)
 
     def _connect(self) -> socket.socket:
         if self._path:
@@ -135,6 +130,19 @@ class Controller:
                 connection.close()
                 raise
         return connection
+
+
+@contextmanager
+def reaching(daemon: str, timeout: float) -> Iterator[None]:
+    """Raise Unreachable, which names the daemon, for OSError and EOFError; `timeout` in seconds."""
+    try:
+        yield
+    except TimeoutError:
+        raise Unreachable(f"{daemon}: no reply within {timeout:g} s") from None
+    except OSError as error:
+        raise Unreachable(f"{daemon}: {error.strerror or error}") from None
+    except EOFError:
+        raise Unreachable(f"{daemon}: connection closed without a reply") from None
 
 
 def connect_tcp(host: str, port: int, timeout: float) -> socket.socket:

@@ -17,7 +17,7 @@ from time import monotonic
 
 from smtpd_filters.lookups.spamd import MAX_HEAD, ReplyError, ReplyParser, request, safe_user
 
-from .controller import DATAERR, NOPERM, TEMPFAIL, Refused, Unreachable, connect_tcp, connect_unix
+from .controller import DATAERR, NOPERM, TEMPFAIL, Refused, connect_tcp, connect_unix, reaching
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,23 +84,16 @@ class Teller:
     def _ask(self, message: Iterable[bytes]) -> Head:
         content = b"".join(message)  # of limited size
         head = request("TELL", len(content), user=self._user, fields=self._fields)
-        label = self._address.label
-        try:
-            with self._connect() as connection:
-                try:
-                    connection.sendall(head + content)
-                    connection.shutdown(socket.SHUT_WR)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # spamd replied before the end
+        with reaching(self._address.label, self._timeout), self._connect() as connection:
+            try:
+                connection.sendall(head + content)
+                connection.shutdown(socket.SHUT_WR)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # spamd replied before the end
+            try:
                 return _read(connection, monotonic() + self._timeout)
-        except ReplyError as error:
-            raise _refused(error) from None
-        except TimeoutError:
-            raise Unreachable(f"{label}: no reply within {self._timeout:g} s") from None
-        except OSError as error:
-            raise Unreachable(f"{label}: {error.strerror or error}") from None
-        except EOFError:
-            raise Unreachable(f"{label}: connection closed without a reply") from None
+            except ReplyError as error:
+                raise _refused(error) from None
 
     def _connect(self) -> socket.socket:
         address = self._address
