@@ -34,6 +34,7 @@ from smtpd_filters.stores import Delete, Put
 from . import PROG
 from .store_search import find_values
 from .stores import StoreOptions, with_store
+from .streams import print_json
 from .verb import Verb
 
 if TYPE_CHECKING:
@@ -257,8 +258,7 @@ def _done(what: str, subject: str, options: Options) -> int:
 
 def _print(uses: list[Use], options: Options) -> None:
     if options.json:
-        json.dump([asdict(use) for use in uses], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([asdict(use) for use in uses])
         return
     for use in uses:
         subject = shown(use.subject)

@@ -6,7 +6,6 @@ a package there, or in an entry point of another distribution in the group `smtp
 
 from __future__ import annotations
 
-import json
 import os
 import pkgutil
 import sys
@@ -24,6 +23,7 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import SWITCH, Pool, Settings, option
 from smtpd_filters.stores.address import MEMORY
 
+from .streams import print_json
 from .verb import Verb
 
 TYPE_CHECKING = False
@@ -62,8 +62,7 @@ def run(options: Options, _rest: list[str]) -> int:
     found, broken = discover()
     listed = [describe(cls) for cls in found]
     if options.json:
-        json.dump([asdict(each) for each in listed], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([asdict(each) for each in listed])
     else:
         sys.stdout.write("\n".join(map(_show, listed)))
     for line in broken:

@@ -7,7 +7,6 @@ recording; `player` transfers the bytes. Each recording is played to a process o
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections import Counter
@@ -36,6 +35,7 @@ from smtpd_filters.settings.kinds import printable
 
 from .player import FatalError, Process, find
 from .progress import PROGRESS, Progress
+from .streams import print_json
 from .verb import Verb
 
 TYPE_CHECKING = False
@@ -193,8 +193,7 @@ def run(options: Options, command: list[str]) -> int:
             sys.stdout.write(_show(one, only_changed=only_changed))
     progress.clear()
     if options.json:
-        json.dump(_as_json(compared, only_changed=only_changed), sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(_as_json(compared, only_changed=only_changed))
     else:
         sys.stdout.write(_summary(compared))
     return max((one.status for one in compared), default=SAME)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from smtpd_filters.journal.telling import coloured, safe
 from smtpd_filters.settings import INTEGER, choice, option
 
 from .journal_use import DAY, SINCE, JournalOptions, in_colour, reading, since
+from .streams import print_json
 from .verb import Verb
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def _stats(journal: Journal, options: Options) -> int:
         journal.rankings(options.by, begin, end, options.number) if options.by in RANKED else []
     )
     if options.json:
-        json.dump(
-            {**asdict(found), "ranked": [asdict(each) for each in ranked]}, sys.stdout, indent=2
-        )
-        sys.stdout.write("\n")
+        print_json({**asdict(found), "ranked": [asdict(each) for each in ranked]})
         return 0
     colour = in_colour(options)
     lines = list(_totals(found, colour=colour))

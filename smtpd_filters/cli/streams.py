@@ -84,6 +84,14 @@ def say(text: str) -> None:
         write_nowhere()
 
 
+def print_json(value: object) -> None:
+    """Write a value to stdout as indented JSON."""
+    from json import dump  # start-up time
+
+    dump(value, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
 def has_colours() -> bool:
     """Return whether stdout is a terminal with colours, and the user has not declined them."""
     declined = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"

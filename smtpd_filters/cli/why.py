@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from smtpd_filters.settings import INTEGER, TEXT, operand, option
 from smtpd_filters.settings.kinds import printable
 
 from .journal_use import DAY, SINCE, JournalOptions, in_colour, reading, since
+from .streams import print_json
 from .verb import Verb
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def _why(journal: Journal, options: Options) -> int:
     named = journal.story(options.what)
     found = [named] if named else whole(journal, journal.search(wanted))
     if options.json:
-        json.dump([plain(each) for each in found], sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json([plain(each) for each in found])
     else:
         colour = in_colour(options)
         sys.stdout.write("\n".join(tell(each, colour=colour) for each in found))

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
+from smtpd_filters.cli.streams import print_json
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import SWITCH, TEXT, Kind, Settings, choice, operand, option
@@ -79,8 +79,7 @@ def run(options: Options, words: list[str]) -> int:
     arrival = Arrival(options.client, options.helo, sender, options.server)
     found = explain(examine(content, arrival, words))
     if options.json:
-        json.dump(found, sys.stdout, indent=2)
-        sys.stdout.write("\n")
+        print_json(found)
     else:
         from .text import written
 

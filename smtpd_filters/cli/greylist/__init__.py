@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.cli.stores import StoreOptions, time_in_words, with_store
+from smtpd_filters.cli.streams import print_json
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.filters.greylist import Greylist, senders
@@ -154,7 +155,7 @@ async def _stats(store: Store, options: Options, what: list[str]) -> int:
         "clients allowed": counts["allowed"],
     }
     if options.json:
-        _print_json({name.replace(" ", "_"): number for name, number in numbers.items()})
+        print_json({name.replace(" ", "_"): number for name, number in numbers.items()})
     else:
         sys.stdout.writelines(f"{name:22} {number:>9}\n" for name, number in numbers.items())
     return 0
@@ -173,11 +174,6 @@ async def _print(records: AsyncIterator[Record], options: Options) -> int:
     if options.json:
         sys.stdout.write("\n]\n" if count else "[]\n")
     return count
-
-
-def _print_json(value: object) -> None:
-    json.dump(value, sys.stdout, indent=2)
-    sys.stdout.write("\n")
 
 
 def _line(record: Record) -> str:
@@ -227,7 +223,7 @@ async def _forget(store: Store, options: Options, what: list[str]) -> int:
         keys = [key for each in names async for key, _ in store.scan(client_key(each))]
     removed = await _ask_all(store, map(Delete, keys))
     if options.json:
-        _print_json({"forgotten": removed})
+        print_json({"forgotten": removed})
     else:
         entries = _number(removed, "entry", "entries")
         sys.stdout.write(f"forgotten: {entries} of {', '.join(map(printable, names))}\n")
@@ -236,7 +232,7 @@ async def _forget(store: Store, options: Options, what: list[str]) -> int:
 
 def _report(what: str, clients: list[str], options: Options) -> None:
     if options.json:
-        _print_json({what: clients})
+        print_json({what: clients})
     else:
         sys.stdout.write(f"{what}: {', '.join(map(printable, clients))}\n")
 
@@ -284,7 +280,7 @@ async def _import(store: Store, options: Options, files: list[BinaryIO]) -> int:
         if invalid:
             raise ConfigError(f"{file.name}: {invalid} ({imported} imported before)")
     if options.json:
-        _print_json({"imported": imported, "skipped": skipped})
+        print_json({"imported": imported, "skipped": skipped})
     else:
         sys.stdout.write(
             f"{imported} imported, {skipped} skipped: expired, or without a meaning here\n"
