@@ -24,6 +24,7 @@ from smtpd_filters.journal.query import RANKED, Journal, TooSlowError
 from smtpd_filters.journal.records import AHEAD, NEVER, Search
 from smtpd_filters.journal.stories import OUTCOMES
 from smtpd_filters.journal.telling import OUTCOMES as WORDS
+from smtpd_filters.journal.telling import moment
 
 from . import texts
 from .charts import number, sparkline
@@ -156,35 +157,8 @@ class Pages:
             for path in (HERE / "static").iterdir()
             if path.suffix in TYPES
         }
-        self._templates = Environment(
-            loader=FileSystemLoader(HERE / "templates"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.globals.update(
-            prefix=guard.access.prefix,
-            OUTCOMES=WORDS,
-            FATES=texts.FATES,
-            tries=tries,
-            SPANS=SPANS,
-            stacked=STACKED,
-            navigation=(*NAVIGATION, *further),
-        )
-        self._templates.filters.update(
-            foreign=texts.foreign,
-            moment=texts.moment,
-            machine_time=texts.machine_time,
-            duration=texts.duration,
-            bytes=texts.size,
-            number=number,
-            verdict=texts.verdict,
-            cause=texts.cause,
-            visible=texts.visible,
-            visible_lines=texts.visible_lines,
-            failures=texts.failures,
-            quantile=texts.quantile,
+        self._templates = _templates(
+            prefix=guard.access.prefix, tries=tries, navigation=(*NAVIGATION, *further)
         )
 
     def routes(self) -> list[web.AbstractRouteDef]:
@@ -426,6 +400,35 @@ class Pages:
         to = request.query.get("to", "")
         address = urlencode({"to": to}) if to else ""
         return self.render(request, "login.html", status=status, error=error, address=address)
+
+
+def _templates(**of_service: Any) -> Environment:
+    """Return the templates, with what they use; `of_service` differs between services."""
+    templates = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.globals.update(
+        of_service, OUTCOMES=WORDS, FATES=texts.FATES, SPANS=SPANS, stacked=STACKED
+    )
+    templates.filters.update(
+        foreign=texts.foreign,
+        moment=moment,
+        machine_time=texts.machine_time,
+        duration=texts.duration,
+        bytes=texts.size,
+        number=number,
+        verdict=texts.verdict,
+        cause=texts.cause,
+        visible=texts.visible,
+        visible_lines=texts.visible_lines,
+        failures=texts.failures,
+        quantile=texts.quantile,
+    )
+    return templates
 
 
 def _metrics() -> Metrics | None:

@@ -73,11 +73,6 @@ def foreign(text: object) -> Markup:
     return Markup("<bdi>{}</bdi>").format(visible(text))
 
 
-def moment(seconds: float) -> str:
-    """Return a time in the server's time zone."""
-    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
 def machine_time(seconds: float) -> str:
     """Return a time as the attribute `datetime` of an element `time` has it."""
     return datetime.fromtimestamp(seconds, UTC).isoformat()
