@@ -9,8 +9,6 @@ Invariants
 *One at a time*: a process has one request; further ones wait for the process that has the fewest.
 *Confined*: with the sandbox on, a process gives up everything but its descriptors before it gets a
 key.
-*No descriptor of smtpd*: a process has its own socket, /dev/null and the log. It ends when its
-socket is closed, however this process ends.
 """
 
 from __future__ import annotations
@@ -20,13 +18,13 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from smtpd_filters.authentication.dkim.keys import ED25519, RSA
 from smtpd_filters.authentication.dkim.private_keys import PrivateKey
+from smtpd_filters.runtime.helpers import end_helper, start_helper
 from smtpd_filters.startup import ignore_strays
 
 if TYPE_CHECKING:
@@ -86,18 +84,8 @@ class _Worker:
     """One process."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        try:
-            command = [sys.executable, "-E", "-S", "-c", _START.format(path=sys.path)]
-            self._process = subprocess.Popen(  # noqa: S603  # our own code
-                command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL
-            )
-        except BaseException:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
-        self._socket.setblocking(False)  # noqa: FBT003  # its only parameter
+        words = ["-E", "-S", "-c", _START.format(path=sys.path)]
+        self._socket, self._process = start_helper(words, socket.SOCK_STREAM)
         self._lock = asyncio.Lock()
         self.waiting = 0
         self.ended = False
@@ -149,11 +137,7 @@ class _Worker:
         """End the process."""
         self.ended = True
         self._socket.close()
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_helper(self._process, _PATIENCE)
 
 
 def serve() -> None:

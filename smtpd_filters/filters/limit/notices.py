@@ -4,9 +4,8 @@ Invariants
 ----------
 *Never waits*: the filter writes a notice to a socket and goes on. If the process doesn't keep up,
 notices are dropped, and the log says so.
-*No descriptor of smtpd*: the process has its own socket, /dev/null and the log. It starts before
-the filter gives up its rights (`--sandbox`), and runs nothing but the command and sendmail of the
-settings. It ends when its socket is closed, however the filter ends.
+*Not confined*: the process starts before the filter gives up its rights (`--sandbox`), and runs
+nothing but the command and sendmail of the settings.
 *No line from outside*: what a client has named is printable in the notice, and never part of a
 command line's options.
 """
@@ -16,12 +15,11 @@ from __future__ import annotations
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.runtime.helpers import end_helper, start_helper
 from smtpd_filters.settings import Shared
 from smtpd_filters.settings.kinds import printable
 
@@ -50,22 +48,10 @@ class Notices:
         """Start it. Raises OSError."""
         self._log = log
         self._patience = patience
-        # A datagram is written as a whole or not at all, and its end is seen.
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The file alone: it needs nothing of the package, which would take three times the memory.
-        start = [sys.executable, "-I", "-S", str(Path(notifier.__file__))]
-        try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own code
-                [*start, command, mail, sendmail],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-            )
-        except BaseException:
-            self._socket.close()
-            raise
-        finally:
-            theirs.close()
-        self._socket.setblocking(False)  # noqa: FBT003  # its only parameter
+        words = ["-I", "-S", str(Path(notifier.__file__)), command, mail, sendmail]
+        # A datagram is written as a whole or not at all, and its end is seen.
+        self._socket, self._process = start_helper(words, socket.SOCK_SEQPACKET)
 
     def give(self, **fields: str) -> None:
         """Give a notice with `notifier.FIELDS`; never wait, and never raise."""
@@ -80,11 +66,7 @@ class Notices:
     async def aclose(self) -> None:
         """End the process after the notice that it is about."""
         self._socket.close()
-        try:
-            self._process.wait(self._patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_helper(self._process, self._patience)
 
 
 class SharedNotices(Shared[Notices]):

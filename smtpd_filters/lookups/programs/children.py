@@ -21,13 +21,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.lookups.stream.connection import Connection, UnconnectedError, over
+from smtpd_filters.runtime.helpers import end_helper, start_helper
 
 from . import spawner
 
@@ -66,20 +65,13 @@ class Children:
         #: The sockets of programs by the number of their request, those closed lately included.
         self._sockets: dict[int, socket.socket] = {}
         self._lock: asyncio.Lock | None = None
-        # A datagram is written as a whole or not at all, and its end is seen.
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # The file alone: it needs nothing of the package, which would take three times the memory.
-        start = [sys.executable, "-I", "-S", str(Path(spawner.__file__))]
+        words = ["-I", "-S", str(Path(spawner.__file__)), *command]
         try:
-            self._process = subprocess.Popen(  # noqa: S603  # our own code
-                [*start, *command], stdin=theirs.fileno(), stdout=subprocess.DEVNULL
-            )
+            # A datagram is written as a whole or not at all, and its end is seen.
+            self._control, self._process = start_helper(words, socket.SOCK_SEQPACKET)
         except OSError as error:
-            self._control.close()
             raise ConfigError(f"{program}: {os_reason(error)}") from None
-        finally:
-            theirs.close()
-        self._control.setblocking(False)  # noqa: FBT003  # its only parameter
 
     async def connect(self) -> Connection:
         """Start the program; return a connection to its stdin and stdout.
@@ -143,11 +135,7 @@ class Children:
             control.settimeout(_PATIENCE)
             while control.recv(_MAX_ANSWER):  # until no process has the other end
                 pass
-        try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end_helper(self._process, _PATIENCE)
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:
