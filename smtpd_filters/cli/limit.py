@@ -7,7 +7,6 @@ import re
 import sys
 from contextlib import suppress
 from dataclasses import asdict
-from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical, path
@@ -26,7 +25,7 @@ from smtpd_filters.filters.limit.subjects import (
     user_name,
     written,
 )
-from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
+from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, most_used, uses_of
 from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice, operand, option
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.stores import Delete, Put
@@ -183,18 +182,8 @@ def _given(kind: str, address: str, length: str) -> Prefixes:
 
 
 async def _top(store: Store, options: Options, _subject: str) -> int:
-    # Of a large store only these are kept.
-    top: list[Use] = []
-    async for use in uses_of(store, key_prefix("")):
-        top.append(use)
-        if len(top) >= 2 * options.number:
-            top = nlargest(options.number, top, key=_share)
-    _print(nlargest(options.number, top, key=_share), options)
+    _print(await most_used(store, options.number, 2 * options.number), options)
     return 0
-
-
-def _share(use: Use) -> float:
-    return use.share
 
 
 async def _show(store: Store, options: Options, subject: str) -> int:

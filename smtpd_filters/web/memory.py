@@ -10,7 +10,6 @@ sender that the guard lets change stores.
 
 from __future__ import annotations
 
-from heapq import nlargest
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
@@ -21,7 +20,7 @@ from smtpd_filters.filters.greylist.records import Record, records
 from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key
 from smtpd_filters.filters.limit.ledger import FOREVER
 from smtpd_filters.filters.limit.subjects import BLOCK, key, read, shown
-from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, uses_of
+from smtpd_filters.filters.limit.uses import forget, most_used
 from smtpd_filters.stores import Delete, Put
 
 from .page import Pages
@@ -146,15 +145,10 @@ class Memory:
     async def limits(self, request: web.Request) -> web.Response:
         """Show who is blocked, and who has used most of a limit."""
         store = _opened(self._limits)
-        top: list[Use] = []
         try:
-            async for use in uses_of(store, key_prefix("")):
-                top.append(use)
-                if len(top) >= self._scanned:
-                    top = nlargest(self._shown, top, key=_share)
+            uses = await most_used(store, self._shown, self._scanned)
         except UnavailableError as error:
             raise _unavailable(error) from None
-        uses = nlargest(self._shown, top, key=_share)
         return self._render(request, "limits.html", uses=uses, name=shown)
 
     async def change_limits(self, request: web.Request) -> web.StreamResponse:
@@ -185,10 +179,6 @@ def _opened(store: Store | None) -> Store:
 def _quoted(client: str) -> str:
     """Return a client for a form: a browser changes control characters, and pages are UTF-8."""
     return quote(client, safe=":/ ", errors="surrogateescape")
-
-
-def _share(use: Use) -> float:
-    return use.share
 
 
 def _unavailable(error: UnavailableError) -> web.HTTPException:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING
 
 from smtpd_filters.stores import Delete
@@ -61,6 +62,20 @@ async def uses_of(store: Store, prefix: bytes) -> AsyncIterator[Use]:
         subject, parts = read_key(each)
         if (rule := _rule(parts)) is not None:
             yield Use(subject, rule.text, members, rule.amount.number, None)
+
+
+async def most_used(store: Store, number: int, at_once: int) -> list[Use]:
+    """Return the uses of the largest parts of limits; at most `at_once` are kept meanwhile."""
+    top: list[Use] = []
+    async for use in uses_of(store, key_prefix("")):
+        top.append(use)
+        if len(top) >= at_once:
+            top = nlargest(number, top, key=_share)
+    return nlargest(number, top, key=_share)
+
+
+def _share(use: Use) -> float:
+    return use.share
 
 
 #: Digits of the number of a day.
