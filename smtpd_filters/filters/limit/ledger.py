@@ -123,13 +123,11 @@ class Ledger:
         *,
         background: int = MAX_BACKGROUND,
         remembered: int = REMEMBERED,
-        renewed: int = RENEWED,
     ) -> None:
         self._store = store
         self._note = note
         self._background = background
         self._remembered = remembered
-        self._renewed = renewed
         #: The leases of each connection, by the key of the group.
         self._held: dict[str, dict[bytes, Claim]] = {}
         #: The highest of the past days by its key, with the day for which it was read.
@@ -266,8 +264,8 @@ class Ledger:
         """Renew all leases, also if some fail. Raises UnavailableError."""
         every = [claim for held in self._held.values() for claim in held.values()]
         failure: BaseException | None = None
-        for at in range(0, len(every), self._renewed):
-            part = every[at : at + self._renewed]
+        for at in range(0, len(every), RENEWED):
+            part = every[at : at + RENEWED]
             # A session may have ended meanwhile.
             held = [each for each in part if each.key in self._held.get(each.member, ())]
             asked = (self._store.ask(_join(each)) for each in held)

@@ -80,10 +80,6 @@ class _Server(Kind["Server"]):
             place = f"{_LOOPBACK}:{place}"  # as Postfix: "the local host"
         return Address.parse(place)
 
-    def show(self, value: Server) -> str:
-        """Return the notation."""
-        return str(value)
-
     def check(self, value: Server) -> None:
         """Raise ValueError for anything else."""
         if not isinstance(value, Address | Program):
