@@ -17,6 +17,7 @@ from .content import Draft
 from .dialogue import Dialogue
 from .facts import Facts
 from .gate import FailedError
+from .links import now
 from .outcomes import DISCARDED
 
 TYPE_CHECKING = False
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from .dialogue import Milter as Configured
     from .policy import Milter
 
+#: The part of the time that is left until `--deadline` which a milter may take, so that its failure
+#: is logged as its own, and those behind it are asked.
+SHARE = 0.9
 #: The decisions about a message that a milter quarantines, by `--quarantine`.
 HELD = {
     "tempfail": Reject(smtp_reply(451, "4.7.1", "Message held for review, please try again later")),
@@ -105,12 +109,14 @@ class Asked:
         """Bring all milters to a stage; return the first refusal."""
         self.facts.update(identity)
         result: Proceed | Junk = PROCEED
+        deadline = now() + self._policy.deadline
         for dialogue in self._dialogues:
             serial = self.facts.serial
             if serial and dialogue.failed == serial:
                 continue  # it has been answered for in this transaction
             try:
-                refused = await dialogue.at(event, recipient, draft)
+                until = now() + SHARE * (deadline - now())
+                refused = await dialogue.at(event, recipient, draft, until=until)
             except FailedError as error:
                 if self._failed(dialogue, error, draft) is JUNK:
                     result = JUNK

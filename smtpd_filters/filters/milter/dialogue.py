@@ -15,6 +15,7 @@ one, so that a milter that needs it forgets the last one.
 
 from __future__ import annotations
 
+from math import inf
 from time import monotonic
 
 from smtpd_filters.milter import MilterError, Verdict
@@ -112,6 +113,7 @@ class Dialogue:
         "_refused",
         "_sent_to",
         "_serial",
+        "_until",
         "facts",
         "failed",
         "link",
@@ -123,6 +125,8 @@ class Dialogue:
         self.facts = facts
         self._counts = COUNTERS.of(KIND)
         self.link: Link | None = None
+        #: The time until which it may be asked.
+        self._until = inf
         #: The greeting with its encryption, and the transaction, that the connection has been sent.
         self._greeted: tuple[str | None, str | None] | None = None
         self._serial = 0
@@ -152,20 +156,25 @@ class Dialogue:
         return serial > 0 and self._over == serial, None
 
     async def at(
-        self, event: bytes, recipient: str | None = None, draft: Draft | None = None
+        self,
+        event: bytes,
+        recipient: str | None = None,
+        draft: Draft | None = None,
+        *,
+        until: float = inf,
     ) -> Refusal | None:
         """Bring the milter to a stage; return its refusal. Raises FailedError.
 
-        `recipient` is the one that is asked about. At the end of the body `draft` is the message,
-        None if the milter wants nothing of it.
+        It may take until `until` by the loop's clock. `recipient` is the one that is asked about.
+        At the end of the body `draft` is the message, None if the milter wants nothing of it.
         """
         over, refused = self.settled(event)
         if over:
             return refused
-        link = self.link
+        link, self._until = self.link, until
         before, began = 0 if link is None else link.asked, monotonic()
         try:
-            async with self.milter.links.at_commands.admission(self.milter.ping):
+            async with self.milter.links.at_commands.admission(self.milter.ping, until):
                 refused = await self.bring(event, recipient, draft)
         except FailedError as error:
             self._counts.ended_since(began, error.failure)
@@ -195,7 +204,7 @@ class Dialogue:
         if link is None or link.closed:
             link = await self._open()
             self._greeted, self._serial, self._sent_to = None, 0, 0
-        link.use()
+        link.use(self._until)
         try:
             refused = await self._reach(link, event, recipient, draft)
             await link.flush(self.milter.command)
@@ -214,7 +223,8 @@ class Dialogue:
 
     async def _open(self) -> Link:
         try:
-            self.link = link = await self.milter.links.open(client_of(self.facts.session))
+            client = client_of(self.facts.session)
+            self.link = link = await self.milter.links.open(client, self._until)
         except FailedError as error:
             error.silent = False  # counted there
             raise

@@ -7,6 +7,8 @@ After timeouts in a row sessions fail at once; one from time to time tries
 
 from __future__ import annotations
 
+import asyncio
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -46,19 +48,20 @@ class Gate:
         self.circuit = Circuit(label, note, rest=rest)
         self.pings = Pings(self.circuit, monotonic)
 
-    def admission(self, ping: Ping | None = None) -> Admission:
-        """Return a context manager that admits a session."""
-        return Admission(self, ping)
+    def admission(self, ping: Ping | None = None, until: float = inf) -> Admission:
+        """Return a context manager that admits a session, which has until then."""
+        return Admission(self, ping, until)
 
 
 class Admission:
     """A context manager that admits a session, or raises FailedError while the circuit is open."""
 
-    __slots__ = ("_circuit", "_is_trial", "_ping", "_pings")
+    __slots__ = ("_circuit", "_is_trial", "_ping", "_pings", "_until")
 
-    def __init__(self, gate: Gate, ping: Ping | None) -> None:
+    def __init__(self, gate: Gate, ping: Ping | None, until: float) -> None:
         self._circuit, self._pings = gate.circuit, gate.pings
         self._ping = ping
+        self._until = until
         self._is_trial = gate.circuit.is_open
 
     async def __aenter__(self) -> None:
@@ -85,7 +88,8 @@ class Admission:
     ) -> None:
         try:
             if isinstance(error, FailedError) and error.silent:
-                await self._pings.silent(str(error), self._ping)
+                left = self._until - asyncio.get_running_loop().time()
+                await self._pings.silent(str(error), self._ping, left)
         finally:
             if self._is_trial:
                 self._circuit.release()

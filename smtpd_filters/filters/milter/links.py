@@ -12,12 +12,14 @@ one that has been so for longest. Its session opens another when it needs one.
 milter; a session waits for one, as long as for a connection.
 *Not waited for*: after timeouts in a row sessions don't wait for a connection, or for an answer to
 a command (`gate`). A timeout for the content of a message says nothing about the milter.
-*In time*: a report of progress restarts the time for an answer, and nothing else does.
+*In time*: a report of progress restarts the time for an answer, and nothing else does. No exchange
+goes on after the time until which its session may ask the milter (`Dialogue.at`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from math import inf
 from typing import TYPE_CHECKING
 
 from smtpd_filters.lookups.failover.breaker import REST
@@ -58,15 +60,18 @@ _COMMANDS = (v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA)
 KIND = "milter"
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
+#: When a session may ask no longer.
+NO_TIME = "within --deadline"
 
 
-def _now() -> float:
+def now() -> float:
+    """Return the time by the clock of the loop."""
     return asyncio.get_running_loop().time()
 
 
 def _left(until: float) -> float:
     """Return the seconds until a time by the loop's clock. Raises TimeoutError."""
-    seconds = until - _now()
+    seconds = until - now()
     if seconds <= 0:
         raise TimeoutError
     return seconds
@@ -107,19 +112,20 @@ class Links:
         """Yield the milter's label, and whether it is no longer waited for."""
         yield self.commands.label, self._connecting.circuit.is_open or self.commands.is_open
 
-    async def open(self, client: str | None) -> Link:
-        """Return a new connection for a client that has negotiated. Raises FailedError.
+    async def open(self, client: str | None, limit: float = inf) -> Link:
+        """Return a new connection for a client that has negotiated, until `limit`.
 
         Without a client it is for a ping, which doesn't wait while others have all connections.
+        Raises FailedError.
         """
         async with self._connecting.admission():
-            link = await self._open(client)
+            link = await self._open(client, limit)
             self._connecting.circuit.answered()
             return link
 
-    async def _open(self, client: str | None) -> Link:
+    async def _open(self, client: str | None, limit: float) -> Link:
         # Without `asyncio.timeout` around all of it, which costs as much as the negotiation.
-        until = _now() + self._seconds
+        until = min(now() + self._seconds, limit)
         waited = True  # for something else than the milter
         try:
             waited = await self._turn(until, client)
@@ -132,9 +138,10 @@ class Links:
                 raise
             return await self._negotiated(connection, until, client)
         except TimeoutError:
-            cause = f"no connection after {self._seconds:g} s"
+            after = f"after {self._seconds:g} s" if until < limit else NO_TIME
             failure = LOCAL if waited else TIMEOUT
-            raise FailedError(cause, failure, silent=not waited) from None
+            silent = not waited and until < limit
+            raise FailedError(f"no connection {after}", failure, silent=silent) from None
         except UnconnectedError as error:
             kind = connect_trouble(error.cause).failure
             cause, silent = reason(error.cause, "cannot connect"), kind is Failure.SILENT
@@ -245,8 +252,8 @@ class Link:
     """One connection to a milter, and the state of the protocol on it."""
 
     __slots__ = (
-        "_connection", "_ended", "_links", "_pending", "_size", "_timer", "answers", "asked",
-        "client", "closed", "mta",
+        "_connection", "_ended", "_limit", "_links", "_pending", "_size", "_timer", "answers",
+        "asked", "client", "closed", "mta",
     )  # fmt: skip
 
     def __init__(
@@ -265,6 +272,8 @@ class Link:
         #: Whether the session has ended.
         self._ended = False
         self._timer = _Timer(connection.abort)
+        #: The time after which exchanges don't go on.
+        self._limit = inf
         #: Events without an answer that are still to be written.
         self._pending: list[bytes] = []
         self._size = 0
@@ -305,7 +314,7 @@ class Link:
         self.answers = self._links.commands.answers
         self.asked += self.mta.waiting
         timer, answer = self._timer, None
-        timer.start(seconds)
+        timer.start(seconds, self._limit)
         try:
             answer = await self._exchange(sent, edit)
         except FailedError:
@@ -314,7 +323,8 @@ class Link:
         finally:
             timer.stop()
         if timer.overdue:
-            raise FailedError(f"no answer after {seconds:g} s", TIMEOUT, silent=True)
+            after = NO_TIME if timer.limited else f"after {seconds:g} s"
+            raise FailedError(f"no answer {after}", TIMEOUT, silent=not timer.limited)
         return answer
 
     async def flush(self, seconds: float) -> None:
@@ -370,8 +380,9 @@ class Link:
 
     # -- its life --------------------------------------------------------------------------
 
-    def use(self) -> None:
-        """Begin exchanges."""
+    def use(self, limit: float = inf) -> None:
+        """Begin exchanges, which don't go on after `limit`."""
+        self._limit = limit
         self._links.use(self)
         if self.mta.done:
             self._connection.acknowledge()  # for an answer too much to come before the next event
@@ -412,24 +423,24 @@ class _Timer:
     `asyncio.timeout` for each of them would cost as much as the rest of an exchange.
     """
 
-    __slots__ = ("_end", "_handle", "_loop", "_seconds", "_until", "overdue")
+    __slots__ = ("_end", "_handle", "_limit", "_loop", "_seconds", "_until", "limited", "overdue")
 
     def __init__(self, end: Callable[[], None]) -> None:
         self._end = end
         self._loop = asyncio.get_running_loop()
         self._handle: asyncio.TimerHandle | None = None
-        self._seconds = self._until = 0.0
-        #: Whether an answer has taken longer.
-        self.overdue = False
+        self._seconds = self._limit = self._until = 0.0
+        #: Whether an answer has taken longer, and whether that was its time until the limit.
+        self.overdue = self.limited = False
 
-    def start(self, seconds: float) -> None:
-        """Begin to wait for an answer."""
-        self._seconds = seconds
+    def start(self, seconds: float, limit: float) -> None:
+        """Begin to wait for an answer, but not after `limit`."""
+        self._seconds, self._limit = seconds, limit
         self.restart()
 
     def restart(self) -> None:
         """Wait as long again."""
-        self._until = until = self._loop.time() + self._seconds
+        self._until = until = min(self._loop.time() + self._seconds, self._limit)
         handle = self._handle
         if handle is None or handle.when() > until:
             self.cancel()
@@ -452,5 +463,5 @@ class _Timer:
         if self._loop.time() < self._until:
             self._handle = self._loop.call_at(self._until, self._due)
         else:
-            self.overdue = True
+            self.overdue, self.limited = True, self._until == self._limit
             self._end()

@@ -160,7 +160,8 @@ class Group:
             step = plan.next(self._clock())
             if isinstance(step, Unavailable):
                 if silent and self.circuit.answers == answers:
-                    await self._pings.silent(step.cause, self._ping(attempts))
+                    ping = self._ping(attempts)
+                    await self._pings.silent(step.cause, ping, self.left(until))
                 attempts.failure = plan.failure or TIMEOUT  # the deadline has passed
                 return step
             result = await attempts.ask(step)

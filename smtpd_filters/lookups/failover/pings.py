@@ -30,10 +30,11 @@ class Pings:
         #: The ping that decides whether the circuit opens.
         self._check: asyncio.Task[None] | None = None
 
-    async def silent(self, cause: str, ping: Ping | None) -> None:
+    async def silent(self, cause: str, ping: Ping | None, seconds: float) -> None:
         """Record a request that no server has answered in time.
 
-        If there were enough, open the circuit, unless a server answers a ping.
+        If there were enough, open the circuit, unless a server answers a ping. Wait so many seconds
+        for that, which are left to the request.
         """
         circuit = self._circuit
         circuit.silent(cause, self._clock())
@@ -46,8 +47,8 @@ class Pings:
 
         if self._check is None or self._check.done():
             self._check = asyncio.create_task(self._decide(ping))
-        # It goes on if this request is cancelled, whose deadline has almost passed.
-        await asyncio.wait([self._check])
+        # It goes on if the time has passed, or if this request is cancelled.
+        await asyncio.wait([self._check], timeout=max(seconds, 0))
 
     async def _decide(self, ping: Ping) -> None:
         alive = await ping()

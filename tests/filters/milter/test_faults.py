@@ -75,6 +75,11 @@ def port_of(stub: Stub) -> int:
     return ENDPOINT.parse(stub.address).port
 
 
+def label(stub: Stub) -> str:
+    """Return the name of a milter in the log."""
+    return ENDPOINT.parse(stub.address).label
+
+
 def outcome(stub: Stub, *flags: str) -> tuple[str, str]:
     """Send a message as far as it gets; return the refusal and the log."""
     with Conversation(Milter, "--milter", stub.address, *flags) as smtpd:
@@ -214,7 +219,32 @@ def test_progress_restarts_the_time_but_not_beyond_the_deadline() -> None:
         assert outcome(stub, *flags)[0] == ""
         said, log = outcome(stub, *flags, "--deadline", deadline)
         assert said == LATER
-        assert f"not done after {deadline} s" in log
+        assert f"{label(stub)}: no answer within --deadline" in log
+
+
+@pytest.mark.parametrize("event", [v.NEGOTIATE, v.MAIL, v.END_OF_BODY])
+def test_a_milter_that_hangs_until_the_deadline_leaves_time_for_the_others(event: bytes) -> None:
+    field = at_end(AddHeader(b"X-Scanned", b" yes"), Verdict(v.ACCEPT))
+    with milter() as one, milter(answers=field) as two:
+        flags = ("--milter", two.address, "--deadline", f"{brief(1)}", "--on-error", "proceed")
+        with Conversation(Milter, "--milter", one.address, *flags) as smtpd:
+            hang(one, event)
+            mail = send(greeted(smtpd))
+            assert mail.headers.get_all("X-Scanned") == ["yes"]
+            what = "connection" if event == v.NEGOTIATE else "answer"
+            cause = f'cause="{label(one)}: no {what} within --deadline"'
+            assert lines_with(smtpd.log, cause) == 1
+
+
+def test_a_deadline_that_passes_says_nothing_about_a_milter() -> None:
+    """The one before it may have left it no time."""
+    flags = ("--deadline", f"{brief(0.5)}")
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *flags) as smtpd:
+        hang(stub, v.MAIL)
+        for _ in range(SILENCES):
+            assert fails(smtpd)
+        stub.answers = {}
+        assert send(greeted(smtpd)).unchanged
 
 
 def test_a_restart_between_messages_of_a_session_and_between_commands() -> None:
