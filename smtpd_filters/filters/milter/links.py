@@ -60,6 +60,8 @@ _COMMANDS = (v.CONNECT, v.HELO, v.MAIL, v.RCPT, v.DATA)
 KIND = "milter"
 #: Bytes of events without an answer that are written together.
 TOGETHER = 1 << 16
+#: The cause when a milter ends a connection.
+CLOSED = "closed the connection"
 #: When a session may ask no longer.
 NO_TIME = "within --deadline"
 
@@ -342,7 +344,10 @@ class Link:
         except MilterError as error:
             raise FailedError(str(error)) from None
         except LostError as error:
-            cause = reason(error.cause, "closed the connection")
+            cause = CLOSED
+            # Which of these it is depends on which side was faster: use one text.
+            if not isinstance(error.cause, ConnectionError):
+                cause = reason(error.cause, CLOSED)
             raise FailedError(cause, UNREACHABLE, lost=True) from None
 
     async def _answer(

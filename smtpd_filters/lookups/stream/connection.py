@@ -202,9 +202,7 @@ class Connection:
         if self._poll is None:
             self._poll = select.poll()
             self._poll.register(self._number, select.POLLIN)
-        ready = self._poll.poll(0)
-        # An error is left to the next read: it is reported once.
-        return bool(ready) and not ready[0][1] & select.POLLERR and self._peek()
+        return bool(self._poll.poll(0)) and self._peek()
 
     def acknowledge(self) -> None:
         """Acknowledge data from the server at once from now on, as long as the system does so.
@@ -265,10 +263,13 @@ class Connection:
             self._wake()
 
     def _peek(self) -> bool:
-        """Return whether data can be received before the end."""
+        """Return whether data can be received before the end, or before an error."""
         try:
             return bool(self._socket.recv(1, socket.MSG_PEEK))
-        except OSError:
+        except _AGAIN:
+            return False
+        except OSError as error:
+            self._lose(error)  # the system reports it once
             return False
 
     def _send(self, data: bytes) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import itertools
 import socket
+import struct
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -97,6 +98,22 @@ def test_hanging_up(event: bytes) -> None:
         assert said == LATER
         assert "closed the connection" in log
         assert outcome(stub, "--on-error", "proceed")[0] == ""
+
+
+def test_a_reset_has_the_same_cause_as_an_end() -> None:
+    """Which of them it is depends on which side was faster; each cause has a line of its own."""
+
+    def script(event: Event, _seen: Seen) -> bytes | None:
+        if event.command != v.MAIL:
+            return stub.usual(event)
+        for link in list(stub._open):
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        return None
+
+    with milter(script=script) as stub:
+        said, log = outcome(stub)
+    assert said == LATER
+    assert f'cause="{label(stub)}: closed the connection"' in log
 
 
 @pytest.mark.parametrize(

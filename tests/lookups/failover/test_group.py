@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: Seconds that a server has for a request and for a ping; and a test.
 TIMEOUT, PATIENCE = 90.0, 60.0
 
+
 class Scripted(Attempts[str]):
     """Attempts with a result for each server."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,11 +24,26 @@ if TYPE_CHECKING:
 MUCH = b"0123456789abcdef" * (16 * HIGH)
 
 
-def played(story: Story, kind: type[socket.socket] = socket.socket) -> None:
+#: SO_LINGER's value by which a socket sends a reset when it is closed.
+RESET = struct.pack("ii", 1, 0)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the ends of a connection over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        return ours, listener.accept()[0]
+
+
+def played(
+    story: Story,
+    kind: type[socket.socket] = socket.socket,
+    pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
+) -> None:
     """Run a story with a connection over a socket of this kind, and the other end of it."""
 
     async def play() -> None:
-        ours, theirs = socket.socketpair()
+        ours, theirs = pair()
         with kind(fileno=ours.detach()) as sock, theirs:
             sock.setblocking(False)  # noqa: FBT003  # its only parameter
             connection = over(sock)
@@ -274,3 +291,29 @@ def test_a_reply_to_all_that_was_sent_is_not_early() -> None:
         assert not connection.early
 
     played(story)
+
+
+def test_a_reply_to_nothing_is_seen_before_a_reset() -> None:
+    """It would be treated as the reply to the next request."""
+
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        theirs.send(b"reply")
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        theirs.close()
+        assert connection.unread
+
+    played(story, pair=tcp_pair)
+
+
+def test_a_reset_is_reported_after_a_look_for_data() -> None:
+    """The system reports it once."""
+
+    async def story(connection: Connection, theirs: socket.socket) -> None:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        theirs.close()
+        assert not connection.unread
+        with pytest.raises(LostError) as lost:
+            await connection.read()
+        assert getattr(lost.value.cause, "errno", None) == errno.ECONNRESET
+
+    played(story, pair=tcp_pair)
