@@ -6,7 +6,6 @@ import gc
 import grp
 import os
 import secrets
-import sys
 
 from smtpd_filters.errors import ConfigError, os_reason, user_name
 from smtpd_filters.journal.archive import Archive
@@ -90,16 +89,16 @@ def run(options: Options, _rest: list[str]) -> int:
         size=options.size,
         floor=options.free,
         subjects=options.subjects,
-        note=_note,
+        note=VERB.note,
     )
     group = _group(options.socket_group)
-    service = Service(archive, os.path.abspath(options.socket), group=group, note=_note)  # noqa: PTH100
+    service = Service(archive, os.path.abspath(options.socket), group=group, note=VERB.note)  # noqa: PTH100
     try:
         service.open()
         os.nice(NICE)
         gc.freeze()
         gc.set_threshold(YOUNG)
-        _note(f"ready, files in {directory}, socket {options.socket}")
+        VERB.note(f"ready, files in {directory}, socket {options.socket}")
         service.run()
     finally:
         service.close()
@@ -124,12 +123,6 @@ def _check_socket(path: str) -> None:
         raise ConfigError(
             f"--socket: user {user_name()} may not write in the directory {directory}"
         )
-
-
-def _note(text: str) -> None:
-    """Write a line to the log."""
-    sys.stderr.write(f"smtpd-filters journal: {printable(text)}\n")
-    sys.stderr.flush()
 
 
 def _group(name: str) -> int | None:

@@ -30,7 +30,6 @@ from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice,
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.stores import Delete, Put
 
-from . import PROG
 from .store_search import find_values
 from .stores import StoreOptions, with_store
 from .streams import print_json
@@ -219,9 +218,8 @@ def _note_effect(subject: str) -> None:
             found.add(LIMIT.from_toml(value).subject)
     if found and kinds not in found and not HASH.fullmatch(subject):
         by = ", ".join(sorted(map("+".join, found)))
-        sys.stderr.write(
-            f"{PROG} limit: this has no effect: filter-limit has limits by {by}, and none by "
-            f"{'+'.join(kinds)}\n"
+        VERB.note(
+            f"this has no effect: filter-limit has limits by {by}, and none by {'+'.join(kinds)}"
         )
 
 

@@ -77,17 +77,15 @@ def run(options: Options, _rest: list[str]) -> int:
     for name in options.name:
         if name not in known:
             status = FAILED
-            sys.stderr.write(
-                f"{VERB.prog}: {printable(name)}: not a supervised filter that runs{there}\n"
-            )
+            VERB.note(f"{name}: not a supervised filter that runs{there}")
     if not options.name and not found:
-        sys.stderr.write(f"{VERB.prog}: no supervised filter runs\n")
+        VERB.note("no supervised filter runs")
     for each in chosen:
         try:
             send(each)
         except OSError as error:
             status = FAILED
-            sys.stderr.write(f"{VERB.prog}: {each.name}, {each.pid}: {os_reason(error)}\n")
+            VERB.note(f"{each.name}, {each.pid}: {os_reason(error)}")
         else:
             sys.stdout.write(f"{each.name}: {each.pid} reloads\n")
     return status

@@ -57,8 +57,7 @@ def _tail(journal: Journal, options: Options) -> int:
     marks = journal.marks()
     missed = options.follow and note_unread(journal)
     if options.follow and not missed and not any(mark.last for mark in marks.values()):
-        sys.stderr.write("smtpd-filters tail: the journal has no message yet; waiting for one\n")
-        sys.stderr.flush()
+        VERB.note("the journal has no message yet; waiting for one")
     if options.number:
         wanted = Search(
             until=time() + AHEAD,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import parse_command
 from smtpd_filters.settings.declare import spellings
+from smtpd_filters.settings.kinds import printable
 
 from . import PROG
 
@@ -66,6 +69,11 @@ class Verb:
     def summary(self) -> str:
         """Its line in the overview."""
         return self.description.partition(". ")[0].rstrip(".")
+
+    def note(self, text: str) -> None:
+        """Write a line to stderr, at once."""
+        sys.stderr.write(f"{self.prog}: {printable(text)}\n")
+        sys.stderr.flush()
 
     def run(self, words: Sequence[str]) -> int:
         """Parse the words after the verb and run it; raise ConfigError for invalid words."""

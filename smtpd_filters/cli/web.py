@@ -22,7 +22,7 @@ from smtpd_filters.settings import (
     operand,
     option,
 )
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.kinds import quote
 from smtpd_filters.settings.secrets import read_secret
 from smtpd_filters.startup import python
 from smtpd_filters.stores.setting import STORE, open_store
@@ -193,7 +193,7 @@ def run(options: Options, _rest: list[str]) -> int:
     ]
     ports = [str(each) for each in addresses if not each.path]
     if (stores.greylist or stores.limits) and ports and not access.knows_users:
-        _note(
+        VERB.note(
             f"on {' and '.join(ports)} the stores of --greylist and --limits can't be changed, "
             "since every user of this machine could: that requires --passwords, or --user-header "
             "and --proxy, or --listen with a unix socket"
@@ -203,7 +203,7 @@ def run(options: Options, _rest: list[str]) -> int:
             app,
             addresses,
             access,
-            lambda text: _note(f"ready on {text}"),
+            lambda text: VERB.note(f"ready on {text}"),
             lambda: _reload(access),
         )
     )
@@ -217,9 +217,9 @@ def _reload(access: Access) -> None:
     try:
         users = access.passwords.reload()
     except ConfigError as error:
-        _note(f"not reloaded, the users stay: {error}")
+        VERB.note(f"not reloaded, the users stay: {error}")
     else:
-        _note(f"reloaded {access.passwords.path}: {users} user{'' if users == 1 else 's'}")
+        VERB.note(f"reloaded {access.passwords.path}: {users} user{'' if users == 1 else 's'}")
 
 
 def _store(options: Options, name: str) -> Callable[[], Store] | None:
@@ -232,7 +232,7 @@ def _store(options: Options, name: str) -> Callable[[], Store] | None:
     if address.scheme == "sqlite" and not os.access(address.path, os.R_OK | os.W_OK):
         raise ConfigError(f"--{name}: {address.path}: missing, or not writable for this user")
     values = {each: vars(options).get(each) for each in STORE_OPTIONS} | {"store": address}
-    return lambda: open_store(values, _note, flag=f"--{name}", guest=True)
+    return lambda: open_store(values, VERB.note, flag=f"--{name}", guest=True)
 
 
 def _trials(options: Options) -> Setup | None:
@@ -348,7 +348,7 @@ def _write_password(options: Options) -> int:
     if not password or len(password) > MAX_PASSWORD:
         raise ConfigError(f"expected a password of 1 to {MAX_PASSWORD} characters")
     with_user(options.passwords, user, password)
-    _note(f"{options.passwords}: wrote {user}; a page that runs reads it at SIGHUP")
+    VERB.note(f"{options.passwords}: wrote {user}; a page that runs reads it at SIGHUP")
     return 0
 
 
@@ -367,11 +367,6 @@ def _read_password() -> str:
     except UnicodeError:
         raise ConfigError("the password has bytes that are invalid in the locale") from None
     return password
-
-
-def _note(text: str) -> None:
-    sys.stderr.write(f"smtpd-filters web: {printable(text)}\n")
-    sys.stderr.flush()
 
 
 VERB = Verb(
