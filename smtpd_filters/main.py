@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 #: Seconds for which a plain handler may block the process, even if its deadline is longer.
 MAX_TURN = 5.0
-#: The error of a filter that raises SystemExit: smtpd would not log its text.
-EXITS = "the filter exits during setup"
 
 
 def run(cls: type[Filter], argv: Sequence[str] | None = None) -> int:
@@ -73,9 +71,7 @@ def make(cls: type[Filter], settings: Settings) -> Filter:
         return cls(settings)
     except ConfigError:
         raise
-    except SystemExit:
-        raise BugError(EXITS) from None
-    except Exception as error:  # it is a filter's own code
+    except (Exception, SystemExit) as error:  # it is a filter's own code
         raise bug(error) from error
 
 
@@ -113,9 +109,7 @@ def set_up(
         raise
     except OSError as error:
         raise config_error(error) from None
-    except SystemExit:
-        raise BugError(EXITS) from None
-    except Exception as error:  # it is a filter's own code
+    except (Exception, SystemExit) as error:  # it is a filter's own code
         raise bug(error) from error
     return filter_, filter_.on_error, filter_.deadline
 
@@ -138,10 +132,12 @@ def make_chain(ready: Sequence[Ready], log: Log, rules: Rules | None = None) -> 
         raise bug(error) from error
 
 
-def bug(error: Exception) -> ConfigError:
+def bug(error: BaseException) -> ConfigError:
     """Return a ConfigError, one line, for a bug in a filter's code, or for lack of memory."""
     if isinstance(error, MemoryError):
         return not_started(error)
+    if isinstance(error, SystemExit):  # smtpd would not log its text
+        return BugError("the filter exits during setup")
     return BugError(f"cannot be set up: {fold_traceback(error)}")
 
 
