@@ -19,9 +19,10 @@ import errno
 import os
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import PurePath
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 from smtpd_filters.errors import ConfigError, os_reason, out_of_reach
@@ -31,14 +32,12 @@ from .backend import LIST_MAX, ROWS_MAX, AnswerError, Backend, BackendError, val
 from .configuration import TIMES, Configuration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from smtpd_filters.sandbox import Needs
 
     #: Columns as texts; None for a NULL.
     _Row: TypeAlias = tuple[str | None, ...]
-
-T = TypeVar("T")
 
 #: What table-sqlite knows and we don't use.
 _IGNORED = ("fetch_source", "fetch_source_expire", "fetch_source_refresh")
@@ -206,7 +205,9 @@ class _Database:
 
     def columns(self, statement: str, keys: tuple[str, ...], seconds: float) -> int:
         """Return the number of columns of a statement. Raises BackendError."""
-        return self._translated(lambda: self._columns(statement, keys, monotonic() + seconds))
+        with self._translated():
+            cursor = self._open(monotonic() + seconds).execute(statement, keys)
+            return len(cursor.description or ())
 
     def rows(
         self,
@@ -217,26 +218,18 @@ class _Database:
         convert: Callable[[list[_Row]], list[Any]],
     ) -> tuple[list[Any], int]:
         """Return the first rows of a statement, converted, and the version of the content."""
-        rows, version = self._translated(lambda: self._rows(statement, keys, most, due))
-        return convert(rows), version
+        with self._translated():
+            connection = self._open(due)
+            ((version,),) = connection.execute("PRAGMA data_version").fetchall()
+            found = connection.execute(statement, keys).fetchmany(most)
+            rows = [tuple(map(_text, row)) for row in found]
+        return convert(rows), self._opened << 32 | version
 
     def close(self) -> None:
         """Close the file."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-
-    def _columns(self, statement: str, keys: tuple[str, ...], due: float) -> int:
-        cursor = self._open(due).execute(statement, keys)
-        return len(cursor.description or ())
-
-    def _rows(
-        self, statement: str, keys: tuple[str, ...], most: int, due: float
-    ) -> tuple[list[_Row], int]:
-        connection = self._open(due)
-        ((version,),) = connection.execute("PRAGMA data_version").fetchall()
-        rows = connection.execute(statement, keys).fetchmany(most)
-        return [tuple(map(_text, row)) for row in rows], self._opened << 32 | version
 
     def _open(self, due: float) -> sqlite3.Connection:
         """Return a connection to the file at the path, which may be another one by now."""
@@ -259,9 +252,11 @@ class _Database:
         self._connection.set_progress_handler(lambda: monotonic() > due, _STEPS)
         return self._connection
 
-    def _translated(self, call: Callable[[], T]) -> T:
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise BackendError for errors of SQLite and of the file."""
         try:
-            return call()
+            yield
         except OSError as error:
             self.close()
             raise _LastingError(os_reason(error)) from None
