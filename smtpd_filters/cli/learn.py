@@ -1,7 +1,7 @@
 """`smtpd-filters learn`: the training of Rspamd's or SpamAssassin's classifier with messages.
 
 `--jobs` threads take messages from one iterator (`mailboxes`), send them to the daemon, Rspamd's
-controller (`controller`) or spamd (`teller`), and count the results in one `Tally`.
+controller (`learn_rspamd`) or spamd (`learn_spamd`), and count the results in one `Tally`.
 
 Invariants
 ----------
@@ -40,7 +40,7 @@ from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import Kind, printable, quote
 
 from . import mailboxes
-from .controller import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
+from .learn_rspamd import DATAERR, NOPERM, TEMPFAIL, Controller, Refused, Unreachable
 from .mailboxes import Gone, Mail
 from .progress import PROGRESS, Progress
 from .streams import say
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
             """
 
 
-# sysexits(3); the statuses for a message are in `controller`.
+# sysexits(3); the statuses for a message are in `learn_rspamd`.
 OK, USAGE, NOINPUT, CONFIG = 0, 64, 66, 78
 #: The precedence of statuses, the most urgent first.
 _ORDER = (NOPERM, TEMPFAIL, NOINPUT, DATAERR)
@@ -216,7 +216,7 @@ def _daemon(options: Options) -> Daemon:
                 f"--spamd: {place}: a directory, not spamd's socket; write the address of spamd in "
                 f"front of it: --spamd 127.0.0.1:{PORT} {place}"
             )
-        from .teller import Teller
+        from .learn_spamd import Teller
 
         return Teller(options.spamd, options.kind, user=options.user, timeout=options.timeout)
     if options.kind not in ("ham", "spam"):

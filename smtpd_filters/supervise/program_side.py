@@ -1,4 +1,4 @@
-"""The engine's ear for programs: every line that one writes is checked before smtpd gets it.
+"""The engine's reader of programs: checks every line that one writes before smtpd gets it.
 
 Lines of messages that need no change are passed on in blocks, and so are answers `proceed`, which
 are looked up by session and token. The first fault ends the processing of a program's output: it is

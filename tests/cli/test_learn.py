@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.cli import controller, learn, mailboxes, main
+from smtpd_filters.cli import learn, learn_rspamd, mailboxes, main
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.testing.rspamd.stub import Answer, RspamdStub
 from tests.cli.learning import KNOWN, LEARNED, MAIL, ROOT, SHORT, TOOL, maildir, run
@@ -189,7 +189,7 @@ def test_a_bug_of_ours_is_shown(
     def learn_(_controller: object, _mail: object) -> str:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(controller.Controller, "learn", learn_)
+    monkeypatch.setattr(learn_rspamd.Controller, "learn", learn_)
     with pytest.raises(ZeroDivisionError):
         call("spam", str(maildir(tmp_path, one=b"1", two=b"2")))
 
@@ -257,7 +257,7 @@ def test_over_tls(call: Learn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_urls(url: str, expected: tuple[str, str, int, str]) -> None:
-    assert controller._endpoint(url) == expected
+    assert learn_rspamd._endpoint(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_urls(url: str, expected: tuple[str, str, int, str]) -> None:
 )
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(ConfigError, match="-url: expected"):
-        controller._endpoint(url)
+        learn_rspamd._endpoint(url)
 
 
 def test_an_empty_path_is_a_file_that_can_not_be_read(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.cli import main, teller
+from smtpd_filters.cli import learn_spamd, main
 from tests.cli.learning import MAIL, run
 from tests.effort import brief
 from tests.filters.spamd.stub import Answer, SpamdStub
@@ -178,7 +178,7 @@ def test_usage(
     ],
 )
 def test_a_header_as_it_was_scanned(call: Learn, header: bytes, kept: bytes) -> None:
-    assert teller.cleaned(header) == kept
+    assert learn_spamd.cleaned(header) == kept
     for empty in (b"\n", b"\r\n"):
         assert call("spam", stdin=header + empty + b"X-Spam: Yes\n") == (0, "", "")
         assert call.spamd.requests[-1].body == kept + empty + b"X-Spam: Yes\n"
@@ -186,7 +186,7 @@ def test_a_header_as_it_was_scanned(call: Learn, header: bytes, kept: bytes) -> 
 
 @given(st.lists(st.sampled_from([b"X-Spam: Yes", b"\tx", b"", b"a\rb", b"To: y\r"])))
 def test_other_lines_stay(lines: list[bytes]) -> None:
-    kept = teller.cleaned(b"\n".join(lines)).split(b"\n")
+    kept = learn_spamd.cleaned(b"\n".join(lines)).split(b"\n")
     assert [line for line in kept if line and line != b"\tx"] == [
         line for line in lines if line not in (b"", b"\tx", b"X-Spam: Yes")
     ]

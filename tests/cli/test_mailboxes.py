@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smtpd_filters.cli import controller, learn, mailboxes
+from smtpd_filters.cli import learn, learn_rspamd, mailboxes
 from smtpd_filters.testing.rspamd.stub import Answer
 from tests.cli.learning import MAIL, bodies, maildir
 
@@ -275,7 +275,7 @@ def test_mail_that_moves_meanwhile(call: Learn, tmp_path: Path) -> None:
     with pytest.raises(mailboxes.Gone):
         mails["two"].open()
     tally = learn.Tally(None)
-    daemon = controller.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
+    daemon = learn_rspamd.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
     learn._learn_one(daemon, mails["two"], tally)
     assert (tally.done, tally.status) == (0, 0)
 
@@ -315,6 +315,6 @@ def test_a_file_that_gets_shorter(call: Learn, tmp_path: Path) -> None:
             return file, size + 1
 
     call.rspamd.answer = Answer(b"", behaviour="drop")
-    daemon = controller.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
-    with pytest.raises(controller.Refused, match="truncated"):
+    daemon = learn_rspamd.Controller(call.rspamd.url, "spam", password="", user="", timeout=5)
+    with pytest.raises(learn_rspamd.Refused, match="truncated"):
         daemon.learn(Shrinking("x", path=str(path)))

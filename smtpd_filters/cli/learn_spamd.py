@@ -17,7 +17,7 @@ from time import monotonic
 
 from smtpd_filters.lookups.spamd import MAX_HEAD, ReplyError, ReplyParser, request, safe_user
 
-from .controller import DATAERR, NOPERM, TEMPFAIL, Refused, connect_tcp, connect_unix, reaching
+from .learn_rspamd import DATAERR, NOPERM, TEMPFAIL, Refused, connect_tcp, connect_unix, reaching
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
