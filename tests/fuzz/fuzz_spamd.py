@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_filters.filters.spamd.edits import add_fields, replace_block, replace_subject
-from smtpd_filters.filters.spamd.reply import MAX_BYTES, MAX_LINES, MAX_SYMBOLS, Intake
+from smtpd_filters.filters.spamd.reply import MAX_BYTES, MAX_LINES, MAX_SYMBOLS, ReplyReader
 from smtpd_filters.lookups.spamd import ReplyError
 from smtpd_filters.message import Body, Headers
 from smtpd_filters.message.folding import MAX_LINE
@@ -41,13 +41,13 @@ def fuzz(data: bytes) -> None:
 
 def _result(command: str, stream: bytes, step: int, spool: Spool) -> object:
     """Return what a reply says, and a header after its edits; None for an invalid reply."""
-    intake = Intake(command, b"\n".join([b"", *SENT]), SIZE, lambda: Body(spool))
+    reader = ReplyReader(command, b"\n".join([b"", *SENT]), SIZE, lambda: Body(spool))
     try:
         for at in range(0, len(stream), step):
-            intake.feed(stream[at : at + step])
-        reply = intake.close()
+            reader.feed(stream[at : at + step])
+        reply = reader.close()
     except ReplyError:
-        intake.discard()
+        reader.discard()
         return None
     try:
         return _applied(reply)

@@ -29,8 +29,7 @@ from smtpd_filters.lookups.http.kinds import URL, checked
 from smtpd_filters.lookups.http.probe import ping
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.main import run
-from smtpd_filters.scanning.intake import Content
-from smtpd_filters.scanning.intake import Intake as Messages
+from smtpd_filters.scanning.intake import Content, Intake
 from smtpd_filters.scanning.options import (
     connections_option,
     envelope_option,
@@ -60,7 +59,7 @@ if TYPE_CHECKING:
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.session import Session
 
-    from .reply_reader import Intake
+    from .reply_reader import ReplyReader
 
 #: The path of a scan.
 SCAN = "/checkv2"
@@ -183,13 +182,13 @@ class Rspamd(Filter):
     _codec: Codec | None
     #: The URLs of the daemons.
     servers: tuple[str, ...]
-    _messages: Messages
     _intake: Intake
+    _reader: ReplyReader
 
     def setup(self) -> None:
         """Prepare requests and edits."""
         settings = self.settings
-        self._messages = Messages(
+        self._intake = Intake(
             settings.exempt + settings.skip,
             max_size=settings.max_size,
             larger=settings.larger,
@@ -214,9 +213,9 @@ class Rspamd(Filter):
             self.servers = tuple(checked(url) for url in settings.url)
         except ValueError as error:
             raise ConfigError(f"-url: {error}") from None
-        from .reply_reader import Intake  # imports asyncio
+        from .reply_reader import ReplyReader  # imports asyncio
 
-        self._intake = Intake(self._codec)
+        self._reader = ReplyReader(self._codec)
         note_timeout(self)
 
     def _actions(self) -> dict[str, str]:
@@ -233,7 +232,7 @@ class Rspamd(Filter):
     async def message(self, session: Session, message: Message) -> Proceed | Marked | Reject:
         """Scan the message, unless its client is exempt."""
         while True:
-            content = await self._messages.content(self, session, message)
+            content = await self._intake.content(self, session, message)
             if not isinstance(content, Content):
                 return content
             reply = await self._scan(session, message, content)
@@ -248,7 +247,7 @@ class Rspamd(Filter):
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Remove results that a client sent, unless it is exempt."""
-        if not self._messages.exempt.known_reason(session):
+        if not self._intake.exempt.known_reason(session):
             for name in FIELDS:
                 name.remove_foreign(headers)
 
@@ -264,10 +263,10 @@ class Rspamd(Filter):
             request = Request(SCAN, headers, packed, limit=limit)
         else:
             request = Request(SCAN, headers, content.body, size=content.size, limit=limit)
-        intake = self._intake
+        reader = self._reader
         reply = await self._client.ask(
             request,
-            lambda response: intake.read(response, message.new_body, limit),
+            lambda response: reader.read(response, message.new_body, limit),
             client=client_of(session),
         )
         if not isinstance(reply, Unavailable):

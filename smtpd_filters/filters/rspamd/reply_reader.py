@@ -40,7 +40,7 @@ OVERSIZED = "oversized reply"
 EARLY = "replied before it had the whole message"
 
 
-class Intake:
+class ReplyReader:
     """The reader of replies; one for all messages of a filter."""
 
     def __init__(self, codec: Codec | None) -> None:

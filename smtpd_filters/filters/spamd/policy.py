@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from smtpd_filters.filter import OnError
-    from smtpd_filters.lookups.stream import Client
     from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.protocol.decisions import Junk, Marked, Proceed, Reject
@@ -163,10 +162,8 @@ class Spamd(Filter):
 
     #: The addresses of the daemons.
     servers: tuple[Address, ...]
-    _client: Client = StreamSetting(  # type: ignore[assignment]  # a descriptor
-        ping=_ping, kind="spamd"
-    )
-    _messages: Intake
+    _client = StreamSetting(ping=_ping, kind="spamd")
+    _intake: Intake
     _command: str
 
     def setup(self) -> Registration:
@@ -178,7 +175,7 @@ class Spamd(Filter):
         # At start, not at the first mail: they import asyncio, and an upgrade may remove them.
         from . import edits, scan  # noqa: F401
 
-        self._messages = Intake(
+        self._intake = Intake(
             settings.exempt.only(settings.only),
             max_size=settings.max_size,
             larger=settings.larger,
@@ -213,7 +210,7 @@ class Spamd(Filter):
     ) -> Proceed | Junk | Marked | Reject | Points:
         """Scan the message, unless its client is exempt."""
         while True:
-            content = await self._messages.content(self, session, message)
+            content = await self._intake.content(self, session, message)
             if not isinstance(content, Content):
                 return content
             reply = await self._scan(session, message, content)
@@ -222,14 +219,14 @@ class Spamd(Filter):
         if isinstance(reply, Unavailable):
             raise UnavailableError(reply.cause)
         try:
-            await self._messages.remove_forged(message)
+            await self._intake.remove_forged(message)
             return await self._apply(reply, message)
         finally:
             reply.discard()
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Do so for clients that aren't exempt."""
-        if not self._messages.exempt.known_reason(session):
+        if not self._intake.exempt.known_reason(session):
             FIELDS.remove_foreign(headers)
 
     async def _scan(

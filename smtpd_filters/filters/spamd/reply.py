@@ -89,7 +89,7 @@ class Reply:
             self.body = None
 
 
-class Intake:
+class ReplyReader:
     """A parser of one reply. Call `close`, or `discard` after an error."""
 
     def __init__(

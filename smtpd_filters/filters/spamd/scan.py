@@ -26,7 +26,7 @@ from smtpd_filters.lookups.stream.connection import HIGH, LostError
 from smtpd_filters.message import SpoolError
 from smtpd_filters.runtime.pace import pace
 
-from .reply import Intake
+from .reply import ReplyReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -117,13 +117,13 @@ class Scan:
         Raises BadReplyError, NotKeptError, and LostError.
         """
         size = len(self._top) + self._content.size
-        intake = Intake(self._command, self._sent, size, self._new_body)
+        reader = ReplyReader(self._command, self._sent, size, self._new_body)
         try:
             whole = await self._send(connection, size)
-            await _receive(connection, intake, whole=whole)
-            return intake.close()
+            await _receive(connection, reader, whole=whole)
+            return reader.close()
         except BaseException as error:
-            intake.discard()
+            reader.discard()
             if isinstance(error, ReplyError):
                 raise BadReplyError(str(error)) from None
             if isinstance(error, SpoolError):
@@ -160,12 +160,12 @@ class Scan:
         yield packer.flush()
 
 
-async def _receive(connection: Connection, intake: Intake, *, whole: bool) -> None:
+async def _receive(connection: Connection, reader: ReplyReader, *, whole: bool) -> None:
     """Read the reply to its end; only an error may come before the `whole` message was sent."""
     admit = pace().admit
-    while data := await connection.read(_LINES if intake.in_header else HIGH):
-        await admit(len(data) if intake.in_header else len(data) // _PER_PARSED)
-        intake.feed(data)
+    while data := await connection.read(_LINES if reader.in_header else HIGH):
+        await admit(len(data) if reader.in_header else len(data) // _PER_PARSED)
+        reader.feed(data)
     if not connection.replied:
         raise LostError
     if connection.early or not whole:

@@ -27,7 +27,7 @@ from smtpd_filters.filters.rspamd.reply import (
     _may_repeat,
     parse,
 )
-from smtpd_filters.filters.rspamd.reply_reader import SMALL, Intake
+from smtpd_filters.filters.rspamd.reply_reader import SMALL, ReplyReader
 from smtpd_filters.lookups.http import BadReplyError, NotKeptError
 from smtpd_filters.message import Message, SpoolError
 from smtpd_filters.protocol.decisions import Decision, Marked, Proceed, Reject
@@ -93,7 +93,7 @@ def received(response: Said, message: Message) -> Reply:
 
     async def read() -> Reply:
         response_: Any = response
-        return await Intake(None).read(response_, message.new_body, 1 << 30)
+        return await ReplyReader(None).read(response_, message.new_body, 1 << 30)
 
     return asyncio.run(read())
 
@@ -1138,15 +1138,15 @@ class Disk:
 
 
 def taken(response: Said, body: Disk) -> Reply:
-    intake = Intake(None)
+    reader = ReplyReader(None)
 
     async def read() -> Reply:
         response_: Any = response
         body_: Any = body
         try:
-            return await intake.read(response_, lambda: body_, 1 << 30)
+            return await reader.read(response_, lambda: body_, 1 << 30)
         finally:
-            assert intake._large._value == 2
+            assert reader._large._value == 2
 
     return asyncio.run(read())
 
@@ -1257,7 +1257,7 @@ def test_a_reply_is_parsed_in_its_turn(admitted: list[int]) -> None:
 
 
 def test_few_large_replies_are_held_at_a_time() -> None:
-    intake = Intake(None)
+    reader = ReplyReader(None)
     most = open_ = 0
 
     class Slow(Said):
@@ -1276,7 +1276,7 @@ def test_few_large_replies_are_held_at_a_time() -> None:
             Slow(b'{"action":"no action"}' + b" " * 2 * SMALL) for _ in range(10)
         ]
         new_body: Any = Disk
-        return await asyncio.gather(*(intake.read(each, new_body, 0) for each in responses))
+        return await asyncio.gather(*(reader.read(each, new_body, 0) for each in responses))
 
     assert len(asyncio.run(read_all())) == 10
     assert most == 2

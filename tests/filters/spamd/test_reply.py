@@ -23,8 +23,8 @@ from smtpd_filters.filters.spamd.reply import (
     MAX_SYMBOLS,
     MORE_LINES,
     MULTIPLE,
-    Intake,
     Reply,
+    ReplyReader,
 )
 from smtpd_filters.lookups.spamd import ReplyError
 from smtpd_filters.message import Body, Headers, Message
@@ -56,13 +56,13 @@ def parse(
 ) -> Reply:
     """Feed a reply in pieces; the reply has to be discarded."""
     text = b"\n".join([b"", *sent])
-    intake = Intake(command, text, 1000, (lambda: Body(SPOOL)) if new else None)
+    reader = ReplyReader(command, text, 1000, (lambda: Body(SPOOL)) if new else None)
     try:
         for at in range(0, len(data), piece):
-            intake.feed(data[at : at + piece])
-        return intake.close()
+            reader.feed(data[at : at + piece])
+        return reader.close()
     except BaseException:
-        intake.discard()
+        reader.discard()
         raise
 
 
@@ -176,19 +176,19 @@ def test_a_message_that_is_the_sent_one() -> None:
 
 def test_a_header_block_is_bounded() -> None:
     """The verdict and the fields on top are used; the rest is left out, and not kept."""
-    intake = Intake("PROCESS", b"\n".join([b"", *SENT]), 50 << 20, lambda: Body(SPOOL))
-    intake.feed(b"SPAMD/1.1 0 EX_OK\r\nContent-length: 9000000\r\nSpam: True ; 9 / 5\r\n\r\n")
-    intake.feed(b"X-Spam-Status: Yes, tests=A,B\nSubject: [SPAM]\nX: ")
+    reader = ReplyReader("PROCESS", b"\n".join([b"", *SENT]), 50 << 20, lambda: Body(SPOOL))
+    reader.feed(b"SPAMD/1.1 0 EX_OK\r\nContent-length: 9000000\r\nSpam: True ; 9 / 5\r\n\r\n")
+    reader.feed(b"X-Spam-Status: Yes, tests=A,B\nSubject: [SPAM]\nX: ")
     left = 9_000_000 - len(b"X-Spam-Status: Yes, tests=A,B\nSubject: [SPAM]\nX: ")
     tracemalloc.start()
     while left:
         size = min(left, 1 << 16)
-        intake.feed(b"x" * size)
+        reader.feed(b"x" * size)
         left -= size
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 << 20
-    reply = intake.close()
+    reply = reader.close()
     assert (reply.is_spam, reply.score, reply.symbols) == (True, 9.0, ["A", "B"])
     assert (reply.subject, reply.header, reply.body) == ([], None, None)
     assert reply.notes == ["long header left out"]
