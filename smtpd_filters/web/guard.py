@@ -210,6 +210,11 @@ class Guard:
             return None
         return login
 
+    def user(self, request: web.Request) -> str:
+        """Return the name of a request's user; "" without a log-in or a name."""
+        login = self.login(request)
+        return login.user if login is not None else ""
+
     def may_change(self, request: web.Request) -> bool:
         """Return whether the sender of a request may change stores."""
         return self.access.knows_users or self._peer(request) == UNIX

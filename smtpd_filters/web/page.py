@@ -227,9 +227,8 @@ class Pages:
         self, request: web.Request, template: str, *, status: int = 200, **values: Any
     ) -> web.Response:
         """Return a page made of a template."""
-        login = self._guard.login(request)
         text = self._templates.get_template(template).render(
-            user=login.user if login is not None else "",
+            user=self._guard.user(request),
             form=self._guard.form(request),
             here=request.path.removeprefix(self._guard.access.prefix),
             **values,

@@ -70,7 +70,7 @@ class TrialPages:
             story=story,
             deciding=deciding,
             sections=found["sections"],
-            running=self._trials.running(self._user(request)),
+            running=self._trials.running(self._guard.user(request)),
             SETTING=SETTING,
         )
 
@@ -90,7 +90,7 @@ class TrialPages:
             "session": story.session if story is not None else "",
         }
         try:
-            trial = self._trials.begin(self._user(request), id_ if story else "", chosen)
+            trial = self._trials.begin(self._guard.user(request), id_ if story else "", chosen)
         except TrialError as error:
             return self._pages.render(request, "try_error.html", status=429, error=str(error))
         raise web.HTTPSeeOther(f"{self._prefix}/try/{trial.id}")
@@ -115,14 +115,10 @@ class TrialPages:
 
     def _of(self, request: web.Request) -> Trial:
         """Return the trial of an address. Raises HTTPNotFound."""
-        found = self._trials.find(request.match_info["id"], self._user(request))
+        found = self._trials.find(request.match_info["id"], self._guard.user(request))
         if found is None:
             raise web.HTTPNotFound(text="No such trial of yours, or it was forgotten.\n")
         return found
-
-    def _user(self, request: web.Request) -> str:
-        login = self._guard.login(request)
-        return login.user if login is not None else ""
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
