@@ -147,18 +147,17 @@ def nameserver(text: str) -> tuple[str, int]:
 
 def resolv_conf(path: str = "/etc/resolv.conf") -> list[tuple[str, int]]:
     """Return the name servers of resolv.conf(5); like the C library, never fail."""
-    servers = []
     try:
-        with open(path, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123  # pathlib is slow to import
-            for line in lines:
-                match line.split():
-                    case ["nameserver", address, *_]:
-                        try:
-                            servers.append(nameserver(address))
-                        except ValueError:
-                            continue
-                    case _:
-                        pass
+        with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123  # pathlib is slow to import
+            lines = file.readlines()
     except OSError:
-        pass
+        lines = []
+    servers = []
+    for line in lines:
+        words = line.split()
+        if len(words) > 1 and words[0] == "nameserver":
+            try:
+                servers.append(nameserver(words[1]))
+            except ValueError:
+                continue
     return servers[:MAX_NAMESERVERS] or [("127.0.0.1", DNS_PORT)]
