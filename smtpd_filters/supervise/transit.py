@@ -233,7 +233,7 @@ class Transit:
             self.finish(message)
 
     def _spoil(self, message: Message) -> None:
-        """Do the part of `_lose` that needs no memory."""
+        """Do the part of `lose` that needs no memory."""
         message.state = LOST
         message.session.refusal = TEMPFAIL
         if message.link is not None:

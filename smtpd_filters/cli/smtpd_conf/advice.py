@@ -8,9 +8,9 @@ from typing import NamedTuple
 from smtpd_filters.settings.kinds import quote
 
 from .commands import flags_of, name_in_journal, programs_named
+from .listener_needs import for_users, required_tls
 from .marks import phases_ended, refuses
 from .model import Problem
-from .users import for_users, required_tls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
