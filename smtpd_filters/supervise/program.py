@@ -207,7 +207,9 @@ def observe(path: str, command: Sequence[str], name: str | None, log: Log, withi
 
         from .observer import Observer
 
-        return Observer(Collector(Sender(path, log), PROG, log), name, by_itself=by_itself)
+        # With the name of what it supervises: an alert about its ends is of no use otherwise.
+        collector = Collector(Sender(path, log), f"{PROG} {name}", log)
+        return Observer(collector, name, by_itself=by_itself)
     except (OSError, ImportError) as error:
         raise not_started(error) from None
 

@@ -132,7 +132,7 @@ def test_the_short_form_tells_its_own_answers_only(received: Received) -> None:
     command = [sys.executable, "-m", "smtpd_filters.filters.trace", "--detail", "all"]
     with Started([*command, "--journal", str(received.path), "--supervised"]) as smtpd:
         processes = {received.next()["p"] for _ in range(2)}
-        assert processes == {"filter-trace", "filter-supervise"}
+        assert processes == {"filter-trace", "filter-supervise trace"}
         client = smtpd.connect()
         client.ask("helo", b"mx.example.org")
         client.quit()
@@ -145,7 +145,7 @@ def test_the_short_form_tells_its_own_answers_only(received: Received) -> None:
         assert client.result().verb == b"proceed"
         client.quit()
         story = received.next("session")
-        assert story["p"] == "filter-supervise"
+        assert story["p"] == "filter-supervise trace"
         [verdict] = story["w"]
         assert verdict[:3] == ["trace", "mail-from", "proceed"]
         assert verdict[11:] == ["f", "--on-error"]
