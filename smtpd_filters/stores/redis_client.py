@@ -224,7 +224,7 @@ def _reason(error: BaseException) -> str:
         if isinstance(within, socket.gaierror):
             return _UNKNOWN_HOST
         if isinstance(within, ssl.SSLCertVerificationError):
-            return _CERTIFICATE
+            return f"{_CERTIFICATE}: {within.verify_message.rstrip('.')}"
         if isinstance(within, OSError):
             # Of several addresses that failed, asyncio's error has only the text.
             text = str(within)
@@ -255,6 +255,7 @@ _REASONS = {
     errno.ENOENT: "no such file or directory",
 }
 _REJECTED = "authentication failed (--store-password-file)"
+_NO_OWN = "requires certificates of clients (tls-auth-clients), and filters have none"
 _DENIED = "denies access to this user"
 _TOO_MANY = "has too many clients (maxclients)"
 _NEEDLESS = "has no password for this user, but one is given (--store-password-file)"
@@ -267,6 +268,8 @@ _COUNTED = {
 _LOGIN = {_REJECTED, _NEEDLESS, _DENIED}
 #: By words of the server's error; the first one is used.
 _TEXTS = (
+    # OpenSSL's name of the alert in TLS 1.3.
+    ("ALERT_CERTIFICATE_REQUIRED", _NO_OWN),
     ("WRONGPASS", _REJECTED),
     ("NOAUTH", _REJECTED),
     ("username-password pair", _REJECTED),

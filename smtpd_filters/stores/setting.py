@@ -82,7 +82,8 @@ class StoreSetting(Shared["Store"]):
             default=None,
             help="A file with the certificates that the store's servers must present or be signed "
             "by. By default the system's. With rediss+sentinel:// the sentinels have TLS as well; "
-            "if they have none, add ?sentinel-tls=no to the address.",
+            "if they have none, add ?sentinel-tls=no to the address. Servers must not require "
+            "certificates of clients (tls-auth-clients no).",
         )
         prefix: Any = option(
             TEXT,
