@@ -25,7 +25,7 @@ from smtpd_filters.message import (
     stuff,
     unstuff,
 )
-from smtpd_filters.message.disguise import Name
+from smtpd_filters.message.disguise import Name, disguised
 from smtpd_filters.message.folding import MAX_LINE, field_lines
 from smtpd_filters.message.obsolete import correct_names, replace_odd_blanks, replace_stray_cr
 from smtpd_filters.message.spool import CHUNK, ROWS, STORE_COST, Store, directories
@@ -1437,6 +1437,21 @@ def test_fields_above_smtpds_own_are_of_earlier_filters() -> None:
     headers = Headers([*above, b"X-Spam: No", b"Received: by other"])
     assert SPAM.remove_foreign(headers) == 1
     assert headers.lines() == [*above, b"Received: by other"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "names"),
+    [
+        ([b"Subject: x", b"To \t: y", b" Subject: z"], set()),
+        ([b"Subject: x", b"a line that isn't a field"], set()),
+        ([b"X: y\rSubject: x", b"To: y"], {b"subject"}),
+        ([b"X: y\r\r", b"Sub\x0bject: x"], {b"subject"}),
+        ([b"To", b" : y", b"S\xc2\xa0ubject: x"], {b"to", b"subject"}),
+    ],
+)
+def test_the_names_that_are_disguised(fields: list[bytes], names: set[bytes]) -> None:
+    text = Headers(fields).text()
+    assert disguised(text, [b"subject", b"to", b"from"]) == names
 
 
 def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:

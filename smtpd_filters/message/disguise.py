@@ -14,11 +14,12 @@ only what follows may be removed: fields above the first Received are not a clie
 from __future__ import annotations
 
 import re
+from functools import cache
 from itertools import chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from .headers import Headers
 
@@ -32,6 +33,9 @@ _VALUE = re.compile(rb"(?:[^\r\n]|[\r\n]++[ \t])*+")
 _NEXT = re.compile(rb"\n(?![ \t])")
 _RECEIVED = re.compile(rb"\nreceived[ \t]*+:", re.IGNORECASE)
 _LEADING = re.compile(rb"\n[ \t]++")
+# A first line with blanks, a line that is neither a field nor the continuation of one, or a bare
+# CR: without any of these no name is disguised.
+_ODD = re.compile(rb"\A\n[ \t]|\n(?![ \t]|[!-9;-~]++[ \t]*+:)|\r")
 #: Stands for the line feed and the blanks before the first line, which is not a continuation.
 _MASK = b"\n\0"
 
@@ -66,6 +70,12 @@ class Name:
             found = chain(found, self._behind_cr.finditer(text))
         for each in found:
             yield next(_VALUE.finditer(text, each.end()))[0]  # it matches any text
+
+    def is_disguised(self, text: bytes) -> bool:
+        """Return whether some field in a searchable text has the name only in some reading."""
+        if b"\r" in text and self._behind_cr.search(text):
+            return True
+        return any(not self._is_plain(each) for each in self._read.finditer(text))
 
     def occurs(self, headers: Headers) -> bool:
         """Return whether some field has the name in any reading."""
@@ -128,6 +138,19 @@ class Name:
                 if own and start == own.start():
                     start = text.rindex(b"\n", 0, match.start())
                 yield start, end
+
+
+def disguised(text: bytes, names: Iterable[bytes]) -> frozenset[bytes]:
+    """Return the names that some field in a text of `Headers` has only in some reading."""
+    if not _ODD.search(text):
+        return frozenset()
+    searched = _searchable(text)
+    return frozenset(each for each in names if _name(each).is_disguised(searched))
+
+
+@cache
+def _name(name: bytes) -> Name:
+    return Name(name.decode("ascii"))
 
 
 class _Kept:

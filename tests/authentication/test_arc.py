@@ -157,6 +157,12 @@ def test_a_changed_message() -> None:
     assert chain(twice, key_record()) == replace(chain(twice, key_record()), oldest=2)
 
 
+def test_a_second_field_that_the_newest_message_signature_leaves_out() -> None:
+    # A trusted sealer's word would count for a text that it has not seen.
+    found = chain(b"Subject: y\r\n" + sealed(), key_record())
+    assert found == ArcResult("fail", "message signature: a second Subject is not signed", (SET,))
+
+
 def test_the_oldest_valid_message_signature() -> None:
     # RFC 8617 section 5.2, step 5: a change below instance 3 of 4; an invalid one; another key.
     changed = sealed(sealed(sealed(sealed()).replace(b"dinner", b"supper")))

@@ -305,7 +305,6 @@ def test_ed25519() -> None:
     [
         (b"dinner", b"supper", "signature mismatch"),
         (b"joe@", b"jim@", "signature mismatch"),
-        (b"From: Joe", b"From: eve@example.com\r\nFrom: Joe", ""),
         (b"Hi.", b"Ho.", "body hash mismatch"),
         (b"Subject: ", b"Subject:\t", ""),
         (b"We lost  the", b"We lost the", ""),
@@ -324,13 +323,60 @@ def test_over_signing_protects_against_a_field_added() -> None:
 
 
 def test_fields_of_one_name_are_signed_from_the_bottom() -> None:
-    added = MESSAGE.replace(b"To:", b"To: a@example.net\r\ntO: b@example.net\r\nTO:")
-    raw = signed(added, TEMPLATE.replace("from:to", "from:to:To"))
+    added = MESSAGE.replace(b"To:", b"X-To: a\r\nx-tO: b\r\nX-TO: c\r\nTo:")
+    raw = signed(added, TEMPLATE.replace("from:to", "from:x-to:X-To"))
     (found,) = verified(raw)
     assert found.result == "pass"
-    (found,) = verified(raw.replace(b"To: a@", b"To: c@"))
+    (found,) = verified(raw.replace(b"X-To: a", b"X-To: d"))
     assert found.result == "pass"
-    (found,) = verified(raw.replace(b"b@example", b"c@example"))
+    (found,) = verified(raw.replace(b"x-tO: b", b"x-tO: d"))
+    assert found.result == "fail"
+
+
+#: A field that is added to a signed message, and the name of which there are two then.
+ADDED = {
+    "From": (b"From: eve@example.com", "From"),
+    "Subject": (b"sUBJECT: y", "Subject"),
+    "Content-Type": (b"Content-Type: text/html", "Content-Type"),
+    "To, with blanks": (b"To \t: y", "To"),
+    "Date, with a control": (b"Date\x0b: y", "Date"),
+    "To, folded": (b"To\r\n : y", "To"),
+    "To, with a byte": (b"T\xc2\xa0o: y", "To"),
+    "Subject, behind a bare CR": (b"X: y\rSubject: y", "Subject"),
+    "a name that isn't signed": (b"Reply-To: eve@example.com", ""),
+    "another name": (b"X-Subject: y", ""),
+    "a word of a value": (b"X: y\r\n Subject: y", ""),
+    "a line that isn't a field": (b"Subject", ""),
+}
+
+
+@pytest.mark.parametrize("place", ["above", "below", "above many"])
+@pytest.mark.parametrize(("field", "name"), ADDED.values(), ids=ADDED)
+def test_a_second_field_that_is_not_signed(field: bytes, name: str, place: str) -> None:
+    raw = MESSAGE.replace(b"To:", b"Content-Type: text/plain\r\nTo:")
+    content = signed(raw, TEMPLATE.replace("from:to", "content-type:from:to"))
+    if place == "below":
+        # The one that is signed is the lowest.
+        content = content.replace(b"\r\nFrom: Joe", b"\r\n%b\r\nFrom: Joe" % field)
+    else:
+        many = b"X: y\r\n" * (1000 if place == "above many" else 1)
+        content = b"%b\r\n%b%b" % (field, many, content)
+    (found,) = verified(content)
+    reason = f"a second {name} is not signed" if name else ""
+    assert (found.result, found.reason) == ("policy" if name else "pass", reason)
+
+
+def test_two_fields_that_are_signed() -> None:
+    raw = MESSAGE.replace(b"Subject:", b"Subject: x\r\nSubject:")
+    (found,) = verified(signed(raw, TEMPLATE.replace("subject", "subject:subject")))
+    assert found.result == "pass"
+
+
+def test_no_second_field_makes_a_wrong_signature_better() -> None:
+    added = b"Subject: y\r\n" + signed()
+    (found,) = verified(added.replace(b"Joe <", b"Eve <"))
+    assert found.result == "fail"
+    (found,) = verified(added.replace(b"Hi.", b"Ho."))
     assert found.result == "fail"
 
 

@@ -54,9 +54,10 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("unsigned", [1, 5_000])
 def test_the_fields_of_a_large_header_are_the_same(unsigned: int) -> None:
     head = b"".join(b"X%d: a\r\n b\r\n" % number for number in range(unsigned))
-    content = signed(MESSAGE.replace(b"To:", b"to: c\r\n" + head + b"To:"))
-    above = content.replace(b"\r\nTo:", b"\r\nto: d\r\nTo:")
-    below = content.replace(b"\r\n\r\n", b"\r\n to\r\nTO : d\r\n\r\n", 1)
+    raw = MESSAGE.replace(b"To:", b"keywords: c\r\n" + head + b"Keywords: e\r\nTo:")
+    content = signed(raw, TEMPLATE.replace("from:to", "from:to:keywords"))
+    above = content.replace(b"\r\nKey", b"\r\nkeywords: d\r\nKey")
+    below = content.replace(b"\r\n\r\n", b"\r\n to\r\nKEYWORDS : d\r\n\r\n", 1)
     found = [verified_message(message(each), key_record())[0] for each in (content, above, below)]
     assert [each.result for each in found] == ["pass", "pass", "fail"]
 
@@ -129,7 +130,9 @@ def test_dkimpy_agrees(fields: list[bytes], body: bytes, form: str, *, changed: 
     field = signed(raw, TEMPLATE.replace("relaxed/relaxed", form))[: -len(raw)]
     raw = field + (raw.replace(b"a", b"b") if changed else raw)
     (found,) = verified(raw)
-    assert (found.result == "pass") == dkim.verify(raw, dnsfunc=lookup(key_record()))
+    # A second To or Subject that isn't signed is beyond dkimpy.
+    valid = found.result in {"pass", "policy"}
+    assert valid == dkim.verify(raw, dnsfunc=lookup(key_record()))
 
 
 @pytest.mark.parametrize("form", [b"simple", b"relaxed"])

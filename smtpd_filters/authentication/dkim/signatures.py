@@ -205,7 +205,11 @@ def check(
         return replace(checked, result="fail", reason="body shorter than l=")
     if found != tags.body_hash:
         return replace(checked, result="fail", reason="body hash mismatch")
-    if checked.result == "pass" and tags.length is not None and tags.length < body.size:
-        # RFC 6376 section 8.2: anything may have been added.
-        return replace(checked, result="policy", reason="part of the body is not signed")
-    return checked
+    reason = ""
+    if checked.result == "pass":
+        if tags.length is not None and tags.length < body.size:
+            reason = "part of the body is not signed"  # RFC 6376 section 8.2
+        elif name := fields.added(tags.names):
+            # RFC 6376 section 8.15: programs may show the one that isn't signed.
+            reason = f"a second {name.decode().title()} is not signed"
+    return replace(checked, result="policy", reason=reason) if reason else checked

@@ -11,6 +11,8 @@ many signatures cover them.
 `MAX_NAMES` and the topmost that were asked for: 16,000 take far more memory than their text.
 *Bottom up*: a name that occurs several times in h= selects the fields of that name from the bottom;
 beyond the topmost it selects nothing, which protects against added fields.
+*No second one*: of the names in `SINGLE` that are in h=, no field is left unsigned in a message
+whose signature is valid, also none that only some programs read as one of them (`disguised`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from collections import deque
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
+from smtpd_filters.message.disguise import disguised
 from smtpd_filters.message.headers import fields_in, fields_named
 
 from .canonical import FIELD, RELAXED, relaxed_fields
@@ -34,6 +37,19 @@ if TYPE_CHECKING:
 MAX_BLOCK: Final = 256 << 10
 #: Names in the h= of a signature.
 MAX_NAMES: Final = 256
+#: Fields that mail programs show, answer to or read the body by, and of which a message has one
+#: (RFC 5322 section 3.6, RFC 2045 section 3).
+SINGLE: Final = (
+    b"from",
+    b"subject",
+    b"content-type",
+    b"content-transfer-encoding",
+    b"to",
+    b"cc",
+    b"reply-to",
+    b"sender",
+    b"date",
+)
 #: Lines of a block whose fields are all found at once; honest mail has fewer.
 _FEW: Final = 256
 #: Bytes of a field up to which its canonical form takes more memory than it saves time.
@@ -59,6 +75,7 @@ class SignedFields:
         #: The topmost fields of a large block that were asked for, by their places.
         self._topmost: dict[int, bytes] = {}
         self._canonical: dict[tuple[str, bytes], bytes] = {}
+        self._disguised: frozenset[bytes] | None = None
         if self._complete:
             named = self._named
             self._every = every = [(name.lower(), field) for field, name in _FIELDS(text)]
@@ -142,6 +159,21 @@ class SignedFields:
             if stack:
                 selected.append(stack.pop())
         return selected
+
+    def added(self, names: Sequence[bytes]) -> bytes:
+        """Return a name of `SINGLE` of which a list of names leaves a field unsigned, or b"".
+
+        A name that isn't in the list at all doesn't count: there the signer allows any field.
+        """
+        if self._disguised is None:
+            self._disguised = disguised(self._text, SINGLE)
+        named = self._named
+        for name in SINGLE:
+            if name in names and (
+                len(named.get(name, _NONE)) > names.count(name) or name in self._disguised
+            ):
+                return name
+        return b""
 
     def digest(self, names: Sequence[bytes], form: str, signature: bytes) -> bytes:
         """Return the SHA-256 hash of the selected fields and the signature without its b=."""

@@ -223,6 +223,32 @@ def test_a_signed_message_is_sent_again_with_another_body(server: DNSServer) -> 
     assert passed(delivery) == set()
 
 
+#: Fields that are put above a message of the bank, which signs each of these names once.
+ABOVE = {
+    "Subject": b"Subject: y",
+    "Content-Type": b'Content-Type: multipart/mixed; boundary="x"',
+    "Content-Transfer-Encoding": b"Content-Transfer-Encoding: base64",
+    "Reply-To": b"Reply-To: <a@evil.example>",
+    "To": b"To: other@example.net",
+    "Date": b"Date: Sat, 12 Jul 2013 21:00:37 -0700",
+    "Subject behind a bare CR": b"X: y\rSubject: y",
+}
+
+
+@pytest.mark.parametrize("field", ABOVE.values(), ids=ABOVE)
+def test_a_signed_message_is_sent_again_with_another_field(server: DNSServer, field: bytes) -> None:
+    # "Composition Kills", section 6: programs may show the field that the signature leaves out.
+    single = b"Reply-To: " + BANK + b"\r\nContent-Type: text/plain\r\n"
+    single += b"Content-Transfer-Encoding: 7bit\r\n"
+    names = "h=reply-to:content-type:content-transfer-encoding:from"
+    template = TEMPLATE.format(domain="bank.example").replace("h=from", names)
+    content = signed(b"From: " + BANK + b"\r\n" + single + REST, template)
+    assert passed(attack(server, content, "a@evil.example", "helo.evil.example"))
+    replayed = field + b"\r\n" + content
+    delivery = attack(server, replayed, "a@evil.example", "helo.evil.example")
+    assert delivery.reply.startswith("550 5.7.26 ")
+
+
 LAME = signed(b"From: " + BANK + b"\r\n" + REST, TEMPLATE.format(domain="lame.bank.example"))
 #: Messages whose result depends on a name whose look-ups fail, and their senders.
 UNKNOWN = {
