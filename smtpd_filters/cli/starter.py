@@ -29,11 +29,11 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import CHECKING, ONLINE, TRAITS
 from smtpd_filters.settings.declare import suggest
-from smtpd_filters.settings.files import open_file
 from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.supervise.process import LIBEXEC
 
 from .accounts import UnknownError, filters_user
+from .own_programs import interpreter_of, uses_package
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,15 +51,11 @@ ENVIRONMENT = {
 }
 #: Bytes that a filter may write to smtpd without a request: a registration takes under 2 KiB.
 MAX_OUTPUT = 1 << 17
-#: Bytes of a program that are searched for this package's name, and bytes of a log that are read.
-_HEAD = 1 << 16
-#: Interpreters before the file of a filter in a command.
-_INTERPRETERS = re.compile(r"env|python[0-9.]*")
+#: Bytes of a log that are read.
+_LOG = 1 << 16
 #: A line of a traceback, and files that an author didn't write.
 _FRAME = re.compile(r'\s*File "(.+)", line (\d+)')
 _LIBRARY = re.compile(r"^<|/lib/python3|/smtpd_filters/")
-#: Bytes of a first line at most, as in Linux.
-_LINE = 256
 #: The start of the line with which this package's programs fail at start.
 _OURS = re.compile(r"(filter-[\w.-]+|smtpd-filters[\w -]*): ")
 #: A first word without characters that are special to the shell.
@@ -117,7 +113,7 @@ class _Child:
 
     def _unusable_interpreter(self, path: str) -> str:
         """Return why the user can't run the interpreter that a file names, or ""."""
-        interpreter = _interpreter(f"{self._root}{path}")
+        interpreter = interpreter_of(f"{self._root}{path}")
         if not interpreter or self._succeeds('test -x "$1"', "sh", interpreter):
             return ""
         if not Path(f"{self._root}{interpreter}").exists():
@@ -218,7 +214,7 @@ def _try(text: str, path: str, child: _Child, root: str, conditions: Conditions)
         return Result(error)
     if not path:
         return Result(untried="only the shell can expand the program's name")
-    if not _is_ours(text, path, root):
+    if not uses_package(text, path, root):
         text = f"not a filter of this package; {path} can be run"
         return Result(untried=text, foreign=True)
     result = _start(text, child, conditions)
@@ -303,26 +299,6 @@ def _program(text: str) -> str:
         return shlex.split(text)[0]
     except ValueError:
         return ""
-
-
-def _is_ours(text: str, path: str, root: str) -> bool:
-    """Return whether a command runs a program that uses this package."""
-    if not path:
-        return False
-    files = [path]
-    if _INTERPRETERS.fullmatch(Path(path).name):
-        with contextlib.suppress(ValueError):
-            files = [word for word in shlex.split(text)[1:] if not word.startswith("-")]
-    return any(_uses_us(f"{root}{file}") for file in files)
-
-
-def _uses_us(path: str) -> bool:
-    try:
-        with open_file(path) as file:
-            head = file.read(_HEAD)
-    except OSError:
-        return False
-    return b"smtpd_filters" in head and b"\0" not in head
 
 
 def _start(text: str, child: _Child, conditions: Conditions) -> Result:
@@ -461,19 +437,8 @@ def _place(lines: Sequence[str]) -> str:
     return ""
 
 
-def _interpreter(path: str) -> str:
-    """Return the interpreter that the first line of a program names, or ""."""
-    try:
-        with open_file(path) as file:
-            first = file.readline(_LINE)
-    except OSError:
-        return ""
-    words = first.removeprefix(b"#!").decode("utf-8", "surrogateescape").split()
-    return words[0] if first.startswith(b"#!") and words else ""
-
-
 def _lines(log: BinaryIO) -> list[str]:
     """Return the lines written to stderr, printable, without empty ones."""
     log.seek(0)
-    text = log.read(_HEAD).decode("utf-8", "replace")
+    text = log.read(_LOG).decode("utf-8", "replace")
     return [printable(line.rstrip()) for line in text.splitlines() if line.strip()]

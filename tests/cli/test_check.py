@@ -587,6 +587,37 @@ def test_programs_of_others(
     assert about(checked, command) == f"{line} (as {ME})"
 
 
+@pytest.mark.parametrize("filters", [True, False])
+def test_the_script_of_another_distribution(
+    *, filters: bool, tmp_path: Path, checked: Callable[..., tuple[int, list[str]]]
+) -> None:
+    """A virtual environment with a script as pip writes it, which only imports its own module."""
+    site = tmp_path / f"lib/python3.{sys.version_info.minor}/site-packages"
+    (site / "policies-1.0.dist-info").mkdir(parents=True)
+    entries = "[console_scripts]\nfilter-own = policies.own:main\n"
+    if filters:
+        entries += "[smtpd_filters.filters]\nown = policies.own:Own\n"
+    (site / "policies-1.0.dist-info/entry_points.txt").write_text(entries)
+    (site / "this.pth").write_text("\n".join(path for path in sys.path if path))
+    (site / "policies").mkdir()
+    (site / "policies/own.py").write_text("from smtpd_filters.filters.dyndns import main\n")
+    (tmp_path / "bin").mkdir()
+    interpreter = tmp_path / "bin/python3"
+    interpreter.symlink_to(sys.executable)
+    base = Path(sys._base_executable).parent  # type: ignore[attr-defined]
+    (tmp_path / "pyvenv.cfg").write_text(f"home = {base}\n")
+    script = tmp_path / "bin/filter-own"
+    script.write_text(
+        f"#!{interpreter}\nimport sys\nfrom policies.own import main\nsys.exit(main())\n"
+    )
+    script.chmod(0o755)
+    untried = f"not checked: not a filter of this package; {script} can be run"
+    assert about(checked, str(script)) == f"0 {'ok' if filters else untried} (as {ME})"
+    if filters:
+        wrong = about(checked, f"{script} --no-such")
+        assert wrong.startswith("1 filter-dyndns: unknown flag --no-such ")
+
+
 def test_a_command_that_is_too_long(
     program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]]
 ) -> None:
