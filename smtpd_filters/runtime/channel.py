@@ -19,6 +19,8 @@ from itertools import islice
 from smtpd_filters import startup
 from smtpd_filters.errors import ConfigError, user_name
 
+from .prints import BoundedPrints
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +73,8 @@ class Ends:
             _to_null(2, os.O_WRONLY)
         _to_null(0, os.O_RDONLY)
         os.dup2(2, 1)
-        _log_lines()
+        # What was printed before goes to the log as well, and what is printed from now on at once.
+        self._prints = BoundedPrints()
 
     def terminal(self) -> bool:
         """Return whether both are a terminal, since the command was started by hand."""
@@ -93,26 +96,13 @@ class Ends:
 
     def give_back(self) -> None:
         """Restore the standard descriptors, if there is to be no conversation."""
-        _log_lines()
+        self._prints.give_back()
         for fd, number in ((self.source, 0), (self.sink, 1), (self._log, 2)):
             if fd >= 0:
                 os.dup2(fd, number)
                 os.close(fd)
         if self._copy >= 0:
             os.close(self._copy)
-
-
-def _log_lines() -> None:
-    """Flush stdout, and from now on after each line, with any character escaped if necessary.
-
-    stdout goes to smtpd's log by now, so its lines must appear there at once, as those of stderr.
-    """
-    stdout: object = sys.stdout  # None, or replaced by a filter's own
-    if hasattr(stdout, "reconfigure"):
-        try:
-            stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-        except (OSError, ValueError):
-            pass  # the log is closed
 
 
 def _open_standard() -> None:

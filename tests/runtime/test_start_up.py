@@ -20,7 +20,7 @@ import pytest
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime import engine, serve
-from smtpd_filters.runtime.log import Log
+from smtpd_filters.runtime.log import MAX_LINE, Log
 from tests.effort import some
 from tests.runtime.process import PATIENCE, POLICIES, ROOT, FilterProcess, policy, sid
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GREETING = SmtpdConnection().configure()
+#: What follows the name of a class whose settings are not those of its flags.
+UNSET = ".__init__ doesn't call super().__init__(settings) with its settings"
 HANG_UP = "import os, signal; os.kill(os.getpid(), signal.SIGHUP)"
 
 
@@ -369,11 +371,50 @@ def test_prints_of_a_filter_are_in_the_log_at_once(
     assert logged == (b"" if before else b"loaded\nset up\na\\udcff@example.org\n")
 
 
+def test_prints_of_a_filter_are_bounded_and_never_waited_for(tmp_path: Path) -> None:
+    """A line of 64 KiB silences smtpd's log for good, and its pipe is full from then on."""
+    program = tmp_path / "talking.py"
+    program.write_text(
+        "import logging, sys\n"
+        "from smtpd_filters import PROCEED, Filter, Proceed, Session, run\n"
+        "logging.basicConfig(format='%(message)s')\n"
+        "class Talking(Filter):\n"
+        "    def rcpt_to(self, session: Session, address: str) -> Proceed:\n"
+        "        print('p' * 70_000)\n"
+        "        print('e' * 70_000, file=sys.stderr)\n"
+        "        logging.warning('l' * 70_000)\n"
+        "        return PROCEED\n"
+        "    def noop(self, session: Session, text: str) -> Proceed:\n"
+        "        print('a line of some length\\n' * 10_000)\n"
+        "        return PROCEED\n"
+        "raise SystemExit(run(Talking))\n"
+    )
+    log, end = os.pipe()
+    with FilterProcess([str(program)], stderr=end) as process:
+        os.close(end)
+        process.hand_shake()
+        process.connect(sid(1))
+        assert process.ask("rcpt-to", sid(1), b"a@example.org").verb == b"proceed"
+        assert os.read(log, 1 << 17).split(b"\n") == [
+            *(letter * MAX_LINE for letter in (b"p", b"e", b"l")),
+            b"",
+        ]
+        assert process.ask("noop", sid(1), b"").verb == b"proceed"  # nobody reads the log
+        process.finish()
+    logged = os.read(log, 1 << 17)
+    os.close(log)
+    assert set(logged.splitlines()) <= {b"a line of some length", b""}
+    assert b"OverdueError" not in logged
+
+
 @pytest.mark.parametrize(
     ("method", "what", "error"),
     [
         ("__init__(self, settings)", "1 / 0", "cannot be set up: ZeroDivisionError"),
         ("__init__(self, settings)", "raise SystemExit", "the filter exits during setup"),
+        ("__init__(self, settings)", "self.own = 1", f"cannot be set up: Failing{UNSET}"),
+        ("__init__(self, settings)", "super().__init__()", f"cannot be set up: Failing{UNSET}"),
+        ("setup(self) -> None", "return 5", "cannot be set up: TypeError: setup returned int, "),
         ("setup(self) -> None", "1 / 0", "cannot be set up: ZeroDivisionError"),
         ("setup(self) -> None", "raise SystemExit(0)", "the filter exits during setup"),
     ],
