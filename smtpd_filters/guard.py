@@ -402,6 +402,8 @@ class Guard:
     def _illegal(self, result: object) -> str:
         """Describe what was returned in place of a decision that is allowed."""
         name = type(result).__name__
+        if isinstance(result, type):
+            name = f"the class {result.__name__}"
         if type(result) is CoroutineType:
             result.close()  # it would warn that it was never awaited
             write = "await" if self.coroutine else "async def"

@@ -68,11 +68,15 @@ def start(cls: type[Filter], argv: Sequence[str], prog: str) -> int:
 def make(cls: type[Filter], settings: Settings) -> Filter:
     """Return a filter with its settings; raise ConfigError, one line, for a bug in its code."""
     try:
-        return cls(settings)
+        filter_ = cls(settings)
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # it is a filter's own code
         raise bug(error) from error
+    if vars(filter_).get("settings") is not settings:
+        call = "super().__init__(settings) with its settings"
+        raise BugError(f"cannot be set up: {cls.__name__}.__init__ doesn't call {call}")
+    return filter_
 
 
 def named(filter_: Filter, general: CommonSettings) -> Filter:
@@ -103,7 +107,7 @@ def set_up(
     try:
         for table in filter_.remote_tables():
             table.remote.attach(filter_.log.event)
-        filter_.registration = filter_.setup() or Registration()
+        filter_.registration = _registration(filter_.setup())
         filter_.open_shared()
     except ConfigError:
         raise
@@ -112,6 +116,16 @@ def set_up(
     except (Exception, SystemExit) as error:  # it is a filter's own code
         raise bug(error) from error
     return filter_, filter_.on_error, filter_.deadline
+
+
+def _registration(returned: object) -> Registration:
+    """Return what `setup` has returned as registrations. Raises TypeError."""
+    if returned is None:
+        return Registration()
+    if isinstance(returned, Registration):
+        return returned
+    kind = type(returned).__name__
+    raise TypeError(f"setup returned {kind}, in place of a Registration or None")
 
 
 def make_chain(ready: Sequence[Ready], log: Log, rules: Rules | None = None) -> Chain:

@@ -104,7 +104,7 @@ def log_of(cls: type[Filter], result: object) -> str:
         (JUNK, 'returned Junk, but is annotated \\"-> Proceed | Reject\\" at {}'),
         (None, "returned NoneType, but may return Proceed | Reject, at {}"),
         ("proceed", "returned str, but may return Proceed | Reject, at {}"),
-        (Proceed, "returned type, but may return Proceed | Reject, at {}"),
+        (Proceed, "returned the class Proceed, but may return Proceed | Reject, at {}"),
     ],
 )
 def test_what_may_not_be_returned(cls: type[Filter], result: object, error: str) -> None:

@@ -9,7 +9,7 @@ import re
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
@@ -1171,6 +1171,14 @@ def test_a_new_body_has_no_nul() -> None:
         held.replace_body([b"a\0b\0", b"\n\0.\n", b"\0last\0"])
         assert b"".join(held.body()) == b"ab\n.\nlast\n"
         assert wire(held)[3:] == [b"ab", b"..", b"last"]
+
+
+@pytest.mark.parametrize(("body", "kind"), [("text", "str"), (["text"], "str"), ([5], "int")])
+def test_a_new_body_is_bytes(body: Any, kind: str) -> None:
+    with message(MAIL) as held:
+        with pytest.raises(TypeError, match=f"^a body is bytes, not {kind}$"):
+            held.replace_body(body)
+        assert wire(held) == MAIL
 
 
 def test_a_body_made_of_the_body() -> None:

@@ -60,8 +60,10 @@ class Body:
 
         Any other CR becomes a space: a program that takes it for a line end would see other lines
         than this one, such as the end of the message. A NUL is left out, as smtpd would end the
-        line there. Raises SpoolError if it can't be stored.
+        line there. Raises SpoolError if it can't be stored, and TypeError for a text.
         """
+        if not isinstance(data, (bytes, bytearray)):
+            raise TypeError(f"a body is bytes, not {type(data).__name__}")
         cut = data.rfind(b"\n") + 1
         if not cut:
             self._begin(data)
@@ -379,7 +381,7 @@ class Message:
         try:
             self._ready()
             if not isinstance(data, Body):
-                for piece in _pieces(data) if isinstance(data, bytes) else data:
+                for piece in _pieces(data) if isinstance(data, (bytes, bytearray)) else data:
                     new.write(piece)
             new.close()
         except BaseException:
