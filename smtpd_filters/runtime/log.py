@@ -76,6 +76,8 @@ def show(error: object) -> str:
 
 
 _HERE = os.path.dirname(__file__)  # noqa: PTH120  # pathlib costs start-up
+#: The beginning of the paths of the interpreter's own modules for imports.
+_IMPORTS = "<frozen importlib."
 #: The beginnings of the paths of what calls filters.
 _FRAMEWORK = (f"{_HERE}/", *(f"{_HERE[: -len('runtime')]}{each}.py" for each in ("chain", "guard")))
 
@@ -83,7 +85,7 @@ _FRAMEWORK = (f"{_HERE}/", *(f"{_HERE[: -len('runtime')]}{each}.py" for each in 
 def fold_traceback(error: BaseException, *, text: bool = True) -> str:
     """Return an exception and its traceback in one line, innermost frame last.
 
-    The framework's frames before those of a filter are left out.
+    The framework's frames before those of a filter are left out, and so are those of imports.
     """
     if isinstance(error, MemoryError):
         _release(error)
@@ -92,6 +94,9 @@ def fold_traceback(error: BaseException, *, text: bool = True) -> str:
     trace = error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
+        if code.co_filename.startswith(_IMPORTS):
+            trace = trace.tb_next
+            continue
         if before == len(frames) and code.co_filename.startswith(_FRAMEWORK):
             before += 1
         frames.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno}:{code.co_name}")  # noqa: PTH119  # pathlib costs start-up

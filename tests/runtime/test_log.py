@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from smtpd_filters.runtime.log import FilterLog, Log, fold_traceback, quote, sho
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.conftest import Logbook
 
 
@@ -270,6 +273,19 @@ def test_a_traceback_is_folded() -> None:
     assert fold_traceback(caught(50)).count(" > ") == 7
     assert fold_traceback(caught(0), text=False).startswith("ValueError [")
     assert fold_traceback(ValueError()) == "ValueError:  []"
+
+
+def test_a_traceback_in_one_line_has_the_modules_but_no_machinery_of_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outer_policy.py").write_text("import inner_policy\n")
+    (tmp_path / "inner_policy.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        importlib.import_module("outer_policy")
+    folded = fold_traceback(caught.value)
+    assert folded.endswith(" > outer_policy.py:1:<module> > inner_policy.py:1:<module>]")
+    assert "frozen" not in folded
 
 
 def test_a_traceback_begins_with_the_frames_of_the_filter() -> None:
