@@ -231,6 +231,8 @@ def _reason(error: BaseException) -> str:
             for number in _REASONS:
                 if within.errno == number or f"[Errno {number}]" in text:
                     return _REASONS[number]
+        if isinstance(within, ConnectionResetError):
+            return _REASONS[errno.ECONNRESET]  # asyncio's own has no number
         within = within.__cause__ or within.__context__
     return _LOST
 
