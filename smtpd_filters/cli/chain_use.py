@@ -81,15 +81,15 @@ def _load_named(name: str, others: Iterable[str]) -> type[Filter]:
             for value in values:
                 if _is_filter(value) and value.name == name and value.__module__ in homes:
                     return value
-    from importlib.metadata import entry_points  # start-up time
+    from .distributions import GROUP, entry_points_of  # start-up time
+    from .listing import discover
 
-    from .listing import GROUP, discover
-
-    for entry in entry_points(group=GROUP, name=name):
-        cls = entry.load()
-        if _is_filter(cls):
-            return cls
-        raise ConfigError(f"the entry point {quote(name)} is not a filter")
+    for _, entries, _ in entry_points_of(sys.path):
+        for entry in entries.select(group=GROUP, name=name):
+            cls = entry.load()
+            if _is_filter(cls):
+                return cls
+            raise ConfigError(f"the entry point {quote(name)} is not a filter")
     raise UnknownFilterError(name, [*others, *(cls.name for cls in discover()[0])])
 
 

@@ -12,7 +12,6 @@ import sys
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from smtpd_filters import filters
 from smtpd_filters.errors import ConfigError
@@ -23,6 +22,7 @@ from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import SWITCH, Pool, Settings, option
 from smtpd_filters.stores.address import MEMORY
 
+from .distributions import GROUP, entry_points_of
 from .streams import print_json
 from .verb import Verb
 
@@ -30,9 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from importlib.metadata import EntryPoint
-    from typing import TypeGuard
+    from typing import NoReturn, TypeGuard
 
-GROUP = "smtpd_filters.filters"
 _ORDER = {name: at for at, name in enumerate([*PHASES, *REPORTS])}
 #: The lines of a message are between `data` and `commit`.
 _ORDER["data-line"] = _ORDER["data"]
@@ -89,8 +88,11 @@ def _sources() -> Iterator[tuple[str, Callable[[], list[type[Filter]]]]]:
     for module in pkgutil.iter_modules(filters.__path__, f"{filters.__name__}."):
         if not module.name.rpartition(".")[2].startswith("_"):
             yield module.name, partial(_of_module, module.name)
-    for entry in entry_points(group=GROUP):
-        yield f"entry point {entry.name}", partial(_of_entry, entry)
+    for distribution, entries, fault in entry_points_of(sys.path):
+        if fault:
+            yield f"distribution {distribution}", partial(_fail, fault)
+        for entry in entries.select(group=GROUP):
+            yield f"entry point {entry.name}", partial(_of_entry, entry)
 
 
 def _of_module(name: str) -> list[type[Filter]]:
@@ -106,6 +108,10 @@ def _of_entry(entry: EntryPoint) -> list[type[Filter]]:
     if not _is_filter(cls):
         raise TypeError(f"{cls!r} is no Filter")
     return [cls]
+
+
+def _fail(fault: Exception) -> NoReturn:
+    raise fault
 
 
 def _is_filter(value: object) -> TypeGuard[type[Filter]]:

@@ -11,12 +11,11 @@ import contextlib
 import re
 import shlex
 import sys
-from importlib.metadata import distributions
 from pathlib import Path
 
 from smtpd_filters.settings.files import open_file
 
-from .listing import GROUP
+from .distributions import GROUP, entry_points_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def _modules_of_scripts(interpreter: str, root: str) -> Iterator[str]:
     """
     prefix = Path(f"{root}{interpreter}").parent.parent
     sites = [str(found) for pattern in _SITES for found in prefix.glob(pattern)]
-    for each in distributions(path=[*sites, *([] if root else sys.path)]):
-        entries = each.entry_points
+    for _, entries, _ in entry_points_of([*sites, *([] if root else sys.path)]):
         if entries.select(group=GROUP):
-            yield from (script.module for script in entries.select(group="console_scripts"))
+            for script in entries.select(group="console_scripts"):
+                yield script.value.partition(":")[0].strip()

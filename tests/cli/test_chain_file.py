@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pwd
 import re
@@ -34,7 +33,7 @@ from smtpd_filters.settings import policy_options
 from smtpd_filters.testing import Conversation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 #: The ends of errors about names that are like none.
 TOP_KEYS = " (there is filter, chain, verbose, long-lines, journal, sandbox)"
@@ -619,14 +618,9 @@ def test_a_filter_in_a_module() -> None:
         assert smtpd.filters[0].name == "dynamic"
 
 
-def test_a_filter_of_another_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    def entry_points(*, group: str, name: str = "") -> Iterator[importlib.metadata.EntryPoint]:
-        for each, value in (("other", "fcrdns:Fcrdns"), ("odd", "fcrdns:run")):
-            if name in ("", each):
-                where = f"smtpd_filters.filters.{value}"
-                yield importlib.metadata.EntryPoint(each, where, group)
-
-    monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
+def test_a_filter_of_another_distribution(install: Callable[..., None]) -> None:
+    module = "smtpd_filters.filters.fcrdns"
+    install(f"other={module}:Fcrdns", f"odd={module}:run")
     assert chain_use.find("other") is Fcrdns
     assert said(chain_of("odd")) == '[filter.odd]: the entry point "odd" is not a filter'
 

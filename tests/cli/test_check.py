@@ -588,8 +588,11 @@ def test_programs_of_others(
 
 
 @pytest.mark.parametrize("filters", [True, False])
+@pytest.mark.parametrize(
+    "broken", ["", "odd", "[smtpd_filters.filters]\nodd = !!\n[console_scripts]\nodd = !!\n"]
+)
 def test_the_script_of_another_distribution(
-    *, filters: bool, tmp_path: Path, checked: Callable[..., tuple[int, list[str]]]
+    *, filters: bool, broken: str, tmp_path: Path, checked: Callable[..., tuple[int, list[str]]]
 ) -> None:
     """A virtual environment with a script as pip writes it, which only imports its own module."""
     site = tmp_path / f"lib/python3.{sys.version_info.minor}/site-packages"
@@ -598,6 +601,8 @@ def test_the_script_of_another_distribution(
     if filters:
         entries += "[smtpd_filters.filters]\nown = policies.own:Own\n"
     (site / "policies-1.0.dist-info/entry_points.txt").write_text(entries)
+    (site / "broken-1.0.dist-info").mkdir()
+    (site / "broken-1.0.dist-info/entry_points.txt").write_text(broken)
     (site / "this.pth").write_text("\n".join(path for path in sys.path if path))
     (site / "policies").mkdir()
     (site / "policies/own.py").write_text("from smtpd_filters.filters.dyndns import main\n")

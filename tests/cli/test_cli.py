@@ -5,14 +5,13 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from smtpd_filters.chain import Chain
-from smtpd_filters.cli import VERBS, listing, main, overview, player
+from smtpd_filters.cli import VERBS, chain_use, listing, main, overview, player
 from smtpd_filters.filter import Filter
 from smtpd_filters.main import run
 from smtpd_filters.protocol.decisions import PROCEED, Proceed
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Capture = pytest.CaptureFixture[str]
+    Install = Callable[..., None]
 
 ROOT = Path(__file__).parents[2]
 PLAIN = ROOT / "fixtures" / "protocol" / "7.8.0p1" / "ehlo-message.session"
@@ -454,19 +454,9 @@ def test_a_filter_with_required_settings_is_listed() -> None:
     assert "secret" in listed.remark
 
 
-def entries(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
-    made = [EntryPoint(name=value, value=value, group=listing.GROUP) for value in values]
-
-    def known(*, group: str) -> list[EntryPoint]:
-        assert group == listing.GROUP
-        return made
-
-    monkeypatch.setattr(listing, "entry_points", known)
-
-
 @pytest.mark.parametrize("words", [["help", "scripted"], ["run", "scripted", "--help"]])
 def test_a_packaged_filter_is_run_as_its_script(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    words: list[str], install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     class Scripted(Filter):
         """Accept everything."""
@@ -481,8 +471,7 @@ def test_a_packaged_filter_is_run_as_its_script(
     monkeypatch.setattr(Scripted, "__module__", "scripted")
     module.Scripted = Scripted
     monkeypatch.setattr(sys, "argv", ["smtpd-filters", *words])
-    entry = EntryPoint(name="scripted", value="scripted:Scripted", group=listing.GROUP)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_which: [entry])
+    install("scripted=scripted:Scripted")
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert not ended.value.code
@@ -490,32 +479,47 @@ def test_a_packaged_filter_is_run_as_its_script(
 
 
 def test_help_says_why_a_packaged_filter_cannot_be_loaded(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    install: Install, capsys: Capture
 ) -> None:
-    entry = EntryPoint(name="lacking", value="no.such.module:X", group=listing.GROUP)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_which: [entry])
+    install("lacking=no.such.module:X")
     with pytest.raises(SystemExit):
         main(["help", "lacking"])
     assert "smtpd-filters help: lacking: No module named 'no'\n" in capsys.readouterr().err
 
 
-def test_filters_of_others_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_filters_of_others_are_listed(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
-    entries(monkeypatch, "others:Needy")
+    install("needy=others:Needy")
     assert main(["list"]) == 0
     assert "filter-needy: Needs a setting.\n" in capsys.readouterr().out
 
 
-def test_a_filter_that_cannot_be_loaded_is_reported(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    entries(monkeypatch, "no.such.module:X", "os:getcwd")
+def test_a_filter_that_cannot_be_loaded_is_reported(install: Install, capsys: Capture) -> None:
+    install("lacking=no.such.module:X", "odd=os:getcwd")
     assert main(["list"]) == 1
     out, err = capsys.readouterr()
     assert "filter-dyndns" in out
-    assert "entry point no.such.module:X: ModuleNotFoundError" in err
-    assert "entry point os:getcwd: TypeError" in err
+    assert "entry point lacking: ModuleNotFoundError" in err
+    assert "entry point odd: TypeError" in err
     assert err.count("\n") == 2
+
+
+@pytest.mark.parametrize("text", ["[smtpd_filters.filters]\nneedy\n", "needy=\xff"])
+def test_a_distribution_whose_entry_points_cannot_be_read(
+    text: str, install: Install, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """The filters of others are found nevertheless."""
+    monkeypatch.setitem(sys.modules, "others", sys.modules[__name__])
+    install("needy=others:Needy")
+    install(name="broken", text=text)
+    assert main(["list"]) == 1
+    out, err = capsys.readouterr()
+    assert "filter-needy: Needs a setting.\n" in out
+    assert err.startswith("smtpd-filters: distribution broken: ")
+    assert err.count("\n") == 1
+    assert chain_use.find("needy") is Needy
 
 
 # -- record ------------------------------------------------------------------------------
