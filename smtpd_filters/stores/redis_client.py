@@ -221,13 +221,15 @@ def _reason(error: BaseException) -> str:
     for _ in range(_MAX_CAUSES):  # they may go round in a circle
         if within is None:
             break
+        text = str(within)
+        if "ALERT_CERTIFICATE_REQUIRED" in text:  # as OpenSSL calls that of TLS 1.3
+            return _NO_OWN
         if isinstance(within, socket.gaierror):
             return _UNKNOWN_HOST
         if isinstance(within, ssl.SSLCertVerificationError):
             return f"{_CERTIFICATE}: {within.verify_message.rstrip('.')}"
         if isinstance(within, OSError):
             # Of several addresses that failed, asyncio's error has only the text.
-            text = str(within)
             for number in _REASONS:
                 if within.errno == number or f"[Errno {number}]" in text:
                     return _REASONS[number]
@@ -270,8 +272,6 @@ _COUNTED = {
 _LOGIN = {_REJECTED, _NEEDLESS, _DENIED}
 #: By words of the server's error; the first one is used.
 _TEXTS = (
-    # OpenSSL's name of the alert in TLS 1.3.
-    ("ALERT_CERTIFICATE_REQUIRED", _NO_OWN),
     ("WRONGPASS", _REJECTED),
     ("NOAUTH", _REJECTED),
     ("username-password pair", _REJECTED),

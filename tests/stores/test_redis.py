@@ -513,6 +513,17 @@ def test_a_server_that_requires_certificates_of_clients_is_named(tmp_path: Path)
         server.stop()
 
 
+def test_the_alert_of_an_earlier_try_names_a_server_that_requires_certificates() -> None:
+    """redis-py tries twice: the second may find a reset in place of the alert, or the first."""
+    alert = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
+    later = exceptions.ConnectionError("Error while reading: (104, 'Connection reset by peer')")
+    later.__context__ = alert
+    assert cause_of(later).startswith("requires certificates of clients")
+    reset = exceptions.ConnectionError(f"Error while reading: {alert.args}")
+    reset.__context__ = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    assert cause_of(reset).startswith("requires certificates of clients")
+
+
 @pytest.fixture
 def contexts(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
     """The TLS contexts that are made."""
