@@ -54,6 +54,11 @@ class Place:
         """Note that an answer has arrived: `limit` has ended."""
         self._limit = None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the query waits for its answer, and was not evicted."""
+        return self._limit is not None and not self.evicted
+
     def evict(self) -> None:
         """End the wait for an answer."""
         self.evicted = True

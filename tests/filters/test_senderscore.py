@@ -284,12 +284,21 @@ class Hasty(Senderscore):
     share = 0.01
 
 
+def is_overdue(dead: DNSServer, line: str) -> bool:
+    """Return whether a line of the log says that the deadline ended a look-up.
+
+    On a busy machine it may have passed before the query was sent.
+    """
+    causes = (f"{dead.address}:{dead.port} timeout", "deadline passed")
+    return any(f'cause="{cause}"' in line for cause in causes)
+
+
 def test_a_header_that_a_client_made_is_removed_though_no_time_is_left() -> None:
     with DNSServer({name("192.0.2.7"): {"drop": True}}) as dead:
         flags = asking(dead, "-scoreHeader", "--deadline", "10s")
         with Conversation(Hasty, *flags) as smtpd:
             assert "X-SenderScore" not in sent(smtpd, FORGED, address="192.0.2.7").headers
-            assert "deadline passed" in smtpd.log[0]
+            assert is_overdue(dead, smtpd.log[0])
 
 
 # -- who is neutral ------------------------------------------------------------------------
@@ -595,8 +604,8 @@ def test_a_look_up_that_the_deadline_ended_is_not_waited_for_again() -> None:
             there.mail_from("bob@example.net")
             for _ in range(100):
                 assert there.rcpt_to("anna@example.org").verb == "proceed"
-            assert "deadline passed" in smtpd.log[1]
-        assert len(dead.queries) == 1
+            assert is_overdue(dead, smtpd.log[1])
+        assert len(dead.queries) <= 1
 
 
 def test_a_server_that_answers_at_the_second_time_is_good_enough() -> None:

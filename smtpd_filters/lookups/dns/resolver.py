@@ -402,6 +402,12 @@ class Resolver:
                 reading = await self._endpoints[step.server].ask(
                     self._question(name, rdtype), tcp=step.tcp, seconds=step.timeout, place=place
                 )
+            except self._asyncio.CancelledError:
+                if place.is_waiting:
+                    # The deadline has passed, which is often the end of the query's timeout as
+                    # well: which of them comes first must not matter.
+                    plan.failed(Failure.SILENT, Failure.SILENT.value, self._clock())
+                raise
             finally:
                 place.release()
             if not isinstance(reading, self._trouble):

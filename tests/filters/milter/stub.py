@@ -6,10 +6,13 @@ for fails the test. Each connection has a thread of its own.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from time import monotonic, sleep
 from typing import TYPE_CHECKING
 
 from smtpd_filters.milter import Agreement, MilterError, MilterSide, Verdict
@@ -64,16 +67,38 @@ class Stub:
         self.agreement = agreement
         self.answers = dict(answers or {})
         self.script = script
-        #: The connections in which more than the negotiation was sent, in their order.
-        self.connections: list[Seen] = []
+        self._connections: list[Seen] = []
         #: What was wrong with the bytes of any connection.
         self.errors: list[str] = []
         #: Whether the end of a message has been answered.
         self.answered = threading.Event()
         self.address = ""
         self._listener: socket.socket | None = None
-        self._open: set[socket.socket] = set()
+        #: The open connections, each with a lock that its thread has while it reads and answers.
+        self._open: dict[socket.socket, threading.Lock] = {}
+        self._accepting = threading.Lock()
         self._threads: list[threading.Thread] = []
+
+    @property
+    def connections(self) -> list[Seen]:
+        """The connections in which more than the negotiation was sent, in their order."""
+        self.catch_up()
+        return self._connections
+
+    def catch_up(self) -> None:
+        """Wait until the threads, which may lag behind the filter, have read what it has written.
+
+        From a script this does nothing.
+        """
+        if threading.current_thread() in self._threads:
+            return
+        if (listener := self._listener) is not None:
+            _wait_for(self._accepting, lambda: not _is_readable(listener, 0))
+        for link, lock in list(self._open.items()):
+            _wait_for(lock, partial(self._has_read, link))
+
+    def _has_read(self, link: socket.socket) -> bool:
+        return link not in self._open or not _is_readable(link, 0)
 
     @property
     def seen(self) -> Seen:
@@ -99,10 +124,11 @@ class Stub:
 
     def stop(self) -> None:
         """Close everything, as a milter that was killed."""
-        if self._listener is not None:
-            self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
+        self.catch_up()
+        if (listener := self._listener) is not None:
             self._listener = None
+            with self._accepting:
+                listener.shutdown(socket.SHUT_RDWR)
         for link in list(self._open):
             with suppress(OSError):  # the other end may have closed it
                 link.shutdown(socket.SHUT_RDWR)
@@ -116,29 +142,45 @@ class Stub:
         thread.start()
 
     def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                link, _ = listener.accept()
-            except OSError:
-                return
-            self._open.add(link)
-            self._start(self._serve, link)
+        with listener:
+            while _is_readable(listener):
+                with self._accepting:
+                    try:
+                        link, _ = listener.accept()
+                    except OSError:
+                        return
+                    self._open[link] = lock = threading.Lock()
+                self._start(self._serve, link, lock)
 
-    def _serve(self, link: socket.socket) -> None:
+    def _serve(self, link: socket.socket, lock: threading.Lock) -> None:
         seen, milter = Seen(), MilterSide()
         link.settimeout(PATIENCE)
+        goes_on = True
+        while goes_on:
+            goes_on = _is_readable(link, PATIENCE)
+            with lock:
+                try:
+                    goes_on = goes_on and self._read(link, seen, milter)
+                except BaseException:
+                    goes_on = False
+                    raise
+                finally:
+                    if not goes_on:
+                        del self._open[link]
+                        link.close()
+
+    def _read(self, link: socket.socket, seen: Seen, milter: MilterSide) -> bool:
+        """Read and answer once; return whether the connection stays open."""
         try:
-            while data := link.recv(1 << 16):
-                for event in milter.receive(data):
-                    if not self._take(link, seen, event):
-                        return
+            data = link.recv(1 << 16)
+            return bool(data) and all(
+                self._take(link, seen, event) for event in milter.receive(data)
+            )
         except MilterError as error:
             self.errors.append(str(error))
         except OSError:
             pass
-        finally:
-            self._open.discard(link)
-            link.close()
+        return False
 
     def _take(self, link: socket.socket, seen: Seen, event: Event) -> bool:
         if event.command == v.QUIT and len(seen.events) == 1:
@@ -148,8 +190,8 @@ class Stub:
             agreed = self.agreement
             link.sendall(agreed if isinstance(agreed, bytes) else agreed.encode())
             return True
-        if seen not in self.connections:
-            self.connections.append(seen)
+        if seen not in self._connections:
+            self._connections.append(seen)
         answer = self._answer(event, seen)
         if answer is None or event.command == v.QUIT:
             return False
@@ -175,6 +217,24 @@ class Stub:
         if event.command != v.END_OF_BODY and not agreed.answers(event.command):
             return b""
         return Verdict(v.CONTINUE).encode()
+
+
+def _wait_for(lock: threading.Lock, condition: Callable[[], bool]) -> None:
+    """Wait until a condition is true that a thread with this lock makes so."""
+    until = monotonic() + PATIENCE
+    while True:
+        with lock:
+            if condition():
+                return
+        assert monotonic() < until, "the stub doesn't catch up"
+        sleep(0)  # let the thread take the lock
+
+
+def _is_readable(sock: socket.socket, seconds: float | None = None) -> bool:
+    """Wait until there is something to read or to accept; return whether there is."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import socket
+import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from unittest import mock
 
@@ -238,9 +239,43 @@ def test_a_silent_server_is_asked_again(server: DNSServer) -> None:
     assert server.asked("flap.example", "A") == 2
 
 
-def test_the_deadline_ends_it(server: DNSServer) -> None:
-    outcome = ask(server, "drop.example", timeout=60, deadline=0.05)
-    assert isinstance(outcome, Unavailable)
+class Began(Clock):
+    """A clock that is `ahead` by so many seconds when the look-up begins."""
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = [ahead]
+
+    def __call__(self) -> float:
+        return time.monotonic() + (self._ahead.pop() if self._ahead else 0)
+
+
+@pytest.mark.parametrize("ahead", [100, -0.05], ids=["deadline first", "timeout first"])
+def test_the_deadline_ends_it(server: DNSServer, ahead: float) -> None:
+    """A busy machine decides which of them comes first: it makes no difference."""
+    [(address, port)] = server.endpoints
+
+    async def test(resolver: Resolver) -> Outcome[Any]:
+        outcome = await resolver.query("drop.example", "A")
+        assert resolver._servers._silences == [1]
+        return outcome
+
+    outcome = run(server, test, timeout=60, deadline=brief(1.5), clock=Began(ahead))
+    assert outcome == Unavailable(f"{address}:{port} timeout")
+
+
+def test_the_deadline_before_any_timeout_makes_the_next_server_first(server: DNSServer) -> None:
+    """Else no look-up would ever ask it."""
+
+    async def test(resolver: Resolver) -> Outcome[Any]:
+        names = (f"{number}.example" for number in range(100))
+        while not resolver._servers.is_open(0):  # on a busy machine a query may not be sent in time
+            assert isinstance(await resolver.query(next(names), "A"), Unavailable)
+        resolver._deadline = 60
+        return await resolver.query("four.example", "A")
+
+    with DNSServer({"*": {"drop": True}}) as dead:
+        servers = [*dead.endpoints, *server.endpoints]
+        assert run(servers, test, timeout=60, deadline=0.05) == Found(("127.0.0.4",), 300)
 
 
 def test_waiting_for_a_turn_counts_against_the_deadline(server: DNSServer) -> None:
