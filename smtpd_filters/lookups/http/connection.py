@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from typing import TypeVar
 
+    from aiohttp.abc import AbstractStreamWriter
+
     from smtpd_filters.runtime.pace import Pace
 
     from .intake import Intake
@@ -154,11 +156,11 @@ class Exchange:
         """
         host, request = self._host, self._request
         session, fields, body = host.session, self._fields(), request.body
-        data: aiohttp.BytesPayload | _Chunks | None
+        data: _Whole | _Chunks | None
         if body is None:
             data = None
         elif isinstance(body, bytes):
-            data = aiohttp.BytesPayload(body)  # aiohttp would search for its class
+            data = _Whole(self, body)
         else:
             data = _Chunks(self, body(), request.size)
             if request.size is not None:
@@ -184,6 +186,11 @@ class Exchange:
             raise
         finally:
             self._release(response)
+
+    def before_sending(self) -> None:
+        """Close the connection if the server has replied before anything was sent."""
+        if self.intake is not None:
+            self.intake.before_sending()
 
     def _expect(self, response: Response, size: int) -> None:
         """Announce to the intake that `size` bytes of content follow, if it has a known length."""
@@ -221,6 +228,24 @@ class Exchange:
         return fields
 
 
+class _Whole(aiohttp.BytesPayload):
+    """A body that is sent at once."""
+
+    def __init__(self, exchange: Exchange, body: bytes) -> None:
+        super().__init__(body)
+        self._exchange = exchange
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self._exchange.before_sending()
+        await super().write(writer)
+
+    async def write_with_length(
+        self, writer: AbstractStreamWriter, content_length: int | None
+    ) -> None:
+        self._exchange.before_sending()
+        await super().write_with_length(writer, content_length)
+
+
 class _Chunks:
     """A body, read as it is sent; an asynchronous iterator for aiohttp."""
 
@@ -237,6 +262,8 @@ class _Chunks:
         return self
 
     async def __anext__(self) -> bytes:
+        if not self._sent:
+            self._exchange.before_sending()
         try:
             chunk = next(self._chunks, None)
         except Exception as error:

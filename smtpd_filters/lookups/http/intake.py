@@ -7,8 +7,9 @@ calls only the methods of that protocol that `asyncio.Protocol` defines.
 Invariants
 ----------
 *Fresh*: a kept connection is used again only if nothing arrived since the last byte of the last
-reply: neither in the same read nor later, and nothing is in the system's buffer. Any byte without a
-pending request closes the connection.
+reply: neither in the same read nor later, and nothing is in the system's buffer. That is checked
+again just before the first byte of the request is sent, which may be a turn of the loop later. Any
+byte without a pending request closes the connection.
 *Paced*: data that is expensive to parse (header lines, responses, chunks of one byte) is passed to
 the parser in pieces, at the pace of all look-ups (`pace`), however many connections are readable
 at once.
@@ -83,6 +84,8 @@ class Intake(asyncio.BufferedProtocol):
         self._plain = 0
         #: Whether any of the reply has been parsed; and whether only the last byte is held back.
         self._parsed = self._holds_last = False
+        #: Whether it has had an exchange before this one.
+        self._kept = False
         self._paused = False
         self._end: tuple[Exception | None] | None = None
         self._lost = False
@@ -103,9 +106,14 @@ class Intake(asyncio.BufferedProtocol):
         """Begin an exchange, whose request is about to be sent."""
         self.exchange = exchange
         self._unread = self._plain = 0
-        self._parsed = False
+        self._kept, self._parsed = self._parsed, False
         exchange.intake = self
         connection.add_callback(self._released)
+
+    def before_sending(self) -> None:
+        """Close a kept connection if anything arrived since the exchange began (*Fresh*)."""
+        if self._kept and not self.fresh:
+            self.abort()
 
     def _released(self) -> None:
         """End the exchange: aiohttp has the whole reply and may keep the connection, or gave up."""

@@ -441,6 +441,38 @@ def test_nothing_that_came_since_is_a_reply_to_the_next_request(unasked: bytes, 
     assert by_hand(serve, work) == [b"10", b"20", b"30"]
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_nothing_that_came_before_the_first_byte_is_a_reply(
+    monkeypatch: pytest.MonkeyPatch, *, made: bool
+) -> None:
+    """A connection is taken in one turn of the loop, and the request sent in a later one."""
+    writers: list[asyncio.StreamWriter] = []
+    begin, begun = Intake.begin, []
+
+    def begin_late(self: Intake, *args: Any) -> None:
+        begin(self, *args)
+        begun.append(self)
+        if len(begun) == 2:
+            writers[-1].write(REPLY % (0, 0))
+
+    monkeypatch.setattr(Intake, "begin", begin_late)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        number = len(writers)
+        for count in range(9):
+            await reader.readuntil(b"body")
+            writer.write(REPLY % (number, count))
+
+    async def work(client: Client) -> list[bytes]:
+        body: Body = (lambda: iter([b"body"])) if made else b"body"
+        request = Request("/checkv2", (), body, size=4)
+        said = [await client.ask(request, read) for _ in range(2)]
+        return [each.body for each in said if isinstance(each, Said)]
+
+    assert by_hand(serve, work) == [b"10", b"20"]
+
+
 @pytest.mark.parametrize("unasked", [REPLY % (0, 0), b"\r\n", b"H", b"HTTP/1.1 100 C\r\n\r\n"])
 @pytest.mark.parametrize(
     "reply", [REPLY, CHUNKED + b"2\r\n%d%d\r\n0\r\n\r\n"], ids=["length", "chunked"]
