@@ -162,6 +162,10 @@ class StandIn:
         stand_in: Any = self
         task: Any = self._task
         loop = task.get_loop()
+        if current_task(loop) is not task:
+            # The garbage collector closes the coroutine, in any step or in none: asyncio runs no
+            # other task after this one has been entered.
+            return step(argument)
         try:
             _replace(loop, task, stand_in)
             return step(argument)

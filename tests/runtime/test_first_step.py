@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -522,6 +523,51 @@ def test_a_suspended_coroutine_that_is_dropped_does_not_warn() -> None:
         return list(ended)
 
     assert in_loop(call) == ["closed"]
+
+
+def test_a_task_that_the_garbage_collector_ends_is_not_the_current_one_afterwards() -> None:
+    """Asyncio would refuse to run any other task."""
+    current: list[object] = []
+    ended: list[bool] = []
+
+    async def policy() -> object:
+        async with asyncio.timeout(None):  # keeps the current task
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(100)
+            try:
+                await asyncio.get_running_loop().create_future()  # to which nothing else refers
+            finally:
+                ended.append(True)
+        return PROCEED
+
+    def begin_and_cancel() -> None:
+        suspended = first_step(policy())
+        assert isinstance(suspended, Suspended)
+        pending = begin(waited(suspended))
+        assert isinstance(pending, Pending)
+        Job(asyncio.get_running_loop(), pending, current.append, current.append).cancel()
+
+    def collect(done: asyncio.Future[None]) -> None:
+        gc.collect()
+        task: Any = asyncio.current_task()
+        current.append(task)
+        if task is not None:
+            asyncio._leave_task(asyncio.get_running_loop(), task)
+        done.set_result(None)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda *_: None)  # a task was destroyed that is pending
+        done = loop.create_future()
+        loop.call_soon(begin_and_cancel)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        loop.call_soon(collect, done)
+        await done
+
+    asyncio.run(main())
+    assert ended
+    assert current == [None]
 
 
 def test_within_a_task() -> None:
