@@ -49,9 +49,7 @@ from smtpd_filters.settings.kinds import quote
 
 from .bypass import BypassTables
 from .rules import EXEMPT, Bypass, RuleError, Treatment, actions_of
-from .tally import CONTENT as CONTENT_ORDER
-from .tally import DATA, ORDER, Outlook, Plan, Slot, Tally
-from .tally import MAIL_FROM as MESSAGE_ORDER
+from .tally import ORDER, Outlook, Plan, Slot, Tally
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,7 +154,7 @@ class ScoringChain(Chain):
             if any(each in self._only_points or each in self._least for each in guards)
         }
         self._plans["content"] = self._plan(
-            CONTENT_ORDER, [each for each, _ in self._content], every
+            ORDER["message"], [each for each, _ in self._content], every
         )
         self._check_rules()
 
@@ -218,7 +216,7 @@ class ScoringChain(Chain):
     def _slot(self, filter_: str, phase: str, low: int, high: int) -> Slot:
         """Return the slot of a filter at a phase; HELO and EHLO share one."""
         for slot in self._slots.values():
-            if slot.filter == filter_ and slot.order == ORDER[phase] < MESSAGE_ORDER:
+            if slot.filter == filter_ and slot.order == ORDER[phase] < ORDER["mail-from"]:
                 slot.low, slot.high = min(slot.low, low), max(slot.high, high)
                 return slot
         return Slot(filter_, phase, low, high)
@@ -348,7 +346,7 @@ class ScoringChain(Chain):
             return marked(phase, session, PROCEED)
         if refused:
             return decision
-        if order == DATA and not self.content:
+        if order == ORDER["data"] and not self.content:
             decision = self._mark_at_data(phase, session, state, decision)
         return marked(phase, session, decision)
 
@@ -514,7 +512,7 @@ class ScoringChain(Chain):
             self.journal.message(session, headers)
         if self._header:
             FIELD.remove(headers)  # a forged one
-        why = state.bypassed(CONTENT_ORDER)
+        why = state.bypassed(ORDER["message"])
         decision = PROCEED if why else await self._judge_in_turn(session, headers, message, state)
         return decision if decision.verb in REFUSALS else made_mark(session, headers)
 
@@ -608,12 +606,12 @@ class ScoringChain(Chain):
     def _is_bypassed(
         self, phase: Phase, session: Session, state: _State, arguments: tuple[str, ...]
     ) -> bool:
-        order = ORDER.get(phase.name, CONTENT_ORDER)
+        order = ORDER.get(phase.name, ORDER["message"])
         before = state.session
         if not state.seen:
             state.session = self._tables.of_client(session)
             state.seen = True
-        if order >= MESSAGE_ORDER and not state.session:
+        if order >= ORDER["mail-from"] and not state.session:
             state.session = self._tables.of_user(session)
         if state.session != before:
             self._log_bypass(phase.name, session, state.session)
@@ -631,7 +629,7 @@ class ScoringChain(Chain):
         if phase == RCPT_TO.name:
             state.passing = True
             return
-        if ORDER[phase] < MESSAGE_ORDER:
+        if ORDER[phase] < ORDER["mail-from"]:
             state.session = f"verdict of {filter_}"
         else:
             state.message = f"verdict of {filter_}"

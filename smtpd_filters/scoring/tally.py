@@ -33,7 +33,7 @@ ORDER = {
     "headers": 7,
     "message": 7,
 }
-MAIL_FROM, RCPT_TO, DATA, CONTENT = 4, 5, 6, 7
+_MAIL_FROM, _RCPT_TO = ORDER["mail-from"], ORDER["rcpt-to"]
 
 
 class Scale:
@@ -97,12 +97,12 @@ class Tally:
 
     def put(self, slot: Slot, thousandths: int, *, temporary: bool = False) -> None:
         """Set the value of a slot; at rcpt-to only if it is more than that of former recipients."""
-        values = self._session if slot.order < MAIL_FROM else self._message
+        values = self._session if slot.order < _MAIL_FROM else self._message
         known = values.get(slot)
         if known is None:
-            if not thousandths and slot.order != RCPT_TO:
+            if not thousandths and slot.order != _RCPT_TO:
                 return
-        elif slot.order == RCPT_TO and known[0] >= thousandths:
+        elif slot.order == _RCPT_TO and known[0] >= thousandths:
             return
         else:
             self.total -= known[0]
@@ -112,7 +112,7 @@ class Tally:
 
     def forget(self, order: int, slots: Iterable[Slot]) -> None:
         """Remove the values of a command that is repeated; a recipient repeats none."""
-        if self.latest < order or order == RCPT_TO:
+        if self.latest < order or order == _RCPT_TO:
             return
         for slot in slots:
             for values in (self._session, self._message):
@@ -136,7 +136,7 @@ class Tally:
 
     def open(self, slot: Slot) -> tuple[int, int]:
         """Return the least and the most that an answer can add, of a slot of this phase."""
-        known = self._message.get(slot) if slot.order == RCPT_TO else None
+        known = self._message.get(slot) if slot.order == _RCPT_TO else None
         if known is None:
             return slot.low, slot.high
         return 0, max(slot.high - known[0], 0)  # of a former recipient
@@ -216,7 +216,7 @@ class Outlook:
 
     def answer_nothing(self, slot: Slot) -> None:
         """Take no points of a slot, which is open no more."""
-        if slot.order == RCPT_TO:
+        if slot.order == _RCPT_TO:
             self.answer(slot, 0)  # a former recipient may have had fewer
         else:
             self.low -= slot.low
