@@ -1,6 +1,8 @@
-"""The tables of clients, names, users and recipients that bypass a chain."""
+"""Sessions, messages and recipients that bypass a chain: by tables, or by a filter's verdict."""
 
 from __future__ import annotations
+
+from .tally import ORDER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,3 +52,62 @@ class BypassTables:
         if self.recipients is not None and (entry := self.recipients.match(address)):
             return f"recipient {entry}"
         return ""
+
+
+class BypassState:
+    """Whether a session, its message and its recipients bypass a chain, and why."""
+
+    __slots__ = ("_message", "_others", "_recipients", "_seen", "_session", "recipient")
+
+    def __init__(self) -> None:
+        #: Why the session bypasses the chain; "" if it does not.
+        self._session = ""
+        #: Whether the client has been looked up in the tables.
+        self._seen = False
+        self.end_message()
+
+    def end_message(self) -> None:
+        """Forget the message and its recipients."""
+        #: Why the message bypasses the chain; "" if it does not.
+        self._message = ""
+        #: The numbers of its recipients that bypass the chain, and of the others.
+        self._recipients = self._others = 0
+        #: Whether the recipient that smtpd has not reported yet bypasses it.
+        self.recipient = False
+
+    def reason(self, order: int) -> str:
+        """Return why the chain is bypassed at a phase, given by its place in `ORDER`, or ""."""
+        why = self._session or self._message
+        if not why and order > ORDER["rcpt-to"] and self._recipients and not self._others:
+            why = "all recipients"
+        return why
+
+    def look_up(self, tables: BypassTables, session: Session, order: int) -> str:
+        """Look up the client, and from mail-from on its user; return an entry found just now."""
+        before = self._session
+        if not self._seen:
+            self._session = tables.of_client(session)
+            self._seen = True
+        if order >= ORDER["mail-from"] and not self._session:
+            self._session = tables.of_user(session)
+        return "" if self._session == before else self._session
+
+    def end_by(self, filter_: str, order: int) -> None:
+        """Note that the verdict of a filter at a phase ends the chain."""
+        if order == ORDER["rcpt-to"]:
+            self.recipient = True
+        elif order < ORDER["mail-from"]:
+            self._session = f"verdict of {filter_}"
+        else:
+            self._message = f"verdict of {filter_}"
+
+    def count_recipient(self, session: Session) -> None:
+        """Count a recipient that smtpd has accepted.
+
+        smtpd does not ask the programs behind one that marks at rcpt-to or replaces the recipient:
+        a recipient about which the chain was not asked does not bypass it.
+        """
+        bypasses, self.recipient = self.recipient, False
+        if session.tx is not None and len(session.tx.recipients) > self._recipients + self._others:
+            self._recipients += bypasses
+            self._others += not bypasses

@@ -47,7 +47,7 @@ from smtpd_filters.runtime.coroutines import begin
 from smtpd_filters.session import FIELDS, TOGETHER, text
 from smtpd_filters.settings.kinds import quote
 
-from .bypass import BypassTables
+from .bypass import BypassState, BypassTables
 from .rules import EXEMPT, Bypass, RuleError, Treatment, actions_of
 from .tally import ORDER, Outlook, Plan, Slot, Tally
 
@@ -85,31 +85,15 @@ RCPT_TO = PHASES["rcpt-to"]
 class _State:
     """What the chain knows of a session."""
 
-    __slots__ = ("message", "others", "passing", "recipients", "seen", "session", "tally")
+    __slots__ = ("bypass", "tally")
 
     def __init__(self) -> None:
         self.tally = Tally()
-        #: Why the session, or its message, bypasses the chain; "" if it does not.
-        self.session = self.message = ""
-        #: Whether the client has been looked up in the tables.
-        self.seen = False
-        #: The numbers of the message's recipients that bypass the chain, and of the others, and
-        #: whether the one that smtpd has not reported yet bypasses it.
-        self.recipients = self.others = 0
-        self.passing = False
+        self.bypass = BypassState()
 
     def end_message(self) -> None:
         self.tally.end_message()
-        self.message = ""
-        self.recipients = self.others = 0
-        self.passing = False
-
-    def bypassed(self, order: int) -> str:
-        """Return why the chain is bypassed at a phase."""
-        why = self.session or self.message
-        if not why and order > ORDER["rcpt-to"] and self.recipients and not self.others:
-            why = "all recipients"
-        return why
+        self.bypass.end_message()
 
 
 class ScoringChain(Chain):
@@ -280,16 +264,7 @@ class ScoringChain(Chain):
         self._state(session).end_message()
 
     def _count_recipient(self, session: Session) -> None:
-        """Count a recipient that smtpd has accepted.
-
-        smtpd does not ask the programs behind one that marks at rcpt-to or replaces the recipient:
-        a recipient about which the chain was not asked does not bypass it.
-        """
-        state = self._state(session)
-        passing, state.passing = state.passing, False
-        if session.tx is not None and len(session.tx.recipients) > state.recipients + state.others:
-            state.recipients += passing
-            state.others += not passing
+        self._state(session).bypass.count_recipient(session)
 
     def _state(self, session: Session) -> _State:
         state: _State | None = session.scratch.get(self)
@@ -332,7 +307,7 @@ class ScoringChain(Chain):
         order = ORDER.get(phase.name, -1)
         if phase is MAIL_FROM:
             state.end_message()
-        state.passing = False
+        state.bypass.recipient = False
         if self._passes(phase, session, state, arguments):
             return marked(phase, session, PROCEED)
         plan = self._plans[phase.name]
@@ -384,7 +359,7 @@ class ScoringChain(Chain):
                 if decision is PROCEED:
                     continue
                 if isinstance(decision, Bypass):
-                    self._bypass(phase.name, state, guard.filter)
+                    state.bypass.end_by(guard.filter, ORDER[phase.name])
                     return decision
                 result = combined(phase, session, result, decision)
                 if decision.verb in REFUSALS:
@@ -512,7 +487,7 @@ class ScoringChain(Chain):
             self.journal.message(session, headers)
         if self._header:
             FIELD.remove(headers)  # a forged one
-        why = state.bypassed(ORDER["message"])
+        why = state.bypass.reason(ORDER["message"])
         decision = PROCEED if why else await self._judge_in_turn(session, headers, message, state)
         return decision if decision.verb in REFUSALS else made_mark(session, headers)
 
@@ -544,7 +519,7 @@ class ScoringChain(Chain):
                 if over:
                     return decision
                 if isinstance(decision, Bypass):
-                    self._bypass(guard.phase, state, guard.filter)
+                    state.bypass.end_by(guard.filter, ORDER[guard.phase])
                     return PROCEED
                 if type(decision) is Points and decision.instead == "marked":
                     self._unmark(session, guard, headers, message, before)
@@ -607,32 +582,15 @@ class ScoringChain(Chain):
         self, phase: Phase, session: Session, state: _State, arguments: tuple[str, ...]
     ) -> bool:
         order = ORDER.get(phase.name, ORDER["message"])
-        before = state.session
-        if not state.seen:
-            state.session = self._tables.of_client(session)
-            state.seen = True
-        if order >= ORDER["mail-from"] and not state.session:
-            state.session = self._tables.of_user(session)
-        if state.session != before:
-            self._log_bypass(phase.name, session, state.session)
-        if state.bypassed(order):
+        if why := state.bypass.look_up(self._tables, session, order):
+            self._log_bypass(phase.name, session, why)
+        if state.bypass.reason(order):
             return True
         if phase is RCPT_TO and (why := self._tables.of_recipient(*arguments)):
-            state.passing = True
+            state.bypass.recipient = True
             self._log_bypass(phase.name, session, why)
             return True
         return False
-
-    @staticmethod
-    def _bypass(phase: str, state: _State, filter_: str) -> None:
-        """Note that a verdict of a filter ends the chain."""
-        if phase == RCPT_TO.name:
-            state.passing = True
-            return
-        if ORDER[phase] < ORDER["mail-from"]:
-            state.session = f"verdict of {filter_}"
-        else:
-            state.message = f"verdict of {filter_}"
 
     def _log_bypass(self, phase: str, session: Session, why: str) -> None:
         if self.log.verbose:
