@@ -220,9 +220,7 @@ class Message:
         """Restore a snapshot."""
         headers, count = before
         self.headers.restore(headers)
-        while len(self._replaced) > count:
-            self._body.discard("the new body was discarded")
-            self._body, self._body_at, self._blank = self._replaced.pop()
+        self._undo_bodies(count)
 
     def begin_mark(self) -> None:
         """Note that further edits mark the message as junk, before MARKED is returned.
@@ -239,10 +237,14 @@ class Message:
 
     def revert(self) -> None:
         """Undo every edit."""
-        while self._replaced:
+        self._undo_bodies(0)
+        self._headers = None
+
+    def _undo_bodies(self, count: int) -> None:
+        """Undo the replacements of the body after the first `count`."""
+        while len(self._replaced) > count:
             self._body.discard("the new body was discarded")
             self._body, self._body_at, self._blank = self._replaced.pop()
-        self._headers = None
 
     @property
     def headers(self) -> Headers:
@@ -413,7 +415,7 @@ class Message:
         self._take_body(new)
 
     def _take_body(self, new: Store) -> None:
-        """Have a store, which is not a list of lines, as the body."""
+        """Replace the body by a store, which must not be a list of lines."""
         self._replaced.append((self._body, self._body_at, self._blank))
         self._body, self._body_at, self._blank = new, 0, True
 
