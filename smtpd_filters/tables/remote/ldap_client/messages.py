@@ -25,15 +25,12 @@ BIND, BOUND, UNBIND, SEARCH, ENTRY, DONE, ABANDON, REFERENCE, EXTENDED, ANSWERED
 _CONTROLS = 0xA0
 _SIMPLE, _SASL = 0x80, 0xA3
 START_TLS = b"1.3.6.1.4.1.1466.20037"
-#: RFC 4511 section 4.4.1, sent by a server before it closes the connection.
-NOTICE = b"1.3.6.1.4.1.1466.20036"
 #: Attributes and values of one entry: more of them take a message too long to read at once.
 ATTRIBUTES_MAX, VALUES_MAX = 1000, 50_000
 #: RFC 2696.
 PAGED = b"1.2.840.113556.1.4.319"
 BASE, ONE, SUBTREE = 0, 1, 2
 SUCCESS, TIME_LIMIT, SIZE_LIMIT, REFERRAL, NO_SUCH_OBJECT = 0, 3, 4, 10, 32
-INVALID_CREDENTIALS = 49
 #: RFC 4511 appendix A, for the log.
 CODES = {
     1: "operations error", 2: "protocol error", 3: "time limit exceeded",
