@@ -1459,7 +1459,18 @@ def test_fields_above_smtpds_own_are_of_earlier_filters() -> None:
 )
 def test_the_names_that_are_disguised(fields: list[bytes], names: set[bytes]) -> None:
     text = Headers(fields).text()
-    assert disguised(text, [b"subject", b"to", b"from"]) == names
+    assert disguised(text, (b"subject", b"to", b"from")) == names
+
+
+PIECES = (b"To", b"T", b"o", b"Date", b"date", b"Da", b"te", b":", b" ", b"\r", b"\x80", b"X")
+
+
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map(b"".join), max_size=6))
+def test_several_names_are_found_as_each_of_them(lines: list[bytes]) -> None:
+    headers = Headers(lines)
+    names = (b"to", b"date", b"da")
+    found = {each for each in names if list(Name(each.decode()).hidden_values(headers))}
+    assert disguised(headers.text(), names) == found
 
 
 def test_a_disguised_name_is_removed_and_a_plain_one_is_not() -> None:

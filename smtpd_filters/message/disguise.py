@@ -19,7 +19,7 @@ from itertools import chain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from .headers import Headers
 
@@ -36,6 +36,8 @@ _LEADING = re.compile(rb"\n[ \t]++")
 # A first line with blanks, a line that is neither a field nor the continuation of one, or a bare
 # CR: without any of these no name is disguised.
 _ODD = re.compile(rb"\A\n[ \t]|\n(?![ \t]|[!-9;-~]++[ \t]*+:)|\r")
+# What may be around the letters of a name: all but visible characters, and the colon.
+_NOT_IN_NAME = bytes({*range(256)} - {*range(0x21, 0x7F)} | {ord(":")})
 #: Stands for the line feed and the blanks before the first line, which is not a continuation.
 _MASK = b"\n\0"
 
@@ -48,9 +50,8 @@ class Name:
         rest = rb"[!-9;-~]*+" if prefix else b""
         #: The name as it has to be, and in any reading; both after a line feed.
         self._plain = re.compile(rb"\n%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE)
-        spaced = b"".join(re.escape(b"%c" % letter) + _DROPPED for letter in letters)
-        rest = rb"(?:[^\n:]|\n[ \t])*+" if prefix else b""
-        self._read = re.compile(rb"\n(?![ \t])%b%b%b:" % (_DROPPED, spaced, rest), re.IGNORECASE)
+        read = _spaced(letters) + (rb"(?:[^\n:]|\n[ \t])*+" if prefix else b"")
+        self._read = re.compile(rb"\n(?![ \t])%b%b:" % (_DROPPED, read), re.IGNORECASE)
         rest = rb"[^\r\n:]*+" if prefix else b""
         self._behind_cr = re.compile(
             rb"\r[ \t]*+%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE
@@ -70,12 +71,6 @@ class Name:
             found = chain(found, self._behind_cr.finditer(text))
         for each in found:
             yield next(_VALUE.finditer(text, each.end()))[0]  # it matches any text
-
-    def is_disguised(self, text: bytes) -> bool:
-        """Return whether some field in a searchable text has the name only in some reading."""
-        if b"\r" in text and self._behind_cr.search(text):
-            return True
-        return any(not self._is_plain(each) for each in self._read.finditer(text))
 
     def occurs(self, headers: Headers) -> bool:
         """Return whether some field has the name in any reading."""
@@ -140,17 +135,36 @@ class Name:
                 yield start, end
 
 
-def disguised(text: bytes, names: Iterable[bytes]) -> frozenset[bytes]:
-    """Return the names that some field in a text of `Headers` has only in some reading."""
+def disguised(text: bytes, names: tuple[bytes, ...]) -> frozenset[bytes]:
+    """Return the names that some field in a text of `Headers` has only in some reading.
+
+    All names, in lower case, are found in one pass: one for each takes several times as long.
+    """
     if not _ODD.search(text):
         return frozenset()
     searched = _searchable(text)
-    return frozenset(each for each in names if _name(each).is_disguised(searched))
+    plain, read, behind_cr = _any_of(names)
+    found = [each[0] for each in read.finditer(searched) if not plain.fullmatch(each[0])]
+    if b"\r" in searched:
+        found += [each[0] for each in behind_cr.finditer(searched)]
+    return frozenset(each.translate(None, _NOT_IN_NAME).lower() for each in found)
 
 
 @cache
-def _name(name: bytes) -> Name:
-    return Name(name.decode("ascii"))
+def _any_of(names: tuple[bytes, ...]) -> tuple[re.Pattern[bytes], ...]:
+    """Return the expressions of `Name` for several names at once."""
+    plain = b"|".join(map(re.escape, names))
+    read = b"|".join(map(_spaced, names))
+    return (
+        re.compile(rb"\n(?:%b)[ \t]*+:" % plain, re.IGNORECASE),
+        re.compile(rb"\n(?![ \t])%b(?:%b):" % (_DROPPED, read), re.IGNORECASE),
+        re.compile(rb"\r[ \t]*+(?:%b)[ \t]*+:" % plain, re.IGNORECASE),
+    )
+
+
+def _spaced(name: bytes) -> bytes:
+    """Return an expression for a name with characters that a reader may drop behind each."""
+    return b"".join(re.escape(b"%c" % letter) + _DROPPED for letter in name)
 
 
 class _Kept:

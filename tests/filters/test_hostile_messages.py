@@ -87,6 +87,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "results in disguise": lambda: many(b"Authentication-Results\0:\r\n", 11_000),
     "DKIM-Signature": lambda: many(b"DKIM-Signature:\r\n", 12_000),
     "signatures": lambda: signed_by("example.org")[: -len(MESSAGE)] * 600 + MESSAGE,
+    "a signed header of CR": lambda: signed_by("example.org", many(b"\r" * 900 + b"\n", 280)),
     "ARC-Seal": lambda: many(b"ARC-Seal:\r\n", 13_000),
     "Received": lambda: many(b"Received:\r\n", 13_000),
     "Subject": lambda: many(b"Subject:\r\n", 13_000),
