@@ -222,6 +222,23 @@ def test_a_local_part_beyond_ascii_matches_no_term_that_has_it() -> None:
         assert check(f"v=spf1 {term} -all", zone, sender="\udcff@example.com").result == "fail"
 
 
+@pytest.mark.parametrize(
+    ("record", "result"),
+    [
+        ("v=spf1 x=%{l} -all", "fail"),
+        ("v=spf1 x=%{z} -all", "permerror"),
+        ("v=spf1 -all exp=%{s}.%{d}", "fail"),
+        (f"v=spf1 ip4:{V4} redirect=%{{l}}.example.com", "pass"),
+        ("v=spf1 redirect=%{l}.example.com", "permerror"),
+    ],
+)
+def test_a_modifier_with_a_local_part_beyond_ascii_leads_nowhere(record: str, result: str) -> None:
+    verdict = check(record, sender="\u00fc@example.com", explain=True)
+    assert verdict.result == result
+    assert not verdict.problem.startswith("pyspf")
+    assert verdict.explanation == ""
+
+
 # -- what pyspf gets wrong -------------------------------------------------------------------
 
 

@@ -51,12 +51,16 @@ _LETTERS, _FOR_EXPLANATIONS = frozenset("slodipvhcrt"), "crt"
 _WITHOUT_LOOK_UP = re.compile(r"[+?~-]?(?:all$|ip[46]:)", re.IGNORECASE)
 
 
+#: Stands for a name that cannot be one, in a term that matches nothing.
+_NOWHERE = ".invalid"
+
+
 class _PendingError(Exception):
     """An answer is not known yet."""
 
 
 class _UnmatchableError(Exception):
-    """A term that cannot match: RFC 8616 section 4, for a local part beyond ASCII."""
+    """A text that cannot be a name, with a local part beyond ASCII (RFC 8616 section 4)."""
 
 
 class _Deferred(str):
@@ -279,7 +283,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         return result
 
     def _normalised(self, record: str) -> str:
-        """Return a record with the modifiers that pyspf would get wrong changed.
+        """Return a record without what pyspf would get wrong.
 
         Names of modifiers are case-insensitive, and RFC 7208 section 6 has: "Unrecognized modifiers
         MUST be ignored no matter where, or how often, they appear in a record." Their macros are
@@ -287,7 +291,6 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         """
         _check_size(record)
         terms: list[str] = []
-        seen: set[str] = set()
         for term in record.split(" "):
             modifier = spf.RE_MODIFIER.match(term)
             if modifier is None or not terms:
@@ -296,12 +299,14 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
             name, value = modifier[1].lower(), term[modifier.end() :]
             if name in {"exp", "redirect"}:
                 terms.append(f"{name}={value}")
-            elif name not in seen:
-                seen.add(name)
-                terms.append(f"{name}={value}")
             else:
-                self.expand(value)
+                self._check_macros(value)
         return " ".join(terms)
+
+    def _check_macros(self, text: str) -> None:
+        """Raise PermError if the text of an unknown modifier has an invalid macro."""
+        with suppress(_UnmatchableError):
+            self.expand(text)
 
     def _want_all(self, record: str) -> None:
         """Want what the terms of the first record name, and those of the records they lead to."""
@@ -324,7 +329,7 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
             elif left:
                 left = self._want_term(term, left - 1)
         if redirect and left:
-            with suppress(spf.TempError, _PendingError, _UnmatchableError):
+            with suppress(spf.TempError, _PendingError):
                 return self._look_ahead_in(self.expand_domain(redirect), left - 1)
         return left
 
@@ -359,11 +364,10 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         term = self._work.terms.get(key)
         if term is None:
             self._work.charge(1)
-            try:
-                term = super().validate_mechanism(mech)
-            except _UnmatchableError:
-                # A look-up that finds nothing.
-                term = mech, "exists", "", self.cidrmax, "neutral"
+            term = super().validate_mechanism(mech)
+            if term[2] == _NOWHERE:
+                # A look-up that finds nothing; pyspf refuses a record without this include.
+                term = mech, "exists", _NOWHERE, self.cidrmax, "neutral"
             if not _BY_LOOKUP.search(mech):
                 self._work.terms[key] = term
         return term if self._trace is None else self._trace.term(term, self.d)
@@ -382,10 +386,13 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
     # -- macros --------------------------------------------------------------------------
 
     def expand_domain(self, arg: str) -> str:
-        """Validate and expand the domain of a term."""
+        """Validate and expand the domain of a term; `_NOWHERE` if it can't be a name."""
         if not macros.is_domain_spec(arg):
             raise spf.PermError("invalid domain", arg)
-        return self.expand(arg)
+        try:
+            return self.expand(arg)
+        except _UnmatchableError:
+            return _NOWHERE
 
     def expand(self, s: str, stripdot: bool = True) -> str:  # noqa: FBT001, FBT002  # pyspf's
         """Expand the macros of a domain, or with `stripdot` false of an explanation."""
