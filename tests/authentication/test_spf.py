@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
     from smtpd_filters.authentication.inquiry import Engine
 
+#: Bytes of an evaluation that waits for an answer, without the answers.
+MAX_WAITING = 128 << 10
 V4, V6 = "192.0.2.1", "2001:db8::1"
 SENDER = "user@example.com"
 PTR = "1.2.0.192.in-addr.arpa"
@@ -437,6 +440,40 @@ def test_a_costly_chain_comes_in_steps_even_if_all_answers_are_cached(
     assert len(parsed) >= 8
 
 
+@pytest.mark.parametrize(
+    "terms",
+    [
+        " ".join(f"ip4:10.{n}.2.0/24" for n in range(240)),
+        " ".join(f"ip6:2001:db8:{n:x}::/48" for n in range(240)),
+        " ".join(f"a:{n}.example.org" for n in range(240)),
+        " ".join(f"exists:%{{l}}.{n}.example.org" for n in range(110)),
+        " ".join(f"a{n}=%{{d}}" for n in range(240)),
+    ],
+    ids=["ip4", "ip6", "names", "macros", "modifiers"],
+)
+def test_an_evaluation_that_waits_takes_little_memory(terms: str) -> None:
+    # All sessions of a server may wait at once: a megabyte for each was too much.
+    names = chain("", 6)
+    for name, entry in names.items():
+        entry["TXT"] = [f"v=spf1 include:n{int(name[1]) + 1}.example.com {terms} ?all"]
+    last = {"n6.example.com": {"TXT": "v=spf1 a:slow.example.com ?all"}}
+    zone = Zone({"example.com": {"TXT": "v=spf1 include:n0.example.com -all"}, **names, **last})
+
+    def waiting() -> Engine[Verdict]:
+        engine = spf.check(V4, "h.example", SENDER, now=0)
+        questions = next(engine)
+        while ("slow.example.com", "A") not in questions:
+            questions = engine.send([zone(each) for each in questions])
+        return engine
+
+    waiting().close()  # loads modules, and what they cache
+    tracemalloc.start()
+    engines = [waiting() for _ in range(4)]
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < len(engines) * MAX_WAITING
+
+
 def test_an_ordinary_record_is_evaluated_at_once() -> None:
     terms = " ".join(f"ip4:10.{n}.0.0/16" for n in range(20))
     names = {f"n{n}.example.com": {"TXT": f"v=spf1 {terms} ?all"} for n in range(5)}
@@ -458,6 +495,29 @@ _TERM = st.one_of(
     st.text(max_size=20),
 )  # fmt: skip
 _RECORD = st.lists(_TERM, max_size=8).map(lambda terms: " ".join(["v=spf1", *terms]))
+
+
+@given(_RECORD, _RECORD, _RECORD, st.sampled_from([V4, V6]))
+@example("v=spf1 a:%{p}.x.test ip4:192.0.2.9 ip4:1.2.3.4.5", "v=spf1", "v=spf1", V4)
+@example("v=spf1 include:a.example.com ip4:1.2.3.4\n -all", "v=spf1 ?all", "v=spf1", V4)
+@example("v=spf1 include:a.example.com ip6:: ip4:1.2.3.4", "v=spf1 a:b.test ?all", "v=spf1", V6)
+@example("v=spf1 include:a.example.com" + " a" * 12 + " x:", "v=spf1 mx", "v=spf1", V4)
+@example("v=spf1" + " a:x.test" * 12, "v=spf1", "v=spf1", V4)
+def test_terms_that_are_left_out_change_nothing(
+    record: str, other: str, third: str, client: str
+) -> None:
+    def text(each: str) -> list[str]:
+        return [each.encode("utf-8", "replace").decode()]
+
+    zone: dict[str, Any] = {
+        "a.example.com": {"TXT": text(other), "A": "192.0.2.7", "AAAA": "2001:db8::7"},
+        "b.example.com": {"TXT": text(third), "A": "192.0.2.1"},
+    }
+    # With its trace an evaluation needs all terms.
+    traced = check(text(record), zone, client, explain=True)
+    verdict = check(text(record), zone, client)
+    assert (verdict.result, verdict.mechanism) == (traced.result, traced.mechanism)
+    assert verdict.problem == traced.problem
 
 
 @given(

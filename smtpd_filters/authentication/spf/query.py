@@ -45,6 +45,8 @@ _MAX_PROBLEM = 200
 # The macros whose value is found by look-ups, which count.
 _BY_LOOKUP = re.compile("%{p", re.IGNORECASE)
 _UNPRINTABLE = re.compile("[^ -~]")
+#: Mechanisms with a network, and the macro `%{v}` of clients that may be in it.
+_FAMILIES = {"ip4": "in-addr", "ip6": "ip6"}
 #: The letters of the macros (RFC 7208 section 7.2), of which these are for explanations only.
 _LETTERS, _FOR_EXPLANATIONS = frozenset("slodipvhcrt"), "crt"
 #: The terms that look nothing up.
@@ -73,16 +75,19 @@ class _Deferred(str):
 class Work:
     """What the runs of one evaluation share: parsed terms, matched networks, and their number.
 
-    `step` is the work of the current run. `letters` are the macros that were expanded.
+    `step` is the work of the current run. `letters` are the macros that were expanded. `records`
+    are records by their domains, without the terms that further runs don't need: evaluations of
+    many sessions may wait for a slow name server, and all terms of one would take a megabyte.
     """
 
-    __slots__ = ("_parsed", "expansions", "letters", "matches", "step", "terms")
+    __slots__ = ("_parsed", "expansions", "letters", "matches", "records", "step", "terms")
 
     def __init__(self) -> None:
         self.letters: set[str] = set()
+        self.records: dict[str, str] = {}
         self.terms: dict[tuple[str, str], Term] = {}
         self.expansions: dict[tuple[str, str], str] = {}
-        self.matches: dict[tuple[str, int], bool] = {}
+        self.matches: dict[tuple[tuple[str, ...], int], bool] = {}
         self.step = 0
         self._parsed = 0
 
@@ -127,6 +132,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self._work = work
         self._voids: set[int] = set()
         self._depth = 0
+        #: The records of this run by their domains.
+        self._read: dict[str, str] = {}
         self._trace = Trace() if explain else None
 
     def verdict(self) -> Verdict:
@@ -144,6 +151,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
             result, _, text = self.check()
             explanation = self._explanation(text) if explain and result == "fail" else ""
         except _PendingError:
+            if self._trace is None:
+                self._shorten()
             return Verdict(PERMERROR, domain)
         except MemoryError:
             raise
@@ -289,6 +298,9 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         MUST be ignored no matter where, or how often, they appear in a record." Their macros are
         checked. Raises PermError for a record that is too large.
         """
+        if self.d in self._work.records:
+            self._read[self.d] = record = self._work.records[self.d]
+            return record
         _check_size(record)
         terms: list[str] = []
         for term in record.split(" "):
@@ -301,7 +313,50 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
                 terms.append(f"{name}={value}")
             else:
                 self._check_macros(value)
-        return " ".join(terms)
+        self._read[self.d] = normalised = " ".join(terms)
+        return normalised
+
+    def _shorten(self) -> None:
+        """Keep the records that this run has read, for further runs, with what these need."""
+        work = self._work
+        for domain, record in self._read.items():
+            work.records[domain] = " ".join(self._needed(domain, record))
+        work.expansions.clear()  # the terms have them
+
+    def _needed(self, domain: str, record: str) -> list[str]:
+        """Return the terms of a record without those that don't match and that can't be reached.
+
+        Terms that have not been parsed are needed. Behind the terms that may look up, and one more,
+        there is nothing but an error.
+        """
+        parsed = self._work.terms
+        needed: list[str] = []
+        left = spf.MAX_LOOKUP + 1
+        others: set[str] = set()
+        for text in record.split(" "):
+            term = parsed.get((text, domain))
+            if term is None or term[1] == "all":
+                needed.append(text)
+            elif left and self._may_match(term):
+                needed.append(text)
+                left -= 1
+            else:
+                others.add(text)
+        for text in others.difference(needed):
+            del parsed[text, domain]
+        return needed
+
+    def _may_match(self, term: Term) -> bool:
+        """Return whether a term is not one of a network that the client isn't in."""
+        _, mechanism, address, length, _ = term
+        family = _FAMILIES.get(mechanism)
+        if family is None or family != self.v:
+            return family is None
+        try:
+            found: bool = super().cidrmatch([address], length)
+        except spf.PermError:
+            return True  # the reason is found when the term is reached
+        return found
 
     def _check_macros(self, text: str) -> None:
         """Raise PermError if the text of an unknown modifier has an invalid macro."""
@@ -374,14 +429,11 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
 
     def cidrmatch(self, ipaddrs: list[str], n: int) -> bool:
         """Return whether the client is in a network of one of these addresses."""
-        matches = self._work.matches
-        for address in ipaddrs:
-            key = address, n
-            if key not in matches:
-                matches[key] = super().cidrmatch([address], n)
-            if matches[key]:
-                return True
-        return False
+        key = tuple(ipaddrs), n
+        found = self._work.matches.get(key)
+        if found is None:
+            found = self._work.matches[key] = super().cidrmatch(ipaddrs, n)
+        return found
 
     # -- macros --------------------------------------------------------------------------
 
