@@ -28,6 +28,8 @@ LIBEXEC = (
 STDERR = 1 << 14
 #: Lines of stderr that are logged at once, and in each second after that.
 BURST, RATE = 200, 50
+#: Seconds between notes on lines that were dropped.
+NOTES = 1.0
 #: Dropped lines that are logged after all when the program has ended: its last words.
 LAST = 5
 #: The signals that Python or this process treats in its own way, and a program as usual.
@@ -228,14 +230,17 @@ class Process:
 
 
 class LogRate:
-    """The rate at which lines of a program are logged."""
+    """The rate at which lines of a program are logged, and notes on those that are dropped."""
 
     def __init__(self, log: Log, name: str) -> None:
         self._log, self._name = log, name
         self._room = float(BURST)
         self._since = 0.0
+        #: The last lines, if they were dropped.
         self._dropped: list[bytes] = []
+        #: Lines dropped since the last note, and when there may be another.
         self._count = 0
+        self._next_note = 0.0
 
     def write(self, lines: Sequence[bytes], now: float) -> None:
         """Log lines as they are; drop and count those beyond the rate."""
@@ -246,25 +251,25 @@ class LogRate:
                 self._count += 1
                 self._dropped = [*self._dropped[1 - LAST :], line]
                 continue
-            if self._count:
-                self._dropped = []
-                self._note_dropped()
+            self._dropped = []
+            if now >= self._next_note and self._note_dropped():
+                self._next_note = now + NOTES
             self._room -= 1
             self._write(line)
 
     def finish(self) -> None:
-        """Log the last lines, if they were dropped."""
+        """Log how many were dropped, and the last lines if they were."""
         last, self._dropped = self._dropped, []
-        if last:
-            self._count -= len(last)
-            self._note_dropped()
+        self._count -= len(last)
+        self._note_dropped()
         for line in last:
             self._write(line)
 
-    def _note_dropped(self) -> None:
-        if self._count:
-            self._log.event(self._name, "log lines dropped", lines=str(self._count))
-            self._count = 0
+    def _note_dropped(self) -> bool:
+        count, self._count = self._count, 0
+        if count:
+            self._log.event(self._name, "log lines dropped", lines=str(count))
+        return count > 0
 
     def _write(self, line: bytes) -> None:
         self._log.line(line.decode("utf-8", "backslashreplace"))
