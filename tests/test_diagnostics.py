@@ -27,7 +27,7 @@ OTHERS = {
     *("permission denied", "cannot allocate memory", "too many open files", "PermissionError"),
 }
 #: Lines that are all theirs: test_troubleshooting.py and test_check.py of tests/e2e hold them to
-#: real servers; the last three are Python's.
+#: real servers; the last four are systemd's and Python's.
 THEIRS = {
     "x.py: 2: from: not found",
     'Syntax error: "(" unexpected',
@@ -39,6 +39,7 @@ THEIRS = {
     "io-error: error:0A080006:SSL routines::EVP lib",
     "error:0A0C0103:SSL routines::internal error",
     "rspamc stat",  # a command
+    "A process of this unit has been killed by the OOM killer",
     "can't open file '.../bin/filter-x'",
     "No module named 'smtpd_filters...'",
     "cannot import name ...",
