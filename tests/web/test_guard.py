@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,26 @@ def test_a_log_in_expires() -> None:
         await visitor.log_in("ann", "wonder")
         now = visitor.guard._clock()
         visitor.guard._clock = lambda: now + 13 * 3600
+        assert (await visitor.get("/"))[0] == 303
+
+    visit(Access(passwords=users(ann="wonder")), visiting)
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="Linux has this clock")
+def test_a_log_in_expires_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The monotonic clock stands still meanwhile."""
+    real = time.clock_gettime
+    suspended = [0.0]
+
+    def clock_gettime(clock: int) -> float:
+        return real(clock) + (suspended[0] if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    monkeypatch.setattr(time, "clock_gettime", clock_gettime)
+
+    async def visiting(visitor: Visitor) -> None:
+        await visitor.log_in("ann", "wonder")
+        assert (await visitor.get("/"))[0] == 200
+        suspended[0] = 3600.0
         assert (await visitor.get("/"))[0] == 303
 
     visit(Access(passwords=users(ann="wonder")), visiting)
