@@ -47,6 +47,8 @@ MAX_PARTS = 100
 MAX_RANKED = 200
 #: Nanoseconds since its last change after which another one changes the time of a file for sure.
 STILL = 2_000_000_000
+#: The last second that `datetime` has: 9999-12-31 23:59:59.
+_LAST = 253_402_300_799.0
 #: A number above every story's id and every hour.
 _END = 1 << 62
 #: A whole address of a mailbox or a client: not looked for as a part of a longer one.
@@ -475,5 +477,5 @@ def _stem(path: str) -> str:
 
 
 def _day(seconds: float) -> str:
-    seconds = min(max(seconds, 0.0), 4e9)
+    seconds = min(max(seconds, 0.0), _LAST)
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()

@@ -290,6 +290,17 @@ def test_a_clock_that_begins_in_1970_and_is_far_ahead_later_deletes_nothing(
     assert "2026-11-30.sqlite" in names(tmp_path)
 
 
+@pytest.mark.parametrize("years", [71, 7900])
+def test_stories_of_any_year_are_found(make: Make, tmp_path: Path, years: int) -> None:
+    now = NOON + years * 365.25 * DAY
+    story = stored(1, t=int(now * 1000))
+    make().write([story], now)
+    journal = Journal(str(tmp_path))
+    for wanted in (Search(), Search(since=now - 60, until=now + 60)):
+        assert [found.time for found in journal.search(wanted)] == [now]
+    assert journal.rankings("senders", now - 3600, now + 3600)
+
+
 def test_stories_of_a_file_that_cannot_be_read_are_not_new(make: Make, tmp_path: Path) -> None:
     archive = make()
     archive.write([stored(1)], NOON)
