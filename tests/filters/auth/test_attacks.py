@@ -184,6 +184,10 @@ INVALID = {
     "an encoded byte": b"=?utf-8?q?admin=40bank.example=FF?=",
     "a label that is too long": b"<admin@" + b"a" * 64 + b".bank.example>",
     "the bank in ISO 8859-1": b"<admin@b\xe4nk.example>",
+    "behind more names than are looked up": b"".join(
+        b"a@%c.example, " % each for each in b"\xe4\xe5\xe6\xe7\xe8"
+    )
+    + b"<admin@bank.example\xff>",
 }
 
 

@@ -682,6 +682,8 @@ def test_fields_of_other_scanners_can_be_removed(server: DNSServer, flags: tuple
     names = [name.lower() for name in delivery.headers.names()]
     assert "x-spa" in names
     assert not any(name.startswith("x-spam") for name in names)
+    kept = sent(server, *flags[1:], content=spam + MESSAGE)
+    assert kept.headers.get("X-Spam") == "No"
 
 
 @pytest.mark.parametrize(
