@@ -141,6 +141,11 @@ def test_a_chain_of_two() -> None:
     assert chain(moved, key_record()).result == "pass"
 
 
+def test_a_key_that_is_not_for_subdomains() -> None:
+    # ARC has no i=, so nothing in a chain is signed for a subdomain.
+    assert chain(sealed(), key_record("t=s; ")).result == "pass"
+
+
 def test_no_chain() -> None:
     assert chain(MESSAGE, {}) == ArcResult("none")
 

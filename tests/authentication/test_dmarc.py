@@ -19,10 +19,14 @@ from smtpd_filters.authentication.dmarc import (
     evaluate,
     parse,
 )
+from smtpd_filters.lookups.outcome import Found
 from tests.authentication.zones import TIMEOUT, Steps, Zone, solve
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from smtpd_filters.authentication.inquiry import Question
+    from smtpd_filters.lookups.outcome import Outcome
 
 
 def records_at(records: dict[str, Any], *existing: str) -> Zone:
@@ -439,6 +443,21 @@ def test_a_failure_of_the_question_whether_the_author_exists(
     verdict = solve(evaluate("a.example.com", identifiers), answers)
     assert (verdict.result, verdict.at_stake) == expected
     assert verdict.problem == ("timeout" if expected[0] == "temperror" else "")
+
+
+@pytest.mark.parametrize("records", [(REJECT.encode(),), (b"other",)])
+def test_of_an_incomplete_answer_nothing_is_used(records: tuple[bytes, ...]) -> None:
+    zone = records_at({"example.com": NONE})
+
+    def answer(question: Question) -> Outcome[Any]:
+        if question == ("_dmarc.a.example.com", "TXT"):
+            return Found(records, 60, "too large")
+        return zone(question)
+
+    policy = solve(discover("a.example.com"), answer)
+    assert (policy.source, policy.failure) == ("example.com", "too large")
+    verdict = solve(align(policy, [spf("example.net")]), answer)
+    assert (verdict.result, verdict.problem) == ("temperror", "too large")
 
 
 #: Records, names whose look-ups fail, identifiers; the result, and the policy at stake.

@@ -164,6 +164,15 @@ def test_the_engine_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> Non
         Dkimpy().ed25519_sign(seed())
 
 
+@pytest.mark.usefixtures("without_cryptography")
+def test_a_signature_of_another_length_without_cryptography() -> None:
+    signature = Dkimpy().ed25519_sign(seed())(DIGEST)
+    key = keys.parse_record(b"k=ed25519; p=" + public(ed25519_key()).encode()).key()
+    assert key.verify(DIGEST, signature)
+    assert not key.verify(DIGEST, signature[:-1])
+    assert not key.verify(DIGEST, signature + b"\0")
+
+
 def test_public_keys_in_der() -> None:
     info = b64decode(public(rsa_key()))
     n, e = der.rsa_public(info)

@@ -13,6 +13,7 @@ from smtpd_filters.tables.captures import Captures
 from smtpd_filters.tables.dialects import compiled
 from smtpd_filters.tables.ere import POSITIONS_MAX
 from tests.effort import part
+from tests.tables.classes import CLASSES
 
 
 def matches(
@@ -116,6 +117,16 @@ def test_flags() -> None:
     assert matches("[^a]", "A", ignore_case=False)
     assert matches(r"[\da]", "A")
     assert not matches(r"[\da]", "A", ignore_case=False)
+
+
+@pytest.mark.parametrize("perl", [True, False])
+@pytest.mark.parametrize("name", CLASSES)
+def test_named_classes(name: str, *, perl: bool) -> None:
+    automaton = Automaton()
+    automaton.add(compiled(b"[[:%b:]]" % name.encode(), perl=perl, ignore_case=False))
+    automaton.finish(50)
+    members = {chr(code) for code in range(256) if automaton.match(bytes([code])) is not None}
+    assert members == set(CLASSES[name])
 
 
 def test_posix() -> None:

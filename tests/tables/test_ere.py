@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.tables import RegexTable
+from tests.tables.classes import CLASSES
 
 REG_EXTENDED, REG_NOSUB = 1, 8  # glibc's values
 glibc_only = pytest.mark.skipif(sys.platform != "linux", reason="the flags are glibc's")
@@ -121,6 +122,13 @@ def regcomp_matches(pattern: str, key: str) -> bool | None:
 )
 def test_matches(pattern: str, key: str, expected: bool) -> None:  # noqa: FBT001  # a table of cases
     assert RegexTable.of([pattern]).match(key) == (pattern if expected else None)
+
+
+@pytest.mark.parametrize("name", sorted(CLASSES.keys() - {"word"}))
+def test_named_classes_ignore_case(name: str) -> None:
+    table = RegexTable.of([f"^[[:{name}:]]$"])
+    expected = set(CLASSES["alpha" if name in {"lower", "upper"} else name])
+    assert {chr(code) for code in range(128) if table.match(chr(code))} == expected
 
 
 @pytest.mark.parametrize(
