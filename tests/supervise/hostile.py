@@ -54,6 +54,7 @@ GARBAGE = (
     b"filter-result|%s|%s|report|text",
     b"filter-result|%s|zz|proceed",
     b"filter-result|%s",
+    b"filter-result|%s|%s",
     b"filter-dataline|%s|%s|text",
     b"filter-dataline|%s|%s|.",
     b"filter-dataline|%s|%s|nul\0nul",

@@ -400,6 +400,14 @@ def test_lines_of_messages_and_an_answer_in_one_read(rows: list[bytes], wire: by
     assert by_session(out, 1) == by_session(rows, 1)
 
 
+@pytest.mark.parametrize("fields", [2, 3])
+def test_an_answer_without_some_fields(fields: int) -> None:
+    engine, link = with_messages()
+    engine.from_program(link, b"|".join(ANSWER.split(b"|")[:fields]) + b"\n")
+    assert link.fault.startswith("incomplete answer: filter-result")
+    assert not engine.answers
+
+
 @pytest.mark.parametrize(
     "rows",
     [

@@ -113,3 +113,5 @@ def test_names_to_test_with() -> None:
     assert probes("dbl.example") == ("test",)
     assert probes("dbl.spamhaus.org") == ("test", "dbltest.com")
     assert probes("key.dbl.dq.spamhaus.net") == ("test", "dbltest.com")
+    assert probes("spamhaus.org") == ("test", "dbltest.com")
+    assert probes("notspamhaus.org") == ("test",)

@@ -227,6 +227,19 @@ def test_what_is_known_of_a_network_counts_for_its_domain(store: Store, clock: C
     lived(body, store, clock)
 
 
+def test_a_domain_that_has_waited_for_longer_than_a_network(store: Store, clock: Clock) -> None:
+    async def body(memory: Memory) -> None:
+        attempt = Attempt("example.org", ANNA, (YOU,), network=NET)
+        await memory.triplets.judge(attempt)
+        clock.advance(200)
+        await memory.comes(ANNA, YOU)
+        clock.advance(1)
+        waiting = await memory.triplets.judge(attempt)
+        assert (waiting.state, waiting.wait) == ("waiting", 99)
+
+    lived(body, store, clock)
+
+
 def test_one_of_two_exchangers_counts(store: Store, clock: Clock) -> None:
     async def body(memory: Memory) -> None:
         other = Triplets(memory.store, TERMS)
