@@ -533,6 +533,10 @@ def test_wrong_flags(flags: tuple[str, ...], error: str, tmp_path: Path) -> None
         ('larger = "1x"\naction = "junk"', "larger: expected a size"),
         ('script = "klingon"\naction = "junk"', 'script: "klingon" is not one of arabic'),
         ("macros = false\naction = 'junk'", "macros: expected true"),
+        *(
+            (f"parts-over = {value}\naction = 'junk'", "parts-over: expected a number")
+            for value in ("'2'", "true", "-1", "2.5")
+        ),
         ("= 1", "Invalid"),
         ("name = 3", "Cannot overwrite a value"),
     ],
