@@ -44,22 +44,30 @@ _PEEK, _DONT_WAIT = socket.MSG_PEEK, socket.MSG_DONTWAIT
 
 
 class _Ending:
-    """A program whose socket was closed."""
+    """A program whose socket was closed, with the processes that it has started."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
         self._since = monotonic()
+        self._signalled = False
 
     def ended(self) -> bool:
         """Return whether it has ended; end it if it takes too long."""
         if self._process.poll() is not None:
+            if self._signalled:
+                self._signal(signal.SIGKILL)  # such as what a shell script has waited for
             return True
         took = monotonic() - self._since
         if took > PATIENCE:
-            self._process.kill()
+            self._signal(signal.SIGKILL)
         elif took > GRACE:
-            self._process.terminate()
+            self._signal(signal.SIGTERM)
         return False
+
+    def _signal(self, number: signal.Signals) -> None:
+        self._signalled = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 class Spawner:
@@ -213,7 +221,10 @@ def _start(
         with ours, theirs:
             try:
                 process = subprocess.Popen(  # noqa: S603  # of the settings
-                    list(command), stdin=theirs.fileno(), stdout=theirs.fileno()
+                    list(command),
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    start_new_session=True,  # so that all that it starts can be ended
                 )
             except OSError as error:
                 control.send(number + b"%d" % (error.errno or 0))

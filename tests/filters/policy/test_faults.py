@@ -16,7 +16,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.policy import Policy
 from smtpd_filters.filters.policy.client import PolicyClient
 from smtpd_filters.filters.policy.request import build
-from smtpd_filters.filters.policy.servers import SERVER, Program
+from smtpd_filters.filters.policy.servers import EXEC, SERVER, Program
 from smtpd_filters.lookups.failover.group import PING
 from smtpd_filters.lookups.outcome import Unavailable
 from smtpd_filters.lookups.retry import SILENCES
@@ -363,6 +363,24 @@ def test_a_program_that_fails_is_started_again(behaviour: Path, fault: str) -> N
         await gone(first)
 
     with_client(use, started(behaviour))
+
+
+def test_what_a_program_has_started_ends_with_it(behaviour: Path, tmp_path: Path) -> None:
+    """A shell script is one that waits for the server in it."""
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\n{started(behaviour).removeprefix(EXEC)}\nexit 1\n")
+    script.chmod(0o755)
+
+    async def use(client: PolicyClient) -> None:
+        first, _ = process(await client.ask_policy(REQUEST))
+        client.timeout = 0.3
+        assert isinstance(await client.ask_policy(SLOW), Unavailable)
+        client.timeout = PATIENCE
+        second, _ = process(await client.ask_policy(REQUEST))
+        assert second != first
+        await gone(first)
+
+    with_client(use, f"{EXEC}{script}")
 
 
 def test_a_program_that_ends_at_once_is_not_started_for_each_request(behaviour: Path) -> None:
