@@ -1,4 +1,4 @@
-"""Random sessions of a filter that asks a server, which fails at any byte (`failing_servers`).
+"""Random sessions of filters that ask servers, which fail at any byte (`failing_servers`).
 
 A legal smtpd plays sessions that end anywhere, with several messages. The server is asked over
 pairs of sockets in an event loop that takes one round at a time and has a clock of its own, so
@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-from typing import TYPE_CHECKING, Any
+import socket
+from functools import partial
+from itertools import cycle, islice, product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.chain import Chain
 from smtpd_filters.filters.clamav.policy import Clamav
@@ -19,6 +22,7 @@ from smtpd_filters.filters.milter.probe import NoAgreementError
 from smtpd_filters.filters.policy.policy import Policy
 from smtpd_filters.filters.rspamd.policy import Rspamd
 from smtpd_filters.filters.spamd.policy import Spamd
+from smtpd_filters.lookups.stream.connection import UnconnectedError, over
 from smtpd_filters.main import set_up
 from smtpd_filters.message import Spool
 from smtpd_filters.milter.vocabulary import RCPT
@@ -35,50 +39,83 @@ from tests.protocol.hostile import SERVERS, Choices
 from tests.runtime.ends import Lines, Rounds, held_by
 
 from . import failing_servers as servers
-from .failing_servers import AGREEMENTS, BAD, VIRUS
+from .failing_servers import AGREEMENTS, BAD, LINE, SUBJECT, VIRUS, Edits
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
     from typing import TypeVar
 
     from smtpd_filters.filter import Filter
+    from smtpd_filters.lookups.stream.connection import Connection
     from smtpd_filters.runtime.coroutines import Pending
 
     T = TypeVar("T")
 
 #: Seconds that a filter may take, one exchange, and all of them; a time after which all have ended.
 DEADLINE, TIMEOUT, LONG = 30, 10, 400.0
-#: The bridges: the filter, its server, and its flags.
-BRIDGES: dict[str, tuple[type[Filter], type[servers.Peer], tuple[str, ...]]] = {
-    "milter": (
+
+
+class Bridge(NamedTuple):
+    """A filter, its servers by what they are called, and its flags."""
+
+    filter: type[Filter]
+    peer: type[servers.Peer]
+    #: Each of these is asked, or one after the other until one answers.
+    paths: tuple[str, ...]
+    flags: tuple[str, ...]
+    each: bool = False
+
+
+def _servers(flag: str, *paths: str) -> tuple[str, ...]:
+    return tuple(word for path in paths for word in (flag, path))
+
+
+MILTER = (
+    *("--connect-timeout", "8", "--command-timeout", f"{TIMEOUT}"),
+    *("--content-timeout", "15", "--discard", "reject"),
+)
+PATIENT = ("--timeout", f"{TIMEOUT}")
+BRIDGES = {
+    "milter": Bridge(
+        Milter, servers.MilterPeer, ("/m",), (*_servers("--milter", "unix:/m"), *MILTER), each=True
+    ),
+    "milters": Bridge(
         Milter,
         servers.MilterPeer,
-        (
-            *("--milter", "unix:/a", "--connect-timeout", "8", "--command-timeout", f"{TIMEOUT}"),
-            *("--content-timeout", "15", "--discard", "reject"),
-        ),
+        ("/ma", "/mb"),
+        (*_servers("--milter", "unix:/ma", "unix:/mb"), *MILTER),
+        each=True,
     ),
-    "policy": (
+    "policy": Bridge(
         Policy,
         servers.PolicyPeer,
-        ("--server", "unix:/a", "--server", "unix:/b", "--timeout", f"{TIMEOUT}"),
+        ("/pa", "/pb"),
+        (*_servers("--server", "unix:/pa", "unix:/pb"), *PATIENT),
     ),
-    "clamav": (
+    "program": Bridge(
+        Policy, servers.PolicyPeer, ("/bin/sh",), (*_servers("--server", "exec:/bin/sh"), *PATIENT)
+    ),
+    "clamav": Bridge(
         Clamav,
         servers.ClamdPeer,
-        ("--clamd", "/a", "--clamd", "/b", "--timeout", f"{TIMEOUT}"),
+        ("/ca", "/cb"),
+        (*_servers("--clamd", "/ca", "/cb"), *PATIENT),
     ),
-    "spamd": (
+    "spamd": Bridge(
         Spamd,
         servers.SpamdPeer,
-        ("--spamd", "/a", "--spamd", "/b", "--timeout", f"{TIMEOUT}", "--reject-at", "spam"),
+        ("/sa", "/sb"),
+        (*_servers("--spamd", "/sa", "/sb"), *PATIENT, "--reject-at", "spam"),
     ),
-    "rspamd": (
-        Rspamd,
-        servers.RspamdPeer,
-        ("--url", "/a", "--url", "/b", "--timeout", f"{TIMEOUT}"),
+    "rspamd": Bridge(
+        Rspamd, servers.RspamdPeer, ("/ra", "/rb"), (*_servers("--url", "/ra", "/rb"), *PATIENT)
     ),
+}
+#: The filters of each conversation, in their order.
+CHAINS = {name: (name,) for name in BRIDGES} | {
+    "milter and clamav": ("milter", "clamav"),
+    "rspamd and milters": ("rspamd", "milters"),
+    "program and spamd": ("program", "spamd"),
 }
 #: Stages of policy servers.
 STAGES = (("rcpt-to",), ("connect", "mail-from", "rcpt-to", "data"), ("rcpt-to", "end-of-message"))
@@ -129,13 +166,16 @@ class Server:
         self.side = SmtpdConnection(protocol, self.pick(SERVERS[protocol]))
         self.oracle = Oracle()
         self.clients: list[Client] = []
+        #: How many of them are there at a time.
+        self.most = self.pick((1, 2, 6))
         self._tokens = {
             name: b"%016x" % (0xA0 + at) for at, name in enumerate((*PHASES, "data-line"))
         }
         self._messages = self._clock = 0
+        #: What has happened to messages: "passed", "edited", "refused".
+        self.seen: set[str] = set()
         #: The bodies of messages by their number.
         self.bodies: dict[bytes, bytes] = {}
-        self.commits = self.refusals = 0
 
     def start(self) -> None:
         """Begin the conversation."""
@@ -189,7 +229,7 @@ class Server:
 
     def _check_refusal(self, client: Client, phase: str, reply: bytes) -> None:
         assert REFUSAL.fullmatch(reply), reply
-        self.refusals += 1
+        self.seen.add("refused")
         if reply.startswith(b"5"):
             # One that was accepted while the server failed may be refused later.
             bad = client.bad or (phase == "rcpt-to" and client.address.startswith(BAD))
@@ -238,12 +278,15 @@ class Server:
             self.report(client, "tx-rollback", client.msgid)
         else:
             if "data-line" in self.side.phases:
+                number = client.sent[client.sent.index(b"") + 1]
                 got = without_added(client.got)
-                assert got == client.sent, (got, client.sent)
+                if got != client.sent:
+                    self.seen.add("edited")
+                assert got in self.world.results(number, client.sent), (got, client.sent)
                 if self.world.scans:
                     assert not client.virus, "a virus"
-                    assert client.sent[client.sent.index(b"") + 1] in self.world.judged
-            self.commits += 1
+                    assert self.world.judged_by_all(number)
+            self.seen.add("passed")
             self.report(client, "tx-commit", client.msgid, b"100")
         self._end(client)
 
@@ -256,14 +299,14 @@ class Server:
     def act(self) -> None:
         """Do anything that is legal now."""
         there = [each for each in self.clients if not each.gone]
-        if not there or (len(there) < 6 and self.pick((0, 0, 0, 0, 0, 1))):
+        if not there or (len(there) < self.most and self.pick((0, 0, 0, 0, 0, 1))):
             self.connect()
             return
-        client = self.pick(there)
+        idle = [each for each in there if not each.waiting]
         if self.pick(range(40)) == 1:
-            self.leave(client)
-        elif not client.waiting:
-            self.step(client)
+            self.leave(self.pick(there))
+        elif idle:
+            self.step(self.pick(idle))
 
     def step(self, client: Client) -> None:
         """Go on with a client's session."""
@@ -288,7 +331,8 @@ class Server:
                 self.ask(client, "commit", b"")
 
     def _content(self, client: Client) -> None:
-        lines = [self.pick(BODY) for _ in range(self.pick((0, 1, 3, 20, 150)))]
+        first, count = self.pick(range(len(BODY))), self.pick((0, 1, 3, 20, 150))
+        lines = list(islice(cycle(BODY), first, first + count))
         client.sent += lines
         end = self.pick((True, False))
         if "data-line" not in self.side.phases:
@@ -351,19 +395,62 @@ class Server:
         return b"1700000000.%06d" % self._clock
 
 
+def _edited(sent: list[bytes], every: Iterable[Edits]) -> list[bytes]:
+    """Return the lines of a message with the edits of milters."""
+    lines = sent[:]
+    for edits in every:
+        if edits.subject:
+            lines[0] = b"Subject: " + SUBJECT
+        if edits.to:
+            lines = [line for line in lines if line != b"To: y@example"]
+        if edits.body:
+            head = lines.index(b"")
+            lines[head:] = _with_line(lines[head:])
+    return lines
+
+
+def _with_line(body: list[bytes]) -> list[bytes]:
+    """Return the lines of a body that a milter has replaced, in which a CR becomes a blank."""
+    return [line.replace(b"\r", b" ") for line in body] + [LINE]
+
+
+class Programs:
+    """What starts programs, in place of `Children`."""
+
+    most, rest = 8, 1.0
+
+    def __init__(
+        self, label: str, connect: Callable[[str, float | None], Awaitable[socket.socket]]
+    ) -> None:
+        self.label = label
+        self._connect = connect
+
+    async def connect(self) -> Connection:
+        """Start one."""
+        try:
+            return over(await self._connect(self.label, None))
+        except OSError as error:
+            raise UnconnectedError(error) from None
+
+    async def aclose(self) -> None:
+        """End them, whose connections are closed."""
+
+
 class World:
-    """A filter in an engine, its clients, its servers, and what happens to all."""
+    """Filters in an engine, their clients, their servers, and what happens to all."""
 
     def __init__(self, name: str, choices: Choices, patch: Any) -> None:
-        self.name = name
+        self.bridges = [BRIDGES[each] for each in CHAINS[name]]
         self.choices = choices
         self.loop = Rounds()
         self.unhandled: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
         self.log = Lines()
         self.bugs: list[BaseException] = []
-        #: The numbers of messages that a server has got whole.
-        self.judged: set[bytes] = set()
+        #: The paths of servers that have got a message whole, by its number.
+        self.judged: dict[bytes, set[str]] = {}
+        #: What milters have edited in a message that they accepted, by its number and their paths.
+        self.edited: dict[tuple[bytes, str], list[Edits]] = {}
         self.log.defect = self._defect  # type: ignore[assignment,method-assign]
         self.peers: list[servers.Peer] = []
         self.spool = Spool(memory=self.pick((1 << 25, 3000)), message=1 << 22)
@@ -374,20 +461,15 @@ class World:
         #: Whether nothing passes that no server has accepted.
         self.strict = self.pick((True, True, False))
         #: Whether no message passes that a server has not accepted.
-        self.scans = name != "policy" and self.strict
-        self.class_, self.peer, flags = BRIDGES[name]
+        self.scans = self.strict and any(each.filter is not Policy for each in self.bridges)
         #: What milters want.
         self.agreement = self.pick(AGREEMENTS)
         #: Whether no recipient passes that a server refuses.
-        asked = name == "policy" or (name == "milter" and self.agreement.answers(RCPT))
-        self.refuses_recipients = asked and self.strict
-        self.flags = (
-            *flags,
-            *("--connections", str(self.pick((1, 2, 6)))),
-            *("--on-error", "tempfail" if self.strict else "proceed"),
-            *("--deadline", str(DEADLINE)),
-            *self._more_flags(),
+        self.refuses_recipients = self.strict and any(
+            each.filter is Policy or (each.filter is Milter and self.agreement.answers(RCPT))
+            for each in self.bridges
         )
+        self.connections = self.pick((1, 2, 6))
         self._patch(patch)
         self.loop.round(self._begin)
         self.server = Server(self)
@@ -400,10 +482,16 @@ class World:
     def _defect(self, *what: str) -> None:
         self.bugs.append(AssertionError(what))
 
-    def _more_flags(self) -> list[str]:
-        if self.name == "policy":
-            return [word for stage in self.pick(STAGES) for word in ("--at", stage)]
-        return []
+    def _flags(self, bridge: Bridge) -> list[str]:
+        flags = [
+            *bridge.flags,
+            *("--connections", str(self.connections)),
+            *("--on-error", "tempfail" if self.strict else "proceed"),
+            *("--deadline", str(DEADLINE)),
+        ]
+        if bridge.filter is Policy:
+            flags += _servers("--at", *self.pick(STAGES))
+        return flags
 
     def _patch(self, patch: Any) -> None:
         def probe(*_: object) -> Any:
@@ -415,27 +503,35 @@ class World:
         for module in ("filters.milter.gate", "filters.milter.dialogue", "runtime.messages"):
             patch.setattr(f"smtpd_filters.{module}.monotonic", self.loop.time)
         patch.setattr("smtpd_filters.lookups.stream.connection._connect_unix", self._connect)
-        create = self.loop.create_unix_connection
+        create: dict[int, Callable[..., Awaitable[Any]]] = {
+            socket.AF_UNIX: self.loop.create_unix_connection,
+            socket.AF_INET: self.loop.create_connection,
+        }
 
-        async def unix(factory: Any, *_: object, **__: object) -> Any:
-            sock = await self._connect("", None)
-            return await create(factory, sock=sock)
+        async def unix(factory: Any, path: str, **_: object) -> Any:
+            sock = await self._connect(path, None)
+            return await create[sock.family](factory, sock=sock)
 
         patch.setattr(self.loop, "create_unix_connection", unix)
+        patch.setattr(
+            "smtpd_filters.filters.policy.client.Children",
+            lambda label, _command: Programs(label, self._connect),
+        )
 
     def _begin(self) -> None:
-        cls = self.class_
-        common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
-        own, general = parse_flags(
-            cls.Options, self.flags, common=common, prog=f"filter-{cls.name}"
-        )
-        ready = set_up(cls(own), self.log, general, Pool())
-        self.filter = ready[0]
-        client = getattr(self.filter, "_client", None)
-        if client is not None:
+        ready = []
+        for bridge in self.bridges:
+            cls = bridge.filter
+            common = common_options(cls.outcomes(), cls.on_error, cls.deadline)
+            own, general = parse_flags(
+                cls.Options, self._flags(bridge), common=common, prog=f"filter-{cls.name}"
+            )
+            ready.append(set_up(cls(own), self.log, general, Pool()))
+        self.filters = [each[0] for each in ready]
+        for client in self._clients():
             client._clock = self.loop.time
             client._pings._clock = self.loop.time
-        self.chain = Chain([ready], self.log)
+        self.chain = Chain(ready, self.log)
         self.engine = Engine(self.chain, self.log, spool=self.spool, reserve=1)
         self.engine.spawn = self._spawn
 
@@ -446,7 +542,11 @@ class World:
 
         return Job(self.loop, pending, done, failed, self.pace if price else None, price)
 
-    async def _connect(self, _path: str, _seconds: float | None) -> socket.socket:
+    def _clients(self) -> list[Any]:
+        clients = [getattr(each, "_client", None) for each in self.filters]
+        return [each for each in clients if each is not None]
+
+    async def _connect(self, path: str, _seconds: float | None) -> socket.socket:
         """Connect to a server."""
         if self.faulty:
             match self.pick(range(12)):
@@ -458,24 +558,48 @@ class World:
                     await asyncio.sleep(0)
                 case 4:
                     raise OSError(24, "Too many open files")
-        peer = self.peer(self.choices, self._judged, faults=self.faulty)
+        bridge = next(each for each in self.bridges if path in each.paths)
+        peer = bridge.peer(self.choices, partial(self._judged, path), faults=self.faulty)
         if isinstance(peer, servers.MilterPeer):
             peer.agreement = self.agreement
+            peer.accepted = partial(self._accepted, path)
         self.peers.append(peer)
         return peer.filters
 
-    def _judged(self, text: bytes) -> None:
-        """Check that a server got a message as it was sent."""
+    def _judged(self, path: str, text: bytes) -> None:
+        """Check that a server got a message as it was sent, with the edits of milters."""
         text = text.replace(b"\r\n", b"\n")
-        body = text if self.name == "milter" else text.partition(b"\n\n")[2]
+        body = text if path.startswith("/m") else text.partition(b"\n\n")[2]
         if not body:
             return
         body = b"\n".join(
             b"." + line if line.startswith(b".") else line for line in body.split(b"\n")[:-1]
         )
         number = body.partition(b"\n")[0]
-        assert self.server.bodies.get(number) == body, (number, body[:200])
-        self.judged.add(number)
+        sent = self.server.bodies[number]
+        lines = sent.split(b"\n")
+        edited = [_with_line(lines), _with_line(_with_line(lines))]
+        assert body.split(b"\n") in (lines, *edited), (number, body[:200])
+        self.judged.setdefault(number, set()).add(path)
+
+    def judged_by_all(self, number: bytes) -> bool:
+        """Return whether a message has been judged by all that have to."""
+        judged = self.judged.get(number, set())
+        return all(
+            (all if each.each else any)(path in judged for path in each.paths)
+            for each in self.bridges
+            if each.filter is not Policy
+        )
+
+    def _accepted(self, path: str, number: bytes, edits: Edits) -> None:
+        self.edited.setdefault((number, path), []).append(edits)
+
+    def results(self, number: bytes, sent: list[bytes]) -> list[list[bytes]]:
+        """Return what a message may become: each milter may have been asked twice."""
+        paths = [path for each in self.bridges if each.filter is Milter for path in each.paths]
+        passed = [] if self.strict else [Edits()]
+        edits = [self.edited.get((number, path), []) + passed for path in paths]
+        return [_edited(sent, each) for each in product(*edits)]
 
     def receive(self, data: bytes) -> None:
         """Have the engine read, in a round of the loop."""
@@ -490,15 +614,17 @@ class World:
                 for each in self.peers[-8:]:
                     each.act()
                 self.settle(3)
-            case 5 | 6:
+            case 5:
                 self.settle(1)
-            case 7 if self.pick((True, False, False)):
+            case 7 if not self.pick(range(6)):
                 self.loop.now += self.pick((0.3, 2.0, TIMEOUT, 40.0))
                 self.settle(2)
             case 8 if self.faulty and self.peers and self.pick((True, False, False)):
                 self.pick(self.peers[-8:]).break_off()
-            case 9:
+            case 6 | 9:
                 self.serve(12)
+            case 10 if self.faulty and self.peers and self.pick((True, False, False)):
+                self.pick(self.peers[-8:]).speak()
             case _:
                 self.server.act()
 
@@ -526,9 +652,8 @@ class World:
     def finish(self) -> None:
         """End everything, and check what is left."""
         if self.way == "answered":
-            for _ in range(
-                16
-            ):  # a message waits for its turn to be judged, and then is asked about
+            # A message waits for its turn to be judged, and then is asked about.
+            for _ in range(16):
                 self.loop.now += (PATIENCE + DEADLINE) / 10
                 self.settle(30)
             waiting = [
@@ -555,21 +680,18 @@ class World:
 
     def _check_sessions(self) -> None:
         held = held_by(self.engine, self.spool, self.pace)
-        if self.name == "milter":  # each connection belongs to a session, but for pings
-            mine = [each for each in self.peers if each.left]
-            held["links"] = mine[1:]
+        # Each connection to a milter belongs to a session, but for a ping.
+        links = [each for each in self.peers if each.left and isinstance(each, servers.MilterPeer)]
+        held["links"] = links[sum(len(each.paths) for each in self.bridges if each.each) :]
         assert not any(held.values()), held
 
     def _check_turns(self) -> None:
-        turns = []
-        client = getattr(self.filter, "_client", None)
-        if client is not None:
-            turns = [each.turns for each in client.hosts]
-        if isinstance(self.filter, Milter):
-            turns = [each.links._turns for each in self.filter._milters]
-        limit: int = vars(self.filter.settings)["connections"]
+        turns = [each.turns for client in self._clients() for each in client.hosts]
+        for milter in self.filters:
+            if isinstance(milter, Milter):
+                turns += [each.links._turns for each in milter._milters]
         for each in turns:
-            assert each._free == limit, (each._free, limit)
+            assert each._free == self.connections, (each._free, self.connections)
             assert not any((each._held, each._waiting, each._levels))
 
     def _check(self) -> None:

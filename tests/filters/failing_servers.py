@@ -16,9 +16,18 @@ import json
 import re
 import socket
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from smtpd_filters.milter import AddHeader, Agreement, MilterSide, ReplyCode, Verdict
+from smtpd_filters.milter import (
+    AddHeader,
+    Agreement,
+    ChangeHeader,
+    InsertHeader,
+    MilterSide,
+    NewBody,
+    ReplyCode,
+    Verdict,
+)
 from smtpd_filters.milter import vocabulary as v
 from tests.filters.clamav.stub import CLEAN, FOUND
 from tests.filters.milter.stub import PLAIN
@@ -26,7 +35,7 @@ from tests.filters.policy.scripted import action
 from tests.filters.spamd import stub as spamd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_filters.milter import Event
     from tests.protocol.hostile import Choices
@@ -43,6 +52,8 @@ GARBAGE = (
     b"stream: ",
     b"SPAMD/",
 )
+#: SO_LINGER's value by which a socket sends a reset when it is closed.
+RESET = struct.pack("ii", 1, 0)
 #: More than any reply may have.
 MUCH = b"x" * 300_000
 #: Agreements of milters: all events, few, and some without an answer.
@@ -55,6 +66,28 @@ AGREEMENTS = (
 )
 
 
+class Edits(NamedTuple):
+    """What a milter edits, beside fields that it adds."""
+
+    #: Whether the subject becomes SUBJECT, the field To is deleted, and LINE is added to the body.
+    subject: bool = False
+    to: bool = False
+    body: bool = False
+
+
+SUBJECT, LINE = b"edited", b"added"
+#: Faults of a milter's replies, of which a message has a dozen; and of the last one with its edits,
+#: which often ends before its last byte.
+RARE, CUT = (*[0] * 160, *range(25)), (0, 0, 0, 0, 10, 11, 12, 24)
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the ends of a connection over TCP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        return listener.accept()[0], client
+
+
 class Peer:
     """A server's end of one connection."""
 
@@ -63,7 +96,8 @@ class Peer:
         self.faults = faults
         #: Called with each message that was received as a whole, without carriage returns.
         self.judged = judged
-        self.mine, self.filters = socket.socketpair()
+        self.tcp = self.pick((False, False, True))
+        self.mine, self.filters = tcp_pair() if self.tcp else socket.socketpair()
         self.mine.setblocking(False)  # noqa: FBT003  # its only parameter
         self.filters.setblocking(False)  # noqa: FBT003
         # So that a message doesn't fit, and must wait for the server to read.
@@ -73,6 +107,8 @@ class Peer:
         #: Replies that are still to be sent, in pieces; whether the connection ends then.
         self.pieces: list[bytes] = []
         self.ending = False
+        #: Whether only its own side ends then, and it reads no more.
+        self.halves = False
         #: Whether nothing more is read or sent.
         self.stalled = False
         self.ended = False
@@ -87,6 +123,8 @@ class Peer:
 
     #: Whether the connection ends after a reply.
     once = False
+    #: The faults of replies (`_faulty`), each as likely as another; below 10 there is none.
+    kinds: Sequence[int] = range(25)
 
     def act(self) -> bool:
         """Read, or send a piece; return whether anything has happened."""
@@ -96,9 +134,17 @@ class Peer:
             self._send()
             return True
         if self.ending:
-            self.close()
+            if self.halves:
+                self._end_half()
+            else:
+                self.close()
             return True
         return not self.stalled and self._read()
+
+    def _end_half(self) -> None:
+        self.ending, self.stalled = False, True
+        with contextlib.suppress(OSError):
+            self.mine.shutdown(socket.SHUT_WR)
 
     def _read(self) -> bool:
         try:
@@ -128,19 +174,20 @@ class Peer:
 
     def _reply(self, reply: bytes) -> None:
         """Send a reply, or fail."""
-        fault = self.pick(range(24)) if self.faults else 0
+        fault = self.pick(self.kinds) if self.faults else 0
         half = reply[: len(reply) // 2 if fault & 1 else -1]
         if fault == 12:
             self.close()
             return
         self.stalled = fault in (13, 14, 15)
-        self.ending = self.once or fault in (10, 11, 23)
+        self.ending = self.once or fault in (10, 11, 23, 24)
+        self.halves = fault == 24
         self.pieces += filter(None, self._faulty(fault, reply, half))
 
     def _faulty(self, fault: int, reply: bytes, half: bytes) -> list[bytes]:
         """Return the pieces of a reply with a fault."""
         match fault:
-            case 10 | 11 | 13 | 14 | 15:
+            case 10 | 11 | 13 | 14 | 15 | 24:
                 pieces = [half if fault != 15 else b""]
             case 16:
                 pieces = [self.pick(GARBAGE)]
@@ -185,15 +232,39 @@ class Peer:
             if sent < len(piece):
                 self.pieces.insert(0, piece[sent:])
 
+    def speak(self) -> None:
+        """Send a reply that nothing has asked for, and perhaps end the connection."""
+        # Not over TCP, where a request may be on its way, to which this would be the reply.
+        if self.tcp or self.closed or self.pieces or self.ending or self.stalled or self.asked:
+            return
+        with contextlib.suppress(OSError):
+            try:
+                self.mine.recv(1, socket.MSG_PEEK)
+            except BlockingIOError:
+                self.mine.send(self.unasked())
+                if self.pick((True, False)):
+                    self.close()
+
+    def unasked(self) -> bytes:
+        """Return a reply that accepts."""
+        raise NotImplementedError
+
+    @property
+    def asked(self) -> bool:
+        """Whether a part of a request has arrived."""
+        raise NotImplementedError
+
     def break_off(self) -> None:
         """End the connection, whatever is pending."""
         self.close()
 
     def close(self) -> None:
-        """Close the connection; with unread data the filter gets a reset."""
+        """Close the connection; the filter gets a reset with unread data, and over TCP at times."""
         if not self.closed:
             self.closed = True
             self.pieces = []
+            if self.tcp and self.pick((True, False)):
+                self.mine.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             self.mine.close()
 
     @property
@@ -207,6 +278,20 @@ class MilterPeer(Peer):
 
     #: What it wants.
     agreement = PLAIN
+    #: Called with the number of each message that it accepts, and with its edits, if its reply is
+    #: sent whole.
+    accepted: Callable[[bytes, Edits], None]
+    #: These, before the reply is sent.
+    verdict: tuple[bytes, Edits] | None = None
+
+    def unasked(self) -> bytes:
+        """Return a reply that accepts."""
+        return Verdict(v.ACCEPT).encode()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a part of an event has arrived."""
+        return not self.side._packets.empty
 
     def setup(self) -> None:
         """Begin without an event."""
@@ -252,14 +337,49 @@ class MilterPeer(Peer):
             self.judged(bytes(self.body))
         if VIRUS in self.body:
             return ReplyCode(550, "5.7.1", (b"virus",)).encode()
-        edit = b""
-        if self.agreement.actions and self.pick((True, False)):
-            edit = AddHeader(b"X-Mark", b"1").encode()
-        return edit + Verdict(v.CONTINUE).encode()
+        edits, data = Edits(), b""
+        if self.agreement.actions:
+            edits = Edits(*(self.pick((True, False)) for _ in Edits._fields))
+            data = self._edit(edits)
+        if self.body:
+            self.verdict = bytes(self.body).partition(b"\r\n")[0], edits
+        return data + Verdict(v.CONTINUE).encode()
+
+    def _reply(self, reply: bytes) -> None:
+        self.kinds = RARE if self.verdict is None else CUT
+        super()._reply(reply)
+        verdict, self.verdict = self.verdict, None
+        if verdict is not None and reply in b"".join(self.pieces):
+            self.accepted(*verdict)
+
+    def _edit(self, edits: Edits) -> bytes:
+        space = b" " if self.agreement.leading_space else b""
+        made: list[AddHeader | InsertHeader | ChangeHeader | NewBody] = [
+            AddHeader(b"X-Mark", space + b"1"),
+            InsertHeader(0, b"X-Mark-Top", space + b"1"),
+        ]
+        if edits.subject:
+            made.append(ChangeHeader(1, b"Subject", space + SUBJECT))
+        if edits.to:
+            made.append(ChangeHeader(1, b"To", b""))
+        if edits.body:
+            body = bytes(self.body) + LINE + b"\r\n"
+            at = self.pick(range(100))
+            made += [NewBody(body[:at]), NewBody(body[at:])]
+        return b"".join(each.encode() for each in made)
 
 
 class PolicyPeer(Peer):
     """A policy server."""
+
+    def unasked(self) -> bytes:
+        """Return a reply that accepts."""
+        return action("OK")
+
+    @property
+    def asked(self) -> bool:
+        """Whether a part of a request has arrived."""
+        return bool(self.data)
 
     def setup(self) -> None:
         """Begin without a request."""
@@ -282,6 +402,15 @@ class ClamdPeer(Peer):
     """A clamd."""
 
     once = True
+
+    def unasked(self) -> bytes:
+        """Return a reply that accepts."""
+        return CLEAN
+
+    @property
+    def asked(self) -> bool:
+        """Whether a part of a command has arrived."""
+        return bool(self.data) or self.streams
 
     def setup(self) -> None:
         """Begin without a command."""
@@ -330,6 +459,15 @@ class SpamdPeer(Peer):
 
     once = True
 
+    def unasked(self) -> bytes:
+        """Return a reply that accepts."""
+        return spamd.reply(b"A: b\n\n", spamd.HAM)
+
+    @property
+    def asked(self) -> bool:
+        """Whether a part of a request has arrived."""
+        return bool(self.data)
+
     def setup(self) -> None:
         """Begin without a request."""
         self.data = bytearray()
@@ -365,9 +503,22 @@ class SpamdPeer(Peer):
 class RspamdPeer(Peer):
     """An Rspamd."""
 
+    def unasked(self) -> bytes:
+        """Return a reply that accepts."""
+        return self._verdict(b"")
+
+    @property
+    def asked(self) -> bool:
+        """Whether a part of a request has arrived, or none yet.
+
+        A reply before the first request isn't looked for.
+        """
+        return bool(self.data) or not self.served
+
     def setup(self) -> None:
         """Begin without a request."""
         self.data = b""
+        self.served = False
 
     def replies(self, data: bytes) -> Iterator[bytes]:
         """Answer each request."""
@@ -385,7 +536,7 @@ class RspamdPeer(Peer):
                     self._early(self._verdict(b""))
                     return
                 body, rest = rest[:size], rest[size:]
-            self.data = rest
+            self.data, self.served = rest, True
             if head.startswith(b"GET"):
                 yield b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\npong"
                 continue
