@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from smtpd_filters.cli import learn_spamd, main
 from tests.cli.learning import MAIL, run
-from tests.effort import brief
 from tests.filters.spamd.stub import Answer, SpamdStub
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from tests.cli.learning import Capture
 
 SET = b"SPAMD/1.1 0 EX_OK\r\nDidSet: local\r\n\r\n\r\n"
-SOON = f"{brief(0.5):g}"
+SOON = "0.2"
 NOTHING = b"SPAMD/1.1 0 EX_OK\r\n\r\n\r\n"
 NOT_ENABLED = (
     b"SPAMD/1.0 69 Service Unavailable: TELL commands are not enabled, set the --allow-tell "

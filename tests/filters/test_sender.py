@@ -427,21 +427,21 @@ def broken(name: str, fault: str) -> dict[str, dict[str, Any]]:
     ("fault", "name", "timeout", "on_error"),
     some(
         # Where somebody answers too, there has to be time for it.
-        (fault, name, timeout if fault in SILENT else "5s", on_error)
+        (fault, name, timeout if fault in SILENT else 15, on_error)
         for name, timeout, outcomes in (
-            ("good.example", "20ms", ("", "proceed", "junk", "tempfail")),
-            ("mx.public.example", "500ms", ("",)),
+            ("good.example", 0.02, ("", "proceed", "junk", "tempfail")),
+            ("mx.public.example", 1.5, ("",)),
         )
         for fault in (*KINDS, "delay")
         for on_error in outcomes
     ),
 )
 def test_a_broken_dns_is_a_temporary_failure(
-    fault: str, name: str, timeout: str, on_error: str
+    fault: str, name: str, timeout: float, on_error: str
 ) -> None:
     with DNSServer(broken(name, fault)) as faulty:
         policy = [f"--on-error={on_error}"] if on_error else []
-        flags = asking(faulty, f"--timeout={timeout}", *policy)
+        flags = asking(faulty, f"--timeout={brief(timeout)}s", *policy)
         with Conversation(Sender, *flags) as smtpd:
             said = come(smtpd, sender="bob@good.example", **STRANGERS[0])
             if on_error in {"", "tempfail"}:

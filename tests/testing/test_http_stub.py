@@ -9,6 +9,7 @@ import pytest
 from smtpd_filters import PROCEED, Filter, Proceed, Service, Session
 from smtpd_filters.testing import Conversation
 from smtpd_filters.testing.http import Answer, HTTPStub, Request
+from tests.effort import brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +71,7 @@ class Asks(Filter):
 def test_a_service_that_answers_no_ping_is_no_longer_asked(*, pings: bool, asked_for: int) -> None:
     with HTTPStub(Answer.of({}, behaviour="drop")) as stub:
         stub.pings = pings
-        flags = ("--service", stub.url, "--service-timeout", "60ms")
+        flags = ("--service", stub.url, "--service-timeout", f"{brief(0.2)}s")
         with Conversation(Asks, *flags) as smtpd:
             for _ in range(5):
                 client = smtpd.connect()

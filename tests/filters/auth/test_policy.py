@@ -467,7 +467,7 @@ class Late(Auth):
     """The time suffices for answers of the name server, but not for one that is silent."""
 
     name = "auth"
-    share = brief(0.15)
+    share = 0.15
 
 
 def test_results_that_are_not_there_in_time(server: DNSServer) -> None:

@@ -150,9 +150,9 @@ def with_resolver(
         # Nothing is kept, so that what changes is seen at once.
         lifetimes = Lifetimes(floor=0, ceiling=0, negative_ceiling=0, backoff=0)
         nameserver = (server.address, server.port)
-        timeout, deadline = brief(0.7), brief(2)
+        timeout = brief(0.7)
         async with Resolver(
-            [nameserver], timeout=timeout, deadline=deadline, lifetimes=lifetimes
+            [nameserver], timeout=timeout, deadline=3 * timeout, lifetimes=lifetimes
         ) as resolver:
             await work(resolver, server)
 

@@ -476,8 +476,13 @@ def test_a_milter_that_wants_messages_since_its_restart() -> None:
         assert send(there).unchanged  # over its connection
 
 
-FAST = ("--command-timeout", f"{brief(0.2)}")
 OPENED, CLOSED = "no longer waited for", "answers again"
+
+
+def hasty(event: bytes = v.MAIL) -> tuple[str, str]:
+    """Return the flag with a short time for this event."""
+    flag = "--connect-timeout" if event == v.NEGOTIATE else "--command-timeout"
+    return flag, f"{brief(0.2)}"
 
 
 def lines_with(log: list[str], words: str) -> int:
@@ -514,8 +519,7 @@ def hang(stub: Stub, event: bytes) -> None:
 @FIRST
 @HANGING
 def test_a_milter_that_hangs_costs_a_few_sessions_their_time(event: bytes, first: str) -> None:
-    soon = ("--connect-timeout", f"{brief(0.2)}") if event == v.NEGOTIATE else FAST
-    flags = (*soon, "--first-phase", first)
+    flags = (*hasty(event), "--first-phase", first)
     with milter() as stub, Conversation(Resting, "--milter", stub.address, *flags) as smtpd:
         hang(stub, event)
         for _ in range(SILENCES):
@@ -558,7 +562,7 @@ def test_failed_exchanges_are_counted(event: bytes, answer: bytes | None, cause:
 def test_a_milter_that_is_not_waited_for_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(COUNTERS, "_watched", [])  # those of earlier tests, until they are freed
     gained = Gained("milter")
-    with milter() as stub, Conversation(Resting, "--milter", stub.address, *FAST) as smtpd:
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *hasty()) as smtpd:
         hang(stub, v.CONNECT)
         label = ENDPOINT.parse(stub.address).label
         assert ("milter", label, False) in COUNTERS.circuits()
@@ -581,8 +585,7 @@ def test_a_milter_that_is_down_is_counted() -> None:
 @FIRST
 @HANGING
 def test_a_milter_that_no_longer_hangs_is_used_again(event: bytes, first: str) -> None:
-    soon = ("--connect-timeout", f"{brief(0.2)}") if event == v.NEGOTIATE else FAST
-    flags = (*soon, "--first-phase", first)
+    flags = (*hasty(event), "--first-phase", first)
     with milter() as stub, Conversation(Restless, "--milter", stub.address, *flags) as smtpd:
         hang(stub, event)
         for _ in range(SILENCES + 2):  # some are trials
@@ -715,7 +718,7 @@ def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
 
     async def run(address: Address, held: threading.Semaphore, slow: set[bytes]) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=0.0)
-        one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        one = Configured(address, connections, command=brief(0.2), content=PATIENCE, discarded=None)
         await go_unanswered(one)
         for _ in range(SILENCES + 1):
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)
@@ -739,7 +742,7 @@ def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
 @pytest.mark.parametrize("event", [v.MAIL, v.RCPT, v.DATA])
 def test_commands_that_take_a_milter_too_long_keep_no_others_from_it(event: bytes) -> None:
     """Any client can send some, with a domain whose name servers are slow."""
-    with milter() as stub, Conversation(Resting, "--milter", stub.address, *FAST) as smtpd:
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *hasty()) as smtpd:
 
         def script(sent: Event, seen: Seen) -> bytes:
             senders = seen.fields(v.MAIL)
@@ -777,7 +780,7 @@ def test_a_milter_that_refuses_a_session_of_this_machine_answers() -> None:
         is_here = seen.fields(v.CONNECT)[0][0] == b"localhost"
         return NO if is_here and sent.command == v.CONNECT else stub.usual(sent)
 
-    with milter() as stub, Conversation(Resting, "--milter", stub.address, *FAST) as smtpd:
+    with milter() as stub, Conversation(Resting, "--milter", stub.address, *hasty()) as smtpd:
         stub.script = script
         for _ in range(SILENCES + 1):
             assert LATER in replies(smtpd, "bob@slow.example")
@@ -794,7 +797,7 @@ def test_a_ping_that_finds_no_milter_leaves_it_to_the_sessions() -> None:
         connections = links.Links(
             address, Offer.of(6), limit=10, seconds=PATIENCE, note=note, rest=0.0
         )
-        one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        one = Configured(address, connections, command=brief(0.2), content=PATIENCE, discarded=None)
         await go_unanswered(one)
         assert notes == [OPENED]
         await asyncio.to_thread(stub.stop)
@@ -813,7 +816,9 @@ def test_a_ping_needs_no_place_among_the_connections() -> None:
     async def run(stub: Stub) -> None:
         address = ENDPOINT.parse(stub.address)
         connections = links.Links(address, Offer.of(6), limit=1, seconds=PATIENCE)
-        first = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        first = Configured(
+            address, connections, command=brief(0.2), content=PATIENCE, discarded=None
+        )
         last = Configured(address, connections, command=PATIENCE, content=PATIENCE, discarded=None)
         each_in_turn = [first] * SILENCES + [last]
         tasks = [
@@ -836,7 +841,7 @@ def test_a_ping_needs_no_place_among_the_connections() -> None:
 def test_a_trial_that_is_cancelled_at_its_ping_ends() -> None:
     async def run(address: Address, held: threading.Semaphore) -> None:
         connections = links.Links(address, Offer.of(6), limit=10, seconds=PATIENCE, rest=3600.0)
-        one = Configured(address, connections, command=0.05, content=PATIENCE, discarded=None)
+        one = Configured(address, connections, command=brief(0.2), content=PATIENCE, discarded=None)
         await go_unanswered(one)
         for _ in range(SILENCES + 1):
             assert await asyncio.to_thread(held.acquire, timeout=PATIENCE)

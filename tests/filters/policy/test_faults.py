@@ -36,8 +36,6 @@ T = TypeVar("T")
 REQUEST = build({"request": "smtpd_access_policy", "protocol_state": "RCPT"})
 #: A request that a program never answers.
 SLOW = build({"request": "smtpd_access_policy", "protocol_state": "RCPT", "recipient": "slow"})
-#: A time-out that passes in a test, and one that doesn't.
-SOON = "200ms"
 FAILED = "451 4.3.5 "
 FLOOD = 64 << 20
 
@@ -103,7 +101,7 @@ def test_a_server_that_fails(
     server: Scripted, script: Script, cause: str, outcome: str, reply: str
 ) -> None:
     server.script = script
-    flags = ("--timeout", SOON) if cause == "timeout" else ()
+    flags = ("--timeout", f"{brief(0.6)}s") if cause == "timeout" else ()
     said, log = ask(server.name, flags=(*flags, "--on-error", outcome))
     assert said.startswith(reply)
     assert bool(said) is bool(reply)
@@ -129,7 +127,7 @@ def test_the_next_server_is_asked(server: Scripted, script: Script) -> None:
 def test_requests_that_take_a_server_long_keep_no_others_from_it(server: Scripted) -> None:
     """Any client can make some, where a server asks the DNS about its domain."""
     server.script = lambda request: b"" if "slow" in request["sender"] else action("550 5.7.1 no")
-    flags = ("--timeout", SOON, "--context", "in", "--on-error", "proceed")
+    flags = ("--timeout", f"{brief(0.6)}s", "--context", "in", "--on-error", "proceed")
     with Conversation(Policy, "--server", server.name, *flags) as smtpd:
 
         def said(sender: str) -> str:

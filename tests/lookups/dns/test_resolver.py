@@ -157,14 +157,14 @@ def test_outcomes(server: DNSServer, name: str, rdtype: RecordType, expected: Ou
         ("cut-bytes.example", "malformed answer", 2),
         # These end when the time is up, and not before.
         ("drop.example", "timeout", 0.05),
-        ("id.example", "answer that does not match", brief(1)),
-        ("question.example", "answer that does not match", brief(1)),
-        ("bytes.example", "malformed answer", brief(1)),
+        ("id.example", "answer that does not match", 1),
+        ("question.example", "answer that does not match", 1),
+        ("bytes.example", "malformed answer", 1),
     ],
 )
 def test_unavailable(server: DNSServer, name: str, cause: str, timeout: float) -> None:
     expected = Unavailable(f"127.0.0.1:{server.port} {cause}")
-    assert ask(server, name, timeout=timeout, attempts=1) == expected
+    assert ask(server, name, timeout=brief(timeout), attempts=1) == expected
 
 
 def test_many_records(server: DNSServer) -> None:

@@ -1184,7 +1184,8 @@ def test_a_time_out_is_not_repeated(stub: RspamdStub) -> None:
 def test_it_is_over_at_the_deadline(stub: RspamdStub) -> None:
     stub.answer = Answer(behaviour="drop")
     with RspamdStub(Answer(behaviour="drop")) as other:
-        said = ask(stub.url, other.url, timeout=brief(1), deadline=1.5 * brief(1))
+        timeout = brief(1)
+        said = ask(stub.url, other.url, timeout=timeout, deadline=1.5 * timeout)
     assert said == Unavailable(f"{stub.url} timeout, {other.url} timeout")
 
 

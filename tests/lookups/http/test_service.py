@@ -19,6 +19,7 @@ from smtpd_filters import (
 from smtpd_filters.lookups.http import Service
 from smtpd_filters.testing import Conversation
 from smtpd_filters.testing.http import BEHAVIOURS, Answer, HTTPStub
+from tests.effort import brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,7 +207,8 @@ def test_a_get_succeeds_or_fails_as_a_post_does(
     import asyncio
 
     async def work(method: str) -> list[str]:
-        service = Service([stub.url], timeout=0.3, deadline=1, connections=2)
+        timeout = brief(0.9)
+        service = Service([stub.url], timeout=timeout, deadline=3 * timeout, connections=2)
         stub.answer = OK
         results = []
         for number in range(4 if kept else 3):
@@ -303,7 +305,7 @@ def test_a_notice_is_taken_whatever_the_reply_has(stub: HTTPStub, answer: Answer
 )
 def test_a_notice_that_is_not_taken(stub: HTTPStub, answer: Answer, cause: str) -> None:
     with HTTPStub(answer) as broken:
-        flags = ("--hook", broken.url, "--hook-timeout", "300ms")
+        flags = ("--hook", broken.url, "--hook-timeout", f"{brief(0.9)}s")
         with Conversation(Tells, *flags) as smtpd:
             assert greet(smtpd).startswith("451 4.3.0 ")
             assert cause in smtpd.log[0]
@@ -368,7 +370,7 @@ def test_filters_of_a_chain_share_the_answers(stub: HTTPStub) -> None:
 )
 def test_a_failure_is_left_to_on_error(stub: HTTPStub, answer: Answer, cause: str) -> None:
     stub.answer = answer
-    flags = ("--service", stub.url, "--service-timeout", "200ms")
+    flags = ("--service", stub.url, "--service-timeout", f"{brief(0.6)}s")
     with Conversation(Reads, *flags) as smtpd:
         assert greet(smtpd).startswith("451 4.3.0 ")
         assert cause in smtpd.log[0]

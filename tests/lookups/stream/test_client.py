@@ -295,7 +295,7 @@ def test_a_server_that_works_for_a_ping_has_time_for_it(ping_time: float, *, ope
 
     async def ask() -> tuple[bool, Any]:
         async with served(*[hang] * SILENCES, slowly, slowly, slowly) as peer:
-            one = client(peer.address, timeout=0.2, ping=ping, ping_time=ping_time)
+            one = client(peer.address, timeout=brief(0.6), ping=ping, ping_time=ping_time)
             for _ in range(SILENCES):
                 assert isinstance(await one.ask(line), Unavailable)
             one.timeout = 60.0
