@@ -248,14 +248,16 @@ def ask_services(chain: Chain, log: Log, confines: Callable[[], None] | None) ->
 def confine(chain: Chain, log: Log, process: ProcessSettings) -> None:
     """Give up what the filters of a chain have not declared to need from now on.
 
-    Raises ConfigError for a bug in a filter's declaration, and with `--sandbox strict` for what
-    this system can't take away; otherwise the log has it.
+    Raises ConfigError for a bug in a filter's declaration or what it can't start, and with
+    `--sandbox strict` for what this system can't take away; otherwise the log has it.
     """
     from .sandbox import Needs, confinement  # not with --sandbox off
 
     needs = Needs()
     try:
         chain.declare(needs)
+    except ConfigError:  # of a program that can't be started, say
+        raise
     except Exception as error:  # it is a filter's own code
         raise bug(error) from error
     missing = "; ".join(confinement.confine(needs))

@@ -499,6 +499,12 @@ def test_a_mistake_in_a_declaration_ends_the_start(sandbox: str) -> None:
         assert process.logged.count("\n") == 1
 
 
+def test_what_a_declaration_cannot_start_is_no_mistake_in_it() -> None:
+    with start("Unstarted", sandbox="on") as process:
+        process.finish(2)
+        assert process.logged == "filter-unstarted: /bin/x: can't be started\n"
+
+
 @pytest.mark.parametrize("sandbox", ["off", "on"])
 def test_nothing_is_loaded_for_nothing(sandbox: str) -> None:
     done = subprocess.run(

@@ -24,6 +24,7 @@ from smtpd_filters import (
     option,
     run,
 )
+from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import ENDPOINT, PATH, table
 from smtpd_filters.tables import StringTable
 
@@ -203,6 +204,16 @@ class Mistaken(Filter):
 
     def needs(self, needs: Needs) -> None:
         raise ValueError("a mistake")
+
+    def helo(self, session: Session, identity: str) -> Proceed:
+        return PROCEED
+
+
+class Unstarted(Filter):
+    """Has a program that can't be started."""
+
+    def needs(self, needs: Needs) -> None:
+        raise ConfigError("/bin/x: can't be started")
 
     def helo(self, session: Session, identity: str) -> Proceed:
         return PROCEED

@@ -71,7 +71,7 @@ class Children:
             # A datagram is written as a whole or not at all, and its end is seen.
             self._control, self._process = start_helper(words, socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise ConfigError(f"{program}: {os_reason(error)}") from None
+            raise ConfigError(f"{program}: can't be started: {os_reason(error)}") from None
 
     async def connect(self) -> Connection:
         """Start the program; return a connection to its stdin and stdout.
