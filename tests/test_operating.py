@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -77,14 +76,3 @@ def test_on_another_machine_the_journal_runs_before_the_check() -> None:
     """Without it `check --online` fails, so that the command would not start smtpd."""
     restored = PAGE.partition("tar -xzpf")[2].partition("```")[0]
     assert restored.index("enable --now smtpd-filters-journal") < restored.index("check --online")
-
-
-def test_the_drop_in_for_systemd_keeps_smtpd_running() -> None:
-    """By default systemd stops all of a unit of which the kernel has killed one process."""
-    drop_in = ConfigParser()
-    drop_in.optionxform = str  # type: ignore[assignment, method-assign]  # names of settings as they are
-    drop_in.read_string((ROOT / "docs" / "examples" / "systemd-restart").read_text("utf-8"))
-    assert {name: dict(drop_in[name]) for name in drop_in.sections()} == {
-        "Unit": {"StartLimitIntervalSec": "0"},
-        "Service": {"Restart": "always", "RestartSec": "2", "OOMPolicy": "continue"},
-    }
