@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 REPLY_UNUSED = "--reply has no effect with --action junk"
 #: The values of `--action`.
 ACTIONS = choice("junk", "reject", "disconnect")
-_PHASES = choice("connect", "helo", "mail-from", "rcpt-to")
-_AT = {
+#: The handlers at each value of `--phase`.
+HANDLERS_AT = {
     "connect": {"connect"},
     "helo": {"helo", "ehlo"},
     "mail-from": {"mail_from"},
     "rcpt-to": {"rcpt_to"},
 }
+_PHASE = choice(*HANDLERS_AT)
 
 
 def action_option(whom: str) -> str:
@@ -54,7 +55,7 @@ def action_option(whom: str) -> str:
 def phase_option() -> str:
     """Declare `--phase`."""
     return option(
-        _PHASES,
+        _PHASE,
         default="connect",
         help="The phase at which to do it. Authenticated clients are exempt from mail-from on; at "
         "earlier phases no client has authenticated yet.",
@@ -108,7 +109,7 @@ class ClientFilter(Filter):
         if settings.reply is not None and settings.action == "junk":
             self.log.event(REPLY_UNUSED)
         return Registration(
-            _AT[settings.phase],
+            HANDLERS_AT[settings.phase],
             reports={"link-auth"} if self._exempt.users else (),
             junk=settings.action == "junk",
             waits=False,

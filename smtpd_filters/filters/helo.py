@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import canonical
+from smtpd_filters.checks.client_filter import HANDLERS_AT
 from smtpd_filters.checks.exemptions import (
     UNKNOWN,
     UNKNOWN_STATUS,
@@ -81,11 +82,6 @@ REPLIES = {
 #: The checks that use the DNS.
 ASKING = ("unknown", "elsewhere")
 
-_PHASES = {
-    "helo": {"helo", "ehlo"},
-    "mail-from": {"mail_from"},
-    "rcpt-to": {"rcpt_to"},
-}
 # RFC 2606 section 2 and RFC 6761 section 6.3: every machine's own name.
 _LOCALHOST = frozenset({"localhost", "localhost.localdomain"})
 
@@ -205,7 +201,7 @@ class Helo(Filter):
         if late:
             reports.add("link-identify")
         return Registration(
-            _PHASES[settings.phase],
+            HANDLERS_AT[settings.phase],
             reports=reports,
             # At helo the decision follows at once.
             events={"link_identify"} if self._uses_dns and late else (),

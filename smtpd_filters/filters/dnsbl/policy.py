@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 
+from smtpd_filters.checks.client_filter import HANDLERS_AT
 from smtpd_filters.checks.exemptions import (
     UNKNOWN_STATUS,
     Exempt,
@@ -83,13 +84,7 @@ if TYPE_CHECKING:
 
 #: The header field, named as in the earlier filter-dnsbl.
 FIELD = OwnField("X-Spam-DNSBL")
-_HANDLERS = {
-    "connect": {"connect"},
-    "helo": {"helo", "ehlo"},
-    "mail-from": {"mail_from"},
-    "rcpt-to": {"rcpt_to"},
-}
-_PHASES = tuple(_HANDLERS)
+_PHASES = tuple(HANDLERS_AT)
 #: The first phase at which the subject of a kind of list is known.
 _KNOWN_AT = {"client": "connect", "rdns": "connect", "helo": "helo", "sender": "mail-from"}
 # A look-up with one server has two rounds, and the second has twice the timeout.
@@ -286,7 +281,7 @@ class Dnsbl(Filter):
 
     def _registration(self) -> Registration:
         at = _PHASES.index(self._phase)
-        handlers = set(_HANDLERS[self._phase])
+        handlers = set(HANDLERS_AT[self._phase])
         if self._shows:
             handlers.add("headers")
         # Look-ups start ahead of the phase.
