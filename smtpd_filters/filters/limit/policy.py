@@ -60,8 +60,8 @@ if TYPE_CHECKING:
 BLOCKED = "450 4.7.1 Sending is suspended, please contact the postmaster"
 #: The part of `--deadline` that a delay may take.
 OF_DEADLINE = 0.8
-#: Seconds for which this process remembers a breach.
-FORGOTTEN = 60.0
+#: Seconds for which this process doesn't note a breach again.
+NOTED_FOR = 60.0
 
 
 def _none(_values: Values) -> Iterable[str]:
@@ -408,7 +408,7 @@ class Limit(Filter):
         blocks = self._blocks(claim.rule)
         now = self.now()
         known = claim.subject, claim.rule.text
-        if not blocks and now - self._noted.get(known, -FORGOTTEN) < FORGOTTEN:
+        if not blocks and now - self._noted.get(known, -NOTED_FOR) < NOTED_FOR:
             return
         if len(self._noted) >= self.remembered:
             self._noted.clear()
