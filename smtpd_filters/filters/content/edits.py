@@ -12,6 +12,7 @@ the part that it is in.
 from __future__ import annotations
 
 import re
+import sys
 from typing import NamedTuple
 
 from smtpd_filters.mime.names import normalized
@@ -19,7 +20,7 @@ from smtpd_filters.runtime.pace import pace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from smtpd_filters.message import Headers, Message
     from smtpd_filters.mime.content import Part
@@ -103,37 +104,47 @@ def _outermost(regions: list[_Region]) -> list[_Region]:
     return found
 
 
+class _Span(NamedTuple):
+    """The body up to an offset: copied, dropped, or the header block of an edited part."""
+
+    end: int
+    copied: bool = True
+    header_of: Edit | None = None
+
+
+def _spans(regions: list[_Region]) -> Iterator[_Span]:
+    """Yield the spans of a body, in their order."""
+    for each in regions:
+        yield _Span(each.start)
+        yield _Span(each.body, copied=False, header_of=each.edit)
+        yield _Span(each.end, copied=bool(each.edit.name))
+    yield _Span(sys.maxsize)
+
+
 async def _splice(message: Message, regions: list[_Region]) -> None:
     """Copy the body with the edits of regions."""
     new = message.new_body()
     try:
         at = 0
-        waiting = iter(regions)
-        region = next(waiting, None)
         head = b""
+        spans = _spans(regions)
+        span = next(spans)
         for block in message.body(BLOCK):
             await pace().admit(_PRICE)
             place = 0
-            while region is not None and place < len(block):
-                if at + place < region.start:
-                    upto = min(region.start - at, len(block))
+            while place < len(block):
+                upto = min(span.end - at, len(block))
+                if span.copied:
                     new.write(block[place:upto])
-                elif at + place < region.body:
-                    upto = min(region.body - at, len(block))
+                elif span.header_of is not None:
                     head += block[place:upto]
-                    if at + upto == region.body:
-                        new.write(_header(head, region.edit))
-                        new.write(_content(region.edit))
+                place = upto
+                if at + place == span.end:
+                    if span.header_of is not None and head:
+                        new.write(_header(head, span.header_of))
+                        new.write(_content(span.header_of))
                         head = b""
-                else:
-                    upto = min(region.end - at, len(block))
-                    if region.edit.name:
-                        new.write(block[place:upto])
-                place = max(place, upto)
-                if at + place >= region.end:
-                    region = next(waiting, None)
-            if place < len(block):
-                new.write(block[place:])
+                    span = next(spans)
             at += len(block)
     except BaseException:
         new.discard()
