@@ -29,8 +29,9 @@ from .combining import (
     otherwise,
 )
 from .errors import ConfigError, UnavailableError
-from .filter import CONTENT, Filter, check_bounds, legal_outcomes
+from .filter import Filter, legal_outcomes
 from .guard import REFUSALS, Guard
+from .handlers import CONTENT, check_bounds
 from .protocol.decisions import PROCEED, Decision, Rewrite
 from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
 from .runtime.coroutines import CANCELLED, Early, Turn, begin

@@ -1,8 +1,7 @@
 """The base class of filters: a subclass has a handler for each phase at which it decides.
 
-The return annotation of a handler is checked against its phase (`protocol.vocabulary`), so that
-`junk` at `commit` is found at import. `Decision`, an alias, or the annotation of a decorator stands
-for every decision that the phase allows.
+The return annotation of a handler is checked against its phase (`handlers`), so that `junk` at
+`commit` is found at import.
 
 Invariants
 ----------
@@ -21,20 +20,10 @@ from __future__ import annotations
 from time import monotonic
 
 from . import session as reported
-from .protocol.decisions import (
-    MAX_POINTS,
-    Disconnect,
-    Junk,
-    Marked,
-    Points,
-    Proceed,
-    Reject,
-    Rewrite,
-)
+from .handlers import CONTENT, check_handler, check_points, is_coroutine
 from .protocol.vocabulary import HANDLERS
 from .runtime.log import FilterLog, Log
 from .settings import MAX_DEADLINE, Pool, Settings, Shared
-from .settings.declare import annotations_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,37 +44,12 @@ if TYPE_CHECKING:
     #: The result of a handler: a decision, or a coroutine that returns one.
     Result: TypeAlias = Decision | Awaitable[Decision]
 
-_KINDS: dict[str, tuple[type[Decision], ...]] = {
-    **{
-        kind.__name__: (kind,)
-        for kind in (Proceed, Junk, Marked, Points, Reject, Disconnect, Rewrite)
-    },
-    "Answer": (Proceed, Junk, Reject, Disconnect),
-    "ParameterAnswer": (Proceed, Junk, Reject, Disconnect, Rewrite),
-    "ContentAnswer": (Proceed, Junk, Marked, Reject, Disconnect),
-    "FinalAnswer": (Proceed, Reject, Disconnect),
-}
-#: Annotations that are certainly a mistake; any other unknown one is left to the run-time check.
-_NO_DECISION = frozenset({"", "None", "NoneType", "bool", "str", "bytes", "int", "float", "object"})
-#: Handlers of messages, with their parameter. A refusal is sent at `commit`; for `JUNK` the
-#: framework marks the header, for `MARKED` the handler has done so.
-CONTENT = {"headers": "headers", "message": "message"}
-_CONTENT_LEGAL = frozenset(_KINDS["ContentAnswer"])
-#: Handlers whose points count. Later, nothing can be marked any more.
-SCORED = frozenset(
-    {"connect", "helo", "ehlo", "starttls", "auth", "mail_from", "rcpt_to", "data", *CONTENT}
-)
 #: Events of the session and of the process; a filter that does not define the method is not called.
 _EVENTS = frozenset(
     {"refresh", "link_connect", "link_identify", "link_auth", "link_disconnect", "close"}
 )
 #: Public methods other than handlers.
 _EVENTS_AND_SETUP = _EVENTS | {"setup", "needs", "remove_forged"}
-#: Annotations of a handler that returns a coroutine but isn't `async def`.
-_AWAITABLES = frozenset({"Awaitable", "Coroutine"})
-_CO_VARARGS, _CO_COROUTINE = 0x04, 0x80
-#: The type of `Proceed | Junk` as an annotation.
-_UNION = type(Proceed | Junk)
 
 #: The reports that smtpd may have sent before a phase or an event, beyond `link-connect`.
 _REPORTED_BY: dict[str, tuple[str, ...]] = {
@@ -245,9 +209,9 @@ class Filter:
         cls.handlers = {
             name: getattr(cls, name) for name in (*HANDLERS, *CONTENT) if hasattr(cls, name)
         }
-        _check_points(cls, where)
+        check_points(cls.points, cls.handlers, where)
         cls.returns = {
-            name: _check_handler(name, handler, where, points=cls.points is not None)
+            name: check_handler(name, handler, where, points=cls.points is not None)
             for name, handler in cls.handlers.items()
         }
         if not 0 < cls.deadline <= MAX_DEADLINE:
@@ -454,34 +418,6 @@ def legal_outcomes(handlers: Iterable[str]) -> tuple[OnError, ...]:
     return tuple(o for o in outcomes if all(o in fallbacks for fallbacks in every))
 
 
-def legal_decisions(handler: str) -> frozenset[type[Decision]]:
-    """Return the kinds of decision that the phase of a handler allows."""
-    phase = HANDLERS.get(handler)
-    legal = _CONTENT_LEGAL if phase is None else phase.legal
-    return legal | {Points} if handler in SCORED else legal
-
-
-def is_coroutine(function: object) -> bool:
-    """Return whether a function, or one that it wraps, is `async def`."""
-    return any(  # without `inspect`: start-up time
-        code is not None and code.co_flags & _CO_COROUTINE
-        for code in (getattr(each, "__code__", None) for each in _layers(function))
-    )
-
-
-def unwrapped(function: object) -> Any:
-    """Return the function below decorators that use `functools.wraps`."""
-    *_, innermost = _layers(function)
-    return innermost
-
-
-def _layers(function: object) -> Iterator[object]:
-    """Yield a function, the function that it wraps, and so on."""
-    yield function
-    while (function := getattr(function, "__wrapped__", None)) is not None:
-        yield function
-
-
 def _with_shared_options(cls: type[Filter], where: str) -> type[Settings]:
     """Return the options of a class, including those of its `Shared` attributes.
 
@@ -526,30 +462,6 @@ def _check_public(cls: type[Filter], where: str) -> None:
             )
 
 
-def _check_points(cls: type[Filter], where: str) -> None:
-    """Raise TypeError for points that are not two numbers, and for `Points` without them."""
-    if cls.points is not None:
-        check_bounds(cls.points, where)
-        return
-    for name, handler in cls.handlers.items():
-        if "Points" in _annotated_names(annotations_of(unwrapped(handler)).get("return", "")):
-            raise TypeError(
-                f"{where}: {name} returns Points; declare the least and the most of them, such as "
-                "points = (0, 5)"
-            )
-
-
-def check_bounds(points: Any, where: str) -> None:
-    """Raise TypeError for bounds of points that are not two numbers, the lower one first."""
-    try:
-        low, high = points
-        valid = -MAX_POINTS <= low <= high <= MAX_POINTS
-    except (TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise TypeError(f"{where}: points = {points!r} is not (least, most)")
-
-
 def _check_events(cls: type[Filter], where: str) -> None:
     """Raise TypeError for an event method that is wrongly `async def`, or wrongly isn't."""
     for name in _EVENTS_AND_SETUP & cls.__dict__.keys():
@@ -558,56 +470,3 @@ def _check_events(cls: type[Filter], where: str) -> None:
             raise TypeError(
                 f"{where}: {name} must be {'async def' if wanted else 'a plain method'}"
             )
-
-
-def _check_handler(
-    name: str, handler: Callable[..., object], where: str, *, points: bool
-) -> frozenset[type[Decision]]:
-    """Return the kinds of decision in a handler's annotation.
-
-    Raises TypeError for the wrong parameters and for a kind that its phase does not allow.
-    """
-    phase = HANDLERS.get(name)
-    argument = CONTENT[name] if phase is None else phase.argument
-    legal = legal_decisions(name) if points else legal_decisions(name) - {Points}
-    plain = unwrapped(handler)
-    code = getattr(plain, "__code__", None)
-    takes = ("self", "session", argument) if argument else ("self", "session")
-    if code is None or (
-        not code.co_flags & _CO_VARARGS
-        and (code.co_argcount != len(takes) or code.co_kwonlyargcount)
-    ):
-        raise TypeError(f"{where}: {name} takes ({', '.join(takes)})")
-    annotations = annotations_of(plain)
-    if "return" not in annotations:
-        if code.co_flags & _CO_VARARGS:
-            return legal  # a decorator's
-        raise TypeError(f'{where}: {name} has no return annotation; write "-> Decision"')
-    words = [
-        word.partition("[")[0].rpartition(".")[2]
-        for word in _annotated_names(annotations["return"])
-    ]
-    if not _AWAITABLES.isdisjoint(words):
-        raise TypeError(f'{where}: {name} may wait; write "async def {name}" and "-> Decision"')
-    if not _NO_DECISION.isdisjoint(words):
-        shown = " | ".join(words)
-        raise TypeError(f'{where}: {name} is annotated "-> {shown}", but must return a Decision')
-    kinds = [_KINDS.get(word) for word in words]
-    if None in kinds:
-        return legal
-    returns = frozenset(kind for known in kinds if known for kind in known)
-    if not returns <= legal:
-        wrong = ", ".join(sorted(kind.__name__ for kind in returns - legal))
-        allowed = ", ".join(sorted(kind.__name__ for kind in legal))
-        raise TypeError(f"{where}: {name} may not return {wrong}, only {allowed}")
-    return returns
-
-
-def _annotated_names(annotation: object) -> list[str]:
-    """Return the names in a return annotation, given as text or as types."""
-    if isinstance(annotation, str):
-        return [word.strip() for word in annotation.split("|")]
-    if isinstance(annotation, _UNION):
-        union: Any = annotation
-        return [name for part in union.__args__ for name in _annotated_names(part)]
-    return [getattr(annotation, "__name__", str(annotation))]

@@ -20,7 +20,7 @@ from time import monotonic
 from types import CoroutineType
 
 from .errors import UnavailableError
-from .filter import is_coroutine, legal_decisions, unwrapped
+from .handlers import is_coroutine, legal_decisions, unwrapped
 from .protocol.decisions import (
     PROCEED,
     Decision,

@@ -32,7 +32,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.filter import CONTENT, Filter
+from smtpd_filters.filter import Filter
+from smtpd_filters.handlers import CONTENT
 from smtpd_filters.main import run
 from smtpd_filters.message import Headers, Message
 from smtpd_filters.protocol.decisions import JUNK, PROCEED, Disconnect, Proceed, Reject, Rewrite

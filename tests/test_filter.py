@@ -25,7 +25,7 @@ from smtpd_filters import (
     Session,
     Settings,
 )
-from smtpd_filters import filter as authoring
+from smtpd_filters.handlers import CONTENT
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 from smtpd_filters.session import FIELDS, NAMED_ONLY
 
@@ -55,11 +55,11 @@ def handler(argument: str | None = None, returns: object = "Proceed") -> Callabl
 
 
 def fitting(name: str, returns: object = "Proceed") -> Callable[..., object]:
-    argument = "content" if name in authoring.CONTENT else HANDLERS[name].argument
+    argument = "content" if name in CONTENT else HANDLERS[name].argument
     return handler(argument or None, returns)
 
 
-EVERY = (*HANDLERS, *authoring.CONTENT)
+EVERY = (*HANDLERS, *CONTENT)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -127,7 +127,7 @@ def test_handlers_are_inherited() -> None:
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "connect"])
 def test_the_wrong_parameters(name: str) -> None:
-    takes = authoring.CONTENT[name] if name in authoring.CONTENT else HANDLERS[name].argument
+    takes = CONTENT[name] if name in CONTENT else HANDLERS[name].argument
     with pytest.raises(TypeError) as error:
         define(**{name: handler(None if takes else "surplus")})
     expected = f"(self, session, {takes})" if takes else "(self, session)"
@@ -163,7 +163,7 @@ def test_only_what_its_phase_allows(phase: Any, kind: type[Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("name", authoring.CONTENT)
+@pytest.mark.parametrize("name", CONTENT)
 def test_a_message_is_not_rewritten_by_decision(name: str) -> None:
     assert define(**{name: fitting(name, "Answer")}).returns[name] == {
         Proceed,

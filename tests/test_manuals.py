@@ -16,7 +16,8 @@ import pytest
 
 import smtpd_filters
 from smtpd_filters import settings
-from smtpd_filters.filter import _EVENTS, CONTENT, Registration
+from smtpd_filters.filter import _EVENTS, Registration
+from smtpd_filters.handlers import CONTENT
 from smtpd_filters.mime.signatures import GROUPS, KINDS
 from smtpd_filters.protocol.vocabulary import HANDLERS
 from smtpd_filters.session import Session, Transaction

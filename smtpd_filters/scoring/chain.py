@@ -29,8 +29,8 @@ from smtpd_filters.combining import (
     scrub,
 )
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.filter import CONTENT, SCORED
 from smtpd_filters.guard import FAILED, REFUSALS
+from smtpd_filters.handlers import CONTENT, SCORED
 from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import (
     JUNK,

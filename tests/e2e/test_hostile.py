@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.filter import CONTENT
+from smtpd_filters.handlers import CONTENT
 from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.testing.server import CODE, password, script_command
 from tests.e2e.sending import (

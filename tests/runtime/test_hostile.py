@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from smtpd_filters.filter import CONTENT
+from smtpd_filters.handlers import CONTENT
 from smtpd_filters.protocol.credentials import SPOILT
 from smtpd_filters.protocol.vocabulary import PHASES
 from tests import hostile_filter as hostile
