@@ -55,15 +55,17 @@ def quote(value: str) -> str:
         return value
     safe = value.replace("\\", "\\\\").replace('"', '\\"')
     if not (safe.isascii() and safe.isprintable()):
-        safe = "".join(c if " " <= c <= "~" else _escape(c) for c in safe)
+        safe = "".join(c if " " <= c <= "~" else escaped(c) for c in safe)
     return f'"{safe}"'
 
 
-def _escape(char: str) -> str:
-    """Return the escape of a character; a byte of invalid UTF-8 is escaped as that byte."""
+def escaped(char: str) -> str:
+    r"""Escape a character; from `\x80` to `\xff` are bytes that aren't UTF-8."""
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
+    if 0x80 <= code <= 0xFF:
+        return f"\\u{code:04x}"
     return char.encode("unicode_escape").decode("ascii")
 
 
@@ -145,7 +147,7 @@ class Log:
     def line(self, text: str) -> None:
         """Write one line."""
         if not (text.isascii() and text.isprintable()):
-            text = "".join(c if " " <= c <= "~" else _escape(c) for c in text)
+            text = "".join(c if " " <= c <= "~" else escaped(c) for c in text)
         data = text[:MAX_LINE].encode() + b"\n"
         try:
             if self._poll.poll(0):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from math import isfinite
 
 from smtpd_filters.protocol.decisions import check_reply
+from smtpd_filters.runtime.log import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -74,16 +75,6 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else escaped(c) for c in text)
-
-
-def escaped(char: str) -> str:
-    r"""Escape a character; a byte that isn't UTF-8 is `\xNN`, as in the log."""
-    code = ord(char)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    if 0x80 <= code <= 0xFF:
-        return f"\\u{code:04x}"
-    return char.encode("unicode_escape").decode()
 
 
 class Kind(Generic[T]):

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from smtpd_filters.journal.telling import OUTCOMES, exempts
 from smtpd_filters.runtime.counters import BUCKETS
-from smtpd_filters.settings.kinds import escaped
+from smtpd_filters.runtime.log import escaped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

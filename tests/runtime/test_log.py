@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         ('say "x"', '"say \\"x\\""'),
         ("back\\slash", '"back\\\\slash"'),
         ("a\nb\r\0", '"a\\nb\\r\\x00"'),
-        ("ä€😀", '"\\xe4\\u20ac\\U0001f600"'),
+        ("ä€😀", '"\\u00e4\\u20ac\\U0001f600"'),
         ("\udcff", '"\\xff"'),
     ],
 )
