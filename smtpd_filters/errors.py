@@ -41,7 +41,7 @@ class BugError(ConfigError):
     status = 70
 
 
-#: The errors of files that have to be mended, other than those of a busy system or a server.
+#: The errors of files that an operator has to mend; others may pass by themselves.
 _LASTING = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP}
 )
@@ -142,7 +142,7 @@ def _is_out_of_reach(path: str) -> bool:
 
 
 def out_of_reach(path: str, access: int = os.R_OK) -> str:
-    """Return, of a file or directory that can't be opened, that the sandbox is the reason, or "".
+    """Return that the sandbox is why a file or directory can't be opened; "" if it is not.
 
     The kernel's rules of the sandbox are for directories, not for their names. It keeps a file
     from being opened, but not from being examined. `access` is what was tried.

@@ -58,16 +58,15 @@ if TYPE_CHECKING:
     from .session import Session
 
 REFUSALS = frozenset({"reject", "disconnect"})
-#: In place of a decision that is only logged; it is not `PROCEED`, whose verdict is another.
+#: The result on a dry run. Not `PROCEED`, for which the journal counts a verdict to proceed.
 _SUPPRESSED = Proceed()
-#: In place of `PROCEED` if the message was edited, which isn't a verdict to proceed.
+#: Replaces `PROCEED` if the message was edited: the verdict is an edit then.
 _EDITED = Proceed()
-#: The reason of a decision that stands in for a handler's own: it distinguishes the two.
+#: The reason of a decision of `--on-error`, which distinguishes it from a handler's own.
 FAILED = "handler failed"
-#: The same if the edits of a message that the handler had made stay (`UnavailableError`).
+#: The same if the handler's edits of the message stay (`UnavailableError.keeps_edits`).
 KEEPING = "handler failed, its edits stay"
-#: Seconds of a plain handler, or of a first step, after which the log says that it held up the
-#: rest.
+#: Seconds after which a plain handler, or a first step, is logged as having held up all sessions.
 SLOW = 1.0
 #: The phase whose parameter is a credential.
 CONFIDENTIAL = "auth"
@@ -146,9 +145,9 @@ class Guard:
         self.early = self.coroutine and filter.early and phase is not None
         #: Whether it may be called before its turn to read a message (`Filter.scans`).
         self.beside = self.coroutine and filter.scans and handler == "message"
-        #: The decision when the handler fails. Of a message it is as at `data`: the refusal is sent
-        #: at `commit`, and a mark is a field of the header by then. A copy, with a reason of its
-        #: own.
+        #: The decision when the handler fails, a copy with the reason `FAILED`. For a message it is
+        #: that of `data`: a refusal is sent at `commit`, and a mark is a field of the header by
+        #: then.
         self.fallback = (phase or PHASES["data"]).fallbacks[on_error].because(FAILED)
         #: Whether it may mark.
         self.may_mark = Junk in self.legal or type(self.fallback) is Junk
@@ -163,10 +162,10 @@ class Guard:
         self.dry = filter.dry_run
         self.log = filter.log
         self.watchdog = watchdog
-        #: What keeps the verdicts for the journal; None without one.
+        #: The collector of verdicts for the journal; None without one.
         self.journal: Collector | None = None
         self.settings: object = filter.settings
-        #: When `ask` was called, for the chain to tell the journal of those that proceed.
+        #: With a journal: the chain's list of the times at which `ask` was called.
         self.starts: list[float] | None = None
 
     def ask(self, session: Session, argument: object = None) -> Decision | Pending:

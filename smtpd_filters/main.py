@@ -207,7 +207,7 @@ def serve_chain(
 
 
 def open_journal(path: str, prog: str, log: Log) -> Collector:
-    """Return what keeps the verdicts of a process for the journal. Raises ConfigError."""
+    """Return the collector of a process's verdicts for the journal. Raises ConfigError."""
     try:
         from .journal.collector import Collector  # only with a journal
         from .journal.sender import Sender

@@ -58,8 +58,8 @@ def parameter(command: str | None, name: str) -> str | None:
 def submitter(session: Session) -> str | None:
     """Return who submitted the message of the last MAIL command, as the client says, or None.
 
-    RFC 4954 section 5: the AUTH parameter, in xtext; `<>` is nobody, and so it is without
-    authentication. Needs the reports `link-auth` and `protocol-client`.
+    RFC 4954 section 5: the AUTH parameter, in xtext. None for `<>`, and for a client that has not
+    authenticated. Needs the reports `link-auth` and `protocol-client`.
     """
     value = parameter(session.mail_command, "AUTH") if session.username else None
     return None if value == "<>" else value or None

@@ -48,7 +48,7 @@ class Name:
     def __init__(self, name: str, *, prefix: bool = False) -> None:
         letters = name.encode("ascii")
         rest = rb"[!-9;-~]*+" if prefix else b""
-        #: The name as it has to be, and in any reading; both after a line feed.
+        #: A field with the name, after a line feed: as it should be written, and in any reading.
         self._plain = re.compile(rb"\n%b%b[ \t]*+:" % (re.escape(letters), rest), re.IGNORECASE)
         read = _spaced(letters) + (rb"(?:[^\n:]|\n[ \t])*+" if prefix else b"")
         self._read = re.compile(rb"\n(?![ \t])%b%b:" % (_DROPPED, read), re.IGNORECASE)
@@ -168,7 +168,7 @@ def _spaced(name: bytes) -> bytes:
 
 
 class _Kept:
-    """What is left of a text; whether its first field is; and how many fields were removed."""
+    """What is left of a text, whether with its first field, and how many fields were removed."""
 
     __slots__ = ("count", "first", "text")
 

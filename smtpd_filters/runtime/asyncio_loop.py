@@ -161,7 +161,7 @@ class _Loop:
         self.ending = False
         self.reading = self.writing = self.beating = False
         self.beat = 0.0
-        #: When the journal gets more, and is to get what it holds soon.
+        #: The timer of the next `engine.beat`, and whether it is for stories that the engine holds.
         self.telling: asyncio.TimerHandle | None = None
         self.telling_soon = False
         self.refreshing: set[asyncio.Task[None]] = set()

@@ -600,5 +600,5 @@ class ScoringChain(Chain):
 
 
 def _itself(decision: Decision) -> Decision:
-    """Keep a decision, and points as such."""
+    """Return a decision as it is: the chain counts points, which `Guard` would suppress."""
     return decision

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Bytes of a file, unless its reader has a limit of its own.
 LARGEST = 1 << 20
-#: Errors of a disk that passes without a change of settings: full, read-only, or faulty.
+#: Errors of a disk that may pass without a change of settings: full, read-only, or faulty.
 DISK_FAULTS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO})
 
 
