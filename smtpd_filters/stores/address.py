@@ -6,6 +6,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote
 
+from smtpd_filters.settings import ENDPOINT
+
 if TYPE_CHECKING:
     from smtpd_filters.sandbox import Needs
 
@@ -46,7 +48,7 @@ class Address(NamedTuple):
         user = f"{quote(self.username, safe='')}@" if self.username else ""
         if self.scheme == "unix":
             return f"unix://{user}{quote(self.path)}" + (f"?db={self.db}" if self.db else "")
-        hosts = ",".join(map(_shown, self.hosts))
+        hosts = ",".join(map(ENDPOINT.show, self.hosts))
         kind = "" if self.scheme == "redis" else f"+{self.scheme}"
         path = f"/{self.master}" if self.master else ""
         path += f"/{self.db}" if self.db else ""
@@ -121,7 +123,7 @@ def _url(scheme: str, rest: str) -> Address:
     if query not in {"", parameter}:
         allowed = f"no other parameter than {parameter}" if parameter else "no parameters"
         raise ValueError(f"has {allowed}")
-    servers = tuple(_host(each, port) for each in hosts.split(","))
+    servers = tuple(map(ENDPOINT(port).parse, hosts.split(",")))
     if kind == "redis" and len(servers) > 1:
         raise ValueError("names several servers: use redis+sentinel or redis+cluster")
     master, number = "", path.strip("/")
@@ -155,22 +157,3 @@ def _db(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 5):
         raise ValueError(f"{text!r} is not the number of a database")
     return int(text)
-
-
-def _host(text: str, default: int) -> tuple[str, int]:
-    """Split a host from its port; an IPv6 address is in brackets."""
-    if text.startswith("["):
-        host, bracket, rest = text[1:].partition("]")
-        colon, port = rest[:1], rest[1:]
-        if not bracket or (rest and colon != ":"):
-            raise ValueError(f"{text!r} is not a host")
-    else:
-        host, colon, port = text.partition(":")
-    if not host or (colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536)):
-        raise ValueError(f"{text!r} is not a host, or a host and a port")
-    return host, int(port) if port else default
-
-
-def _shown(host: tuple[str, int]) -> str:
-    name, port = host
-    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
