@@ -6,24 +6,26 @@ at start.
 
 from __future__ import annotations
 
-from .declare import Option, Settings, from_mapping, operand, option
-from .flags import (
-    CHECKING,
+from .common import (
     MAX_DEADLINE,
-    ONLINE,
     SUPERVISED,
-    TRAITS,
-    UNDER_SUPERVISOR,
     CommonSettings,
     ConversationSettings,
     PolicySettings,
     ProcessSettings,
     common_options,
+    policy_options,
+)
+from .declare import Option, Settings, from_mapping, operand, option
+from .flags import (
+    CHECKING,
+    ONLINE,
+    TRAITS,
+    UNDER_SUPERVISOR,
     die,
     package,
     parse_command,
     parse_flags,
-    policy_options,
     start_status,
 )
 from .kinds import (
