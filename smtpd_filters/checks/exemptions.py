@@ -15,8 +15,8 @@ from __future__ import annotations
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.protocol.decisions import PROCEED, Exemption
 from smtpd_filters.runtime.log import EXEMPT_FOR
-from smtpd_filters.settings import SWITCH, Kind, choice, option, table
-from smtpd_filters.settings.kinds import not_an_array
+from smtpd_filters.settings import SWITCH, choice, option, table
+from smtpd_filters.settings.kinds import Repeated
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.tables.table import Tables
@@ -154,12 +154,10 @@ class Exempt(Tables):
         return ""
 
 
-class _ExemptKind(Kind[Exempt]):
+class _ExemptKind(Repeated[Exempt]):
     metavar = "|".join((*WORDS, "TABLE"))
     literal = True
-    repeats = True
-    noun = "an array of strings"
-    toml = (list,)
+    value_class = Exempt
 
     def __init__(self, default: tuple[str, ...] = ()) -> None:
         self.default = default
@@ -175,29 +173,19 @@ class _ExemptKind(Kind[Exempt]):
             raise ValueError(f"expected {self.metavar}, not {text[:60]!r}")
         return Exempt((), (NetworkTable.load(text),), self.default)
 
-    def show(self, value: Exempt) -> str:
-        return ", ".join(self.words(value))
-
     def words(self, value: Exempt) -> list[str]:
         words = [word for word in WORDS if word in value.words]
         return words + [each.source for each in value.tables]
 
     def from_toml(self, value: object) -> Exempt:
-        if not isinstance(value, list):
-            raise not_an_array(self.noun, value)
-        if not all(isinstance(each, str) for each in value):
-            raise ValueError(f"expected {self.noun}")
-        exempt = Exempt((), (), self.default)
-        for each in value:
-            if words := _several(each):
+        for each in value if isinstance(value, list) else ():
+            if isinstance(each, str) and (words := _several(each)):
                 each_quoted = ", ".join(f'"{word}"' for word in words)
                 raise ValueError(f"each word is a string of its own: {each_quoted}")
-            exempt += self.parse(each)
-        return exempt
+        return super().from_toml(value)
 
-    def check(self, value: Exempt) -> None:
-        if not isinstance(value, Exempt):
-            raise ValueError("expected an Exempt")  # noqa: TRY004  # as every kind does
+    def empty(self) -> Exempt:
+        return Exempt((), (), self.default)
 
 
 def _several(text: str) -> list[str]:

@@ -151,6 +151,45 @@ class Kind(Generic[T]):
             remote.remote.declare(needs)
 
 
+class Repeated(Kind[T]):
+    """The kind of a flag that may be given several times, whose values are added up.
+
+    Subclasses define `parse`, `words`, and the class of the values: called without arguments it is
+    the value of an empty array.
+    """
+
+    repeats = True
+    noun = "an array of strings"
+    toml: tuple[type, ...] = (list,)
+    value_class: type
+
+    def empty(self) -> Any:
+        """Return the value of an empty array."""
+        return self.value_class()
+
+    def show(self, value: T) -> str:
+        """Format a value for an error message."""
+        return ", ".join(self.words(value))
+
+    def from_toml(self, value: object) -> T:
+        """Convert an array, or a string if the kind takes one."""
+        if isinstance(value, str) and str in self.toml:
+            return self.parse(value)
+        if not isinstance(value, list):
+            raise not_an_array(self.noun, value)
+        found = self.empty()
+        for each in value:
+            if not isinstance(each, str):
+                raise ValueError(f"expected {self.noun}")  # noqa: TRY004  # Reason only
+            found += self.parse(each)
+        return found  # type: ignore[no-any-return]  # of `value_class`
+
+    def check(self, value: T) -> None:
+        """Raise ValueError for a value of another class."""
+        if not isinstance(value, self.value_class):
+            raise ValueError(f"expected {self.value_class.__name__}")  # noqa: TRY004  # Reason only
+
+
 def not_an_array(noun: str, value: object) -> ValueError:
     """Return the error for a value that isn't an array; suggest the array for a string."""
     hint = f": write [{quote(value)}]" if isinstance(value, str) else ""

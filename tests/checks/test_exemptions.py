@@ -203,7 +203,7 @@ def test_how_it_is_written() -> None:
     assert given() != given("local")
     assert given() != "local"
     assert repr(given()) == "<exempt: local, authenticated>"
-    with pytest.raises(TypeError, match="expected an Exempt"):
+    with pytest.raises(TypeError, match="expected Exempt"):
         Usual(exempt="local")
 
 

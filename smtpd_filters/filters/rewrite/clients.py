@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from smtpd_filters.checks.exemptions import Exempt
-from smtpd_filters.settings import Kind
-from smtpd_filters.settings.kinds import not_an_array, quote
+from smtpd_filters.settings.kinds import Repeated, quote
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.table import Tables
 
@@ -57,12 +56,10 @@ class Clients(Tables):
         return f"<clients: {CLIENTS.show(self)}>"
 
 
-class _ClientsKind(Kind[Clients]):
+class _ClientsKind(Repeated[Clients]):
     metavar = "|".join((*WORDS, "TABLE"))
     literal = True
-    repeats = True
-    noun = "an array of strings"
-    toml = (list,)
+    value_class = Clients
 
     def parse(self, text: str) -> Clients:
         if text in WORDS:
@@ -71,26 +68,9 @@ class _ClientsKind(Kind[Clients]):
             raise ValueError(f"expected {self.metavar}, not {quote(text)}")
         return Clients((), (NetworkTable.load(text),))
 
-    def show(self, value: Clients) -> str:
-        return ", ".join(self.words(value))
-
     def words(self, value: Clients) -> list[str]:
         words = [word for word in WORDS if word in value.words]
         return words + [each.source for each in value.tables]
-
-    def from_toml(self, value: object) -> Clients:
-        if not isinstance(value, list):
-            raise not_an_array(self.noun, value)
-        if not all(isinstance(each, str) for each in value):
-            raise ValueError(f"expected {self.noun}")
-        clients = Clients()
-        for each in value:
-            clients += self.parse(each)
-        return clients
-
-    def check(self, value: Clients) -> None:
-        if not isinstance(value, Clients):
-            raise ValueError("expected Clients")  # noqa: TRY004  # as every kind does
 
 
 #: The kind of `--for`.

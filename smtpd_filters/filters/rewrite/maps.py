@@ -13,8 +13,7 @@ Invariants
 from __future__ import annotations
 
 from smtpd_filters.addresses import canonical, folded, path
-from smtpd_filters.settings import Kind
-from smtpd_filters.settings.kinds import not_an_array
+from smtpd_filters.settings.kinds import Repeated
 from smtpd_filters.tables import MappingTable
 from smtpd_filters.tables.table import Pairs, Tables, checked_key
 
@@ -140,11 +139,10 @@ def _key(text: str) -> str:
     return f"{folded(address.local)}@{canonical(address.domain)}"
 
 
-class _Maps(Kind[Maps]):
+class _Maps(Repeated[Maps]):
     metavar = "TABLE"
-    repeats = True
-    noun = "an array of strings"
     toml = (list, str)
+    value_class = Maps
 
     def parse(self, text: str) -> Maps:
         for kind in (PatternTable, PerlTable):
@@ -152,27 +150,8 @@ class _Maps(Kind[Maps]):
                 return Maps((kind.load(text),))
         return Maps((AddressMap.load_asking(text),))
 
-    def show(self, value: Maps) -> str:
-        return ", ".join(self.words(value))
-
     def words(self, value: Maps) -> list[str]:
         return [each.source for each in value.tables]
-
-    def from_toml(self, value: object) -> Maps:
-        if isinstance(value, str):
-            return self.parse(value)
-        if not isinstance(value, list):
-            raise not_an_array(self.noun, value)
-        if not all(isinstance(each, str) for each in value):
-            raise ValueError(f"expected {self.noun}")
-        maps = Maps()
-        for each in value:
-            maps += self.parse(each)
-        return maps
-
-    def check(self, value: Maps) -> None:
-        if not isinstance(value, Maps):
-            raise ValueError("expected Maps")  # noqa: TRY004  # as every kind does
 
 
 #: The kind of `--canonical` and its like.

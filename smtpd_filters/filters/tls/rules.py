@@ -20,8 +20,8 @@ Invariants
 from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
-from smtpd_filters.settings import INTEGER, Kind
-from smtpd_filters.settings.kinds import not_an_array, quote
+from smtpd_filters.settings import INTEGER
+from smtpd_filters.settings.kinds import Repeated, quote
 from smtpd_filters.tables import (
     AddressTable,
     DomainTable,
@@ -278,31 +278,15 @@ def _split(text: str) -> list[str]:
     return [each for each in (*words, word) if each]
 
 
-class _Requirement(Kind[Rules]):
+class _Requirement(Repeated[Rules]):
     metavar = "REQUIREMENT"
-    repeats = True
-    noun = "an array of strings"
-    toml = (list,)
+    value_class = Rules
 
     def parse(self, text: str) -> Rules:
         return Rules((parse_rule(text),))
 
-    def show(self, value: Rules) -> str:
-        return ", ".join(self.words(value))
-
     def words(self, value: Rules) -> list[str]:
         return [rule.text for rule in value]
-
-    def from_toml(self, value: object) -> Rules:
-        if not isinstance(value, list):
-            raise not_an_array(self.noun, value)
-        if not all(isinstance(each, str) for each in value):
-            raise ValueError(f"expected {self.noun}")
-        return Rules(map(parse_rule, value))
-
-    def check(self, value: Rules) -> None:
-        if not isinstance(value, Rules):
-            raise ValueError("expected Rules")  # noqa: TRY004  # as every kind does
 
 
 #: The kind of `--require`.
