@@ -84,7 +84,7 @@ class Rows:
         return data[:cut]
 
 
-class _Client:
+class _Session:
     """A session that is being recorded; `file` is None after it was cut off."""
 
     __slots__ = ("body_in", "body_out", "file")
@@ -139,7 +139,7 @@ class Recorder:
         self._early: list[bytes] = []
         #: Look-ups from before there was a file, by type and name.
         self._early_lookups: dict[tuple[str, str], bytes] = {}
-        self._clients: dict[bytes, _Client] = {}
+        self._sessions: dict[bytes, _Session] = {}
         #: Sessions whose end was in the last input: their answers may still follow.
         self._ended: list[bytes] = []
         #: The open files, the newest last; new sessions go to that.
@@ -254,34 +254,34 @@ class Recorder:
         request = fields[0] == b"filter"
         if request and len(fields) > 6 and _token_first(fields[1]):
             session = fields[6]
-        client = self._clients.get(session)
-        if client is None or event == b"link-connect":
-            client = self._begin(session)
+        state = self._sessions.get(session)
+        if state is None or event == b"link-connect":
+            state = self._begin(session)
         if event == b"link-disconnect" and not request:
             self._ended.append(session)
-        if client.file is None:
+        if state.file is None:
             return
         if request and event == b"data-line":
             if self._body is False and len(fields) == 8:
-                kept, client.body_in = _is_header(fields[7], in_body=client.body_in)
+                kept, state.body_in = _is_header(fields[7], in_body=state.body_in)
                 if not kept:
                     return
         else:
             if request:
-                client.body_in = client.body_out = False
+                state.body_in = state.body_out = False
             row = mask(row)
-        self._write(client.file, FROM_SMTPD, row)
+        self._write(state.file, FROM_SMTPD, row)
 
     def _record_output(self, row: bytes) -> None:
         fields = row.split(b"|", 3)
-        client = self._clients.get(fields[1]) or self._clients.get(fields[2])
-        if client is None or client.file is None:
+        state = self._sessions.get(fields[1]) or self._sessions.get(fields[2])
+        if state is None or state.file is None:
             return
         if self._body is False and fields[0] == b"filter-dataline":
-            kept, client.body_out = _is_header(fields[3], in_body=client.body_out)
+            kept, state.body_out = _is_header(fields[3], in_body=state.body_out)
             if not kept:
                 return
-        self._write(client.file, FROM_FILTER, mask(row))
+        self._write(state.file, FROM_FILTER, mask(row))
 
     def _write(self, file: File, direction: str, row: bytes) -> None:
         if self._disguise is not None:
@@ -293,27 +293,27 @@ class Recorder:
 
     # -- files ---------------------------------------------------------------------------
 
-    def _begin(self, session: bytes) -> _Client:
+    def _begin(self, session: bytes) -> _Session:
         self._forget(session)
-        if len(self._clients) >= self._max_sessions:
+        if len(self._sessions) >= self._max_sessions:
             while self._open:
                 self._cut(self._open[0], b"cut off: too many sessions that do not end")
-            self._clients.clear()
+            self._sessions.clear()
         file = self._open[-1] if self._open else None
         if file is None or file.size >= self._max_size:
             file = self._next(file)
-        client = self._clients[session] = _Client(file)
+        state = self._sessions[session] = _Session(file)
         if file is not None:
             file.sessions.add(session)
-        return client
+        return state
 
     def _forget(self, session: bytes) -> None:
-        client = self._clients.pop(session, None)
-        if client is None or client.file is None:
+        state = self._sessions.pop(session, None)
+        if state is None or state.file is None:
             return
-        client.file.sessions.discard(session)
-        if not client.file.sessions and client.file is not self._open[-1]:
-            self._close(client.file)
+        state.file.sessions.discard(session)
+        if not state.file.sessions and state.file is not self._open[-1]:
+            self._close(state.file)
 
     def _next(self, full: File | None) -> File | None:
         """Open another file; return None if that fails."""
@@ -399,8 +399,8 @@ class Recorder:
 
     def _drop(self, file: File) -> None:
         for session in file.sessions:
-            if session in self._clients:
-                self._clients[session].file = None
+            if session in self._sessions:
+                self._sessions[session].file = None
         self._open.remove(file)
         self._disk.do(file, file.close)
 

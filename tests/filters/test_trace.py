@@ -518,7 +518,7 @@ def test_sessions_that_never_end_are_not_remembered_for_ever(tmp_path: Path) -> 
     heard = recorder(tmp_path, max_sessions=3)
     for at in range(10):
         heard.received(smtpd.request("noop", b"%016x" % at, TOKEN))
-        assert len(heard._clients) <= 3
+        assert len(heard._sessions) <= 3
     heard.close()
     assert len(recordings(tmp_path)) == 4
 
@@ -532,7 +532,7 @@ def test_the_oldest_servers_put_the_token_first(tmp_path: Path) -> None:
     heard.close()
     (recorded,) = recordings(tmp_path)
     assert len(recorded.to_filter()) == 6 + 2
-    assert not heard._clients.keys() - {A}
+    assert not heard._sessions.keys() - {A}
     assert len(recorded.from_filter()) == 2 + 1
 
 
