@@ -13,8 +13,7 @@ from struct import unpack_from
 
 from . import cab_records, rar_records, seven_zip_records, zip_records
 from .content import Member
-from .limits import ARCHIVES as LEVELS
-from .limits import HEAD, NAMES, READ
+from .limits import ARCHIVE_LEVELS, HEAD, NAMES, READ
 from .names import all_readings, extension
 from .signatures import ARCHIVES, BEHIND_DATA, LISTED, READABLE, sniff
 from .zip_records import Piece
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
 _MEMBER_COST, _PIECE_COST = 40, 700
 _SEARCH_COST = 1000
 _TAR = 512
-_STORED, _DEFLATED, _BZIP2, _LZMA = 0, 8, 12, 14
+#: Methods of compression in zip files.
+_STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 #: A memory limit for xz, whose files say how much they need.
 _XZ_MEMORY = 64 << 20
 #: Kinds of headers that name the next member or all, and of members other than files.
@@ -92,7 +92,7 @@ class _Inspection:
     def _look(self, store: Storage, kind: str, names: tuple[str, ...], depth: int) -> Iterator[int]:
         if kind not in READABLE:
             self._part.traits.add("unreadable")
-        elif depth > LEVELS:
+        elif depth > ARCHIVE_LEVELS:
             self._content.odd("too many levels of archives")
             self._part.traits.add("unreadable")
         elif kind in LISTED:
@@ -184,7 +184,7 @@ class _Inspection:
         end = at + size
         data = b""
         self._at = at
-        while not _has_ended(unpacker):
+        while not unpacker.eof:
             if not data and getattr(unpacker, "needs_input", True):
                 data = store.read(at, min(READ // 4, end - at))
                 at += len(data)
@@ -255,7 +255,7 @@ class _Inspection:
 
     def _nested(self, store: Storage, piece: Piece, kind: str, depth: int) -> Iterator[int]:
         """Unpack an archive in an archive and look into it."""
-        if depth >= LEVELS or kind not in READABLE:
+        if depth >= ARCHIVE_LEVELS or kind not in READABLE:
             if kind in READABLE:
                 self._content.odd("too many levels of archives")
             self._part.traits.add("unreadable")
@@ -431,22 +431,15 @@ class _Stored:
         return data
 
 
-def _has_ended(unpacker: Decompressor) -> bool:
-    return unpacker.eof
-
-
 def _unpacker(method: int) -> Decompressor | None:
-    match method:
-        case 0:
-            return _Stored()
-        case 8:
-            from zlib import decompressobj
+    """Return the decompressor for a method of zip files; None for one that isn't known here."""
+    if method == _STORED:
+        return _Stored()
+    if method == _DEFLATED:
+        from zlib import decompressobj
 
-            return decompressobj(-15)
-        case 12:
-            return _decompressor("bzip2")
-        case _:
-            return None
+        return decompressobj(-15)
+    return _decompressor("bzip2") if method == _BZIP2 else None
 
 
 def _decompressor(kind: str) -> Decompressor:

@@ -30,7 +30,7 @@ TEXT_LEAST = 1 << 10
 #: Bytes of decoded texts that are kept for a filter that asks for them.
 TEXTS = 4 << 20
 #: Levels of archives within archives.
-ARCHIVES = 4
+ARCHIVE_LEVELS = 4
 #: Members of the archives of a message, and bytes unpacked to look into them.
 MEMBERS = 5_000
 UNPACKED = 64 << 20

@@ -167,7 +167,7 @@ def test_a_name_that_only_the_member_itself_has() -> None:
 
 def test_archives_in_archives_have_a_limit() -> None:
     data = zipped(PLAIN)
-    for level in range(limits.ARCHIVES):
+    for level in range(limits.ARCHIVE_LEVELS):
         data = zipped((f"{level}.zip", data))
     content = read(attached(data))
     assert "too many levels of archives" in content.oddities

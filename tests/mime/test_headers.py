@@ -273,7 +273,7 @@ def test_a_damaged_archive_does_not_hide_what_is_behind_it() -> None:
 
 def test_levels_of_archives() -> None:
     data = rar_5(file_5(b"a.exe"))
-    for level in range(limits.ARCHIVES):
+    for level in range(limits.ARCHIVE_LEVELS):
         data = zipped((f"{level}.zip", data))
     assert "too many levels of archives" in members(data, b"").oddities
 
