@@ -21,7 +21,6 @@ _TOKENS = re.compile(
 )
 _COMMENT = re.compile(r"[^()\\]++|\\.|(\()|(\))", re.DOTALL)
 _PAIR = re.compile(r"\\(.)", re.DOTALL)
-_KEYWORD = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?", re.IGNORECASE)
 _VERSION = re.compile("[0-9]+")
 _JOINTS = ("/", ".")
 _EQUALS = ("special", "=")
