@@ -84,7 +84,7 @@ def _load_named(name: str, others: Iterable[str]) -> type[Filter]:
     from .distributions import GROUP, entry_points_of  # start-up time
     from .listing import discover
 
-    for _, entries, _ in entry_points_of(sys.path):
+    for entries, _, _ in entry_points_of(sys.path):
         for entry in entries.select(group=GROUP, name=name):
             cls = entry.load()
             if _is_filter(cls):

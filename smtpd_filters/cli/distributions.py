@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib.metadata import EntryPoints, distributions
 
 TYPE_CHECKING = False
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 GROUP = "smtpd_filters.filters"
 
 
-def entry_points_of(path: Sequence[str]) -> Iterator[tuple[str, EntryPoints, Exception | None]]:
-    """Yield the name of each distribution below directories, its entry points, and its fault."""
+def entry_points_of(path: Sequence[str]) -> Iterator[tuple[EntryPoints, str, Exception | None]]:
+    """Yield the entry points of each distribution below directories.
+
+    Of one whose entry points can't be read there are none, but its name, if it has one, and why.
+    """
     for each in distributions(path=list(path)):
-        name = "?"
+        found, name, fault = EntryPoints(), "", None
         try:
-            name = each.metadata["Name"]
-            found, fault = each.entry_points, None
-        except Exception as error:  # noqa: BLE001  # their parsers raise TypeError and more
-            found, fault = EntryPoints(), error
-        yield name, found, fault
+            found = each.entry_points
+        except Exception as error:  # noqa: BLE001  # their parser raises TypeError and more
+            fault = error
+            with contextlib.suppress(Exception):
+                name = each.metadata["Name"]
+        yield found, name, fault

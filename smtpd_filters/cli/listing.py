@@ -88,7 +88,7 @@ def _sources() -> Iterator[tuple[str, Callable[[], list[type[Filter]]]]]:
     for module in pkgutil.iter_modules(filters.__path__, f"{filters.__name__}."):
         if not module.name.rpartition(".")[2].startswith("_"):
             yield module.name, partial(_of_module, module.name)
-    for distribution, entries, fault in entry_points_of(sys.path):
+    for entries, distribution, fault in entry_points_of(sys.path):
         if fault:
             yield f"distribution {distribution}", partial(_fail, fault)
         for entry in entries.select(group=GROUP):

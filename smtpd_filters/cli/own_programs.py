@@ -75,7 +75,7 @@ def _modules_of_scripts(interpreter: str, root: str) -> Iterator[str]:
     """
     prefix = Path(f"{root}{interpreter}").parent.parent
     sites = [str(found) for pattern in _SITES for found in prefix.glob(pattern)]
-    for _, entries, _ in entry_points_of([*sites, *([] if root else sys.path)]):
+    for entries, _, _ in entry_points_of([*sites, *([] if root else sys.path)]):
         if entries.select(group=GROUP):
             for script in entries.select(group="console_scripts"):
                 yield script.value.partition(":")[0].strip()
