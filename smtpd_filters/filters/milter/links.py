@@ -223,7 +223,7 @@ class Links:
     def rest(self, link: Link) -> None:
         """Note that a connection is idle."""
         self._idle[link] = None
-        if self._turns.wanted:
+        if link.client is not None and self._turns.wanted(link.client):
             link.close()
 
     def resting(self, link: Link) -> bool:

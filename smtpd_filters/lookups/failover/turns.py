@@ -39,9 +39,10 @@ class Turns:
         """Return whether a client would get a turn if one more were free."""
         return self._held.get(client, 0) <= self._free
 
-    @property
-    def wanted(self) -> bool:
-        """Whether a client waits that would get a further turn."""
+    def wanted(self, client: str) -> bool:
+        """Return whether a client waits that would get a turn of `client`'s, or `client` itself."""
+        if client in self._waiting:
+            return True
         return bool(self._levels) and min(self._levels) <= self._free
 
     async def acquire(self, client: str = "") -> None:

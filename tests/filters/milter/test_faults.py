@@ -713,6 +713,25 @@ def test_slow_commands_of_one_client_keep_no_other_client_from_a_milter() -> Non
         asyncio.run(run(address, held))
 
 
+def test_a_session_gets_the_connection_of_another_one_of_its_client() -> None:
+    """The other one was asking when this one began to wait, and is idle now."""
+
+    async def run(address: Address) -> None:
+        connections = links.Links(address, Offer.of(6), limit=4, seconds=PATIENCE)
+        one = Configured(address, connections, command=PATIENCE, content=PATIENCE, discarded=None)
+        other = dialogue(one, "bob@example.net", b"198.51.100.1")
+        assert await other.at(v.MAIL) is None
+        every = [dialogue(one, "bob@example.net", b"203.0.113.%d" % at) for at in range(1, 4)]
+        async with asyncio.timeout(PATIENCE / 2):
+            assert await asyncio.gather(*(each.at(v.MAIL) for each in every)) == [None] * 3
+        closed = [each.link is None or each.link.closed for each in (other, *every)]
+        assert (closed[0], sum(closed)) == (False, 1)
+        await connections.aclose()
+
+    with slow_milter() as (address, _):
+        asyncio.run(run(address))
+
+
 def test_a_slow_trial_keeps_no_others_from_a_milter() -> None:
     """The milter has answered nothing; now it does, but a command of one client takes its time."""
 

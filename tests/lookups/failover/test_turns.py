@@ -125,9 +125,11 @@ def test_a_further_turn_is_wanted_by_those_who_would_get_it() -> None:
         wanted, short = [], []
         for name in ("a0", "a1", "a2", "b0", "c0", "d0"):
             await crowd.ask(name)
-            wanted.append(crowd.turns.wanted)
+            wanted.append([crowd.turns.wanted(each) for each in "ad"])
             short.append([crowd.turns.one_short(each) for each in "ad"])
-        assert wanted == [False, False, True, False, False, True]
+        assert wanted == [[False, False]] * 2 + [[True, True]] + [[True, False]] * 2 + [
+            [True, True]
+        ]
         assert short == [[True, True]] * 3 + [[False, True]] * 3
 
     run(4, test)
