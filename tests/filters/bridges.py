@@ -230,6 +230,9 @@ class Server:
     def _check_refusal(self, client: Client, phase: str, reply: bytes) -> None:
         assert REFUSAL.fullmatch(reply), reply
         self.seen.add("refused")
+        if not self.world.faulty and self.world.loop.now == self.world.began:
+            # Nothing has failed or taken time; the spool may be full.
+            assert reply.startswith((b"5", b"452")), (phase, reply)
         if reply.startswith(b"5"):
             # One that was accepted while the server failed may be refused later.
             bad = client.bad or (phase == "rcpt-to" and client.address.startswith(BAD))
@@ -443,6 +446,7 @@ class World:
         self.bridges = [BRIDGES[each] for each in CHAINS[name]]
         self.choices = choices
         self.loop = Rounds()
+        self.began = self.loop.now
         self.unhandled: list[dict[str, Any]] = []
         self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
         self.log = Lines()
@@ -457,7 +461,10 @@ class World:
         self.pace = Pace(self.pick((5000, 150)))
         #: Whether servers fail.
         self.faulty = self.pick((True, True, True, False))
-        self.way = self.pick(("answered", "gone"))
+        self.way = self.pick(("answered", "gone", "broken"))
+        #: Whether all servers refuse connections, and how many connections take time.
+        self.refuses = False
+        self.connecting = 0
         #: Whether nothing passes that no server has accepted.
         self.strict = self.pick((True, True, False))
         #: Whether no message passes that a server has not accepted.
@@ -553,11 +560,13 @@ class World:
                 case 1:
                     raise servers.refused()
                 case 2:
-                    await asyncio.sleep(self.pick((1, 100)))
+                    await self._wait(self.pick((1, 100)))
                 case 3:
                     await asyncio.sleep(0)
                 case 4:
                     raise OSError(24, "Too many open files")
+        if self.refuses:
+            raise servers.refused()
         bridge = next(each for each in self.bridges if path in each.paths)
         peer = bridge.peer(self.choices, partial(self._judged, path), faults=self.faulty)
         if isinstance(peer, servers.MilterPeer):
@@ -565,6 +574,13 @@ class World:
             peer.accepted = partial(self._accepted, path)
         self.peers.append(peer)
         return peer.filters
+
+    async def _wait(self, seconds: float) -> None:
+        self.connecting += 1
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self.connecting -= 1
 
     def _judged(self, path: str, text: bytes) -> None:
         """Check that a server got a message as it was sent, with the edits of milters."""
@@ -651,17 +667,15 @@ class World:
 
     def finish(self) -> None:
         """End everything, and check what is left."""
-        if self.way == "answered":
+        if self.way == "broken" and not self.connecting:
+            # No request waits for the time-out of a server that has ended its connection.
+            self.refuses = True
+            for each in self.peers:
+                each.close()
+            self._check_answered(TIMEOUT / 2)
+        elif self.way == "answered":
             # A message waits for its turn to be judged, and then is asked about.
-            for _ in range(16):
-                self.loop.now += (PATIENCE + DEADLINE) / 10
-                self.settle(30)
-            waiting = [
-                (each.name, each.waiting)
-                for each in self.server.clients
-                if each.waiting and not each.gone
-            ]
-            assert not waiting, waiting
+            self._check_answered(1.6 * (PATIENCE + DEADLINE))
         for client in self.server.clients:
             self.server.leave(client)
         self.settle(30)
@@ -677,6 +691,18 @@ class World:
         assert closing.done()
         closing.result()
         self._check()
+
+    def _check_answered(self, seconds: float) -> None:
+        """Check that each request is answered within so many seconds."""
+        for _ in range(16):
+            self.loop.now += seconds / 16
+            self.settle(30)
+        waiting = [
+            (each.name, each.waiting)
+            for each in self.server.clients
+            if each.waiting and not each.gone
+        ]
+        assert not waiting, waiting
 
     def _check_sessions(self) -> None:
         held = held_by(self.engine, self.spool, self.pace)

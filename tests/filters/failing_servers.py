@@ -179,7 +179,7 @@ class Peer:
         if fault == 12:
             self.close()
             return
-        self.stalled = fault in (13, 14, 15)
+        self.stalled = 13 <= fault <= 16
         self.ending = self.once or fault in (10, 11, 23, 24)
         self.halves = fault == 24
         self.pieces += filter(None, self._faulty(fault, reply, half))
@@ -298,6 +298,8 @@ class MilterPeer(Peer):
         self.side = MilterSide()
         self.body = bytearray()
         self.header = bytearray()
+        #: Whether it has been sent a part of a message, and no end of it.
+        self.has_message = False
 
     def replies(self, data: bytes) -> Iterator[bytes]:
         """Answer what the agreement says is answered."""
@@ -312,6 +314,8 @@ class MilterPeer(Peer):
     def _answer(self, event: Event) -> bytes | None:
         command = event.command
         if command in (v.ABORT, v.QUIT, v.MAIL):
+            assert command != v.MAIL or not self.has_message  # libmilter would refuse it
+            self.has_message = command == v.MAIL
             self.body.clear()
             self.header.clear()
         if command in (v.ABORT, v.QUIT):
@@ -322,6 +326,7 @@ class MilterPeer(Peer):
         if command == v.BODY:
             self.body += event.fields[0]
         if command == v.END_OF_BODY:
+            self.has_message = False
             self.body += b"".join(event.fields)
             return self._judge()
         if not self.agreement.answers(command):

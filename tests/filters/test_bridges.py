@@ -3,8 +3,9 @@
 Each conversation checks (`bridges`): every request gets one answer, which is legal; a refusal has a
 4xx or 5xx reply, and a final one only for what a server refuses; a message passes byte for byte,
 with all that a milter edits or nothing of it, or is refused, and each server gets it as it was
-sent; a verdict is never that of another message, nor one that nothing has asked for; no session,
-task, timer, connection, turn or spooled message is left at the end.
+sent; a verdict is never that of another message, nor one that nothing has asked for; no request
+waits for a server that has ended its connection, and none fails without a fault; no session, task,
+timer, connection, turn or spooled message is left at the end.
 """
 
 from __future__ import annotations
