@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from smtpd_filters.oracle import Oracle
 from smtpd_filters.protocol.decisions import PROCEED, Reject
 from smtpd_filters.protocol.filter_side import FilterConnection
-from smtpd_filters.protocol.long_lines import content_limit
+from smtpd_filters.protocol.long_lines import break_line, content_limit
 from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.protocol.vocabulary import PHASES
 from tests.effort import part
@@ -298,6 +298,17 @@ def test_a_message_passes_byte_for_byte(
         assert returned == lines
     else:
         assert unbroken(lines, returned, limit)
+
+
+@pytest.mark.parametrize("messages", ["echo", "hold", "pass", "all"])
+@pytest.mark.parametrize("server", ["6.8.0p2", "7.8.0"])
+@pytest.mark.parametrize("size", [500, 60 << 10])
+def test_long_lines_of_the_body_are_broken_as_such(messages: str, server: str, size: int) -> None:
+    short = [*[b"X: y"] * 20, b"", *[b"z"] * 20]
+    long = b"y z " * (20 << 10)
+    returned = sent_back([*short, long], messages, server, size)
+    assert returned == [*short, *break_line(long, header=False)]
+    assert returned != [*short, *break_line(long, header=True)]
 
 
 @pytest.mark.parametrize("messages", ["echo", "hold", "pass", "all"])

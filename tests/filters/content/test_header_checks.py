@@ -123,6 +123,13 @@ def test_errors_name_file_and_line(tmp_path: Path, text: str, error: str, kind: 
     assert str(raised.value).startswith(f"{path}:{error}")
 
 
+@pytest.mark.parametrize("flag", "sAEUX")
+def test_flags_of_pcre_alone(tmp_path: Path, flag: str) -> None:
+    path = written(tmp_path, f"/x/{flag} REJECT")
+    with pytest.raises(ConfigError, match=f'flag "{flag}" is not supported'):
+        Checks((f"regexp:{path}",))
+
+
 @pytest.mark.parametrize(
     ("text", "reply"),
     [

@@ -318,6 +318,10 @@ def test_conditions(tmp_path: Path, text: str, mail: bytes) -> None:
         ("double-extension = true", mixed(b"Content-Type: x/y; name=a.06.07.exe\n\nx\n")),
         ("double-extension = true", mixed(b"Content-Type: x/y; name=a.exe.pdf\n\nx\n")),
         ('extension = "exe"\nnested = false', attached(zipped(("a.exe", b"x")))),
+        *(
+            (f"{trait} = true", mixed(b"Content-Type: text/plain; name=a.txt\n\nx\n"))
+            for trait in ("macros", "unreadable", "ambiguous", "beyond-limits")
+        ),
         # Both conditions, but not of one file.
         (
             'extension = "exe"\ntype = "image/png"',

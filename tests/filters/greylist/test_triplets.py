@@ -102,6 +102,19 @@ def test_who_comes_back_too_late_waits_again(store: Store, clock: Clock) -> None
     lived(body, store, clock, TERMS._replace(known_after=0))
 
 
+def test_a_damaged_entry_of_a_triplet_begins_to_wait(
+    store: Store, clock: Clock, notes: list[str]
+) -> None:
+    async def body(memory: Memory) -> None:
+        await memory.store.ask(Put(triplet_key(NET, ANNA, YOU), b"damaged", 10_000))
+        assert await memory.comes() == "new"
+        assert await memory.comes(after=200) == "waiting"
+        assert await memory.comes(after=101) == "waited"
+
+    lived(body, store, clock)
+    notes.clear()
+
+
 def test_each_part_of_a_triplet_counts(store: Store, clock: Clock) -> None:
     async def body(memory: Memory) -> None:
         await memory.comes()

@@ -365,6 +365,8 @@ def test_what_this_filter_refuses_itself_is_no_guess() -> None:
         client.rcpt_to("a@example.org")
         for _ in range(4):
             assert client.rcpt_to("b@example.org").reply.startswith("550 5.7.1 Too many recipients")
+        client.quit()
+        assert server.send(server.client()).startswith("550 5.7.1 Too many recipients")
 
 
 # -- actions ---------------------------------------------------------------------------------
