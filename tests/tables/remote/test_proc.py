@@ -81,7 +81,7 @@ def test_programs_that_are_of_no_use(mode: str, cause: str) -> None:
         assert await failure(table, "example.org") == cause
         assert await failure(table, "example.org") == "the program has ended"
 
-    run(work, mode)
+    run(work, mode, pause=PATIENCE)
 
 
 @pytest.mark.parametrize("key", ["verb.example", "ok.example"])
