@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from copy import deepcopy
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.authentication import spf
 from smtpd_filters.authentication.spf import Verdict, macros
+from smtpd_filters.authentication.spf.needed import needed
 from smtpd_filters.authentication.spf.query import (
     MAX_PARSED,
     MAX_RECORD,
@@ -20,15 +23,17 @@ from smtpd_filters.authentication.spf.query import (
     STEP,
     Work,
 )
+from smtpd_filters.lookups.outcome import MX, Found, NotFound
 from tests.authentication.zones import TIMEOUT, Steps, Zone, solve
 from tests.loading import loaded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from smtpd_filters.authentication.inquiry import Engine
+    from smtpd_filters.authentication.inquiry import Engine, Question
+    from smtpd_filters.lookups.outcome import Outcome
 
-#: Bytes of an evaluation that waits for an answer, without the answers.
+#: Bytes of an evaluation that waits for an answer.
 MAX_WAITING = 128 << 10
 V4, V6 = "192.0.2.1", "2001:db8::1"
 SENDER = "user@example.com"
@@ -458,12 +463,36 @@ def test_an_evaluation_that_waits_takes_little_memory(terms: str) -> None:
         entry["TXT"] = [f"v=spf1 include:n{int(name[1]) + 1}.example.com {terms} ?all"]
     last = {"n6.example.com": {"TXT": "v=spf1 a:slow.example.com ?all"}}
     zone = Zone({"example.com": {"TXT": "v=spf1 include:n0.example.com -all"}, **names, **last})
+    assert memory_of_waiting(zone) < MAX_WAITING
+
+
+def test_an_evaluation_that_waits_keeps_little_of_the_answers() -> None:
+    zone: dict[str, Any] = {}
+    for term in range(5):
+        hosts = [(n, f"h{n}.m{term}.example.org") for n in range(10)]
+        zone[f"m{term}.example.org"] = {"MX": hosts}
+        for n, name in hosts:
+            zone[name] = {"A": [f"203.0.{n}.{number}" for number in range(128)]}
+    terms = " ".join(f"mx:m{n}.example.org" for n in range(5))
+    others = [f"{n}" + "x" * 250 for n in range(100)]
+    zone["example.com"] = {"TXT": [f"v=spf1 {terms} include:n0.example.org -all", *others]}
+    for number in range(3):
+        record = f"v=spf1 include:n{number + 1}.example.org ?all"
+        zone[f"n{number}.example.org"] = {"TXT": [record, *others]}
+    zone["n3.example.org"] = {"TXT": "v=spf1 a:slow.example.com ?all"}
+    answers = Zone(zone)
+    # As those that are in no cache: each has its own.
+    assert memory_of_waiting(lambda question: deepcopy(answers(question))) < MAX_WAITING
+
+
+def memory_of_waiting(answer: Callable[[Question], Outcome[Any]]) -> float:
+    """Return the bytes of an evaluation that waits for the address of slow.example.com."""
 
     def waiting() -> Engine[Verdict]:
         engine = spf.check(V4, "h.example", SENDER, now=0)
         questions = next(engine)
         while ("slow.example.com", "A") not in questions:
-            questions = engine.send([zone(each) for each in questions])
+            questions = engine.send([answer(each) for each in questions])
         return engine
 
     waiting().close()  # loads modules, and what they cache
@@ -471,7 +500,43 @@ def test_an_evaluation_that_waits_takes_little_memory(terms: str) -> None:
     engines = [waiting() for _ in range(4)]
     size, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert size < len(engines) * MAX_WAITING
+    return size / len(engines)
+
+
+ADDRESSES = {
+    V4: st.integers(0, 255).map("192.0.2.{}".format) | st.ip_addresses(v=4).map(str),
+    V6: st.integers(0, 9999).map("2001:db8::{}".format) | st.ip_addresses(v=6).map(str),
+}
+
+
+@given(st.data(), st.sampled_from([V4, V6]))
+def test_the_address_that_is_kept_is_in_a_network_if_any_is(
+    data: st.DataObject, client: str
+) -> None:
+    size = ip_address(client).max_prefixlen
+    addresses = data.draw(st.lists(ADDRESSES[client], min_size=20, max_size=30))
+    length = data.draw(st.integers(0, size))
+    kept = needed("A", Found(tuple(addresses), 60), int(ip_address(client)))
+    assert isinstance(kept, Found)
+    assert len(kept.records) == 1
+
+    def matches(each: str) -> bool:
+        return ip_address(client) in ip_network(f"{each}/{length}", strict=False)
+
+    assert any(map(matches, addresses)) == matches(kept.records[0])
+
+
+def test_what_is_kept_of_other_outcomes() -> None:
+    texts = (b"x" * 2000, b"V=SPF1 -all", b"v=spf1", b"v=spf10")
+    exchangers = tuple(MX(n, f"{n}.example.org" + "x" * 90) for n in range(20))
+    for rdtype, records, kept in (
+        ("TXT", texts, texts[1:3]),
+        ("TXT", texts[:1], (b"",)),
+        ("TXT", texts[1:], texts[1:]),
+        ("MX", exchangers, exchangers[:11]),
+    ):
+        assert needed(rdtype, Found(records, 60, "gap"), 0) == Found(kept, 60, "gap")
+    assert needed("A", NotFound("nodata", 60), 0) == NotFound("nodata", 60)
 
 
 def test_an_ordinary_record_is_evaluated_at_once() -> None:

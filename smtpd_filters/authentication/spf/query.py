@@ -14,6 +14,7 @@ from smtpd_filters.lookups.dns.names import Owner, canonical
 from smtpd_filters.lookups.outcome import MX, Found, Unavailable
 
 from . import PERMERROR, Verdict, macros
+from .needed import needed
 from .pyspf import spf
 from .trace import Trace
 
@@ -317,7 +318,10 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         return normalised
 
     def _shorten(self) -> None:
-        """Keep the records that this run has read, for further runs, with what these need."""
+        """Keep for further runs what these need of the outcomes, and of the records of this run."""
+        client = int(self.ipaddr)
+        for question, outcome in self._known.items():
+            self._known[question] = needed(question[1], outcome, client)
         work = self._work
         for domain, record in self._read.items():
             work.records[domain] = " ".join(self._needed(domain, record))
@@ -330,21 +334,21 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         there is nothing but an error.
         """
         parsed = self._work.terms
-        needed: list[str] = []
+        kept: list[str] = []
         left = spf.MAX_LOOKUP + 1
         others: set[str] = set()
         for text in record.split(" "):
             term = parsed.get((text, domain))
             if term is None or term[1] == "all":
-                needed.append(text)
+                kept.append(text)
             elif left and self._may_match(term):
-                needed.append(text)
+                kept.append(text)
                 left -= 1
             else:
                 others.add(text)
-        for text in others.difference(needed):
+        for text in others.difference(kept):
             del parsed[text, domain]
-        return needed
+        return kept
 
     def _may_match(self, term: Term) -> bool:
         """Return whether a term is not one of a network that the client isn't in."""
