@@ -39,10 +39,11 @@ class Remembers(Filter):
 @pytest.fixture
 def store(tmp_path: Path) -> str:
     address = f"sqlite:{tmp_path}/remembers.sqlite"
-    with Conversation(Remembers, "--store", address) as smtpd:
+    with Conversation(Remembers, "--store", address, "--store-timeout", "25s") as smtpd:
         client = smtpd.connect()
         client.ehlo()
         client.mail_from("a@example.net")
+        assert smtpd.log == []
     return address
 
 

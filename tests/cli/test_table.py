@@ -14,6 +14,7 @@ from smtpd_filters.cli import main
 from smtpd_filters.cli.table import ABSENT, UNAVAILABLE
 from smtpd_filters.startup import STRAY
 from smtpd_filters.tables.remote.lines import Host
+from smtpd_filters.tables.remote.proc import TableProgram
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -287,7 +288,10 @@ def test_serve_answers_in_time_and_outlives_its_source(database: Path) -> None:
     assert monotonic() - started < 30
 
 
-def test_a_table_of_a_table(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_of_a_table(
+    database: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TableProgram, "timeout", 60.0)  # to start, on a busy machine
     inner = [*TOOL, "table", "serve", query(database, "name"), "--service", "domain"]
     assert main(["table", "get", f"proc:{shlex.join(inner)}", "joe"]) == 0
     assert capsys.readouterr().out.startswith("joe: found as joe (from proc, by key, ")

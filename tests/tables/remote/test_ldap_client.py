@@ -131,7 +131,7 @@ def test_a_flood_does_not_hold_the_loop() -> None:
                 await asyncio.sleep(0)
                 turns += 1
 
-        async with served(script) as server, client_of(server, seconds=0.3) as client:
+        async with served(script) as server, client_of(server, seconds=brief(0.9)) as client:
             beside = asyncio.create_task(other())
             assert "no answer" in await failure(client)
             beside.cancel()
