@@ -532,7 +532,7 @@ class FilterConnection:
 
 
 #: Where the name of a report is if its version and its time have their usual lengths, and where
-#: what follows the name of a command's report and its session is then.
+#: what follows the name of a report of a command or a reply, and its session, is then.
 _NAME, _COMMAND = 36, 70
 
 
@@ -550,6 +550,9 @@ _PLAIN = (b"2", b"3")
 
 
 def _is_plain_reply(row: bytes) -> bool:
-    """Whether this reports a reply of smtpd that accepts a command, or asks for more."""
-    fields = row.split(b"|", 6)
-    return fields[4:5] == [b"protocol-server"] and fields[6:] != [] and fields[6].startswith(_PLAIN)
+    """Whether this surely reports a reply of smtpd that accepts a command, or asks for more."""
+    return (
+        row.startswith(b"|protocol-server|", _NAME)
+        and row[_COMMAND - 1 : _COMMAND] == b"|"
+        and row[_COMMAND : _COMMAND + 1] in _PLAIN
+    )
