@@ -512,7 +512,7 @@ def test_plain_proceeds_are_logged_when_asked_for(kind: type[Says], logbook: Log
     asker.ask("rcpt-to", b"a")
     assert logbook.lines == []
     logbook.log.verbose = True
-    asker.ask("rcpt-to", b"a")
+    Asker(logbook, kind("one", PROCEED)).ask("rcpt-to", b"a")
     assert logbook.lines[0].startswith("7641df9771b4ed00 one rcpt-to result=proceed took=")
 
 

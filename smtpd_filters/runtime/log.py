@@ -278,16 +278,13 @@ class Log:
 class FilterLog:
     """The log of one filter: lines under its name, within the limits of the process's log."""
 
-    __slots__ = ("_keeps", "_log", "_name")
+    __slots__ = ("_keeps", "_log", "_name", "verbose")
 
     def __init__(self, log: Log, name: str) -> None:
         self._log, self._name = log, name
         self._keeps = False
-
-    @property
-    def verbose(self) -> bool:
-        """Whether plain proceeds are logged; their reasons are needed only then."""
-        return self._log.verbose
+        #: Whether plain proceeds are logged; their reasons are needed only then.
+        self.verbose = log.verbose
 
     @property
     def keeps_exemptions(self) -> bool:

@@ -200,8 +200,8 @@ def test_a_filter_logs_under_its_name_within_the_limits_of_the_process(logbook: 
         "one no answer",
         "other no answer",
     ]
-    logbook.log.verbose = True
-    assert one.verbose
+    assert not one.verbose
+    assert FilterLog(Log(verbose=True), "one").verbose
 
 
 def test_a_filter_logs_any_value(logbook: Logbook) -> None:
