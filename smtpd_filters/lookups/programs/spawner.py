@@ -192,6 +192,8 @@ class Spawner:
 
 def main(command: Sequence[str]) -> None:
     """Start programs until the socket at descriptor 0 is closed."""
+    # After a signal to the process group of the filter, this process ends the programs.
+    os.setsid()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in _STRAY:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -258,6 +259,16 @@ async def gone(pid: int) -> None:
                 await asyncio.sleep(0.01)
 
 
+async def ignores(pid: int, number: int) -> None:
+    """Wait until a process ignores a signal."""
+    async with asyncio.timeout(PATIENCE):
+        ignored = 0
+        while not ignored >> (number - 1) & 1:
+            status = Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240  # of the kernel
+            ignored = int(status.partition("SigIgn:")[2].split()[0], 16)
+            await asyncio.sleep(0.01)
+
+
 def test_one_program_is_kept_for_one_request_after_another(behaviour: Path) -> None:
     pid = 0
 
@@ -379,6 +390,31 @@ def test_what_a_program_has_started_ends_with_it(behaviour: Path, tmp_path: Path
         await gone(first)
 
     with_client(use, f"{EXEC}{script}")
+
+
+#: A filter that asks the program of its first argument: at once, and then without an answer.
+USER = f"""
+import asyncio, sys
+from smtpd_filters.filters.policy.client import PolicyClient
+from smtpd_filters.filters.policy.servers import SERVER
+async def main():
+    servers = [SERVER.parse(sys.argv[1])]
+    client = PolicyClient(servers, timeout=100.0, deadline=100.0, connections=1)
+    print(await client.ask_policy({REQUEST!r}), flush=True)
+    await client.ask_policy({SLOW!r})
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_hangs_ends_when_all_of_its_filter_is_killed(behaviour: Path) -> None:
+    """As `filter-supervise` kills the process group of a filter."""
+    words = (sys.executable, "-c", USER, started(behaviour))
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True) as user:
+        assert user.stdout is not None
+        pid, _ = process(user.stdout.readline())
+        asyncio.run(ignores(pid, signal.SIGTERM))
+        os.killpg(user.pid, signal.SIGKILL)
+    asyncio.run(gone(pid))
 
 
 def test_a_program_that_ends_at_once_is_not_started_for_each_request(behaviour: Path) -> None:
