@@ -178,6 +178,18 @@ def test_late_answers_are_counted(owed: int) -> None:
     assert "answer without a request" in stage.link.fault
 
 
+def test_a_message_that_is_given_again_does_not_end_before_it_is_given() -> None:
+    stage = Stage()
+    stage.write(request("data-line", "Subject: x"), request("data-line", "."))
+    stage.end()
+    link = stage.start()
+    [message] = link.feeding
+    assert message.ended
+    stage.engine.from_program(link, back("Subject: x") + DOT)
+    assert link.fault.startswith("end of a message before its end: ")
+    assert DOT not in stage.said()
+
+
 def test_messages_whose_lines_take_turns() -> None:
     """Once something of each has come back, a read that has both goes on in one piece."""
     stage = Stage()
