@@ -15,6 +15,7 @@ import pytest
 from smtpd_filters.cli.listing import describe
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.dnsbl import Dnsbl
+from smtpd_filters.filters.dnsbl.lists import FRESH
 from smtpd_filters.filters.dnsbl.options import old_style
 from smtpd_filters.protocol.decisions import MAX_POINTS, Proceed
 from smtpd_filters.runtime.pace import TURN, Pace
@@ -857,6 +858,18 @@ def test_a_list_that_is_new_is_off_until_it_has_been_tested(
         log = "\n".join(smtpd.log)
     assert f'zone={OTHER} about=IPv4 switched=off cause="lists 127.0.0.1' in log
     assert f"dnsbl reload table=client result=ok file={file} entries=2" in smtpd.log[-1]
+
+
+def test_lists_are_tested_again_before_a_client_is_refused(server: DNSServer) -> None:
+    with talking(server, "--client", ZONE, *REJECT) as smtpd:
+        [policy] = smtpd.filters
+        assert isinstance(policy, Dnsbl)
+        first = come(smtpd, address=BAD)
+        assert first.reply.startswith("550 5.7.1 ")
+        watch = policy._watch
+        watch._tried = watch._last = stale = watch._last - FRESH
+        assert come(smtpd, address=BAD).reply == first.reply
+        assert watch._last > stale
 
 
 @pytest.mark.parametrize(

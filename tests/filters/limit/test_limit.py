@@ -168,8 +168,9 @@ def test_a_client_on_this_machine_is_no_client() -> None:
 # -- at once ---------------------------------------------------------------------------------
 
 
-def test_connections_at_once() -> None:
-    with serving(*limits("client connections 2")) as server:
+@pytest.mark.parametrize("others", [(), ("client messages 99/1h",)])
+def test_connections_at_once(others: tuple[str, ...]) -> None:
+    with serving(*limits("client connections 2", *others)) as server:
         first = server.client()
         server.client()
         refused = server.smtpd.connect(address="192.0.2.1")
@@ -347,8 +348,9 @@ def test_refused_recipients() -> None:
         assert server.send(server.client("192.0.2.2")) == ""
 
 
-def test_refused_recipients_of_a_session_that_ends_count() -> None:
-    with serving(*limits("client refused-recipients 2/1h")) as server:
+@pytest.mark.parametrize("others", [(), ("client messages 99/1h",)])
+def test_refused_recipients_of_a_session_that_ends_count(others: tuple[str, ...]) -> None:
+    with serving(*limits("client refused-recipients 2/1h", *others)) as server:
         for number in range(2):
             client = server.client()
             client.mail_from("a@example.com")
