@@ -317,6 +317,7 @@ def test_conditions(tmp_path: Path, text: str, mail: bytes) -> None:
     [
         ("double-extension = true", mixed(b"Content-Type: x/y; name=a.06.07.exe\n\nx\n")),
         ("double-extension = true", mixed(b"Content-Type: x/y; name=a.exe.pdf\n\nx\n")),
+        ('filename = "^rech"', mixed(b"Content-Type: x/y; name=Meine_Rechnung.pdf\n\nx\n")),
         ('extension = "exe"\nnested = false', attached(zipped(("a.exe", b"x")))),
         *(
             (f"{trait} = true", mixed(b"Content-Type: text/plain; name=a.txt\n\nx\n"))
