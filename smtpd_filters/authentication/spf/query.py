@@ -433,6 +433,9 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
 
     def cidrmatch(self, ipaddrs: list[str], n: int) -> bool:
         """Return whether the client is in a network of one of these addresses."""
+        if len(ipaddrs) == 1:
+            # Mostly that of a network, a term which no further run has.
+            return bool(super().cidrmatch(ipaddrs, n))
         key = tuple(ipaddrs), n
         found = self._work.matches.get(key)
         if found is None:
