@@ -12,6 +12,7 @@ from .charts import Series, Stack
 if TYPE_CHECKING:
     from smtpd_filters.journal.records import Overview
 
+_DAY, _WEEK, _YEAR = 86400, 7 * 86400, 365 * 86400
 #: Outcomes in the order of a stack, from the bottom; those of sessions without a message last.
 STACKED = ("accepted", "junk", "deferred", "refused", "abandoned")
 #: Outcomes of decisions, in the order of a stack, with their words.
@@ -88,7 +89,12 @@ def _outcome(verb: str) -> str:
 
 
 def _labels(found: Overview) -> list[str]:
-    layout = "%d %b" if found.step >= 86400 else "%a %H:%M"
+    """Return the time of each bar, with the date if bars of several weeks would look alike."""
+    length = found.until - found.since
+    if found.step >= _DAY:
+        layout = "%d %b" if length <= _YEAR else "%d %b %Y"
+    else:
+        layout = "%a %H:%M" if length <= _WEEK else "%d %b %H:%M"
     return [time.strftime(layout, time.localtime(at)) for at, _ in found.steps]
 
 

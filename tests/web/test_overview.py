@@ -101,6 +101,20 @@ def test_what_a_bar_stands_for(
     assert all(re.fullmatch(label, each) for each in drawn.labels)
 
 
+@pytest.mark.parametrize(
+    ("days", "hours", "label"),
+    [
+        (7, 4, r"[A-Z]\w\w \d\d:\d\d"),
+        (30, 15, r"\d\d [A-Z]\w\w \d\d:\d\d"),
+        (300, 150, r"\d\d [A-Z]\w\w"),
+        (1000, 500, r"\d\d [A-Z]\w\w \d{4}"),
+    ],
+)
+def test_bars_of_several_weeks_and_years_are_told_apart(days: int, hours: int, label: str) -> None:
+    [drawn] = messages(replace(found({}), until=86400.0 * days, step=3600 * hours)).labels
+    assert re.fullmatch(label, drawn)
+
+
 @pytest.mark.parametrize("kind", [*STACKED, *DECIDED])
 def test_bars_stand_out_in_both_colour_schemes(kind: str) -> None:
     for selector, name in ((".bar", "fill"), (".key", "background")):
