@@ -300,8 +300,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         checked. Raises PermError for a record that is too large.
         """
         if self.d in self._work.records:
-            self._read[self.d] = record = self._work.records[self.d]
-            return record
+            self._read[self.d] = self._work.records[self.d]
+            return self._read[self.d]
         _check_size(record)
         terms: list[str] = []
         for term in record.split(" "):
@@ -314,8 +314,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
                 terms.append(f"{name}={value}")
             else:
                 self._check_macros(value)
-        self._read[self.d] = normalised = " ".join(terms)
-        return normalised
+        self._read[self.d] = " ".join(terms)
+        return self._read[self.d]
 
     def _shorten(self) -> None:
         """Keep for further runs what these need of the outcomes, and of the records of this run."""
@@ -354,8 +354,10 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         """Return whether a term is not one of a network that the client isn't in."""
         _, mechanism, address, length, _ = term
         family = _FAMILIES.get(mechanism)
-        if family is None or family != self.v:
-            return family is None
+        if family is None:
+            return True
+        if family != self.v:
+            return False
         try:
             found: bool = super().cidrmatch([address], length)
         except spf.PermError:
