@@ -17,9 +17,9 @@ GROUP = "smtpd_filters.filters"
 
 
 def entry_points_of(path: Sequence[str]) -> Iterator[tuple[EntryPoints, str, Exception | None]]:
-    """Yield the entry points of each distribution below directories.
+    """Yield the entry points of each distribution below directories, "" and None.
 
-    Of one whose entry points can't be read there are none, but its name, if it has one, and why.
+    If the entry points of a distribution can't be read, yield none, its name and the error.
     """
     for each in distributions(path=list(path)):
         found, name, fault = EntryPoints(), "", None

@@ -68,7 +68,7 @@ class LogLines(io.RawIOBase):
 class BoundedPrints:
     """The bounded streams as `sys.stdout` and `sys.stderr`, until they are given back.
 
-    A stream that is None, or that the filter's own code has replaced, stays.
+    A stream stays as it is if it is None, or if the filter's own code has replaced it.
     """
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ Invariants
 ----------
 *Shared*: filters of a process that are configured alike get the same object.
 *At start*: a mistake in the options is a ConfigError when the filter starts, not at its first
-mail. For a filter that never waits with its settings, one is opened only if its code reads it.
+mail. A filter whose registration has `waits=False` opens only the resources that it reads.
 *Pool closes*: only the pool closes a resource, since other filters may use it (`PoolCloses`).
 """
 
