@@ -318,6 +318,21 @@ async def ended() -> None:
             await asyncio.sleep(0)
 
 
+def numbering(
+    writers: list[asyncio.StreamWriter], reply: bytes = REPLY, unasked: bytes = b""
+) -> Serve:
+    """Serve replies with the numbers of connection and request, and bytes behind each of them."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        number = len(writers)
+        for count in range(9):
+            await reader.readuntil(b"body")
+            writer.write(reply % (number, count) + unasked)
+
+    return serve
+
+
 def by_hand(
     serve: Serve,
     work: With,
@@ -417,14 +432,7 @@ def test_unrequested_data_is_not_the_next_reply(intakes: list[Intake], *, closes
 @pytest.mark.parametrize("turns", [0, 3])
 def test_nothing_that_came_since_is_a_reply_to_the_next_request(unasked: bytes, turns: int) -> None:
     """Not even what came after the last turn of the loop, or part of a line."""
-    writers = []
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        number = len(writers)
-        for count in range(9):
-            await reader.readuntil(b"body")
-            writer.write(REPLY % (number, count))
+    writers: list[asyncio.StreamWriter] = []
 
     async def work(client: Client) -> list[bytes]:
         said = []
@@ -438,7 +446,7 @@ def test_nothing_that_came_since_is_a_reply_to_the_next_request(unasked: bytes, 
                 await asyncio.sleep(0)
         return said
 
-    assert by_hand(serve, work) == [b"10", b"20", b"30"]
+    assert by_hand(numbering(writers), work) == [b"10", b"20", b"30"]
 
 
 @pytest.mark.parametrize("made", [False, True])
@@ -457,20 +465,13 @@ def test_nothing_that_came_before_the_first_byte_is_a_reply(
 
     monkeypatch.setattr(Intake, "begin", begin_late)
 
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writers.append(writer)
-        number = len(writers)
-        for count in range(9):
-            await reader.readuntil(b"body")
-            writer.write(REPLY % (number, count))
-
     async def work(client: Client) -> list[bytes]:
         body: Body = (lambda: iter([b"body"])) if made else b"body"
         request = Request("/checkv2", (), body, size=4)
         said = [await client.ask(request, read) for _ in range(2)]
         return [each.body for each in said if isinstance(each, Said)]
 
-    assert by_hand(serve, work) == [b"10", b"20"]
+    assert by_hand(numbering(writers), work) == [b"10", b"20"]
 
 
 @pytest.mark.parametrize("unasked", [REPLY % (0, 0), b"\r\n", b"H", b"HTTP/1.1 100 C\r\n\r\n"])
@@ -480,17 +481,7 @@ def test_nothing_that_came_before_the_first_byte_is_a_reply(
 def test_nothing_in_the_same_read_is_a_reply_to_the_next_request(
     reply: bytes, unasked: bytes
 ) -> None:
-    connections = 0
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        number = connections
-        for count in range(9):
-            await reader.readuntil(b"body")
-            writer.write(reply % (number, count) + unasked)
-
-    said = by_hand(serve, requests_for_body(3))
+    said = by_hand(numbering([], reply, unasked), requests_for_body(3))
     assert [each.body for each in said] == [b"10", b"20", b"30"]
 
 
