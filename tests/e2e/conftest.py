@@ -46,8 +46,8 @@ class Spy(Protocol):
     """Give the command line of the spy filter; then read what it saw.
 
     A request is written down before it is answered, so what a client has had an answer to is there.
-    Reports are not waited for by anybody: those of a session's end are there after
-    `server.terminate()`.
+    Reports are not waited for by anybody: one is there when a request after it has been answered,
+    as that of QUIT. Those of a session's end may be missing, after `server.terminate()` as well.
     """
 
     def __call__(self, *rules: str) -> str: ...

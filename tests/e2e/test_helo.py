@@ -273,7 +273,7 @@ def test_a_greeting_within_a_transaction(start: Start, spy: Spy) -> None:
             [250, 250, 503, 250] if taken else [250, 503, 250, 250]
         )
         assert transact(connection).code == 250
-    server.terminate()
+        assert connection.command("QUIT") is not None
     assert [each.rest for each in spy.seen(server, "link-identify")] == [
         "EHLO|client.example",
         *["EHLO|other.example"] * taken,

@@ -209,7 +209,6 @@ def test_what_smtpd_reports_of_a_recipient(start: Start, spy: Spy) -> None:
         for recipient in (ALICE, "x@local.example", "x@@local.example", "x@elsewhere.example"):
             name(connection, recipient)
         assert connection.command("QUIT") is not None
-    server.terminate()
     results = [line.rest.split("|")[1] for line in spy.seen(server, "tx-rcpt")]
     assert results == ["ok", "permfail", "permfail", "permfail"]
 
