@@ -64,6 +64,45 @@ def steps_of(
     return [[(name, str(rdtype)) for name, rdtype in step] for step in steps.steps], verdict
 
 
+# -- the result ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("terms", "client", "broad"),
+    [
+        ("ip4:192.0.0.0/8 +all", V4, False),
+        ("ip4:192.0.0.0/7 -all", V4, True),
+        ("ip6:2000::/12 -all", V6, False),
+        ("ip6:2000::/11 -all", V6, True),
+        ("ip4:192.0.2.0/24 a:all.test//0 -all", V6, True),
+        ("mx:all.test//0 -all", V6, True),
+        ("ptr +all", V4, True),
+        ("exists:%{p}.test +all", V4, True),
+        ("exists:all.test -all", V4, True),
+        ("exists:%{Ir}.all.test -all", V4, False),
+        ("include:all.test -all", V4, True),
+        ("include:some.test +all", V4, False),
+        ("redirect=all.test", V4, True),
+        ("~all", V4, False),
+    ],
+)
+def test_a_pass_by_a_term_that_most_clients_match_is_broad(
+    terms: str,
+    client: str,
+    broad: bool,  # noqa: FBT001  # a column
+) -> None:
+    zone = {
+        "all.test": {"TXT": "v=spf1 +all", "A": V4, "AAAA": V6, "MX": [(1, "all.test")]},
+        "some.test": {"TXT": "v=spf1 include:none.test ip4:192.0.2.0/24 +all"},
+        "none.test": {"TXT": "v=spf1 -all"},
+        "1.2.0.192.all.test": {"A": V4},
+    }
+    for explain in (False, True):
+        verdict = check(f"v=spf1 {terms}", zone, client, explain=explain)
+        assert verdict.result == ("softfail" if terms == "~all" else "pass")
+        assert verdict.broad is broad
+
+
 # -- what is asked, and when -----------------------------------------------------------------
 
 
@@ -226,7 +265,7 @@ def test_a_local_part_beyond_ascii_matches_no_term_that_has_it() -> None:
     for term in ("exists:%{l}.example.com", "a:%{s}.example.com", "include:%{l}.example.com"):
         record = f"v=spf1 {term} exists:x.example.com -all"
         verdict = check(record, zone, sender="\u00fc@example.com")
-        assert verdict == Verdict("pass", "example.com", "exists:x.example.com")
+        assert verdict == Verdict("pass", "example.com", "exists:x.example.com", broad=True)
         assert check(f"v=spf1 {term} -all", zone, sender="\udcff@example.com").result == "fail"
 
 

@@ -133,5 +133,9 @@ def test_kept_verdicts_are_those_of_an_evaluation(record: str) -> None:
                 for _ in range(2):
                     found = cache.check(sender, helo, client)
                     assert found == type(found)(
-                        expected.result, expected.domain, expected.mechanism, expected.problem
+                        expected.result,
+                        expected.domain,
+                        expected.mechanism,
+                        expected.problem,
+                        broad=expected.broad,
                     )

@@ -46,7 +46,8 @@ class Verdict:
     permerror. `domain` is the domain that was checked. `mechanism` is the term of its record that
     matched, `problem` the reason of an error; both are for the log and may hold the domain owner's
     text, as may `explanation`, the owner's text for a `fail`, in printable ASCII. `trace` is the
-    course of the evaluation, if it was asked for.
+    course of the evaluation, if it was asked for. `broad` is whether a `pass` says little about the
+    client, since the term that matched, perhaps of an included record, would match most others.
     """
 
     result: str
@@ -55,6 +56,7 @@ class Verdict:
     problem: str = ""
     explanation: str = ""
     trace: Trace | None = field(default=None, compare=False, repr=False)
+    broad: bool = False
 
 
 def load() -> None:

@@ -16,7 +16,7 @@ from smtpd_filters.lookups.outcome import MX, Found, Unavailable
 from . import PERMERROR, Verdict, macros
 from .needed import needed
 from .pyspf import spf
-from .trace import Trace
+from .trace import Matched, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from smtpd_filters.lookups.outcome import Outcome
 
     #: A term, its mechanism, its argument, the length of the prefix, and the result of a match.
-    Term: TypeAlias = tuple[str, str, str, int, str]
+    Term: TypeAlias = tuple[str, str, str, int, Matched]
 
 # Records of several KiB are published; a term longer than these octets is not: a domain has at
 # most 253. pyspf's own expressions take quadratic time.
@@ -53,6 +53,11 @@ _LETTERS, _FOR_EXPLANATIONS = frozenset("slodipvhcrt"), "crt"
 #: The terms that look nothing up.
 _WITHOUT_LOOK_UP = re.compile(r"[+?~-]?(?:all$|ip[46]:)", re.IGNORECASE)
 
+
+#: The least lengths of prefixes of networks that one owner has: registries get a /8 or a /12.
+_NARROW = {"in-addr": 8, "ip6": 12}
+#: The macros of "exists" that stand for what a client can't choose.
+_OF_CLIENT = re.compile("%{[ip]", re.IGNORECASE)
 
 #: Stands for a name that cannot be one, in a term that matches nothing.
 _NOWHERE = ".invalid"
@@ -133,6 +138,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         self._work = work
         self._voids: set[int] = set()
         self._depth = 0
+        #: Whether the last term that matched, includes aside, would match most clients.
+        self._broad = False
         #: The records of this run by their domains.
         self._read: dict[str, str] = {}
         self._trace = Trace() if explain else None
@@ -163,7 +170,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         problem = ""
         if result in {PERMERROR, "temperror"}:
             problem = text.partition(": ")[2][:_MAX_PROBLEM]
-        return Verdict(result, domain, self.mechanism or "", problem, explanation)
+        broad = result == "pass" and self._broad
+        return Verdict(str(result), domain, self.mechanism or "", problem, explanation, broad=broad)
 
     def _explanation(self, mark: object) -> str:
         """Return the explanation that a mark stands for; "" if there is none, or it is invalid.
@@ -287,6 +295,8 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
             raise
         finally:
             self._depth -= 1
+        if isinstance(result[0], Matched) and result[0].broad is not None:
+            self._broad = result[0].broad
         if self._trace and step:
             self._trace.ended(step, result[0])
             return (str(result[0]), *result[1:])
@@ -425,13 +435,26 @@ class Evaluation(spf.query):  # type: ignore[misc]  # pyspf has no type informat
         term = self._work.terms.get(key)
         if term is None:
             self._work.charge(1)
-            term = super().validate_mechanism(mech)
-            if term[2] == _NOWHERE:
+            text, mechanism, argument, length, result = super().validate_mechanism(mech)
+            if argument == _NOWHERE:
                 # A look-up that finds nothing; pyspf refuses a record without this include.
-                term = mech, "exists", _NOWHERE, self.cidrmax, "neutral"
+                mechanism, length, result = "exists", self.cidrmax, "neutral"
+            broad = self._is_broad(text, mechanism, length)
+            term = text, mechanism, argument, length, Matched(result, broad=broad)
             if not _BY_LOOKUP.search(mech):
                 self._work.terms[key] = term
         return term if self._trace is None else self._trace.term(term, self.d)
+
+    def _is_broad(self, text: str, mechanism: str, length: int) -> bool | None:
+        """Return whether a term matches most clients; None if another record decides that."""
+        match mechanism:
+            case "include":
+                return None
+            case "exists":
+                return not _OF_CLIENT.search(text)
+            case "ip4" | "ip6" | "a" | "mx":
+                return length < _NARROW[self.v]
+        return mechanism == "all"
 
     def cidrmatch(self, ipaddrs: list[str], n: int) -> bool:
         """Return whether the client is in a network of one of these addresses."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from smtpd_filters.authentication.inquiry import Question
     from smtpd_filters.lookups.outcome import Outcome
@@ -81,7 +82,7 @@ class Trace:
     def ended(self, record: Step, outcome: str) -> None:
         """End a record with its result."""
         self._end(record, str(outcome), NO_MATCH)
-        if isinstance(outcome, _Matched):
+        if isinstance(outcome, _TracedMatch):
             outcome.step.outcome = MATCH
 
     def failed(self, record: Step, reason: str) -> None:
@@ -101,14 +102,30 @@ class Trace:
         return [each for each in after if each.depth == record.depth + 1 and not each.outcome]
 
 
-class _Matched(str):
-    """The result of a record whose term `step` matched."""
+class Matched(str):
+    """The result of a term if it matches, which pyspf returns as that of the record.
+
+    `broad` is whether the term would match most clients; None for an include.
+    """
+
+    __slots__ = ("broad",)
+    broad: bool | None
+
+    def __new__(cls, result: str, *, broad: bool | None) -> Self:
+        """Make the result with what it says of the term."""
+        self = super().__new__(cls, result)
+        self.broad = broad
+        return self
+
+
+class _TracedMatch(Matched):
+    """The same, of a term that is traced as `step`."""
 
     __slots__ = ("step",)
     step: Step
 
 
-class _Traced(tuple[str, str, str, int, str]):  # noqa: SLOT001  # a tuple can't have any
+class _Traced(tuple[str, str, str, int, Matched]):  # noqa: SLOT001  # a tuple can't have any
     """A term, which pyspf unpacks when it evaluates it."""
 
     trace: Trace
@@ -116,6 +133,6 @@ class _Traced(tuple[str, str, str, int, str]):  # noqa: SLOT001  # a tuple can't
 
     def __iter__(self) -> Iterator[Any]:
         text, mechanism, argument, length, result = self[:]
-        matched = _Matched(result)
+        matched = _TracedMatch(result, broad=result.broad)
         matched.step = self.trace.reached(text, self.domain)
         return iter((text, mechanism, argument, length, matched))

@@ -4,8 +4,9 @@ Large senders retry from another address, often of another network, so that thei
 for hours. By SPF a domain's owner says which addresses send for it; by a confirmed reverse name the
 owner of an address says whose it is. Either makes the domain the client:
 
-- the sender's domain, if SPF passes, unless by `all`; with the null sender the Organizational
-   Domain of HELO, since many servers have a record for the name of each host;
+- the sender's domain, if SPF passes, unless by a term that most clients match, as `all`; with the
+   null sender the Organizational Domain of HELO, since many servers have a record for the name of
+   each host;
 - else the Organizational Domain of the client's reverse name, if that is confirmed and doesn't look
    dynamically assigned: the customers of a provider are no pool. DMARC's tree walk (RFC 9989
    section 4.10) finds it, which needs no list of public suffixes. It is used only if a DMARC record
@@ -96,7 +97,7 @@ class Clients:
             now=time(),
             cached=None if self._dns is None else self._dns.known,
         )
-        if verdict.result == "pass" and verdict.mechanism.lstrip("+").lower() != "all":
+        if verdict.result == "pass" and not verdict.broad:
             return verdict.domain if sender else (yield from _organization(verdict.domain))
         name = canonical(session.rdns or "")
         if self._by != DOMAIN or session.fcrdns != "pass" or not name:
