@@ -4,7 +4,7 @@ Invariants
 ----------
 *Tested*: a list that lists the entry that must not be listed lists every address; one that lacks
 the entry that must be listed is dead, or refuses us. Neither is queried until a test succeeds.
-*Answers about the subject*: an answer that is not about the subject (`codes`) never counts.
+*Answers about the subject*: an answer that is not about the subject (`listings`) never counts.
 *Silent lists are off*: a list that times out is switched off as well, unless all lists do: then the
 name server or the network fails, and `--on-error` decides.
 
@@ -17,10 +17,11 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
+from smtpd_filters.checks import listings
 from smtpd_filters.lookups.outcome import INVALID, Found, NotFound, Unavailable
 
-from . import codes
-from .codes import NAME, V4, V6
+from . import zone_names
+from .zone_names import NAME, V4, V6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
     from .sites import Site
 
-#: The test entries that are listed and that aren't, without the zone. `codes.probes` has those of
-#: names that are listed.
+#: The test entries that are listed and that aren't, without the zone. `zone_names.probes` has those
+#: of names that are listed.
 _LISTED = {V4: "2.0.0.127", V6: "2.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20}
 _UNLISTED = {V4: "1.0.0.127", V6: "1.0.0.0.0.0.f.7.f.f.f.f" + ".0" * 20, NAME: "invalid"}
 
@@ -97,8 +98,8 @@ class List:
         self.low = sum(site.weight for site in sites if site.weight < 0)
         self.high = sum(site.weight for site in sites if site.weight > 0)
         #: The name without its keys, and the keys.
-        self.shown = codes.shown(zone, keys)
-        self.secrets = codes.hidden(zone, keys)
+        self.shown = zone_names.shown(zone, keys)
+        self.secrets = zone_names.hidden(zone, keys)
         #: Whether it has test entries.
         self.tested = True
         #: The number of timeouts in a row.
@@ -143,24 +144,18 @@ class List:
 
     def _sort(self, records: Iterable[str]) -> tuple[list[str], str, str]:
         """Return the listings, the trouble with answers outside 127.0.0.0/8, and with refusals."""
-        answers, outside, refused = [], "", ""
-        for address in records:
-            wanted = any(site.pattern and site.match(address) for site in self.sites)
-            trouble = codes.trouble(self.zone, address, wanted=wanted)
-            if trouble is None:
-                answers.append(address)
-            elif not address.startswith("127."):
-                outside = outside or trouble
-            else:
-                refused = refused or trouble
-        return answers, outside, refused
+        return listings.sort(self.zone, records, self._is_named)
+
+    def _is_named(self, address: str) -> bool:
+        """Return whether a filter of the operator's own names an answer."""
+        return any(site.pattern and site.match(address) for site in self.sites)
 
     async def test(self, about: str, resolver: Resolver) -> tuple[str, bool]:
         """Look up the test entries; return why the list must not be queried, or "".
 
         The second value is whether the cause is a timeout or another failed look-up.
         """
-        listed = [_LISTED[about]] if about in _LISTED else codes.probes(self.zone)
+        listed = [_LISTED[about]] if about in _LISTED else zone_names.probes(self.zone)
         names = [f"{name}.{self.zone}" for name in (_UNLISTED[about], *listed)]
         outcomes = await resolver.query_all([(name, "A") for name in names])
         if all(isinstance(each, NotFound) for each in outcomes):

@@ -7,7 +7,7 @@ task. The formats and the test entries are those of RFC 5782.
 Invariants
 ----------
 *Answers about the subject*: only answers about the subject count: none outside 127.0.0.0/8, and
-none about the querier (`codes`).
+none about the querier (`checks.listings`).
 *Tested lists only*: no client is marked or refused unless the lists have recently been tested: each
 has its listed test entry and not the other (`lists`).
 *Silence never counts*: a list that times out never counts against the client. The others decide, as

@@ -18,7 +18,7 @@ from smtpd_filters.addresses import canonical, path
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.dns import names
 
-from . import codes
+from . import zone_names
 from .lists import List
 
 TYPE_CHECKING = False
@@ -50,7 +50,7 @@ class Book:
         Raises ConfigError if a member of `keys` or `untested` fits none of the lists.
         """
         self._given = given
-        self._keys = codes.labels_of(keys)
+        self._keys = zone_names.labels_of(keys)
         self._untested = {zone.lower().rstrip(".") for zone in untested}
         self._lists: dict[str, list[List]] = {kind: [] for kind in KINDS}
         self._lists = self._make()
@@ -80,7 +80,7 @@ class Book:
             raise ConfigError("--key: one of the keys is in no list's name")
         for zone in self._untested:
             if not any(zone in {each.zone, each.shown} for each in every):
-                shown = codes.shown(zone, self._keys)
+                shown = zone_names.shown(zone, self._keys)
                 raise ConfigError(f"--untested: {shown} is not the zone of a configured list")
 
     @property
@@ -90,7 +90,7 @@ class Book:
             (each, about)
             for kind, lists in self._lists.items()
             for each in lists
-            for about in ((codes.V4, codes.V6) if kind == CLIENT else (codes.NAME,))
+            for about in ((zone_names.V4, zone_names.V6) if kind == CLIENT else (zone_names.NAME,))
         ]
 
     @property
@@ -142,7 +142,7 @@ class Book:
             return []
         asked: list[Asked] = []
         for each in self._lists[kind]:
-            if codes.NAME not in each.off:
+            if zone_names.NAME not in each.off:
                 # `sites.MAX_ZONE` leaves room for two labels.
                 subject = names.ending(known, names.MAX_NAME - len(each.zone) - 1)
                 favourable = trusted and subject == whole
@@ -159,8 +159,8 @@ def _reversed(address: str) -> tuple[str, str, str]:
     if ":" in address:
         address = names.canonical(address)
     if ":" in address:
-        return codes.V6, names.reverse(address, zone=""), address
-    return codes.V4, f"{'.'.join(address.split('.')[::-1])}.", address
+        return zone_names.V6, names.reverse(address, zone=""), address
+    return zone_names.V4, f"{'.'.join(address.split('.')[::-1])}.", address
 
 
 def _known_to_dns(name: str) -> str:

@@ -15,7 +15,7 @@ import re
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.decisions import reply
 
-from . import codes
+from . import zone_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,4 +117,4 @@ class Reply:
         if outcome is None:
             return None
         text = b" ".join(outcome.records) if isinstance(outcome, Found) else b""
-        return codes.redact(text.decode("utf-8", "replace"), listing.question.list.secrets)
+        return zone_names.redact(text.decode("utf-8", "replace"), listing.question.list.secrets)

@@ -16,50 +16,17 @@ from __future__ import annotations
 
 import re
 
+from smtpd_filters.checks.listings import Pattern
 from smtpd_filters.lookups.dns.names import MAX_NAME, domain
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: The maximum length of a zone. It leaves room for a name with two labels of 63 (RFC 1035 section
 #: 2.3.4), and for an IPv6 address, which takes 64. Zones in use, with keys, have at most 70.
 MAX_ZONE = MAX_NAME - len(".") - (63 + len(".") + 63)
 #: A weight beyond this is a typing error.
 MAX_WEIGHT = 1_000_000
-# The minimum length of a key (`codes`).
+# The minimum length of a key (`zone_names`).
 _KEY_MIN = 16
 _WEIGHT = re.compile(r"[+-]?[0-9]{1,7}", re.ASCII)
-_OCTET = re.compile(r"(?P<one>[0-9]{1,3})|\[(?P<many>[^\[\]]*)\]", re.ASCII)
-_RANGE = re.compile(r"([0-9]{1,3})(?:\.\.([0-9]{1,3}))?", re.ASCII)
-_OCTETS, _OCTET_MAX = 4, 255
-
-
-class Pattern:
-    """The answers that a filter selects."""
-
-    __slots__ = ("_octets", "text")
-
-    def __init__(self, text: str) -> None:
-        """Parse a filter; raise ValueError with the reason if it is invalid."""
-        self.text = text
-        self._octets = tuple(_octets(text))
-
-    def match(self, address: str) -> bool:
-        """Return whether the filter selects this IPv4 address, in its canonical form."""
-        parts = address.split(".")
-        return len(parts) == _OCTETS and all(
-            part in octet for part, octet in zip(parts, self._octets, strict=True)
-        )
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pattern) and other.text == self.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __repr__(self) -> str:
-        return f"Pattern({self.text!r})"
 
 
 class Site:
@@ -112,35 +79,3 @@ def parse(text: str) -> Site:
             raise ValueError(f'expected a weight after "*", such as 3 or -2, not {factor[:20]!r}')
         weight = int(factor)
     return Site(zone, Pattern(answers) if equals else None, weight)
-
-
-def _octets(text: str) -> Iterator[frozenset[str]]:
-    rest, count = text, 0
-    while count < _OCTETS:
-        found = _OCTET.match(rest)
-        if not found:
-            break
-        numbers = set(_numbers(found["one"] or found["many"] or ""))
-        if count == 0 and 127 not in numbers:
-            raise ValueError("only answers in 127.0.0.0/8 can count")
-        yield frozenset(map(str, numbers))
-        count, rest = count + 1, rest[found.end() :]
-        if count < _OCTETS:
-            if not rest.startswith("."):
-                break
-            rest = rest[1:]
-    if count < _OCTETS or rest:
-        raise ValueError(
-            f'expected four octets such as 127.0.0.[2..11;14] after "=", not {text[:40]!r}'
-        )
-
-
-def _numbers(text: str) -> Iterator[int]:
-    for part in text.split(";"):
-        found = _RANGE.fullmatch(part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last or last > _OCTET_MAX:
-            raise ValueError(
-                f"expected numbers from 0 to 255 or ranges such as 2..11, not {part[:20]!r}"
-            )
-        yield from range(first, last + 1)

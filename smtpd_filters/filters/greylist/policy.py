@@ -311,10 +311,14 @@ class Greylist(Filter):
             listed=settings.dnsbl,
             allowed=settings.dnswl,
             dns=self.dns if settings.dnsbl or settings.dnswl else None,
+            note=self._note_list,
         )
 
     def _note(self, cause: str) -> None:
         self.log.limited(f"store {cause}", "store", error=cause)
+
+    def _note_list(self, zone: str, trouble: str) -> None:
+        self.log.limited(f"list {zone}", "list", zone=zone, error=trouble)
 
     def link_connect(self, session: Session) -> None:
         """Start the look-ups of the lists ahead of need."""

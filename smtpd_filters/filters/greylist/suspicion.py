@@ -1,6 +1,6 @@
 """The suspicious clients by `--only-if`, and the lists of good ones.
 
-A look-up that fails says nothing about a client.
+A look-up that fails says nothing about a client, nor does an answer by which a list refuses us.
 """
 
 from __future__ import annotations
@@ -8,26 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical
+from smtpd_filters.checks.listings import sort
 from smtpd_filters.lookups.dns.names import reverse
 from smtpd_filters.lookups.outcome import Found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from smtpd_filters.checks.dynamic import DynamicNames
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.session import Session
 
-#: What is no listing: answers outside 127.0.0.0/8 (RFC 5782 section 2.1), and those by which lists
-#: refuse a name server, 127.255.255.x by convention and 127.0.0.255 of dnswl.org.
-_LISTING = "127."
-_REFUSALS = ("127.255.255.", "127.0.0.255")
-
 
 class Suspicion:
-    """The conditions of `--only-if`, and the DNS lists of `listed` and of `allowed` clients."""
+    """The conditions of `--only-if`, and the DNS lists of `listed` and of `allowed` clients.
 
-    def __init__(
+    `note` takes a zone and the trouble with an answer of it, for the log.
+    """
+
+    def __init__(  # noqa: PLR0913  # given by name
         self,
         conditions: Sequence[str],
         dynamic: DynamicNames | None,
@@ -35,12 +34,14 @@ class Suspicion:
         listed: Sequence[str],
         allowed: Sequence[str],
         dns: Resolver | None,
+        note: Callable[[str, str], object] = lambda _zone, _trouble: None,
     ) -> None:
         self._conditions = frozenset(conditions)
         self._dynamic = dynamic
         self._lists = tuple(listed)
         self._allows = tuple(allowed)
         self._dns = dns
+        self._note = note
 
     def start(self, address: str) -> None:
         """Start the look-ups in the lists."""
@@ -81,11 +82,12 @@ class Suspicion:
         if self._dns is None or not zones:
             return ""
         outcomes = await self._dns.query_all([(reverse(address, zone=each), "A") for each in zones])
+        listing = ""
         for zone, outcome in zip(zones, outcomes, strict=True):
-            if isinstance(outcome, Found) and any(map(_is_listing, outcome.records)):
-                return zone
-        return ""
-
-
-def _is_listing(answer: str) -> bool:
-    return answer.startswith(_LISTING) and not answer.startswith(_REFUSALS)
+            if isinstance(outcome, Found):
+                answers, outside, refused = sort(zone, outcome.records)
+                if refused or (outside and not answers):
+                    self._note(zone, refused or outside)
+                elif answers:
+                    listing = listing or zone
+        return listing

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from smtpd_filters.checks.listings import Pattern
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.dnsbl.options import SITES
-from smtpd_filters.filters.dnsbl.sites import MAX_WEIGHT, Pattern, Site, parse
+from smtpd_filters.filters.dnsbl.sites import MAX_WEIGHT, Site, parse
 from tests.tables.steps import run
 
 TYPE_CHECKING = False

@@ -231,7 +231,7 @@ LISTS: dict[str, dict[str, Any]] = {
     "6.2.0.192.bad.example": {"servfail": True},
     "7.2.0.192.good.example": {"A": "127.0.5.1"},
     "5.2.0.192.good.example": {"A": "127.0.5.1"},
-    "4.2.0.192.good.example": {"A": "127.0.0.255"},
+    "4.2.0.192.good.example": {"A": "127.255.255.255"},
 }
 HONEST = {"rdns": "mail.example.com", "address": "192.0.2.1"}
 DYNAMIC = {"rdns": "192-0-2-77.dsl.example.com", "address": "192.0.2.77"}
@@ -276,6 +276,35 @@ def test_lists_say_who_waits_and_who_does_not() -> None:
         with Conversation(Greylist, *PLAIN, "--dnswl", "good.example", nameserver=where) as smtpd:
             assert passes(smtpd, address="192.0.2.5")
             assert not passes(smtpd, address="192.0.2.4")
+
+
+def test_an_answer_by_which_a_list_refuses_us_says_nothing_of_a_client() -> None:
+    zone: dict[str, dict[str, Any]] = {
+        "*.list.dnswl.org": {"A": "127.0.10.3"},
+        "*.gone.example": {"A": "203.0.113.66"},
+        "*.blocked.example": {"A": "127.0.0.1"},
+        "*.mixed.example": {"A": ["127.0.0.2", "127.255.255.254"]},
+    }
+    lists = ("gone", "blocked", "mixed")
+    bad = [f"--dnsbl={name}.example" for name in lists]
+    with DNSServer(zone) as server:
+        where = (server.address, server.port)
+        flags = ("--dnswl", "list.dnswl.org")
+        with Conversation(Greylist, *PLAIN, *flags, nameserver=where) as smtpd:
+            assert not passes(smtpd)
+            assert not passes(smtpd, "other@example.org")
+            log = [line for line in smtpd.log if "greylist list" in line]
+            assert log == [
+                (
+                    'greylist list zone=list.dnswl.org error="answers 127.0.10.3: more queries than '
+                    "are free: use a name server of your own (--nameserver), not a public one, or "
+                    'subscribe to it"'
+                )
+            ]
+        with Conversation(Greylist, *PLAIN, *bad, "--only-if", "listed", nameserver=where) as smtpd:
+            assert passes(smtpd)
+            log = [line.partition("zone=")[2].split(".")[0] for line in smtpd.log[:3]]
+            assert log == [*lists]
 
 
 def test_in_a_chain_the_score_says_who_waits() -> None:

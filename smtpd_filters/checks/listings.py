@@ -1,27 +1,85 @@
-"""Return codes of known lists that are not listings, and the redaction of keys in zone names.
+"""The answers of DNS lists: filters of them, and answers that are not listings.
 
-A code that isn't named here is a listing.
+An answer that isn't named here is a listing.
 
 Invariants
 ----------
 *Loopback only*: only an answer in 127.0.0.0/8 can be a listing (RFC 5782 section 2.1).
 *Refusals are not listings*: an answer about the querier (a public name server, too many queries, no
 registration) says nothing about the subject. It comes with advice for the operator.
-*Keys stay secret*: `shown` and `redact` return no key that is part of a zone's name.
 """
 
 from __future__ import annotations
 
 import re
 
-from .sites import Pattern
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
-#: The kinds of subjects of a list; each has its own test entries (RFC 5782 section 5).
-V4, V6, NAME = "IPv4", "IPv6", "names"
+_OCTET = re.compile(r"(?P<one>[0-9]{1,3})|\[(?P<many>[^\[\]]*)\]", re.ASCII)
+_RANGE = re.compile(r"([0-9]{1,3})(?:\.\.([0-9]{1,3}))?", re.ASCII)
+_OCTETS, _OCTET_MAX = 4, 255
+
+
+class Pattern:
+    """The answers that a filter selects."""
+
+    __slots__ = ("_octets", "text")
+
+    def __init__(self, text: str) -> None:
+        """Parse a filter; raise ValueError with the reason if it is invalid."""
+        self.text = text
+        self._octets = tuple(_octets(text))
+
+    def match(self, address: str) -> bool:
+        """Return whether the filter selects this IPv4 address, in its canonical form."""
+        parts = address.split(".")
+        return len(parts) == _OCTETS and all(
+            part in octet for part, octet in zip(parts, self._octets, strict=True)
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __repr__(self) -> str:
+        return f"Pattern({self.text!r})"
+
+
+def _octets(text: str) -> Iterator[frozenset[str]]:
+    rest, count = text, 0
+    while count < _OCTETS:
+        found = _OCTET.match(rest)
+        if not found:
+            break
+        numbers = set(_numbers(found["one"] or found["many"] or ""))
+        if count == 0 and 127 not in numbers:
+            raise ValueError("only answers in 127.0.0.0/8 can count")
+        yield frozenset(map(str, numbers))
+        count, rest = count + 1, rest[found.end() :]
+        if count < _OCTETS:
+            if not rest.startswith("."):
+                break
+            rest = rest[1:]
+    if count < _OCTETS or rest:
+        raise ValueError(
+            f'expected four octets such as 127.0.0.[2..11;14] after "=", not {text[:40]!r}'
+        )
+
+
+def _numbers(text: str) -> Iterator[int]:
+    for part in text.split(";"):
+        found = _RANGE.fullmatch(part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last or last > _OCTET_MAX:
+            raise ValueError(
+                f"expected numbers from 0 to 255 or ranges such as 2..11, not {part[:20]!r}"
+            )
+        yield from range(first, last + 1)
+
 
 _OWN_RESOLVER = "use a name server of your own (--nameserver), not a public one"
 _REGISTER = "register for its Data Query Service and use the zone with your key"
@@ -92,20 +150,6 @@ _OUTSIDE_ADVICE = (
     "the list is gone and its domain has a new owner, or the name server makes up answers"
 )
 
-#: Zones with a key before the list's own label, and their number of public labels.
-_KEYED = (("dq.spamhaus.net", 4), ("mail.abusix.zone", 4))
-#: In other zones, a long label of letters and digits is treated as a key.
-_KEY = re.compile(r"(?=[a-z]*[0-9])(?=[0-9]*[a-z])[a-z0-9]{16,63}", re.ASCII)
-_REDACTED = "***"
-
-#: Test entries of lists of names beside or instead of that of RFC 5782 section 5.
-_TESTS = (
-    ("spamhaus.org", "dbltest.com"),
-    ("spamhaus.net", "dbltest.com"),
-    ("surbl.org", "surbl-org-permanent-test-point.com"),
-    ("uribl.com", "test.uribl.com"),
-)
-
 
 def trouble(zone: str, address: str, *, wanted: bool = False) -> str | None:
     """Return why an answer is not a listing, with advice; "" to ignore it; None for a listing.
@@ -116,53 +160,32 @@ def trouble(zone: str, address: str, *, wanted: bool = False) -> str | None:
     if not address.startswith("127."):
         return f"answers {address}, outside 127.0.0.0/8: {_OUTSIDE_ADVICE}"
     for suffix, pattern, advice in _CODES:
-        if _ends(zone, suffix) and pattern.match(address):
+        if ends(zone, suffix) and pattern.match(address):
             return f"answers {address}: {advice}" if advice else ""
     if address == _LOOPBACK and not wanted:
         return f"answers {address}: {_LOOPBACK_ADVICE}"
     return None
 
 
-def shown(zone: str, keys: tuple[str, ...] = ()) -> str:
-    """Return the name of a zone without its keys: recognised ones, and `keys`.
+def sort(
+    zone: str, records: Iterable[str], is_wanted: Callable[[str], bool] | None = None
+) -> tuple[list[str], str, str]:
+    """Return the listings among answers, the trouble with those outside 127.0.0.0/8, and a refusal.
 
-    `keys` are labels or parts of labels (`labels_of`).
+    With a refusal, no answer says anything about the subject.
     """
-    labels = zone.split(".")
-    for suffix, public in _KEYED:
-        if _ends(zone, suffix) and len(labels) > public:
-            labels = labels[-public:]
-    kept = [
-        label
-        for label in labels[:-2]
-        if not _KEY.fullmatch(label) and not any(key in label for key in keys)
-    ]
-    return ".".join(kept + labels[-2:])
+    answers, outside, refused = [], "", ""
+    for address in records:
+        why = trouble(zone, address, wanted=is_wanted is not None and is_wanted(address))
+        if why is None:
+            answers.append(address)
+        elif not address.startswith("127."):
+            outside = outside or why
+        else:
+            refused = refused or why
+    return answers, outside, refused
 
 
-def labels_of(keys: Iterable[str]) -> tuple[str, ...]:
-    """Return the labels of keys, in the form in which zone names have them."""
-    return tuple(label for key in keys for label in key.lower().split(".") if label)
-
-
-def hidden(zone: str, keys: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the labels that `shown` omits, and `keys`, the longest first."""
-    public = shown(zone, keys).split(".")
-    labels = [label for label in zone.split(".") if label not in public]
-    return tuple(sorted({*labels, *keys}, key=len, reverse=True))
-
-
-def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """Return a text from a list without secrets."""
-    for secret in secrets:
-        text = re.sub(re.escape(secret), _REDACTED, text, flags=re.IGNORECASE)
-    return text
-
-
-def probes(zone: str) -> tuple[str, ...]:
-    """Return the test entries of a list of names, which has one at least: RFC 5782 section 5."""
-    return ("test", *(name for suffix, name in _TESTS if _ends(zone, suffix)))
-
-
-def _ends(zone: str, suffix: str) -> bool:
+def ends(zone: str, suffix: str) -> bool:
+    """Return whether a zone is a domain or below it; "" is that of all."""
     return not suffix or zone == suffix or zone.endswith(f".{suffix}")
