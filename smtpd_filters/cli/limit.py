@@ -18,6 +18,7 @@ from smtpd_filters.filters.limit.subjects import (
     HASH,
     SPACE,
     Prefixes,
+    fields,
     key,
     part,
     read,
@@ -31,7 +32,7 @@ from smtpd_filters.settings.kinds import printable, quote
 from smtpd_filters.stores import Delete, Put
 
 from .store_search import find_values
-from .stores import StoreOptions, with_store
+from .stores import StoreOptions, as_configured, with_store
 from .streams import print_json
 from .verb import Verb
 
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 TOP, SHOW, RESET, BLOCKING, RELEASE = ACTIONS = ("top", "show", "reset", "block", "release")
 BY_HAND = "by hand"
 ALL = "all"
+#: The options of the filter that say what its clients and networks are.
+PREFIXES = ("client_prefix6", "network_prefix4", "network_prefix6")
 
 
 class Options(StoreOptions):
@@ -86,13 +89,14 @@ class Options(StoreOptions):
 
 def run(options: Options, _rest: list[str]) -> int:
     """Do what the operand says."""
+    options = as_configured(options, SPACE, PREFIXES)
     subject = subject_of(options)
     if options.action in {RESET, BLOCKING, RELEASE} and not subject:
         raise ConfigError(f"{options.action} requires a SUBJECT")
     if options.action == TOP and subject:
         raise ConfigError("top has no SUBJECT (see show)")
     if options.action == BLOCKING and "store" not in options.given:
-        _note_effect(subject)
+        _note_effect(subject, options)
 
     async def work(store: Store) -> int:
         literal = " ".join(_words(options))
@@ -209,8 +213,18 @@ async def _block(store: Store, options: Options, subject: str) -> int:
     return _done("blocked", subject, options)
 
 
-def _note_effect(subject: str) -> None:
-    """Note that the filter has no limit by subjects of this kind, and so doesn't see the block."""
+def _note_effect(subject: str, options: Options) -> None:
+    """Note that the filter has no such subjects, and so doesn't see the block."""
+    for kind, named in fields(subject).items():
+        address, slash, length = named.partition("/")
+        if kind not in {"client", "network"} or not slash:
+            continue
+        name = f"{kind}_prefix{6 if ':' in address else 4}"
+        prefix: int = vars(options)[name]
+        if int(length) != prefix:
+            flag = name.replace("_", "-")
+            VERB.note(f"this has no effect: filter-limit has a --{flag} of {prefix}")
+            return
     kinds = tuple(word.partition("=")[0] for word in subject.split(" "))
     found = set()
     for value in find_values(SPACE, "limit"):

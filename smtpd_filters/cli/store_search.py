@@ -25,6 +25,8 @@ from .smtpd_conf.commands import file_name, flags_in, words_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from smtpd_filters.settings.declare import Option
+
 #: The options that describe a store.
 OPTIONS = StoreSetting().options
 
@@ -43,7 +45,7 @@ def find_store(
     """
     commands = list(_commands(places))
     texts = [each for words in commands if (each := _of_command(words, name, flag)) is not None]
-    paths = [named[0] for words in commands if (named := chain_run_by(words)) and named[0]]
+    paths = _chain_files(commands)
     if not texts:
         paths = paths or [*chain_places]
     texts += [each for path in paths for each in _of_chain(path, name, flag)]
@@ -73,12 +75,45 @@ def find_values(
     for words in commands:
         if f"filter-{name}" in map(file_name, words):
             yield from (value for flag, value in flags_in(words) if flag == f"--{key}")
-    for path in [
-        named[0] for words in commands if (named := chain_run_by(words)) and named[0]
-    ] or chain_places:
+    for path in _chain_files(commands) or chain_places:
         for _, keys in _filters_in(path, name):
             values = keys.get(key)
             yield from values if isinstance(values, list) else ()
+
+
+def find_options(
+    name: str,
+    options: Mapping[str, Option],
+    places: Sequence[str] = PLACES,
+    chain_places: Sequence[str] = CHAIN_PLACES,
+) -> dict[str, Any]:
+    """Return the values of some options that the filters of a kind are configured with.
+
+    One that no filter has is missing. Raises ConfigError if filters differ, or for an invalid one.
+    """
+    commands = list(_commands(places))
+    texts = [
+        {flag.removeprefix("--").replace("-", "_"): value for flag, value in flags_in(words)}
+        for words in commands
+        if _behind(words, name) is not None
+    ]
+    texts += [
+        {key.replace("-", "_"): str(value) for key, value in keys.items()}
+        for path in _chain_files(commands) or chain_places
+        for _, keys in _filters_in(path, name)
+    ]
+    found = {}
+    for option, declared in options.items():
+        given = [
+            _value(option, declared, each[option]) if option in each else None for each in texts
+        ]
+        values = {declared.default if each is None else each for each in given}
+        flag = option.replace("_", "-")
+        if len(values) > 1:
+            raise ConfigError(f"filters of the kind {name} differ in --{flag}, which is required")
+        if any(each is not None for each in given):
+            found[option] = values.pop()
+    return found
 
 
 def _commands(places: Iterable[str]) -> Iterator[list[str]]:
@@ -93,14 +128,25 @@ def _commands(places: Iterable[str]) -> Iterator[list[str]]:
         return
 
 
+def _chain_files(commands: Iterable[Sequence[str]]) -> list[str]:
+    """Return the chain files that commands name."""
+    return [named[0] for words in commands if (named := chain_run_by(words)) and named[0]]
+
+
 def _of_command(words: Sequence[str], name: str, flag: str) -> dict[str, str] | None:
     """Return the texts of the options in a command of the filter, maybe under a supervisor.
 
     None is returned for a command of another filter.
     """
+    flags = _behind(words, name)
+    return None if flags is None else _of_words(flags, flag)
+
+
+def _behind(words: Sequence[str], name: str) -> Sequence[str] | None:
+    """Return the words behind the program of a filter; None for a command of another one."""
     for at, word in enumerate(words):
         if file_name(word) == f"filter-{name}" or _is_own(words, at, name):
-            return _of_words(words[at + 1 :], flag)
+            return words[at + 1 :]
     return None
 
 
@@ -156,11 +202,13 @@ def _option(spelt: str, flag: str) -> str:
 
 def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
     """Return the values of options. Raises ConfigError for an invalid one."""
-    values = {}
-    for name, text in texts.items():
-        try:
-            values[name] = OPTIONS[name].kind.parse(text)
-        except ValueError as error:
-            flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} of the filter: {quote(text)}: {error}") from None
-    return values
+    return {name: _value(name, OPTIONS[name], text) for name, text in texts.items()}
+
+
+def _value(name: str, option: Option, text: str) -> Any:
+    """Return the value of an option. Raises ConfigError if it is invalid."""
+    try:
+        return option.kind.parse(text)
+    except ValueError as error:
+        flag = name.replace("_", "-")
+        raise ConfigError(f"--{flag} of the filter: {quote(text)}: {error}") from None

@@ -23,12 +23,15 @@ from smtpd_filters.stores.setting import STORE, default_address, open_store
 
 from . import PROG
 from .store_search import OPTIONS as _OPTIONS
-from .store_search import find_store
+from .store_search import find_options, find_store
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
+    from typing import TypeVar
 
     from smtpd_filters.stores import Store
+
+    Configured = TypeVar("Configured", bound="StoreOptions")
 
 #: The exit status if the store fails: EX_TEMPFAIL of sysexits(3).
 TEMPFAIL = 75
@@ -88,6 +91,18 @@ def with_store(
     except UnavailableError as error:
         _note(str(error))
         return TEMPFAIL
+
+
+def as_configured(options: Configured, name: str, wanted: Iterable[str]) -> Configured:
+    """Return options, some of which are also those of the filter `name`, with the filter's values.
+
+    What is given remains, and with `--store` all does: that may be the store of another filter.
+    Raises ConfigError if the filter's values are invalid, or filters have different ones.
+    """
+    if "store" in options.given:
+        return options
+    declared = {each: options.options[each] for each in wanted if each not in options.given}
+    return options.replace(**find_options(name, declared))
 
 
 def time_in_words(seconds: float) -> str:

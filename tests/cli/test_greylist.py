@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters.cli import main
 from smtpd_filters.cli.greylist import dumps
+from smtpd_filters.cli.store_search import find_options, find_store
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.filters.greylist.records import Record, of_json
@@ -116,6 +117,34 @@ def test_what_the_filter_remembers_is_shown(tool: Tool) -> None:
         "clients_allowed": 0,
     }
     assert "triplets waiting               2\n" in tool("stats")
+
+
+def test_the_clients_and_times_are_those_of_the_configured_filter(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conf = tmp_path / "smtpd.conf"
+    flags = f"--store {tool.store[1]} --ipv4-prefix 32 --lifetime 3d --known-after 2"
+    conf.write_text(f'filter g proc-exec "filter-greylist {flags}"\n')
+    for search in (find_options, find_store):
+        monkeypatch.setattr(
+            f"smtpd_filters.cli.stores.{search.__name__}",
+            lambda *words, search=search: search(*words, [str(conf)], []),
+        )
+    assert main(["greylist", "allow", "192.0.2.7"]) == 0
+    assert main(["greylist", "allow", "192.0.2.7", "--ipv4-prefix", "28"]) == 0
+    dump = tmp_path / "dump"
+    dump.write_bytes(
+        f"VERSION=3\nformat=print\ntype=btree\nHEADER=END\n 198.51.100.7\n 2,{time.time():.0f}\n"
+        "DATA=END\n".encode()
+    )
+    assert main(["greylist", "import", str(dump)]) == 0
+    assert capsys.readouterr().out == (
+        "allowed: 192.0.2.7/32\nallowed: 192.0.2.0/28\n"
+        "1 imported, 0 skipped: expired, or without a meaning here\n"
+    )
+    [known] = tool.json("show", "198.51.100.7/32")
+    assert known["state"] == "known"
+    assert known["left"] <= 3 * 86400
 
 
 def test_who_is_allowed_passes_until_forgotten(tool: Tool) -> None:
@@ -342,6 +371,10 @@ def test_values_that_no_filter_has_written_are_left_out(tool: Tool, tmp_path: Pa
 
 def test_mistakes(tool: Tool, tmp_path: Path) -> None:
     assert "allow requires a CLIENT" in tool.fails("allow")
+    for network, prefix in (("192.0.2.0/16", 24), ("192.0.2.7/32", 24), ("2001:db8::/48", 64)):
+        error = f'"{network}" is no client of the filter, whose networks are /{prefix}'
+        assert error in tool.fails("allow", "192.0.2.0/24", network)
+    assert tool.json("stats")["clients_allowed"] == 0
     assert "forget requires a CLIENT" in tool.fails("forget")
     assert "show requires CLIENT, or CLIENT SENDER RECIPIENT" in tool.fails("show", "a", "b")
     assert '"example..org" is neither an address' in tool.fails("allow", "example..org")

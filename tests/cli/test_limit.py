@@ -293,6 +293,40 @@ def test_a_block_without_effect_is_noted(  # noqa: PLR0913  # fixtures and a cas
         assert capsys.readouterr().err == (expected if noted else "")
 
 
+@pytest.mark.parametrize(
+    ("subject", "note"),
+    [
+        ("network=10.0.0.0/8", "filter-limit has a --network-prefix4 of 16"),
+        ("user=a network=2001:db8::/32", "filter-limit has a --network-prefix6 of 48"),
+        ("client=2001:db8::/48", "filter-limit has a --client-prefix6 of 64"),
+        ("network=10.1.0.0/16", ""),
+        ("network=10.1.2.3", ""),
+        ("client=2001:db8::/64", ""),
+        ("client=192.0.2.1", ""),
+        ("user=a/b", ""),
+    ],
+)
+def test_a_block_of_another_network_is_noted(
+    store: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    subject: str,
+    note: str,
+) -> None:
+    where = "smtpd_filters.cli.stores"
+    with talk(store):
+        monkeypatch.setattr("smtpd_filters.cli.limit.find_values", lambda *_: iter(()))
+        monkeypatch.setattr(f"{where}.find_options", lambda *_: {"network_prefix4": 16})
+        monkeypatch.setattr(f"{where}.find_store", lambda *_: {"store": STORE.parse(store)})
+        assert main(["limit", "block", subject]) == 0
+        noted = f"smtpd-filters limit: this has no effect: {note}\n" if note else ""
+        assert capsys.readouterr() == (f"{_counted(subject)}: blocked\n", noted)
+
+
+def _counted(subject: str) -> str:
+    return subject.replace("10.1.2.3", "10.1.0.0/16")
+
+
 def test_a_reason_of_any_bytes(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     with talk(store):
         assert limit(store, "block", "alice", "--reason", "\udcff") == 0

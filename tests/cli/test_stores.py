@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from smtpd_filters.cli.store_search import find_store, find_values
+from smtpd_filters.cli.store_search import find_options, find_store, find_values
 from smtpd_filters.cli.stores import TEMPFAIL, StoreOptions, with_store
 from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filters.greylist import Greylist
 from smtpd_filters.stores import Get, Put, Store, join
 from smtpd_filters.stores.setting import STORE, default_address
 
@@ -208,6 +209,38 @@ def test_the_values_of_a_setting(tmp_path: Path) -> None:
     conf.write_text(f'filter a proc-exec "filter-chain --config {chains}"\n')
     chains.write_text('filter.b = { use = "limit", limit = ["v"] }\n')
     assert values() == ["v"]
+
+
+GREYLIST = {name: Greylist.Options.options[name] for name in ("ipv4_prefix", "delay")}
+
+
+@pytest.mark.parametrize(
+    ("conf", "chains", "found"),
+    [
+        ("", "", {}),
+        ("", "greylist = {}", {}),
+        ("--ipv4-prefix 32", "", {"ipv4_prefix": 32}),
+        ("--delay=1m --ipv4-prefix=28", "", {"ipv4_prefix": 28, "delay": 60.0}),
+        ("", 'greylist = { ipv4-prefix = 32, delay = "1m" }', {"ipv4_prefix": 32, "delay": 60.0}),
+        ("--ipv4-prefix 32", 'a = { use = "greylist", ipv4-prefix = 32 }', {"ipv4_prefix": 32}),
+        ("--ipv4-prefix 32", 'a = { use = "limit", ipv4-prefix = 16 }', {"ipv4_prefix": 32}),
+        ("--ipv4-prefix 24", "greylist = {}", {"ipv4_prefix": 24}),
+        ("--ipv4-prefix 32", "greylist = {}", "differ in --ipv4-prefix, which is required"),
+        ("--ipv4-prefix 99", "", '--ipv4-prefix of the filter: "99": must be at most 32'),
+    ],
+)  # fmt: skip
+def test_options_as_the_filter_has_them(
+    tmp_path: Path, conf: str, chains: str, found: dict[str, Any] | str
+) -> None:
+    places = [str(tmp_path / "smtpd.conf")], [str(tmp_path / "chains.toml")]
+    if conf:
+        Path(places[0][0]).write_text(f'filter g proc-exec "filter-greylist {conf}"\n')
+    Path(places[1][0]).write_text(f"[filter]\n{chains}\n")
+    if isinstance(found, str):
+        with pytest.raises(ConfigError, match=found):
+            find_options("greylist", GREYLIST, *places)
+    else:
+        assert find_options("greylist", GREYLIST, *places) == found
 
 
 def test_all_flags_of_the_store_in_smtpd_conf(tmp_path: Path) -> None:

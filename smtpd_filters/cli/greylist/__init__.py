@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from smtpd_filters.addresses import canonical
-from smtpd_filters.cli.stores import StoreOptions, time_in_words, with_store
+from smtpd_filters.cli.stores import StoreOptions, as_configured, time_in_words, with_store
 from smtpd_filters.cli.streams import print_json
 from smtpd_filters.cli.verb import Verb
 from smtpd_filters.errors import ConfigError, os_reason
@@ -38,6 +38,9 @@ NAME = Greylist.name
 AT_ONCE = 64
 _OWN: Any = Greylist.Options.options
 _DAY = 86400.0
+#: The options of the filter that say what its clients are, and how long it remembers them.
+_PREFIXES = ("ipv4_prefix", "ipv6_prefix")
+_TIMES = ("delay", "window", "lifetime", "known_after")
 
 
 class Options(StoreOptions):
@@ -76,6 +79,10 @@ class Options(StoreOptions):
 
 def run(options: Options, _rest: list[str]) -> int:
     """Do what the operand says."""
+    if options.action == "import":
+        options = as_configured(options, NAME, (*_PREFIXES, *_TIMES))
+    elif options.what:
+        options = as_configured(options, NAME, _PREFIXES)
     if options.action == "import":
         # With the rights of the caller, before the process becomes another user's.
         with ExitStack() as stack:
@@ -204,6 +211,8 @@ async def _allow(store: Store, options: Options, what: list[str]) -> int:
     if not what:
         raise ConfigError("allow requires a CLIENT")
     clients = [_client(each, options) for each in what]
+    for client, text in zip(clients, what, strict=True):
+        _check_prefix(client, text, options)
     for client in clients:
         await store.ask(Put(client_key(client), ALLOWED, options.duration))
     _report("allowed", clients, options)
@@ -334,6 +343,18 @@ def _client(text: str, options: Options) -> str:
     return name
 
 
+def _check_prefix(client: str, text: str, options: Options) -> None:
+    """Raise ConfigError for a network that is not one of those which the filter sees as clients."""
+    _, slash, length = client.partition("/")
+    six = ":" in client
+    prefix = options.ipv6_prefix if six else options.ipv4_prefix
+    if slash and int(length) != prefix:
+        raise ConfigError(
+            f"{quote(text)} is no client of the filter, whose networks are /{prefix} (see "
+            f"--ipv{6 if six else 4}-prefix); use its flag --allow for others"
+        )
+
+
 def _subject(what: list[str], options: Options) -> tuple[str, tuple[str, str] | None]:
     """Return the client of operands, and sender and recipient if they are a triplet."""
     if len(what) not in {1, 3}:
@@ -363,7 +384,8 @@ VERB = Verb(
     run,
     options=Options,
     description="Show and change what filter-greylist remembers. The flags of the store, of "
-    "prefixes and of times are those of the filter.",
+    "prefixes and of times are those of the filter; without --store their values are those of the "
+    "filter in smtpd.conf or smtpd-filters.toml.",
     ending="Exit status: 0, 1 when list or show of a client, or forget, find nothing, 75 when the "
     "store fails.",
 )

@@ -272,6 +272,9 @@ class Greylist(Filter):
         settings = self.settings
         if settings.delay >= settings.window:
             raise ConfigError("--delay must be shorter than --window")
+        if settings.window > settings.lifetime:
+            # A full store drops first what expires first: triplets that nobody has confirmed.
+            raise ConfigError("--window must not be longer than --lifetime")
         if not settings.reply.startswith("4"):
             raise ConfigError("--reply: must be temporary, with a code that begins with 4")
         others = _PLACEHOLDER.findall(settings.reply.replace(SECONDS_LEFT, ""))

@@ -293,14 +293,9 @@ def test_an_answer_by_which_a_list_refuses_us_says_nothing_of_a_client() -> None
         with Conversation(Greylist, *PLAIN, *flags, nameserver=where) as smtpd:
             assert not passes(smtpd)
             assert not passes(smtpd, "other@example.org")
-            log = [line for line in smtpd.log if "greylist list" in line]
-            assert log == [
-                (
-                    'greylist list zone=list.dnswl.org error="answers 127.0.10.3: more queries than '
-                    "are free: use a name server of your own (--nameserver), not a public one, or "
-                    'subscribe to it"'
-                )
-            ]
+            [line] = [line for line in smtpd.log if "greylist list" in line]
+            refused = "answers 127.0.10.3: more queries than are free: use a name server of"
+            assert line.startswith(f'greylist list zone=list.dnswl.org error="{refused}')
         with Conversation(Greylist, *PLAIN, *bad, "--only-if", "listed", nameserver=where) as smtpd:
             assert passes(smtpd)
             log = [line.partition("zone=")[2].split(".")[0] for line in smtpd.log[:3]]
@@ -504,6 +499,7 @@ def test_what_smtpd_has_not_reported_is_not_guessed() -> None:
     ("flags", "text"),
     [
         (("--delay", "1d", "--window", "1d"), "--delay must be shorter than --window"),
+        (("--lifetime", "36"), "--window must not be longer than --lifetime"),
         (("--reply", "550 5.7.1 Never"), "--reply: must be temporary"),
         (("--only-if", "listed"), "--only-if listed and --dnsbl require each other"),
         (("--dnsbl", "bad.example"), "--only-if listed and --dnsbl require each other"),
