@@ -12,7 +12,7 @@ a report.
 check is better than one that silently sees nothing. It is empty for a filter that decides only
 before the report can come (`Filter.fields_without_reports`). Likewise a client whose address smtpd
 has not reported is not `local`.
-*As taken*: an address of the envelope has no source route, as for smtpd.
+*As taken*: an address of the envelope has no source route and no empty domain, as for smtpd.
 *Rewritten*: a parameter that a filter rewrote has its new value, though smtpd's own reports have
 the old one.
 """
@@ -65,18 +65,15 @@ def submitter(session: Session) -> str | None:
     return None if value == "<>" else value or None
 
 
-def without_route(address: bytes) -> bytes:
+def as_taken(address: bytes) -> bytes:
     """Return an address of the envelope as smtpd takes it: without its source route.
 
     smtpd drops everything before a colon in the local part, quotes included: `x:a@b` and `"x":a@b`
-    are `a@b`, and `x:` is the null sender.
+    are `a@b`, and `x:` is the null sender. So is `@`, and `a@` is `a`.
     """
     at = address.rfind(b"@")
     colon = address.find(b":", 0, at if at >= 0 else len(address))
-    if colon < 0:
-        return address
-    rest = address[colon + 1 :]
-    return b"" if rest == b"@" else rest
+    return address[colon + 1 :].removesuffix(b"@")
 
 
 #: The fields of `link-connect` for a session whose report was missed.
@@ -331,13 +328,13 @@ class Session:
         sender = self.rewrites and self.rewrites.pop("mail-from", None)
         if result == b"ok":
             tx = self._transaction(msgid)
-            tx.sender = sender if isinstance(sender, str) else text(without_route(address))
+            tx.sender = sender if isinstance(sender, str) else text(as_taken(address))
 
     def _tx_rcpt(self, msgid: bytes, result: bytes, address: bytes) -> None:
         recipient = self.rewrites and self.rewrites.pop("rcpt-to", None)
         tx = self._transaction(msgid)
         if result == b"ok":
-            known = recipient if isinstance(recipient, str) else text(without_route(address))
+            known = recipient if isinstance(recipient, str) else text(as_taken(address))
             tx.recipients.append(known)
         else:
             tx.rejected += 1

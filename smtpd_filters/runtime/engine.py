@@ -30,7 +30,7 @@ from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
 from smtpd_filters.protocol.filter_side import ROLLED_BACK, FilterConnection
 from smtpd_filters.protocol.versions import CUT
 from smtpd_filters.protocol.vocabulary import PHASES
-from smtpd_filters.session import COMMANDS, Session, without_route
+from smtpd_filters.session import COMMANDS, Session, as_taken
 
 from .coroutines import decide_at_once
 from .log import fold_traceback
@@ -347,7 +347,7 @@ class Engine:
             session.rewrites.pop(phase.name, None)
         if self._journal is not None and phase is MAIL_FROM:
             self._journal.mail_from(session, argument)
-        return without_route(argument) if phase.argument == "address" else argument
+        return as_taken(argument) if phase.argument == "address" else argument
 
     def _decided(
         self, session: Session, phase: Phase, key: bytes, decision: Decision | Pending

@@ -131,6 +131,22 @@ def test_a_bounce_to_several(start: Start, source: str) -> None:
 # -- traps -----------------------------------------------------------------------------------------
 
 
+def test_each_form_of_the_null_sender_is_one(start: Start) -> None:
+    server = rcpt(start, "--null-sender", "reject")
+    for sender in ("", "@", "x:", "x:@", "@relay.example:@"):
+        with server.connection(GOOD) as connection:
+            begun(connection, sender)
+            assert name(connection, ALICE).startswith("250")
+            assert name(connection, BOB).startswith("550 5.5.3")
+            connection.command("DATA")
+            connection.send(MESSAGE)
+            reply = connection.command(b".")
+            assert reply is not None
+            assert reply.code == 250
+    envelopes = logged(server, "smtp envelope", 5)
+    assert all(" from=<> " in line for line in envelopes)
+
+
 @pytest.mark.parametrize("exists", [True, False])
 @pytest.mark.parametrize("source", CLIENTS)
 def test_a_trapped_client_is_marked(start: Start, source: str, *, exists: bool) -> None:

@@ -240,8 +240,8 @@ def test_a_bounce_to_several(action: str) -> None:
         assert reasons(smtpd)[0] == "null sender with several recipients"
 
 
-@pytest.mark.parametrize("sender", ["x:", '"x":', "x:@"])
-def test_a_bounce_whose_sender_is_a_route_alone(sender: str) -> None:
+@pytest.mark.parametrize("sender", ["x:", '"x":', "x:@", "@"])
+def test_a_bounce_whose_sender_has_another_form(sender: str) -> None:
     with Conversation(Rcpt, "--null-sender", "reject", "--traps", ANNA) as smtpd:
         there = begun(smtpd, sender=sender)
         assert [there.rcpt_to(each).verb for each in (ANNA, *named(1))] == ["proceed", "reject"]
