@@ -61,6 +61,23 @@ def test_integration_runs_the_tests_with_the_libraries_of_debian() -> None:
     assert named <= {*packages.split()}
 
 
+def test_integration_has_all_steps_and_prepares_the_other_machine_before_them() -> None:
+    steps = (ROOT / ".ci" / "run").read_text("utf-8")
+    named = re.findall(r"(?m)^step (make \S+|other_machine)$", steps)
+    makes = [f"make {each}" for each in ("check", "api-check", "test", "clock", "unit-debian")]
+    assert named == ["make .venv/.installed", *makes, "other_machine"]
+    # What it does by itself comes first, then what waits until the line is written.
+    prepared, _, tests = steps.partition("read -r go <&3")
+    assert "make demo && packaging/debian-deps test && tests/e2e/setup-roots" in prepared
+    assert "make test TESTS=" in tests
+    assert prepared.index("tests/fetch-data") < prepared.index("exec tests/fresh-debian")
+    assert (
+        tests.index("\nstep make test\n")
+        < tests.index("{ echo go")
+        < tests.index("step make clock")
+    )
+
+
 def test_nothing_is_left_out_of_the_whole() -> None:
     whole = recipe("test")
     # The tests that cover the core run by themselves, and are left out of the other run alone.
