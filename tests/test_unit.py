@@ -83,7 +83,7 @@ def test_nothing_is_left_out_of_the_whole() -> None:
     # The tests that cover the core run by themselves, and are left out of the other run alone.
     measured, _, others = whole.partition("--ignore=$$each")
     assert "for each in $(CORE_TESTS); do" in measured
-    assert re.search(r"\$\(PYTEST\) .*--cov .*\$\(CORE_TESTS\)", measured)
+    assert re.search(r"\$\(PYTEST\) .* \$\$measured .*\$\(CORE_TESTS\)", measured)
     assert "$(PYTEST)" in others
     assert not re.search(r'-m "|--ignore|--deselect| -k ', measured + others)
     assert "-m pytest" in MAKEFILE
