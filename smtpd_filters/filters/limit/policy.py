@@ -42,6 +42,7 @@ from .judgement import STRICTNESS, decision_on
 from .ledger import MAX_BACKGROUND, REMEMBERED, RENEWAL, Ledger
 from .notices import SENDMAIL, SharedNotices
 from .overrides import OverrideTable
+from .queues import Queues
 from .rules import ACTIONS, BLOCK, CONNECTIONS, DELAY, JUNK, LIMIT, MAILBOX, REFUSED, TEMPFAIL
 from .subjects import Prefixes, Values, fields, shown
 
@@ -149,6 +150,7 @@ class Limit(Filter):
     _notifies = False
     #: When this process has last noted the breach of a limit, by subject and rule.
     _noted: dict[tuple[str, str], float]
+    _queues: Queues
 
     def setup(self) -> Registration:
         """Sort the rules by the commands at which they are checked."""
@@ -172,6 +174,7 @@ class Limit(Filter):
             raise ConfigError(f"--notify-{flag} has no effect without a limit that blocks")
         self._book = book = Book(settings.limit, settings.override)
         self._noted = {}
+        self._queues = Queues()
         events = {"refresh", "close"}
         if book.at_once or book.counts_refused:
             events.add("link_disconnect")
@@ -382,22 +385,26 @@ class Limit(Filter):
 
     async def _delayed(self, result: Result) -> Result:
         """Wait for limits with the action `delay`, if they alone are exceeded."""
-        waited = 0.0
-        longest = min(self.settings.max_delay, OF_DEADLINE * self.deadline)
-        while result.breaches and not self.dry_run:
-            if any(self._action(each.claim.rule) != DELAY for each in result.breaches):
-                break
-            wait = max(each.wait for each in result.breaches)
-            if waited + wait > longest:
-                break
-            await sleep(wait)
-            waited += wait
-            try:
-                again = await self._ledger.take([each.claim for each in result.breaches])
-            except UnavailableError:
-                self._ledger.put_back(result.counted)
-                raise
-            result = again._replace(taken=[*result.taken, *again.taken])
+        until = self.now() + min(self.settings.max_delay, OF_DEADLINE * self.deadline)
+        place = self._queues.place()
+        try:
+            while result.breaches and not self.dry_run:
+                if any(self._action(each.claim.rule) != DELAY for each in result.breaches):
+                    break
+                result = result._replace(breaches=[*map(place.behind, result.breaches)])
+                wait = max(each.wait for each in result.breaches)
+                if self.now() + wait > until:
+                    break
+                place.enter(result.breaches)
+                await sleep(wait)
+                try:
+                    again = await self._ledger.take([each.claim for each in result.breaches])
+                except UnavailableError:
+                    self._ledger.put_back(result.counted)
+                    raise
+                result = again._replace(taken=[*result.taken, *again.taken])
+        finally:
+            place.leave()
         return result
 
     # -- breaches ------------------------------------------------------------------------

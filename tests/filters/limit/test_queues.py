@@ -1,0 +1,112 @@
+"""Commands that wait for room under a limit with the action `delay`, many at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from smtpd_filters.filters.limit.ledger import Breach, Claim
+from smtpd_filters.filters.limit.queues import Queues
+from smtpd_filters.filters.limit.rules import LIMIT
+from smtpd_filters.stores.memory import MemoryStore
+from tests.filters.limit.limiting import Clock, Server, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+
+ALL, OTHER = "all messages 60/1m burst=1 action=delay", "user messages 30/1m burst=1 action=delay"
+CLAIMS = [Claim(LIMIT.parse(ALL), "all"), Claim(LIMIT.parse(OTHER), "user=a")]
+
+
+class Counting(MemoryStore):
+    """A store that counts its requests."""
+
+    requests = 0
+
+    async def _apply(self, operations: Sequence[Any]) -> Sequence[Any]:
+        self.requests += 1
+        return await super()._apply(operations)
+
+
+class Commands:
+    """Commands that make claims at the same time, on a clock that moves when all of them wait."""
+
+    def __init__(self, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._server = server
+        self._filter: Any = server.filter
+        self._began = server.clock()
+        self._waiting: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._count = 0
+        monkeypatch.setattr("smtpd_filters.filter.monotonic", lambda: 1000.0)
+        monkeypatch.setattr("smtpd_filters.filters.limit.policy.sleep", self._sleep)
+
+    async def _sleep(self, seconds: float) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._count += 1
+        heappush(self._waiting, (self._server.clock() + seconds, self._count, future))
+        await future
+
+    async def _make(self, claims: Sequence[Claim]) -> tuple[float, float]:
+        """Return the time at which a command was decided, and the time to wait if it is refused."""
+        result = await self._filter._delayed(await self._filter._ledger.take(claims))
+        wait = max((each.wait for each in result.breaches), default=0.0)
+        return round(self._server.clock() - self._began, 3), round(wait, 3)
+
+    async def _all(self, works: Sequence[Coroutine[Any, Any, Any]]) -> list[tuple[float, float]]:
+        tasks = [asyncio.ensure_future(work) for work in works]
+        while pending := [task for task in tasks if not task.done()]:
+            if len(self._waiting) < len(pending):
+                await asyncio.sleep(0)
+                continue
+            until, _, future = heappop(self._waiting)
+            self._server.advance(until - self._server.clock())
+            future.set_result(None)
+            await asyncio.sleep(0)
+        return [task.result() for task in tasks]
+
+    def make(self, *commands: Sequence[Claim]) -> list[tuple[float, float]]:
+        loop = self._server.smtpd._served._loop
+        made = loop.run_until_complete(self._all([self._make(each) for each in commands]))
+        assert self._filter._queues._waiting == {}
+        return made
+
+
+def test_each_waits_until_it_is_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    store = Counting(clock=clock)
+    flags = ("--limit", ALL, "--max-delay", "20s")
+    with serving(*flags, store=store, clock=clock) as server:
+        made = Commands(server, monkeypatch).make(*[CLAIMS[:1]] * 100)
+        assert made == [(float(second), 0.0) for second in range(21)] + [(0.0, 21.0)] * 79
+        # Each asks at first, and again when it is its turn.
+        assert store.requests == 100 + 20
+
+
+def test_a_command_waits_in_the_queues_of_all_limits_that_it_exceeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = ("--limit", ALL, "--limit", OTHER, "--max-delay", "20s")
+    with serving(*flags) as server:
+        made = Commands(server, monkeypatch).make(CLAIMS, CLAIMS, CLAIMS[:1], CLAIMS)
+        assert [wait for _, wait in made] == [0.0] * 4
+        assert [time for time, _ in made] == [0.0, 2.0, 3.0, 4.0]
+
+
+def test_a_place_is_kept_while_others_take_the_room() -> None:
+    breach, other = (Breach(claim, 0.5) for claim in CLAIMS)
+    queues = Queues()
+    first, second, third = (queues.place() for _ in range(3))
+    for place in (first, second):
+        place.enter([breach])
+    assert [each.behind(breach).wait for each in (first, second, third)] == [0.5, 1.5, 2.5]
+    assert third.behind(Breach(CLAIMS[0]._replace(cost=0), 0.5)).wait == 0.5
+    second.enter([breach, other])
+    assert third.behind(other).wait == 2.5
+    first.leave()
+    assert [each.behind(breach).wait for each in (second, third)] == [0.5, 1.5]
+    second.enter([other])
+    assert third.behind(breach).wait == 0.5
+    assert third.behind(other).wait == 2.5
