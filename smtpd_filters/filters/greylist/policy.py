@@ -274,7 +274,7 @@ class Greylist(Filter):
             raise ConfigError("--delay must be shorter than --window")
         if settings.window > settings.lifetime:
             # A full store drops first what expires first: triplets that nobody has confirmed.
-            raise ConfigError("--window must not be longer than --lifetime")
+            raise ConfigError("--lifetime must not be shorter than --window, by default 2d")
         if not settings.reply.startswith("4"):
             raise ConfigError("--reply: must be temporary, with a code that begins with 4")
         others = _PLACEHOLDER.findall(settings.reply.replace(SECONDS_LEFT, ""))

@@ -499,7 +499,7 @@ def test_what_smtpd_has_not_reported_is_not_guessed() -> None:
     ("flags", "text"),
     [
         (("--delay", "1d", "--window", "1d"), "--delay must be shorter than --window"),
-        (("--lifetime", "36"), "--window must not be longer than --lifetime"),
+        (("--lifetime", "36"), "--lifetime must not be shorter than --window, by default 2d"),
         (("--reply", "550 5.7.1 Never"), "--reply: must be temporary"),
         (("--only-if", "listed"), "--only-if listed and --dnsbl require each other"),
         (("--dnsbl", "bad.example"), "--only-if listed and --dnsbl require each other"),
