@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters import JUNK, PROCEED, Decision, Filter, Reject, Rewrite, Session
-from smtpd_filters.chain import EARLY, Chain
+from smtpd_filters.chain import Chain
+from smtpd_filters.chain.chain import EARLY
 from smtpd_filters.filters.dnsbl.policy import Dnsbl
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.helo import Helo

@@ -77,11 +77,11 @@ def show(error: object) -> str:
         return "(no text)"
 
 
-_HERE = os.path.dirname(__file__)  # noqa: PTH120  # pathlib costs start-up
+_PACKAGE = os.path.dirname(__file__).removesuffix("runtime")  # noqa: PTH120  # pathlib costs start-up
 #: The beginning of the paths of the interpreter's own modules for imports.
 _IMPORTS = "<frozen importlib."
 #: The beginnings of the paths of what calls filters.
-_FRAMEWORK = (f"{_HERE}/", *(f"{_HERE[: -len('runtime')]}{each}.py" for each in ("chain", "guard")))
+_FRAMEWORK = tuple(f"{_PACKAGE}{each}" for each in ("runtime/", "chain/", "guard.py"))
 
 
 def fold_traceback(error: BaseException, *, text: bool = True) -> str:

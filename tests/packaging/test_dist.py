@@ -67,7 +67,7 @@ def unpack(archive: Path, target: Path) -> None:
 def test_the_same_sources_make_the_same_bytes(dist: Dist, pkg: Path, tmp_path: Path) -> None:
     source = copy_of(dist.source, tmp_path / "another name")
     another_day(source)
-    for path in (source / "README.md", source / "smtpd_filters/chain.py"):
+    for path in (source / "README.md", source / "smtpd_filters/chain/chain.py"):
         path.chmod(0o600)
     (tmp_path / "made").mkdir()
     again = make_dist(source, tmp_path / "made", TZ="Asia/Tokyo", PYTHONHASHSEED="7", LC_ALL="C")
@@ -286,19 +286,19 @@ def test_its_modules_and_their_bytecode_work(pkg: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert done.stdout.startswith("usage: ")
-    module = site / "smtpd_filters/chain.py"
+    module = site / "smtpd_filters/chain/chain.py"
     cached = Path(importlib.util.cache_from_source(str(module)))
     # -v tells which file a module's code came from.
     assert f"{cached} matches {module}" in done.stderr
     assert f"wrote '{site}" not in done.stderr
     content = cached.read_bytes()
     assert content[:8] == importlib.util.MAGIC_NUMBER + b"\x01\0\0\0"
-    assert marshal.loads(content[16:]).co_filename.endswith("/smtpd_filters/chain.py")  # noqa: S302
+    assert marshal.loads(content[16:]).co_filename.endswith("/smtpd_filters/chain/chain.py")  # noqa: S302
 
 
 def test_for_another_interpreter_it_holds_no_bytecode(dist: Dist, tmp_path: Path) -> None:
     names = opened(make_pkg(dist, tmp_path, "--python", "3.99"))[1]
-    assert f"{PREFIX}/lib/python3.99/site-packages/smtpd_filters/chain.py" in names
+    assert f"{PREFIX}/lib/python3.99/site-packages/smtpd_filters/chain/chain.py" in names
     assert not any(name.endswith(".pyc") for name in names)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from functools import partial
 from time import monotonic
 
-from .combining import (
+from smtpd_filters.combining import (
     MAIL_FROM,
     changes,
     combined,
@@ -28,16 +28,16 @@ from .combining import (
     may_keep_a_mark,
     otherwise,
 )
-from .errors import ConfigError, UnavailableError
-from .filter import Filter, legal_outcomes
-from .guard import REFUSALS, Guard
-from .handlers import CONTENT, check_bounds
-from .protocol.decisions import PROCEED, Decision, Rewrite
-from .protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
-from .runtime.coroutines import CANCELLED, Early, Turn, begin
-from .runtime.log import FilterLog, fold_traceback, show
-from .runtime.watchdog import Watchdog
-from .session import FIELDS, TOGETHER, text
+from smtpd_filters.errors import ConfigError, UnavailableError
+from smtpd_filters.filter import Filter, legal_outcomes
+from smtpd_filters.guard import REFUSALS, Guard
+from smtpd_filters.handlers import CONTENT, check_bounds
+from smtpd_filters.protocol.decisions import PROCEED, Decision, Rewrite
+from smtpd_filters.protocol.vocabulary import DATA_LINE, HANDLERS, PHASES, REPORTS
+from smtpd_filters.runtime.coroutines import CANCELLED, Early, Turn, begin
+from smtpd_filters.runtime.log import FilterLog, fold_traceback, show
+from smtpd_filters.runtime.watchdog import Watchdog
+from smtpd_filters.session import FIELDS, TOGETHER, text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,21 +52,21 @@ if TYPE_CHECKING:
     )
     from typing import Any
 
-    from .filter import OnError
-    from .journal.collector import Collector
-    from .journal.passed import Group
-    from .message import Headers, Message
-    from .protocol.vocabulary import Phase
-    from .runtime.coroutines import Pending
-    from .runtime.interfaces import Ask
-    from .runtime.log import Log
-    from .runtime.pace import Pace
-    from .runtime.probes import Probe
-    from .sandbox import Needs
-    from .session import Session
-    from .settings import Pool
-    from .tables import Table
-    from .tables.remote.source import Refresher
+    from smtpd_filters.filter import OnError
+    from smtpd_filters.journal.collector import Collector
+    from smtpd_filters.journal.passed import Group
+    from smtpd_filters.message import Headers, Message
+    from smtpd_filters.protocol.vocabulary import Phase
+    from smtpd_filters.runtime.coroutines import Pending
+    from smtpd_filters.runtime.interfaces import Ask
+    from smtpd_filters.runtime.log import Log
+    from smtpd_filters.runtime.pace import Pace
+    from smtpd_filters.runtime.probes import Probe
+    from smtpd_filters.sandbox import Needs
+    from smtpd_filters.session import Session
+    from smtpd_filters.settings import Pool
+    from smtpd_filters.tables import Table
+    from smtpd_filters.tables.remote.source import Refresher
 
 #: The price (`runtime.pace`) of a handler that is called before its turn: a first step and a task.
 EARLY = 50
@@ -186,8 +186,8 @@ class Chain:
 
     def _let_wait(self, guards: dict[str, list[Guard]]) -> None:
         """Have coroutines run on asyncio, unless there is no memory for them."""
-        from .runtime.first_step import first_step  # imports asyncio
-        from .runtime.pace import pace
+        from smtpd_filters.runtime.first_step import first_step  # imports asyncio
+        from smtpd_filters.runtime.pace import pace
 
         self._pace = pace
 
@@ -225,7 +225,7 @@ class Chain:
         """Give the journal all verdicts from now on; to be called before anything is registered."""
         self.journal = journal
         self.log.journaled = True
-        from .journal.passed import Group  # only with a journal
+        from smtpd_filters.journal.passed import Group  # only with a journal
 
         self.reports += tuple(name for name in journal.reports if name not in self.reports)
         for guard in (guard for guards in self._guards.values() for guard in guards):
@@ -518,7 +518,7 @@ class Chain:
         for filter_ in self.filters:
             yield from filter_.all_probes()
         if self.journal is not None:
-            from .journal.sender import probe_of  # loaded by now
+            from smtpd_filters.journal.sender import probe_of  # loaded by now
 
             yield probe_of(self.journal.sender.path)
 
@@ -529,7 +529,7 @@ class Chain:
         if self.journal is not None:
             self.journal.sender.declare(needs)
         if self.content:
-            from .message.spool import directories  # loaded by now
+            from smtpd_filters.message.spool import directories  # loaded by now
 
             for directory in directories():
                 needs.to_write(directory)
