@@ -159,8 +159,8 @@ def test_each_line_that_the_page_on_troubles_explains_can_be_logged() -> None:
 #: The calls of the log and of `Remarks` whose event is not a text, with the events that they log;
 #: None for the name of a phase or a report, whose lines the page explains by their `key=value`.
 COMPUTED: dict[str, tuple[str, ...] | None] = {
-    "chain/chain.py: event": ("link_disconnect",),
-    "chain/chain.py: what": ("refresh", "close"),
+    "chain/lifecycle.py: event": ("link_disconnect",),
+    "chain/lifecycle.py: what": ("refresh", "close"),
     "checks/client_filter.py: REPLY_UNUSED": ("--reply has no effect",),
     "filters/content/inspection.py: event": ("check", "not done in a part"),
     "filters/dkimsign/policy.py: event": ("not signed", "not sealed"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from smtpd_filters import JUNK, PROCEED, Decision, Filter, Reject, Rewrite, Session
 from smtpd_filters.chain import Chain
-from smtpd_filters.chain.chain import EARLY
+from smtpd_filters.chain.calls import EARLY
 from smtpd_filters.filters.dnsbl.policy import Dnsbl
 from smtpd_filters.filters.fcrdns import Fcrdns
 from smtpd_filters.filters.helo import Helo

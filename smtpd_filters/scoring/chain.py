@@ -18,6 +18,7 @@ from __future__ import annotations
 from functools import partial
 
 from smtpd_filters.chain import Chain
+from smtpd_filters.chain.lifecycle import reload_table
 from smtpd_filters.combining import (
     MAIL_FROM,
     changes,
@@ -243,8 +244,8 @@ class ScoringChain(Chain):
         if scored and not self._rules.scores:
             raise RuleError("score: requires junk-at, reject-at or score-header in the chain", name)
 
-    def _wanted_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        fields, reports = super()._wanted_reports()
+    def _required_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        fields, reports = super()._required_reports()
         if self._tables.users is not None and "link-auth" not in reports:
             fields, reports = (*fields, "username"), (*reports, "link-auth")
         if self._tables.recipients is not None or any(
@@ -291,7 +292,7 @@ class ScoringChain(Chain):
         yield from super().reload()
         for name, value in self._rules.tables:
             if value.is_file:
-                yield from self._reload_table("bypass", name.removeprefix("bypass-"), value)
+                yield from reload_table(self.log, "bypass", name.removeprefix("bypass-"), value)
 
     # -- phases --------------------------------------------------------------------------
 
