@@ -63,7 +63,7 @@ class _Names(Content):
             self._exact.add(key, key if key == text else text)
             return
         tail = domain.lstrip("*")
-        if domain[0] == "*" and "*" not in tail:
+        if "*" not in tail:  # all stars are in front
             self._stops[tail[:1]] = None
             self._tails.add(prefix + tail, text)
             return
