@@ -27,14 +27,14 @@ from smtpd_filters.journal.query import Journal
 from smtpd_filters.journal.states import MAX_EVENTS, MAX_TIME, Collected
 from smtpd_filters.runtime.counters import BUCKETS as LOOKUP_BUCKETS
 from smtpd_filters.runtime.counters import FAILURES, KINDS
-from smtpd_filters.testing.server import filter_command, scratch_path
+from smtpd_filters.testing.server import scratch_path
 from tests.cli.trials import made
 from tests.data import ROOT
 from tests.e2e.browser import Browser
 from tests.e2e.moved_clock import MovedClock
 from tests.e2e.sending import ALICE, BOB, DYNAMIC, GOOD, NAMELESS, ZONE, attempt, greeted
 from tests.e2e.test_chain_file import CHAINS, command
-from tests.e2e.test_journal import PATIENCE, SOCKET, TOOL, Kept
+from tests.e2e.test_journal import CHAIN, PATIENCE, SOCKET, TOOL, Kept
 from tests.journal.made import stored
 from tests.needed import need
 from tests.stores.redis_server import free_port
@@ -57,7 +57,6 @@ MINUTES = timedelta(minutes=30)
 SHARES = {"accepted": 6, "junk": 2, "deferred": 2, "refused": 2, "abandoned": 1}
 #: Files of recordings that take a while.
 LONG = 280
-REJECT = ("--require", "rdns", "--action", "reject")
 PASSWORD = "correct horse"  # noqa: S105  # a test's
 RULES = ROOT / "docs" / "examples" / "prometheus-rules.yml"
 TRIED = f"""\
@@ -158,16 +157,15 @@ def played(start: Start, tmp_path: Path) -> Iterator[Played]:
 
 
 def _serve(start: Start, kept: Kept, clock: MovedClock | None = None) -> Smtpd:
-    """Start a server whose filters write to a journal."""
-    commands = {
-        "fcrdns": filter_command("fcrdns", *REJECT),
-        "helo": filter_command("helo"),
-        "dyndns": filter_command("dyndns", "--action", "junk"),
-    }
+    """Start a server whose filters write to a journal.
+
+    They are one process: parts of a story that several send are counted apart if one is late.
+    """
     ahead = clock.ahead if clock is not None else ""
     return start(
         zone=ZONE,
-        filters={name: f"{ahead}{each} --journal {SOCKET}" for name, each in commands.items()},
+        files={CHAINS: f'{CHAIN}\n[filter.dyndns]\naction = "junk"\n'},
+        filters={"chain": f"{ahead}{command('--chain', 'inbound')}"},
         binds={**kept.binds, **(clock.binds if clock is not None else {})},
     )
 
