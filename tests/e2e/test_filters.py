@@ -554,6 +554,7 @@ def test_filters_in_a_chain(start: Start) -> None:
     server = start(zone=ZONE, filters=filters)
     assert attempt(server, LIAR, sender=OURS).said == f"450 4.{LIAR_TEXT}"
     assert attempt(server, GOOD, sender=OURS).said == f"550 {SPOOF_TEXT}"
+    assert len(logged(server, "^mailfrom: .* result=reject ", 1)) == 1
     assert not [line for line in named(server, "mailfrom") if "liar" in line]
 
 

@@ -211,5 +211,5 @@ def test_mail_passes_whatever_happens_to_the_journal(start: Start, kept: Kept) -
         number += 1
         time.sleep(0.5)
     assert len(server.maildir("alice")) == number
-    assert any("journal not reached" in line for line in server.log)
-    assert any("journal reached again" in line for line in server.log)
+    server.wait_for("journal not reached")
+    server.wait_for("journal reached again")

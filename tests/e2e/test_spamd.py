@@ -5,7 +5,6 @@ The daemon's rules for test mail are in `spamd_set_up`; a request's user chooses
 
 from __future__ import annotations
 
-import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -411,7 +410,7 @@ def test_another_users_classifier_is_not_touched(
     assert capsys.readouterr().out.count("1 learned") == 2
     homes = {each.name for each in (daemon.directory / "users").iterdir()}
     assert {"one@local.example", "two@local.example"} <= homes
-    assert re.search(r"Tell: Setting local for one@", "\n".join(daemon.log))
+    daemon.wait_for("Tell: Setting local for one@")
 
 
 def test_a_report_and_its_revocation(
