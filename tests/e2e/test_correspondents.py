@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 def test_an_answer_does_not_wait(start: Start) -> None:
     store = f"sqlite:{scratch_path('correspondents')}"
-    waiting = ("--key=network", f"--store=sqlite:{scratch_path('greylist')}")
+    patient = "--store-timeout=30"
+    waiting = ("--key=network", f"--store=sqlite:{scratch_path('greylist')}", patient)
     server = start(
         filters={
-            "learning": filter_command("correspondents", f"--store={store}", "--header"),
+            "learning": filter_command("correspondents", f"--store={store}", patient, "--header"),
             "greylist": filter_command("greylist", *waiting, f"--correspondents={store}"),
         }
     )

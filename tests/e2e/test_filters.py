@@ -284,7 +284,7 @@ def test_a_long_name_that_smtpd_cuts_is_no_refusal(start: Start, spy: Spy) -> No
 
 def test_a_slow_dns_holds_up_nobody_else(start: Start) -> None:
     slow = {"3.2.0.192.in-addr.arpa": {"PTR": "slow.example"}, "slow.example": {"A": "192.0.2.99"}}
-    verify = ("--verify", "--nameserver", "127.0.0.1", "--timeout", "0.2")
+    verify = ("--verify", "--nameserver", "127.0.0.1", "--timeout", "1")
     flags = ("--action", "reject", "--phase", "mail-from", "--on-error", "tempfail")
     server = start(
         zone={**ZONE, **slow}, filters={"fcrdns": filter_command("fcrdns", *flags, *verify)}

@@ -198,7 +198,12 @@ def test_a_dns_that_fails(start: Start, on_error: str) -> None:
 
 def test_a_dns_that_flaps(start: Start) -> None:
     zone = {**NAMES, "mail.nine.example": {"A": NAMELESS, "AAAA": NAMELESS6, "flap": True}}
-    flags = ("--unknown=reject", "--elsewhere=reject", "--timeout=500ms", "--on-error=tempfail")
+    flags = (
+        "--unknown=reject",
+        "--elsewhere=reject",
+        "--timeout=1s",
+        "--on-error=tempfail",
+    )
     server = launch(start, *flags, zone=zone)
     for source in (NAMELESS, NAMELESS6, NAMELESS):
         assert greet(server, "mail.nine.example", source).stage == ""

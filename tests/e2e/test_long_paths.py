@@ -37,7 +37,11 @@ def test_what_smtpd_reports(start: Start, spy: Spy) -> None:
 @pytest.mark.parametrize("sender", [LONG, BARE])
 def test_a_long_sender_evades_no_greylisting(start: Start, sender: str) -> None:
     greylist = filter_command(
-        "greylist", "--store", f"sqlite:{scratch_path('greylist')}", "--on-error=proceed"
+        "greylist",
+        "--store",
+        f"sqlite:{scratch_path('greylist')}",
+        "--store-timeout=30",
+        "--on-error=proceed",
     )
     server = start(filters={"greylist": greylist})
     said = attempt(server, sender=sender)

@@ -37,7 +37,14 @@ def test_killed_filters_forget_nothing(start: Start, tmp_path: Path) -> None:
             name: filter_command(
                 "supervise",
                 *shlex.split(
-                    filter_command(name, *flags, "--store", f"sqlite:{scratch_path(name)}")
+                    filter_command(
+                        name,
+                        *flags,
+                        "--store",
+                        f"sqlite:{scratch_path(name)}",
+                        "--store-timeout",
+                        "30",
+                    )
                 ),
             )
             for name, flags in words.items()

@@ -20,6 +20,7 @@ from tests.e2e.daemon import FILES, Daemon, unavailable
 from tests.e2e.milter_set_up import opendkim, opendmarc, pymilter
 from tests.e2e.sending import GOOD, ZONE, attempt, greeted, logged, transact
 from tests.e2e.test_dkimsign import MESSAGES
+from tests.effort import brief
 from tests.filters.milter.stub import milter
 from tests.filters.test_dkimsign import pem
 from tests.needed import need
@@ -333,7 +334,9 @@ def test_a_milter_that_is_killed_stopped_and_started(start: Start, lab: Lab) -> 
             start,
             lab,
             daemon,
-            flags=("--command-timeout=1", "--content-timeout=1", "--connect-timeout=1"),
+            flags=tuple(
+                f"--{kind}-timeout={brief(2)}" for kind in ("command", "content", "connect")
+            ),
         )
         assert attempt(server, sender=SENDER, message=mail("plain")).code == 250
         with greeted(server.connection(GOOD)) as connection:

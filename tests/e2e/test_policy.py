@@ -37,6 +37,7 @@ from tests.e2e.sending import (
     greeted,
     logged,
 )
+from tests.effort import brief
 from tests.filters.policy.scripted import Scripted, action
 from tests.needed import need
 
@@ -245,7 +246,7 @@ def test_every_action(start: Start, network: Lab, scripted: Scripted) -> None:
 
 @pytest.mark.parametrize("version", [system_version()], indirect=True)
 def test_faults(start: Start, network: Lab, scripted: Scripted) -> None:
-    flags = ("--timeout", "300ms", "--deadline", "20s")
+    flags = ("--timeout", str(brief(0.9)), "--deadline", "60s")
     server = start(filters={"policy": policy(scripted.name, *flags)}, lab=network)
     assert attempt(server).stage == ""
     for fault in (

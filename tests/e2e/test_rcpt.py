@@ -316,7 +316,7 @@ FAILING = ("broken.example", "dead.example", "lying.example", "late.example")
 
 def relay(start: Start, nameserver: str, *flags: str) -> Smtpd:
     own = ("--domains", "local.example", "--unknown-domain", "reject", "--check-users")
-    asking = ("--nameserver", nameserver, "--timeout", "500ms")
+    asking = ("--nameserver", nameserver, "--timeout", "1s")
     return rcpt(start, *own, *asking, *flags, zone=DOMAINS, matches=RELAY)
 
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 def file_of(folder: Path, name: str, *lines: str) -> str:
     path = folder / name
-    path.write_text("\n".join((*lines, "cache 0", "timeout 1s")))
+    path.write_text("\n".join((*lines, "cache 0", "timeout 20s")))
     path.chmod(0o600)
     return f"redis:{path}"
 

@@ -170,7 +170,7 @@ def test_a_dns_that_flaps(start: Start) -> None:
         "flap.example": {"MX": "10 mx.flap.example.", "flap": True},
         "mx.flap.example": {"A": PUBLIC, "AAAA": PUBLIC6, "flap": True},
     }
-    server = launch(start, "--timeout=500ms", zone=zone)
+    server = launch(start, "--timeout=1s", zone=zone)
     for source in (NAMELESS, NAMELESS6, NAMELESS):
         assert attempt(server, source, sender="a@flap.example").stage == ""
 

@@ -28,6 +28,7 @@ from tests.e2e.sending import (
     transact,
 )
 from tests.e2e.test_credentials import REFUSED
+from tests.effort import brief
 from tests.needed import need
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_dns_that_fails(start: Start, fault: str, on_error: str) -> None:
     """The outcome that was chosen, and nothing for others."""
     entry, cause = FAULTS[fault]
-    timeout = "0.5" if "timeout" in cause else "5"
+    timeout = "1" if "timeout" in cause else "5"
     flags = ("-blockBelow", "50", "-junkBelow", "60", "--timeout", timeout, "--on-error", on_error)
     server = served(start, *flags, zone={**ZONE, SUSPECTS_NAME: entry})
     with server.connection(SUSPECT) as waiting:
@@ -194,7 +195,7 @@ def test_a_dns_that_fails(start: Start, fault: str, on_error: str) -> None:
 
 def test_a_flapping_dns_is_good_enough(start: Start) -> None:
     zone = {**ZONE, SUSPECTS_NAME: {"A": "127.0.4.7", "flap": True}}
-    flags = ("-blockBelow", "50", "--timeout", "0.5", "--on-error", "tempfail")
+    flags = ("-blockBelow", "50", "--timeout", "1", "--on-error", "tempfail")
     server = served(start, *flags, zone=zone)
     assert attempt(server, SUSPECT).text == TEXT
 
@@ -214,7 +215,7 @@ def test_a_crowd_behind_a_dead_name_server(start: Start) -> None:
     """All of them at a time: they wait together, not one after the other."""
     crowd = [f"192.0.2.{number}" for number in range(210, 250)]
     zone = {**ZONE, f"*{NETWORKS_ZONE}": {"drop": True}}
-    server = served(start, "-blockBelow", "50", "--timeout", "1.5", zone=zone)
+    server = served(start, "-blockBelow", "50", "--timeout", str(brief(1.5)), zone=zone)
     with ExitStack() as stack:
         waiting = [stack.enter_context(server.connection(source)) for source in crowd]
         assert attempt(server, "192.0.2.100").stage == ""

@@ -16,7 +16,7 @@ from smtpd_filters.testing.dns import merge
 from smtpd_filters.testing.server import Lab, Smtpd, file_path, filter_command, versions
 from smtpd_filters.testing.server import unavailable as no_lab
 from tests.e2e.learning import TEXTS
-from tests.e2e.sending import ZONE, Outcome, attempt, content_of, folders, local, logged
+from tests.e2e.sending import ALICE, BOB, ZONE, Outcome, attempt, content_of, folders, local, logged
 from tests.e2e.spamd_set_up import GTUBE, LISTED, SLOW, URIBL, Spamd, mail, unavailable
 from tests.e2e.test_messages import BODIES
 from tests.needed import need
@@ -346,8 +346,8 @@ def test_a_second_daemon(scan: Start, daemon: Spamd) -> None:
 
 
 def test_a_scan_that_ends_early_is_an_error(scan: Start) -> None:
-    server = scan(flags=("--user", "hurried"))
-    refused = attempt(server, message=mail(body=SLOW))
+    server = scan(flags=("--user-by-recipient", "local", "--user", "hurried"))
+    refused = attempt(server, recipients=[ALICE, BOB], message=mail(body=SLOW))
     assert (refused.stage, refused.code) == (".", 451)
     assert "exceeded SpamAssassin's time_limit" in logged(server, "cause=", 1)[0]
     assert attempt(server, message=mail()).code == 250

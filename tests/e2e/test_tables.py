@@ -21,6 +21,7 @@ from smtpd_filters.testing.server.layout import BIN, file_path
 from smtpd_filters.testing.server.releases import root_of
 from tests.e2e.sending import ALICE, BOB, GOOD, SENDER, greeted, logged
 from tests.e2e.slapd import BASE, SLAPD, Slapd, person
+from tests.effort import brief
 from tests.needed import need
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def test_ldap(start: Start) -> None:
     url = "ldapi://" + file_path("ldapi").replace("/", "%2F")
     configuration = (
         f"url {url}\nbasedn {BASE}\nmailaddr_filter (mail=%u)\n"
-        "cache 0\ncache_missing 0\ntimeout 500ms\n"
+        f"cache 0\ncache_missing 0\ntimeout {brief(1.5) * 1000:.0f}ms\n"
     )
     server = rcpt(start, f"ldap:{file_path('ldap.conf')}", {"ldap.conf": configuration})
     assert says(server, ALICE) == FAILED

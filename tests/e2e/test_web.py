@@ -229,7 +229,7 @@ def test_the_page_in_a_browser(played: Played, tmp_path: Path) -> None:
 
 def _remembered(tmp_path: Path) -> list[str]:
     """Let a client in and block a user; return the flags of the stores."""
-    flags = []
+    flags = ["--store-timeout", "30"]
     for name, words in (
         ("greylist", ("greylist", "allow", "192.0.2.7")),
         ("limits", ("limit", "block", "user=alice")),

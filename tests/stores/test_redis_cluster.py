@@ -68,7 +68,7 @@ def test_a_node_that_is_dead_at_the_start_stops_no_other(dead: int) -> None:
 
 def test_a_dead_node_is_passed_over_alone() -> None:
     async def steps() -> None:
-        async with nodes(3) as some, store_on(*some) as store:
+        async with nodes(3) as some, store_on(*some, set_back=600) as store:
             keys = [key_of(number, 3) for number in range(3)]
             for key in keys:
                 await store.ask(Get(key))
