@@ -108,4 +108,4 @@ def shown(data: bytes) -> str:
     """Return a command or a line for an error: in quotes, printable, of limited length."""
     if len(data) == 1 and not b" " < data < b"\x7f":
         return f"0x{data.hex()}"
-    return f'"{data[:60].decode("latin-1").encode("unicode_escape").decode("ascii")}"'
+    return f'"{repr(data[:60])[2:-1]}"'

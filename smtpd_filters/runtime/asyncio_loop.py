@@ -1,8 +1,16 @@
-"""The asyncio loop, for filters with coroutines."""
+"""The asyncio loop, for filters with coroutines.
+
+Invariants
+----------
+*Complete*: what asyncio and `socket` import late is loaded with this module, for threads and for
+the names of hosts. A filter may run for longer than the interpreter's modules are installed.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures.thread  # noqa: F401  # see "Complete"
+import encodings.idna  # noqa: F401  # the same
 import gc
 import os
 import select

@@ -46,6 +46,7 @@ AGAIN = "failed as logged before"
 EXEMPT_FOR = "exempt: "
 #: The result when a filter lets a message pass that it has changed.
 EDIT = "edit"
+_CONTROLS = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _PLAIN = frozenset(map(chr, range(0x21, 0x7F))) - frozenset('"\\=')
 
 
@@ -64,9 +65,10 @@ def escaped(char: str) -> str:
     code = ord(char)
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
-    if 0x80 <= code <= 0xFF:
-        return f"\\u{code:04x}"
-    return char.encode("unicode_escape").decode("ascii")
+    if code >= 0x80:
+        return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+    # Not by the codec of this form: the interpreter would import it now, which may fail.
+    return _CONTROLS.get(char) or f"\\x{code:02x}"
 
 
 def show(error: object) -> str:

@@ -134,9 +134,13 @@ def network_of(address: str, prefix4: int, prefix6: int) -> str:
 def _shown(family: int, value: int) -> str:
     if family == _V4:
         return ".".join(str(octet) for octet in value.to_bytes(4, "big"))
-    from ipaddress import IPv6Address  # start-up time
-
-    return str(IPv6Address(value))
+    groups = [f"{value >> shift & 0xFFFF:x}" for shift in range(112, -1, -16)]
+    # RFC 5952 section 4.2: "::" is the first of the longest runs of two or more zeros.
+    for length in range(8, 1, -1):
+        for at in range(9 - length):
+            if groups[at : at + length] == ["0"] * length:
+                return f"{':'.join(groups[:at])}::{':'.join(groups[at + length :])}"
+    return ":".join(groups)
 
 
 def _network(text: str) -> tuple[int, int, int]:

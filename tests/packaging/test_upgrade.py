@@ -1,8 +1,8 @@
 """Filters that go on serving while a package's files are replaced or removed.
 
-smtpd starts a filter once, and an upgrade of the package or of a dependency doesn't restart it. A
-module that a filter imported later could be missing or of another version; so after its start a
-filter imports only modules of Python's standard library.
+smtpd starts a filter once, and an upgrade of the package, of a dependency or of Python doesn't
+restart it. A module that a filter imported later could be missing or of another version; so after
+its start it imports none, those of Python's standard library included.
 """
 
 from __future__ import annotations
@@ -64,6 +64,22 @@ COMMANDS = {
     "tls": "--require '1.2 sender=@example.org' --require 'any certificate action=log'",
     "trace": "--detail all --record FOLDER --anonymise",
 }
+#: Runs a module as a program, and logs what it would import of files once `package` is removed.
+START = """
+import os, runpy, sys
+from _imp import is_frozen
+
+package, module = sys.argv.pop(1), sys.argv.pop(1)
+
+def note(event, arguments):
+    if event == "import" and not os.path.exists(package):
+        name = arguments[0]
+        if not (name in sys.modules or name in sys.builtin_module_names or is_frozen(name)):
+            os.write(2, f"late import of {name}\\n".encode())
+
+sys.addaudithook(note)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 MARKED = b'{"action": "add header", "score": 7.5, "required_score": 15.0, "symbols": {}}'
 CHAIN = """\
 [chain.all]
@@ -191,7 +207,7 @@ def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_
         words = shlex.split(flags.replace("FOLDER", str(tmp_path)))
         with its:
             filter_ = subprocess.Popen(
-                [sys.executable, "-S", "-P", "-B", "-m", module, *words],
+                [sys.executable, "-S", "-P", "-B", "-c", START, str(package), module, *words],
                 stdin=its.fileno(),
                 stdout=its.fileno(),
                 stderr=log,
@@ -209,3 +225,4 @@ def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_
     assert status == 0
     for line in (tmp_path / "log").read_text().splitlines():
         assert " error=" not in line
+        assert "late import" not in line

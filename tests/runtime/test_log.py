@@ -41,6 +41,13 @@ def test_quoting(value: str, shown: str) -> None:
     assert quote(value) == shown
 
 
+@given(st.characters(min_codepoint=0x7F, exclude_categories=["Cs"]))
+def test_what_is_escaped_is_escaped_as_in_python(char: str) -> None:
+    inner = quote(char).strip('"')
+    assert inner in {ascii(char)[1:-1], f"\\u{ord(char):04x}"}
+    assert inner.encode().decode("unicode_escape") == char
+
+
 @given(st.text())
 def test_a_quoted_value_is_printable_ascii_and_ends_where_it_ends(value: str) -> None:
     shown = quote(value)

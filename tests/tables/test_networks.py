@@ -189,6 +189,22 @@ def test_network_of(address: str, network: str) -> None:
     assert address in NetworkTable(network)
 
 
+#: IPv4 addresses in IPv6, which are written as such.
+MAPPED = ipaddress.IPv6Network("::ffff:0.0.0.0/96")
+
+
+@given(st.ip_addresses(v=6).filter(lambda each: each not in MAPPED), st.integers(0, 128))
+@example(ipaddress.IPv6Address("1:0:0:2:0:0:0:3"), 128)
+@example(ipaddress.IPv6Address("1:0:0:2:3:0:0:4"), 128)
+@example(ipaddress.IPv6Address("1:0:2:3:4:5:6:7"), 128)
+@example(ipaddress.IPv6Address("1:2:3:4:5:6::"), 128)
+def test_networks_are_written_as_the_standard_library_does(
+    address: ipaddress.IPv6Address, prefix: int
+) -> None:
+    network = ipaddress.IPv6Network((address, prefix), strict=False)
+    assert network_of(str(address), 32, prefix) == str(network)
+
+
 def test_network_of_no_address() -> None:
     with pytest.raises(ValueError, match="not an address"):
         network_of("local", 24, 48)
