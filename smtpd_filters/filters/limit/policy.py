@@ -205,6 +205,10 @@ class Limit(Filter):
     def _action(self, rule: Rule) -> str:
         return rule.action or self.settings.action
 
+    def _delays(self, rule: Rule) -> bool:
+        """Return whether a command waits until there is room: an override may be no rate."""
+        return self._action(rule) == DELAY and bool(rule.amount.period)
+
     def _blocks(self, rule: Rule) -> bool:
         return self._action(rule) == BLOCK and not self.dry_run
 
@@ -389,7 +393,7 @@ class Limit(Filter):
         place = self._queues.place()
         try:
             while result.breaches and not self.dry_run:
-                if any(self._action(each.claim.rule) != DELAY for each in result.breaches):
+                if not all(self._delays(each.claim.rule) for each in result.breaches):
                     break
                 result = result._replace(breaches=[*map(place.behind, result.breaches)])
                 wait = max(each.wait for each in result.breaches)

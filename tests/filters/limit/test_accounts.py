@@ -190,6 +190,25 @@ def test_a_past_needs_some_days_and_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         assert days.send(40) == 40, "long ago"
 
 
+def test_nobody_waits_for_the_end_of_a_rise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sleep(seconds: float) -> None:
+        raise AssertionError(seconds)
+
+    monkeypatch.setattr("smtpd_filters.filters.limit.policy.sleep", sleep)
+    table = tmp_path / "overrides"
+    table.write_text("alice messages 2x floor=1\n")
+    rules = limits("user messages 60/1m action=delay")
+    with serving(*rules, "--override", f"file:{table}") as server:
+        days = Days(server, monkeypatch)
+        for _ in range(3):
+            assert days.send(1) == 1
+            days.next()
+        assert days.send(9) == 2
+        assert [line for line in server.smtpd.log if " error=" in line] == []
+
+
 class Forgetful(Limit):
     """It remembers three subjects."""
 

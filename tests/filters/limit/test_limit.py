@@ -441,6 +441,22 @@ def test_delay_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.send(client) == "450 4.7.1 Too many messages, try again in 3600 s"
 
 
+def test_no_command_waits_for_connections_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def sleep(seconds: float) -> None:
+        raise AssertionError(seconds)
+
+    monkeypatch.setattr("smtpd_filters.filters.limit.policy.sleep", sleep)
+    table = tmp_path / "overrides"
+    table.write_text("192.0.2.1 connections 1\n")
+    rules = limits("client connections 60/1m action=delay")
+    with serving(*rules, "--override", f"file:{table}") as server:
+        server.client()
+        refused = server.smtpd.connect(address="192.0.2.1").greeting
+        assert refused.reply == "421 4.7.0 Too many connections"
+
+
 def test_a_dry_run_refuses_and_delays_nothing() -> None:
     rules = limits("sender messages 1/1h", "client messages 1/1h action=delay")
     with serving(*rules, "--dry-run") as server:
