@@ -274,7 +274,7 @@ def test_a_list_that_is_not_fit_to_be_asked(start: Start, zone: dict[str, Any], 
     assert attempt(server, LIAR).said == f"554 5.7.1 {LIAR} is listed by {OTHER}"
     [line] = logged(server, f"^dnsbl: dnsbl list zone={BL} about=IPv4 switched=off ", 1)
     assert cause in line.replace('\\"', '"')
-    assert not server.lab.dns.asked(under(BL, GOOD), "A") or "everybody" not in cause
+    assert not server.lab.dns.asked(under(BL, GOOD), "A")
 
 
 def test_a_dry_run(start: Start) -> None:
