@@ -110,7 +110,8 @@ def find_options(
         values = {declared.default if each is None else each for each in given}
         flag = option.replace("_", "-")
         if len(values) > 1:
-            raise ConfigError(f"filters of the kind {name} differ in --{flag}, which is required")
+            shown = ", ".join(map(declared.kind.show, sorted(values)))
+            raise ConfigError(f"filter-{name} has several values: --{flag} is required ({shown})")
         if any(each is not None for each in given):
             found[option] = values.pop()
     return found

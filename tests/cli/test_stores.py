@@ -225,7 +225,7 @@ GREYLIST = {name: Greylist.Options.options[name] for name in ("ipv4_prefix", "de
         ("--ipv4-prefix 32", 'a = { use = "greylist", ipv4-prefix = 32 }', {"ipv4_prefix": 32}),
         ("--ipv4-prefix 32", 'a = { use = "limit", ipv4-prefix = 16 }', {"ipv4_prefix": 32}),
         ("--ipv4-prefix 24", "greylist = {}", {"ipv4_prefix": 24}),
-        ("--ipv4-prefix 32", "greylist = {}", "differ in --ipv4-prefix, which is required"),
+        ("--ipv4-prefix 32", "greylist = {}", "values: --ipv4-prefix is required .24, 32.$"),
         ("--ipv4-prefix 99", "", '--ipv4-prefix of the filter: "99": must be at most 32'),
     ],
 )  # fmt: skip
