@@ -17,11 +17,9 @@ from __future__ import annotations
 import asyncio
 from functools import partial
 
-from smtpd_filters.checks import listings
+from smtpd_filters.checks import listings, zone_names
+from smtpd_filters.checks.zone_names import NAME, V4, V6
 from smtpd_filters.lookups.outcome import INVALID, Found, NotFound, Unavailable
-
-from . import zone_names
-from .zone_names import NAME, V4, V6
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ covers the rest. Such a name never counts in the client's favour.
 from __future__ import annotations
 
 from smtpd_filters.addresses import canonical, path
+from smtpd_filters.checks import zone_names
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.dns import names
 
-from . import zone_names
 from .lists import List
 
 TYPE_CHECKING = False

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import re
 
+from smtpd_filters.checks import zone_names
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.protocol.decisions import reply
-
-from . import zone_names
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from smtpd_filters.lookups.dns.names import MAX_NAME, domain
 MAX_ZONE = MAX_NAME - len(".") - (63 + len(".") + 63)
 #: A weight beyond this is a typing error.
 MAX_WEIGHT = 1_000_000
-# The minimum length of a key (`zone_names`).
+# The minimum length of a key (`checks.zone_names`).
 _KEY_MIN = 16
 _WEIGHT = re.compile(r"[+-]?[0-9]{1,7}", re.ASCII)
 

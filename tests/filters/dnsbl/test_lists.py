@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
+from smtpd_filters.checks.zone_names import NAME, V4, V6
 from smtpd_filters.filters.dnsbl.lists import FRESH, PAUSE, RECHECK, SILENCES, List
 from smtpd_filters.filters.dnsbl.lists import Watch as _Watch
 from smtpd_filters.filters.dnsbl.sites import parse
-from smtpd_filters.filters.dnsbl.zone_names import NAME, V4, V6
 from smtpd_filters.lookups.cache import Lifetimes
 from smtpd_filters.lookups.dns import Resolver
 from smtpd_filters.lookups.outcome import INVALID, NXDOMAIN, Found, NotFound, Unavailable

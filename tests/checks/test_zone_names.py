@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from smtpd_filters.filters.dnsbl.zone_names import hidden, probes, redact, shown
+from smtpd_filters.checks.zone_names import hidden, probes, redact, shown
 
 ZEN = "zen.spamhaus.org"
 DQS = "k3ykk7zqabcdefghij.zen.dq.spamhaus.net"

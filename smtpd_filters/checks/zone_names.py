@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from smtpd_filters.checks.listings import ends
+from .listings import ends
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
