@@ -1,6 +1,7 @@
 """The suspicious clients by `--only-if`, and the lists of good ones.
 
-A look-up that fails says nothing about a client, nor does an answer by which a list refuses us.
+A look-up that fails says nothing about a client, nor does an answer by which a list refuses us. No
+key that is part of a list's name is logged (`checks.zone_names`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.checks.listings import sort
+from smtpd_filters.checks.zone_names import shown
 from smtpd_filters.lookups.dns.names import reverse
 from smtpd_filters.lookups.outcome import Found
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 class Suspicion:
     """The conditions of `--only-if`, and the DNS lists of `listed` and of `allowed` clients.
 
-    `note` takes a zone and the trouble with an answer of it, for the log.
+    `note` takes the name of a zone, and the trouble with an answer of it, for the log.
     """
 
     def __init__(  # noqa: PLR0913  # given by name
@@ -34,7 +36,7 @@ class Suspicion:
         listed: Sequence[str],
         allowed: Sequence[str],
         dns: Resolver | None,
-        note: Callable[[str, str], object] = lambda _zone, _trouble: None,
+        note: Callable[[str, str], object],
     ) -> None:
         self._conditions = frozenset(conditions)
         self._dynamic = dynamic
@@ -59,7 +61,7 @@ class Suspicion:
         if not suspicious:
             return "not suspicious"
         if zone := await self._listed(address, self._allows):
-            return f"listed by {zone}"
+            return f"listed by {shown(zone)}"
         return ""
 
     def _looks_bad(self, session: Session, address: str) -> bool:
@@ -87,7 +89,7 @@ class Suspicion:
             if isinstance(outcome, Found):
                 answers, outside, refused = sort(zone, outcome.records)
                 if refused or (outside and not answers):
-                    self._note(zone, refused or outside)
+                    self._note(shown(zone), refused or outside)
                 elif answers:
                     listing = listing or zone
         return listing

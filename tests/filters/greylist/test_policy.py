@@ -302,6 +302,24 @@ def test_an_answer_by_which_a_list_refuses_us_says_nothing_of_a_client() -> None
             assert log == [*lists]
 
 
+def test_no_key_of_a_list_is_logged() -> None:
+    key = "k3ykk7zqabcdefghij"
+    zones = {name: f"{key}.{name}.mail.abusix.zone" for name in ("white", "black")}
+    zone: dict[str, dict[str, Any]] = {
+        f"*.{zones['white']}": {"A": "127.0.0.2"},
+        f"*.{zones['black']}": {"A": "127.255.255.254"},
+    }
+    flags = ("--dnswl", zones["white"], "--dnsbl", zones["black"], "--only-if", "listed")
+    with DNSServer(zone) as server:
+        where = (server.address, server.port)
+        for used in (flags, flags[:2]):
+            with Conversation(Greylist, *PLAIN, *used, "-v", nameserver=where) as smtpd:
+                assert passes(smtpd)
+                assert key not in "".join(smtpd.log)
+                name = "black" if used is flags else "white"
+                assert any(f"{name}.mail.abusix.zone" in line for line in smtpd.log)
+
+
 def test_in_a_chain_the_score_says_who_waits() -> None:
     grey = Greylist(Greylist.Options(store=MEMORY, key="network"))
     dynamic = Dyndns(Dyndns.Options())
