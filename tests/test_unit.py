@@ -71,11 +71,8 @@ def test_integration_has_all_steps_and_prepares_the_other_machine_before_them() 
     assert "make demo && packaging/debian-deps test && tests/e2e/setup-roots" in prepared
     assert "make test TESTS=" in tests
     assert prepared.index("tests/fetch-data") < prepared.index("exec tests/fresh-debian")
-    assert (
-        tests.index("\nstep make test\n")
-        < tests.index("{ echo go")
-        < tests.index("step make clock")
-    )
+    assert tests.index("step make unit-debian") < tests.index("other_machine() {")
+    assert "echo go" in tests.partition("other_machine() {")[2].partition("\n}\n")[0]
 
 
 def test_nothing_is_left_out_of_the_whole() -> None:
