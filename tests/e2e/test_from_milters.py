@@ -290,9 +290,15 @@ def test_policyd_spf(lab: Lab) -> None:
         assert before.refused == refused
         # The code of a temporary refusal differs.
         assert after.refused == {name: max(451, code) for name, code in refused.items()}
-        for name, mail in before.delivered.items():
-            if name != "greeting":  # policyd-spf states its result for HELO alone
-                assert result_of_spf(mail) == result_of_spf(after.delivered[name]), name
+        # policyd-spf states its result for HELO alone in "greeting"; where a name server fails it
+        # now and then has "none".
+        others = before.delivered.keys() - {"greeting", "temperror"}
+        assert {"pass", "neutral", "permerror", "none"} <= others
+        for name in others:
+            found = result_of_spf(after.delivered[name])
+            assert result_of_spf(before.delivered[name]) == found, name
+        if "temperror" not in refused:
+            assert result_of_spf(after.delivered["temperror"]) == "temperror"
 
 
 def result_of_spf(mail: Delivered) -> str:
