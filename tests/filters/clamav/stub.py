@@ -6,15 +6,18 @@ Run as a program, it listens at a port of its own, writes it to its output, and 
 from __future__ import annotations
 
 import socket
-import socketserver
 import struct
 import sys
-import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.filters.serving import Serving
 
 if TYPE_CHECKING:
     from typing import Self
+
+    from tests.filters.serving import Link
 
 EICAR = b"X5O!P%@AP[4\\PZX54(P^)7CC)7}" + b"$EICAR-STANDARD-ANTIVIRUS-TEST-FILE!$H+H*"
 CLEAN, FOUND = b"stream: OK\0", b"stream: Own.Test.EICAR.UNOFFICIAL FOUND\0"
@@ -40,47 +43,35 @@ class Clamd:
 
     def __init__(self, reply: bytes = b"", fault: str = "", path: str = "", limit: int = 0) -> None:
         self.reply, self.fault, self.limit = reply, fault, limit
-        #: The messages that it got, and the number of connections.
-        self.messages: list[bytes] = []
-        self.commands: list[bytes] = []
-        self.connections = 0
-        self.ended = threading.Event()
-        stub = self
+        self._messages: list[bytes] = []
+        self._path = Path(path) if path else None
+        self._serving = Serving(self._serve, self._path, new=_small)
 
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                stub.connections += 1
-                try:
-                    stub.serve(self.request)
-                except OSError:
-                    pass
+    @property
+    def address(self) -> str:
+        """The address for a filter."""
+        return str(self._path) if self._path is not None else f"127.0.0.1:{self._serving.port}"
 
-        # Inherited by connections, so that the system doesn't take a large message at once.
-        small = (socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-        if path:
-            self._server: socketserver.BaseServer = _Unix(path, Handler)
-            self.address = path
-        else:
-            tcp = _Tcp(("127.0.0.1", 0), Handler)
-            self._server, self.address = tcp, f"127.0.0.1:{tcp.server_address[1]}"
-            tcp.socket.setsockopt(*small)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+    @property
+    def messages(self) -> list[bytes]:
+        """The messages that it got as a whole."""
+        self._serving.catch_up()
+        return self._messages
+
+    @property
+    def connections(self) -> int:
+        """The number of connections."""
+        return self._serving.connections
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._serving.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.ended.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        self._serving.close()
 
-    def serve(self, link: socket.socket) -> None:
-        """Answer a command."""
-        end = b"\0"
-        command = _until(link, end)
-        self.commands.append(command)
+    def _serve(self, link: Link) -> None:
+        command = _until(link, b"\0")
         if command == b"zPING\0":
             link.sendall(b"PONG\0" if self.fault != "deaf" else b"")
         elif command == b"zINSTREAM\0":
@@ -88,7 +79,7 @@ class Clamd:
         else:
             link.sendall(b"UNKNOWN COMMAND\0")
 
-    def _scan(self, link: socket.socket) -> None:
+    def _scan(self, link: Link) -> None:
         if self.fault in EARLY:
             _chunk(link)
             self._say(link, EARLY[self.fault])
@@ -99,48 +90,40 @@ class Clamd:
             if self.limit and len(message) > self.limit:
                 link.sendall(TOO_LARGE)
                 return
-        self.messages.append(bytes(message))
+        self._messages.append(bytes(message))
         self._say(link, self.reply or (FOUND if EICAR in message else CLEAN))
 
-    def _say(self, link: socket.socket, reply: bytes) -> None:
+    def _say(self, link: Link, reply: bytes) -> None:
         match self.fault:
             case "half" | "two" | "timed-out" as fault:
                 odd = {"half": reply[:-3], "two": reply + reply, "timed-out": TIMED_OUT}
                 link.sendall(odd[fault])
             case "silent":
-                self.ended.wait(30)
+                link.wait_for_end()
             case "flood":
-                while not self.ended.is_set():
+                while True:
                     link.sendall(b"x" * 65536)
             case "drip":
                 for at in range(len(reply)):
                     link.sendall(reply[at : at + 1])
                     time.sleep(0.001)
             case "reset":
-                _reset(link)
+                link.reset()
             case "limit-reset":
                 link.sendall(reply)
-                _reset(link)
+                link.reset()
             case _:
                 link.sendall(reply)
 
 
-class _Tcp(socketserver.ThreadingTCPServer):
-    allow_reuse_address = daemon_threads = True
-    request_queue_size = 128
-
-    def server_bind(self) -> None:
-        """Bind with a small receive buffer: the kernel must not take whole messages unread."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
-        super().server_bind()
+def _small() -> socket.socket:
+    """Return a socket with a small receive buffer: the kernel must not take messages unread."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    return made
 
 
-class _Unix(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-
-def _until(link: socket.socket, end: bytes) -> bytes:
+def _until(link: Link, end: bytes) -> bytes:
     data = b""
     while not data.endswith(end):
         piece = link.recv(1)
@@ -150,7 +133,7 @@ def _until(link: socket.socket, end: bytes) -> bytes:
     return data
 
 
-def _exactly(link: socket.socket, size: int) -> bytes:
+def _exactly(link: Link, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         piece = link.recv(min(size - len(data), 1 << 16))
@@ -160,15 +143,9 @@ def _exactly(link: socket.socket, size: int) -> bytes:
     return bytes(data)
 
 
-def _chunk(link: socket.socket) -> bytes:
+def _chunk(link: Link) -> bytes:
     (size,) = struct.unpack(">I", _exactly(link, 4))
     return _exactly(link, size)
-
-
-def _reset(link: socket.socket) -> None:
-    if link.family == socket.AF_INET:
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    link.close()
 
 
 if __name__ == "__main__":

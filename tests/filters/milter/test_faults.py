@@ -6,7 +6,6 @@ import asyncio
 import errno
 import itertools
 import socket
-import struct
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -36,12 +35,13 @@ from smtpd_filters.runtime.pace import Pace
 from smtpd_filters.session import Session
 from smtpd_filters.testing import Conversation
 from tests.effort import brief
+from tests.filters.serving import PATIENCE
 from tests.lookups.stream.peer import hang as stay_silent
 from tests.lookups.stream.peer import served, until
 from tests.lookups.stream.silent import names, silent_address
 from tests.runtime.test_counters import Gained
 
-from .stub import PATIENCE, PLAIN, Stub, milter
+from .stub import PLAIN, Stub, milter
 from .test_policy import (
     ACCEPT,
     CONTINUE,
@@ -103,11 +103,10 @@ def test_hanging_up(event: bytes) -> None:
 def test_a_reset_has_the_same_cause_as_an_end() -> None:
     """Which of them it is depends on which side was faster; each cause has a line of its own."""
 
-    def script(event: Event, _seen: Seen) -> bytes | None:
+    def script(event: Event, seen: Seen) -> bytes | None:
         if event.command != v.MAIL:
             return stub.usual(event)
-        for link in list(stub._open):
-            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        seen.link.reset()
         return None
 
     with milter(script=script) as stub:
@@ -224,12 +223,11 @@ def test_progress_restarts_the_time_but_not_beyond_the_deadline() -> None:
     deadline = f"{2.4 * pause:.2g}"
     flags = ("--content-timeout", f"{4 * pause}")
 
-    def script(event: Event, _seen: Seen) -> bytes:
+    def script(event: Event, seen: Seen) -> bytes:
         if event.command == v.END_OF_BODY:
-            for link in list(stub._open):  # to write at intervals
-                for _ in range(6):
-                    link.sendall(Verdict(v.PROGRESS).encode())
-                    release.wait(pause)
+            for _ in range(6):
+                seen.link.sendall(Verdict(v.PROGRESS).encode())
+                release.wait(pause)
         return stub.usual(event)
 
     with milter(script=script) as stub:
@@ -266,19 +264,18 @@ def test_a_deadline_that_passes_says_nothing_about_a_milter() -> None:
 
 def test_a_restart_between_messages_of_a_session_and_between_commands() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
-        port = port_of(stub)
         there = greeted(smtpd)
         send(there)
         stub.stop()
-        stub.listen(port=port)
+        stub.start()
         send(there)
         there.mail_from("bob@example.net")
         there.rcpt_to("alice@example.org")
         stub.stop()
-        stub.listen(port=port)
+        stub.start()
         there.rcpt_to("carol@example.org")
         stub.stop()
-        stub.listen(port=port)
+        stub.start()
         assert there.message().unchanged
     commands = [seen.commands for seen in stub.connections]
     assert commands == [b"CHMRTLLNBE", b"CHMRTLLNBEAMR", b"CHMRR", b"CHMRRTLNBEQ"]
@@ -323,13 +320,12 @@ def test_killed_in_the_first_event_that_it_answers() -> None:
 
 def test_down_and_up_again() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
-        port = port_of(stub)
         stub.stop()
         there = greeted(smtpd)
         assert there.mail_from("bob@example.net").reply == LATER
         assert "cause=" in smtpd.log[-1]
         assert "connection refused" in smtpd.log[-1]
-        stub.listen(port=port)
+        stub.start()
         assert send(there).unchanged
 
 
@@ -879,11 +875,10 @@ def test_a_trial_that_is_cancelled_at_its_ping_ends() -> None:
 
 def test_a_milter_that_refuses_connections_is_asked_each_time() -> None:
     with milter() as stub, Conversation(Milter, "--milter", stub.address) as smtpd:
-        port = port_of(stub)
         stub.stop()
         for _ in range(2 * SILENCES):
             assert greeted(smtpd).mail_from("bob@example.net").reply == LATER
-        stub.listen(port=port)
+        stub.start()
         assert send(greeted(smtpd)).unchanged
         assert lines_with(smtpd.log, OPENED) == 0
 
@@ -1001,12 +996,11 @@ def test_nobody_accepts(tmp_path: Path) -> None:
 
 
 def test_a_packet_a_byte_at_a_time() -> None:
-    def script(event: Event, _seen: Seen) -> bytes:
+    def script(event: Event, seen: Seen) -> bytes:
         if event.command == v.END_OF_BODY:
             data = AddHeader(b"X", b" y").encode() + ACCEPT
-            for link in list(stub._open):  # to write bytes
-                for at in range(len(data)):
-                    link.sendall(data[at : at + 1])
+            for at in range(len(data)):
+                seen.link.sendall(data[at : at + 1])
             return b""
         return stub.usual(event)
 

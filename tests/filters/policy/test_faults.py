@@ -25,7 +25,8 @@ from smtpd_filters.startup import STRAY
 from smtpd_filters.testing import Conversation
 from tests.effort import brief
 from tests.filters.policy import program
-from tests.filters.policy.scripted import PATIENCE, Scripted, action
+from tests.filters.policy.scripted import Scripted, action
+from tests.filters.serving import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -195,7 +196,7 @@ def test_what_arrives_later_is_not_the_next_reply(server: Scripted) -> None:
         [host] = client.hosts
         [(_, kept)] = host._kept
         # The server says more when it isn't asked.
-        for link in server._open:
+        for link in server.links:
             link.sendall(action("OK stale"))
         async with asyncio.timeout(PATIENCE):
             while kept.fresh:  # noqa: ASYNC110  # nothing says when it has arrived

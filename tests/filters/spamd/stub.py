@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import select
-import socket
-import struct
 import threading
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
+
+from tests.filters.serving import Serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-#: Seconds that anything may take.
-PATIENCE = 60.0
+    from tests.filters.serving import Link
+
 HAM = "Spam: False ; 1.5 / 5.0"
 SPAM = "Spam: True ; 7.2 / 5.0"
 STATUS = (
@@ -102,89 +100,51 @@ def wrapped(request: Request) -> bytes:
     return reply(head if request.command == "HEADERS" else whole, SPAM)
 
 
-@dataclass
 class SpamdStub:
     """A context manager that runs the stub; `answer` may be replaced at any time."""
 
-    answer: Answer = field(default_factory=lambda: Answer(ham))
-    path: Path | None = None
-    requests: list[Request] = field(default_factory=list)
-    pings: int = 0
-    #: Set by a request.
-    asked: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, answer: Answer | None = None, path: Path | None = None) -> None:
+        self.answer = answer or Answer(ham)
+        self._path = path
+        self._requests: list[Request] = []
+        self._pings = 0
+        #: Set by a request.
+        self.asked = threading.Event()
+        self._serving = Serving(self._converse, path)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The requests, without pings."""
+        self._serving.catch_up()
+        return self._requests
+
+    @property
+    def pings(self) -> int:
+        """The number of pings."""
+        self._serving.catch_up()
+        return self._pings
 
     def __enter__(self) -> Self:
-        self._ending = threading.Event()
-        self._threads: list[threading.Thread] = []
-        self._open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self._port = 0
         self.start()
         return self
 
     def start(self) -> None:
         """Listen; after `stop` on the same port again."""
-        self._ending.clear()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-            self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(str(self.path))
-        else:
-            self._listener = socket.socket()
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind(("127.0.0.1", self._port))
-            self._port = self._listener.getsockname()[1]
-        self._listener.listen(1024)
-        thread = threading.Thread(target=self._accept, args=(self._listener,))
-        thread.start()
-        self._threads.append(thread)
+        self._serving.start()
 
     @property
     def server(self) -> str:
         """The address for a filter."""
-        return str(self.path) if self.path is not None else f"127.0.0.1:{self._port}"
+        return str(self._path) if self._path is not None else f"127.0.0.1:{self._serving.port}"
 
     def stop(self) -> None:
         """Close everything: new connections are refused."""
-        self._ending.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        with self._lock:
-            for each in self._open:
-                with contextlib.suppress(OSError):  # the client was faster
-                    each.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-        self._threads.clear()
-        self._listener.close()
+        self._serving.stop()
 
     def __exit__(self, *_: object) -> None:
-        if not self._ending.is_set():
-            self.stop()
+        self._serving.close()
 
-    def _accept(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            connection.settimeout(PATIENCE)
-            with self._lock:
-                self._open.add(connection)
-            thread = threading.Thread(target=self._serve, args=(connection,))
-            thread.start()
-            self._threads.append(thread)
-
-    def _serve(self, connection: socket.socket) -> None:
-        try:
-            self._converse(connection)
-        except OSError:
-            pass
-        finally:
-            with self._lock:
-                self._open.discard(connection)
-            connection.close()
-
-    def _converse(self, connection: socket.socket) -> None:
+    def _converse(self, connection: Link) -> None:
         answer = self.answer
         data = b""
         while b"\r\n\r\n" not in data:
@@ -196,7 +156,7 @@ class SpamdStub:
         first, *lines = head.decode().split("\r\n")
         command = first.split(" ")[0]
         if command == "PING":
-            self.pings += 1
+            self._pings += 1
             connection.sendall(b"SPAMD/1.5 0 PONG\r\n")
             return
         fields = dict(line.split(": ", 1) for line in lines)
@@ -207,20 +167,19 @@ class SpamdStub:
         if fields.get("Compress") == "zlib":
             body = zlib.decompress(body)
         request = Request(command, fields, body)
-        self.requests.append(request)
+        self._requests.append(request)
         self.asked.set()
         self._reply(connection, answer, request)
 
-    def _reply(self, connection: socket.socket, answer: Answer, request: Request) -> None:
+    def _reply(self, connection: Link, answer: Answer, request: Request) -> None:
         behaviour = answer.behaviour
         if behaviour == "close":
             return
         if behaviour == "reset":
-            linger = struct.pack("ii", 1, 0)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            connection.reset()
             return
         if behaviour == "stall":
-            self._wait(connection)
+            connection.wait_for_end()
             return
         made = answer.reply(request) if callable(answer.reply) else answer.reply
         if behaviour == "cut":
@@ -233,11 +192,4 @@ class SpamdStub:
         while behaviour == "endless":
             connection.sendall(made[-1:] * (1 << 16))
         if behaviour == "keep":
-            self._wait(connection)
-
-    @staticmethod
-    def _wait(connection: socket.socket) -> None:
-        """Wait until the client or `stop` ends the connection."""
-        poll = select.poll()
-        poll.register(connection.fileno(), select.POLLHUP | select.POLLERR)
-        poll.poll(PATIENCE * 1000)
+            connection.wait_for_end()

@@ -16,8 +16,9 @@ from smtpd_filters.scoring.rules import FilterRules, Rules, RuleSettings
 from smtpd_filters.settings import from_mapping
 from smtpd_filters.testing import Conversation
 from tests.effort import brief
+from tests.filters.serving import PATIENCE
 from tests.filters.spamd import stub
-from tests.filters.spamd.stub import PATIENCE, Answer, SpamdStub
+from tests.filters.spamd.stub import Answer, SpamdStub
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
