@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from tests.effort import brief
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 
 def asked(stub: HTTPStub, *methods: str) -> list[tuple[int, bytes]]:
@@ -53,6 +55,32 @@ def test_a_function_that_fails_the_test() -> None:
 
     with pytest.raises(AssertionError, match="asked for /x"), HTTPStub(answer) as stub:
         assert asked(stub, "GET")[0][0] == 500
+
+
+@pytest.mark.parametrize("unix", [True, False])
+def test_it_has_read_what_was_sent_when_it_is_counted(*, unix: bool, tmp_path: Path) -> None:
+    family = socket.AF_UNIX if unix else socket.AF_INET
+    listen = str(tmp_path / "socket") if unix else "127.0.0.1:0"
+    with HTTPStub(Answer(behaviour="drop"), listen=listen) as stub, ExitStack() as stack:
+        clients = [stack.enter_context(socket.socket(family)) for _ in range(100)]
+        for client in clients:
+            client.connect(listen if unix else ("127.0.0.1", stub.port))
+        assert (stub.connections, stub.connected) == (100, 100)
+        for client in clients:
+            client.sendall(b"GET /x HTTP/1.1\r\n\r\n")
+        assert stub.asked == 100
+        assert len(stub.requests) == stub.waiting == stub.most_at_once == 100
+        stack.close()
+        assert stub.connected == 0
+        assert (stub.waiting, stub.most_at_once) == (0, 100)
+
+
+def test_a_stub_that_could_not_listen_was_asked_nothing() -> None:
+    with HTTPStub({}) as stub:
+        other = HTTPStub({}, listen=f"127.0.0.1:{stub.port}")
+        with pytest.raises(OSError, match="in use"):
+            other.start()
+    assert other.asked == 0
 
 
 class Asks(Filter):

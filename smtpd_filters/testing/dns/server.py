@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import select
 import socket
 import threading
 from typing import TYPE_CHECKING, Any, Self, cast
+
+from smtpd_filters.testing.background import catch_up
 
 from .authority import Authority
 
@@ -79,17 +80,7 @@ class DNSServer(Authority):
         """
         if self._loop is None or self._thread in {None, threading.current_thread()}:
             return
-        done = threading.Event()
-
-        def look(loop: asyncio.AbstractEventLoop) -> None:
-            # Each round of the loop reads one datagram of a socket.
-            if select.select(self._sockets, (), (), 0)[0]:
-                loop.call_soon(look, loop)
-            else:
-                done.set()
-
-        self._loop.call_soon_threadsafe(look, self._loop)
-        done.wait()
+        catch_up(self._loop, lambda: self._sockets)
 
     def _run(self) -> None:
         try:

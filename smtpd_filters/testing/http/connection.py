@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from .answers import END, PARTIAL, Answer, Request
 
 if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
+    from collections import deque
     from collections.abc import Callable
 
     from .server import HTTPStub
@@ -20,11 +22,24 @@ _HEAD_MAX = 80 << 10
 _ENDLESS = b"x" * (64 << 10)
 
 
+@dataclass(slots=True)
+class Seen:
+    """What the stub has seen: see its properties of these names."""
+
+    requests: deque[Request]
+    asked: int = 0
+    connections: int = 0
+    connected: int = 0
+    most_at_once: int = 0
+    waiting: int = 0
+
+
 class Connection(asyncio.Protocol):
     """One connection of a client."""
 
-    def __init__(self, stub: HTTPStub) -> None:
+    def __init__(self, stub: HTTPStub, seen: Seen) -> None:
         self._stub = stub
+        self._seen = seen
         self._transport: asyncio.Transport | None = None
         self._number = 0
         # Input of the current request and of those after it.
@@ -44,9 +59,9 @@ class Connection(asyncio.Protocol):
         """Register the connection with the stub."""
         self._transport = cast("asyncio.Transport", transport)
         self._stub.protocols.add(self)
-        self._stub.connections += 1
-        self._stub.connected += 1
-        self._number = self._stub.connections
+        self._seen.connections += 1
+        self._seen.connected += 1
+        self._number = self._seen.connections
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Cancel the pending answer and unregister."""
@@ -54,7 +69,7 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._done()
         self._stub.protocols.discard(self)
-        self._stub.connected -= 1
+        self._seen.connected -= 1
         self._transport = None
 
     def data_received(self, data: bytes) -> None:
@@ -64,6 +79,14 @@ class Connection(asyncio.Protocol):
             return
         self._buffer += data
         self._process()
+
+    @property
+    def socket(self) -> TransportSocket | None:
+        """The socket, while it is read."""
+        if self._transport is None or self._transport.is_closing():
+            return None
+        found: TransportSocket = self._transport.get_extra_info("socket")
+        return found
 
     def reset(self) -> None:
         """End the connection with an RST rather than a FIN."""
@@ -112,7 +135,7 @@ class Connection(asyncio.Protocol):
             self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         answer = self._stub.answer
         if isinstance(answer, Answer) and answer.behaviour == "early" and not _is_ping(request):
-            self._stub.asked += 1
+            self._seen.asked += 1
             self._write(self._stub.answer_to(request)[1])
             self._close()
             return False
@@ -150,19 +173,19 @@ class Connection(asyncio.Protocol):
             if self._stub.pings:
                 self._write(Answer(b"pong\r\n", content_type="text/plain").wire())
             return
-        stub = self._stub
-        stub.asked += 1
-        if stub.keep:
-            stub.requests.append(request)
-        answer, wire = stub.answer_to(request)
+        seen = self._seen
+        seen.asked += 1
+        if self._stub.keep:
+            seen.requests.append(request)
+        answer, wire = self._stub.answer_to(request)
         if request.method == "HEAD":  # RFC 9110 section 9.3.2: no content
             wire = wire[: wire.find(END) + len(END)]
         if not (answer.delay or answer.behaviour):
             self._write(wire)
             return
         self._answering = True
-        stub.waiting += 1
-        stub.most_at_once = max(stub.most_at_once, stub.waiting)
+        seen.waiting += 1
+        seen.most_at_once = max(seen.most_at_once, seen.waiting)
         delay = 0 if answer.behaviour == "trickle" else answer.delay
         self._later(delay, lambda: self._behave(answer, wire))
 
@@ -216,7 +239,7 @@ class Connection(asyncio.Protocol):
     def _done(self) -> None:
         if self._answering:
             self._answering = False
-            self._stub.waiting -= 1
+            self._seen.waiting -= 1
 
     def _later(self, delay: float, then: Callable[[], None]) -> None:
         self._timer = asyncio.get_running_loop().call_later(delay, then)

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from smtpd_filters.testing.background import catch_up
+
 from .answers import Answer, Request
-from .connection import Connection
+from .connection import Connection, Seen
 
 if TYPE_CHECKING:
+    from asyncio.trsock import TransportSocket
     from collections.abc import Callable
 
 #: The number of requests kept; older ones are dropped.
@@ -45,23 +48,19 @@ class HTTPStub:
         keep: int = KEEP,
     ) -> None:
         self.answer = answer
-        self.requests: deque[Request] = deque(maxlen=keep)
         self.keep = keep
         #: Whether `GET /ping` is answered.
         self.pings = True
         #: Why answers could not be made.
         self.errors: list[BaseException] = []
-        #: The number of requests, without pings.
-        self.asked = 0
-        #: The number of connections ever made, and of those still open.
-        self.connections = self.connected = 0
-        #: The highest number of pending requests, and their current number.
-        self.most_at_once = self.waiting = 0
+        self._counted = Seen(deque(maxlen=keep))
         self._listen = listen
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._stop: asyncio.Event | None = None
         self._bound = threading.Event()
+        self._listening: list[socket.socket] = []
         self._failures: list[BaseException] = []
         #: The open connections.
         self.protocols: set[Connection] = set()
@@ -78,6 +77,43 @@ class HTTPStub:
         """The TCP port."""
         return int(self._listen.rpartition(":")[2])
 
+    @property
+    def _seen(self) -> Seen:
+        """What it has seen, after it has read all that it was sent."""
+        if self._loop is not None and self._thread not in {None, threading.current_thread()}:
+            catch_up(self._loop, self._read_sockets, self._being_accepted)
+        return self._counted
+
+    @property
+    def requests(self) -> deque[Request]:
+        """The last `keep` requests, without pings."""
+        return self._seen.requests
+
+    @property
+    def asked(self) -> int:
+        """The number of requests, without pings."""
+        return self._seen.asked
+
+    @property
+    def connections(self) -> int:
+        """The number of connections ever made."""
+        return self._seen.connections
+
+    @property
+    def connected(self) -> int:
+        """The number of open connections."""
+        return self._seen.connected
+
+    @property
+    def most_at_once(self) -> int:
+        """The highest number of pending requests so far."""
+        return self._seen.most_at_once
+
+    @property
+    def waiting(self) -> int:
+        """The number of pending requests: those whose answer has a delay or a behaviour."""
+        return self._seen.waiting
+
     def start(self) -> None:
         """Listen; after `stop` on the same port again. Raises OSError."""
         self._bound.clear()
@@ -88,6 +124,7 @@ class HTTPStub:
         self._bound.wait()
         for failure in self._failures:
             self._thread.join()
+            self._thread = None
             raise failure
 
     def stop(self) -> None:
@@ -126,6 +163,7 @@ class HTTPStub:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _traceback: object) -> None:
+        _ = self._seen
         self.stop()
         self._release_port()
         if not self.errors:
@@ -182,17 +220,26 @@ class HTTPStub:
         finally:
             self._bound.set()
 
+    def _read_sockets(self) -> list[socket.socket | TransportSocket]:
+        open_ = (protocol.socket for protocol in self.protocols)
+        return [*self._listening, *(sock for sock in open_ if sock is not None)]
+
+    def _being_accepted(self) -> set[asyncio.Task[Any]]:
+        """The connections that have no protocol yet."""
+        return asyncio.all_tasks(self._loop) - {self._task}
+
     async def _serve(self) -> None:
         self._loop = loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
+        self._task = asyncio.current_task()
         if self._listen.startswith("/"):
             server: asyncio.Server = await loop.create_unix_server(
-                lambda: Connection(self), self._listen, backlog=1024
+                lambda: Connection(self, self._counted), self._listen, backlog=1024
             )
         else:
             host, _, port = self._listen.rpartition(":")
             server = await loop.create_server(
-                lambda: Connection(self),
+                lambda: Connection(self, self._counted),
                 host.strip("[]"),
                 int(port),
                 backlog=1024,
@@ -200,13 +247,14 @@ class HTTPStub:
             )
             # For a `start` outside the context manager.
             self._listen = f"{host}:{server.sockets[0].getsockname()[1]}"
+        self._listening = list(server.sockets)
         self._bound.set()
         await self._stop.wait()
         # A connection being accepted has no protocol yet, and asyncio loses it when the server
         # closes; wait for those.
         for sock in server.sockets:
             loop.remove_reader(sock.fileno())
-        if being_accepted := asyncio.all_tasks() - {asyncio.current_task()}:
+        if being_accepted := self._being_accepted():
             await asyncio.wait(being_accepted)
         server.close()
         for protocol in list(self.protocols):
