@@ -271,8 +271,11 @@ class Engine:
         self._max_sessions, self._max_tasks = self._limit, self._limit
 
     def abandon(self) -> None:
-        """Drop all sessions and coroutines at the end of the conversation."""
-        for key in list(self.sessions):
+        """Drop all sessions, messages and coroutines at the end of the conversation.
+
+        A message has no session in `sessions` if only its lines were read.
+        """
+        for key in [*self.sessions, *self._held]:
             self._drop(key)
         for key in list(self._tasks):
             self.cancel(key)

@@ -188,6 +188,18 @@ def test_a_session_with_a_refused_message_is_not_dropped(logbook: Logbook) -> No
     assert talk.ask("commit", sid(0)) == b"reject"
 
 
+def test_at_the_end_a_message_without_a_session_is_dropped(logbook: Logbook) -> None:
+    spool = Spool()
+    talk = Talk(Holds(), logbook, spool)
+    talk.say(talk.smtpd.lines(sid(0), TOKENS["data-line"], [b"Subject: x"], end=False))
+    assert not talk.engine.sessions
+    assert talk.engine.messages.intakes
+    assert spool.used
+    talk.engine.abandon()
+    assert not talk.engine.messages.intakes
+    assert not spool.used
+
+
 class Scarce:
     """`bytes` of a process that gets no more memory, as long as `left` is 0."""
 
