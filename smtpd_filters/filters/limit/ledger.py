@@ -30,7 +30,7 @@ from .rules import NETWORKS, REFUSED, Rule
 from .subjects import BLOCK, BREACH, PAST, key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
 
     from smtpd_filters.stores import Entry, Store
     from smtpd_filters.stores.operations import Operation
@@ -136,9 +136,15 @@ class Ledger:
 
     # -- decisions ---------------------------------------------------------------------------
 
-    async def take(self, claims: Iterable[Claim], blocks: Iterable[str] = ()) -> Result:
+    async def take(
+        self,
+        claims: Iterable[Claim],
+        blocks: Iterable[str] = (),
+        kept: Container[bytes] = (),
+    ) -> Result:
         """Take what a command costs, and look up which subjects are blocked.
 
+        Room under limits with these keys is `kept` for other commands, so that they are exceeded.
         Raises UnavailableError if the store fails and nothing refuses the command.
         """
         wanted = _once({claim.key: claim for claim in claims}.values())
@@ -147,7 +153,7 @@ class Ledger:
         for subject in subjects:
             groups.setdefault(subject, []).append([_Blocked(subject)])
         for claim in wanted:
-            groups.setdefault(claim.subject, []).append(self._steps(claim))
+            groups.setdefault(claim.subject, []).append(self._steps(claim, kept))
             if claim.rule.at_once:  # before it is asked: the session may end meanwhile
                 self._held.setdefault(claim.member, {})[claim.key] = claim
         found = _Found()
@@ -185,7 +191,7 @@ class Ledger:
         if failure is not None:
             raise failure
 
-    def _steps(self, claim: Claim) -> Sequence[_Step]:
+    def _steps(self, claim: Claim, kept: Container[bytes]) -> Sequence[_Step]:
         rule = claim.rule
         if rule.amount.rise:
             return self._rise(claim)
@@ -200,8 +206,8 @@ class Ledger:
             counts = [_Counted(each) for _ in range(min(claim.cost, REFUSED_MAX))]
             return [*counts, _Tokens(claim._replace(cost=0))]
         if claim.cost > rule.amount.burst:
-            return [_TooLarge(claim)]
-        return [_Tokens(claim)]
+            return [_NoRoom(claim)]
+        return [_NoRoom(claim) if claim.key in kept else _Tokens(claim)]
 
     # -- the own past ------------------------------------------------------------------------
 
@@ -345,8 +351,8 @@ class _Tokens(_Step):
         found.settle(self.claim, within=not result, wait=result)
 
 
-class _TooLarge(_Step):
-    """A message that is larger than the bucket, which takes nothing."""
+class _NoRoom(_Step):
+    """A claim that takes nothing: one larger than the bucket, or when its room is kept."""
 
     def __init__(self, claim: Claim) -> None:
         self.claim = claim

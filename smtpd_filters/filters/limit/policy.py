@@ -360,7 +360,13 @@ class Limit(Filter):
         blocks = {*blocks, *(each.subject for each in claims if self._blocks(each.rule))}
         if not claims and not blocks:
             return PROCEED, ()
-        result = await self._ledger.take(claims, blocks)
+        now = self.now()
+        kept = {
+            each.key
+            for each in claims
+            if self._delays(each.rule) and self._queues.keep_room(each.key, now)
+        }
+        result = await self._ledger.take(claims, blocks, kept)
         if result.blocked:
             self._ledger.put_back(result.counted)
             subject, reason = result.blocked[0]
@@ -399,7 +405,7 @@ class Limit(Filter):
                 wait = max(each.wait for each in result.breaches)
                 if self.now() + wait > until:
                     break
-                place.enter(result.breaches)
+                place.enter(result.breaches, self.now() + wait)
                 await sleep(wait)
                 try:
                     again = await self._ledger.take([each.claim for each in result.breaches])

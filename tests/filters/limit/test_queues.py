@@ -11,6 +11,7 @@ import pytest
 from smtpd_filters.filters.limit.ledger import Breach, Claim
 from smtpd_filters.filters.limit.queues import Queues
 from smtpd_filters.filters.limit.rules import LIMIT
+from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.stores.memory import MemoryStore
 from tests.filters.limit.limiting import Clock, Server, serving
 
@@ -49,6 +50,23 @@ class Commands:
         heappush(self._waiting, (self._server.clock() + seconds, self._count, future))
         await future
 
+    async def asleep(self, number: int) -> None:
+        """Let tasks run until so many commands wait."""
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert len(self._waiting) == number
+
+    def wake(self) -> None:
+        """Resume the command whose turn is next, at its time."""
+        until, _, future = heappop(self._waiting)
+        self._server.advance(max(until - self._server.clock(), 0.0))
+        future.set_result(None)
+
+    async def claim(self, claims: Sequence[Claim]) -> tuple[Any, Any]:
+        """Make the claims of a command that is asked about."""
+        decided: tuple[Any, Any] = await self._filter._claim(None, "mail_from", claims)
+        return decided
+
     async def _make(self, claims: Sequence[Claim]) -> tuple[float, float]:
         """Return the time at which a command was decided, and the time to wait if it is refused."""
         result = await self._filter._delayed(await self._filter._ledger.take(claims))
@@ -61,9 +79,7 @@ class Commands:
             if len(self._waiting) < len(pending):
                 await asyncio.sleep(0)
                 continue
-            until, _, future = heappop(self._waiting)
-            self._server.advance(until - self._server.clock())
-            future.set_result(None)
+            self.wake()
             await asyncio.sleep(0)
         return [task.result() for task in tasks]
 
@@ -100,13 +116,61 @@ def test_a_place_is_kept_while_others_take_the_room() -> None:
     queues = Queues()
     first, second, third = (queues.place() for _ in range(3))
     for place in (first, second):
-        place.enter([breach])
+        place.enter([breach], 1.0)
     assert [each.behind(breach).wait for each in (first, second, third)] == [0.5, 1.5, 2.5]
     assert third.behind(Breach(CLAIMS[0]._replace(cost=0), 0.5)).wait == 0.5
-    second.enter([breach, other])
+    second.enter([breach, other], 2.0)
     assert third.behind(other).wait == 2.5
     first.leave()
     assert [each.behind(breach).wait for each in (second, third)] == [0.5, 1.5]
-    second.enter([other])
+    second.enter([other], 3.0)
     assert third.behind(breach).wait == 0.5
     assert third.behind(other).wait == 2.5
+
+
+def test_room_is_kept_for_the_command_whose_turn_it_is() -> None:
+    breach = Breach(CLAIMS[0], 0.5)
+    key = breach.claim.key
+    queues = Queues()
+    first, second = queues.place(), queues.place()
+    assert not queues.keep_room(key, 99.0)
+    first.enter([breach], 12.0)
+    second.enter([breach], 10.0)
+    assert [queues.keep_room(key, now) for now in (9.8, 9.95, 10.5)] == [False, True, True]
+    second.enter([breach], 13.0)
+    assert [queues.keep_room(key, now) for now in (10.5, 11.95)] == [False, True]
+    first.leave()
+    assert [queues.keep_room(key, now) for now in (11.95, 13.0)] == [False, True]
+    second.leave()
+    assert not queues.keep_room(key, 99.0)
+
+
+def test_a_command_that_has_just_come_does_not_take_the_room_of_one_that_has_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with serving("--limit", ALL, "--max-delay", "20s") as server:
+        commands = Commands(server, monkeypatch)
+        monkeypatch.setattr("smtpd_filters.filter.monotonic", server.clock)
+        passed: list[str] = []
+
+        async def command(name: str) -> None:
+            decision, _ = await commands.claim(CLAIMS[:1])
+            assert decision is PROCEED
+            passed.append(name)
+
+        async def come() -> None:
+            await command("first")
+            waits = asyncio.ensure_future(command("waits"))
+            await commands.asleep(1)
+            server.advance(1.0)  # there is room, and its timer has not run yet
+            late = asyncio.ensure_future(command("late"))
+            await commands.asleep(2)
+            assert passed == ["first"]
+            commands.wake()
+            await waits
+            commands.wake()
+            await late
+
+        server.smtpd._served._loop.run_until_complete(come())
+        assert passed == ["first", "waits", "late"]
+        assert server.clock() == 1_000_002.0
