@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters.cli import main
+from smtpd_filters.cli import main, player
 from smtpd_filters.cli.chain_file import ChainFile
 from smtpd_filters.cli.trial import changes, past, program
 from smtpd_filters.errors import ConfigError
@@ -24,6 +24,8 @@ from .trials import COMMAND, NEIGHBOURS, Tried, looked_up, made, shifted
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from smtpd_filters.recording.replay import Replay, Step
 
 GOOD, DYNAMIC, NAMELESS, MOBILE = (
     "7d0b140bfebd5960", "7d0b140ec510e76a", "7d0b1411c3fcb82b", "7d0b141d804fcd1a",
@@ -425,7 +427,18 @@ def test_a_filter_that_takes_all_memory_harms_nobody(tmp_path: Path) -> None:
     assert {row["new"]["outcome"] for row in found["rows"]} == {"deferred"}
 
 
-def test_a_filter_that_never_answers_ends_the_trial(tmp_path: Path) -> None:
+class Started(player.Process):
+    """A filter that may take its time to start, but not to answer."""
+
+    def _exchange(self, replay: Replay, data: bytes, step: Step | None) -> None:
+        self._timeout = 0.5 if step else 60.0
+        super()._exchange(replay, data, step)
+
+
+def test_a_filter_that_never_answers_ends_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "Process", Started)
     (tmp_path / "silent.py").write_text(
         EVIL.partition("    def setup")[0].replace("Evil", "Silent").replace("evil", "silent")
         + "    def connect(self, session: Session) -> Decision:\n"
@@ -436,8 +449,8 @@ def test_a_filter_that_never_answers_ends_the_trial(tmp_path: Path) -> None:
     file = ChainFile.read(str(tried.chain))
     request = {**tried.request, "kind": "filter", "section": "silent", "session": ""}
     request["values"] = {"dry-run": "true"}  # type: ignore[assignment]  # as JSON
-    trial = program.Trial(file, "in", request, patience=1.0)
-    with pytest.raises(ConfigError, match="no answer for 1 s at connect"):
+    trial = program.Trial(file, "in", request)
+    with pytest.raises(ConfigError, match=r"no answer for 0\.5 s at connect"):
         trial.result()
 
 

@@ -120,7 +120,7 @@ def _described(chain: str, found: list[Section]) -> dict[str, Any]:
 class Trial:
     """A change that is tried on the past.
 
-    After `budget` seconds no further session is played; a filter has `patience` seconds for an
+    After `budget` seconds no further session is played; a filter has `PATIENCE` seconds for an
     answer.
     """
 
@@ -131,11 +131,9 @@ class Trial:
         request: dict[str, Any],
         *,
         budget: float = BUDGET,
-        patience: float = PATIENCE,
     ) -> None:
         """Check the change. Raises ConfigError."""
         self._file, self._chain = file, chain
-        self._patience = patience
         self._session = request["session"]
         self.change = changed(file, chain, request["kind"], request["section"], request["values"])
         # The rules of the chain are checked with the filters, in `subject`.
@@ -223,7 +221,7 @@ class Trial:
             numbers = written.fileno(), notes.fileno()
             played = Played(sessions, notes.fileno(), self._until)
             command = [*python(f"{__package__}.subject"), *map(str, numbers)]
-            process = Process(command, self._patience, inherit=numbers)
+            process = Process(command, PATIENCE, inherit=numbers)
             try:
                 process.play(played, lambda: None)
             except FatalError as error:
