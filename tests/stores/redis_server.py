@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import secrets
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 PROGRAM = shutil.which("valkey-server") or shutil.which("redis-server") or ""
 #: Seconds for a server to start; the machine may be busy.
 PATIENCE = 60.0
+#: Ports for servers; Linux gives those from 32,768 on to who asks for any.
+PORTS = range(12_000, 22_000)
 
 
 def unavailable() -> str:
@@ -24,12 +27,26 @@ def unavailable() -> str:
     return "" if PROGRAM else "neither valkey-server nor redis-server is installed"
 
 
+def free_ports(count: int) -> list[int]:
+    """Return TCP ports that are free, as are those 10,000 above: a cluster's node uses both.
+
+    The kernel gives none of them to connections, nor to servers that name no port: nothing else
+    takes one before the server does.
+    """
+    found: list[int] = []
+    while len(found) < count:
+        port = PORTS.start + secrets.randbelow(len(PORTS))
+        with socket.socket() as own, socket.socket() as of_the_bus, contextlib.suppress(OSError):
+            own.bind(("127.0.0.1", port))
+            of_the_bus.bind(("127.0.0.1", port + 10_000))
+            if port not in found:
+                found.append(port)
+    return found
+
+
 def free_port() -> int:
-    """Return a TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return a TCP port that is free."""
+    return free_ports(1)[0]
 
 
 class RedisServer:

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -47,6 +46,7 @@ from tests.stores.redis_server import (
     RedisServer,
     cluster,
     free_port,
+    free_ports,
     join_cluster,
     sentinel,
     unavailable,
@@ -326,7 +326,7 @@ def test_a_user_with_too_few_rights_is_told(rights: str, server: RedisServer) ->
 
 def test_a_user_who_may_not_ask_for_the_slots_of_a_cluster_is_told(tmp_path: Path) -> None:
     need(unavailable())
-    [port] = cluster_ports(1)
+    port = free_port()
     server = RedisServer(tmp_path / "redis", "--cluster-enabled", "yes", port=port)
     try:
         server.command("ACL SETUSER filters on nopass ~* +@all -cluster")
@@ -825,7 +825,8 @@ def test_a_master_that_sentinels_name_has_tls(tmp_path: Path) -> None:
 def guarded(folder: Path, password: str = "", *, tls: bool = False) -> Iterator[tuple[int, str]]:
     """A master with a password and its sentinel: the sentinel's port, and a certificate for TLS."""
     need(unavailable())
-    pem, port, watching = str(certificate(folder)) if tls else "", free_port(), free_port()
+    pem = str(certificate(folder)) if tls else ""
+    port, watching = free_ports(2)
     keys = (f"tls-cert-file {pem}", f"tls-key-file {pem}", "tls-auth-clients no") if tls else ()
     configuration = folder / "sentinel.conf"
     own = [f"sentinel monitor main 127.0.0.1 {port} 1", f"sentinel auth-pass main {RIGHT}", *keys]
@@ -1025,7 +1026,7 @@ async def eventually(store: Store, key: bytes) -> None:
 
 def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
     need(unavailable())
-    ports = [free_port() for _ in range(3)]
+    ports = free_ports(3)
     servers = master, replica, watching = sentinel(tmp_path, *ports)
     try:
 
@@ -1046,7 +1047,7 @@ def test_sentinels_name_the_new_master(tmp_path: Path) -> None:
 
 def test_a_cluster_goes_on_when_a_node_is_killed(tmp_path: Path) -> None:
     need(unavailable())
-    nodes = cluster(tmp_path, cluster_ports(6))
+    nodes = cluster(tmp_path, free_ports(6))
     try:
         join_cluster(nodes)
 
@@ -1070,7 +1071,7 @@ def test_a_cluster_goes_on_when_a_node_is_killed(tmp_path: Path) -> None:
 def test_a_slot_that_moves_to_another_node_refuses_nothing(tmp_path: Path) -> None:
     """A key that isn't at its old node any more is asked for at the new one (ASK)."""
     need(unavailable())
-    nodes = cluster(tmp_path, cluster_ports(6))
+    nodes = cluster(tmp_path, free_ports(6))
     try:
         join_cluster(nodes)
 
@@ -1101,19 +1102,3 @@ def test_a_slot_that_moves_to_another_node_refuses_nothing(tmp_path: Path) -> No
     finally:
         for node in nodes:
             node.stop()
-
-
-def cluster_ports(count: int) -> list[int]:
-    """Return free ports; a node uses that 10,000 above its own as well."""
-    found: list[int] = []
-    while len(found) < count:
-        port = free_port()
-        if port > 55_000 or port in found:
-            continue
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port + 10_000))
-            except OSError:
-                continue
-        found.append(port)
-    return found
