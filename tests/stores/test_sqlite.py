@@ -29,7 +29,7 @@ from tests.stores.conftest import PATIENCE, Clock, open_sqlite
 from tests.stores.test_operations import A, B, patiently, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from smtpd_filters.stores import Store
     from smtpd_filters.stores.operations import Operation
@@ -42,6 +42,14 @@ def empty(folder: Path) -> None:
 
 def path_of(folder: Path) -> Path:
     return folder / "store.sqlite"
+
+
+@pytest.fixture
+def usual_umask() -> Iterator[None]:
+    """Others may read new files, whatever the umask of the run is."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def test_entries_outlive_the_process(tmp_path: Path, clock: Clock, notes: list[str]) -> None:
@@ -92,6 +100,7 @@ def test_a_check_writes_nothing(tmp_path: Path, notes: list[str]) -> None:
         look(tmp_path / "other.sqlite")
 
 
+@pytest.mark.usefixtures("usual_umask")
 def test_a_file_that_root_creates_belongs_to_the_owner_of_its_directory(
     tmp_path: Path, clock: Clock, notes: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +113,7 @@ def test_a_file_that_root_creates_belongs_to_the_owner_of_its_directory(
     assert path_of(tmp_path).stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.usefixtures("usual_umask")
 @pytest.mark.parametrize("user", [0, 1000])
 def test_others_may_not_read_a_file(
     tmp_path: Path, clock: Clock, notes: list[str], monkeypatch: pytest.MonkeyPatch, user: int
@@ -117,11 +127,7 @@ def test_others_may_not_read_a_file(
         await store.ask(Put(A, b"v", ttl=100))
         assert modes() == {f"store.sqlite{suffix}": 0o640 for suffix in ("", "-wal", "-shm")}
 
-    before = os.umask(0o022)
-    try:
-        run(open_sqlite(tmp_path, clock, notes), written)
-    finally:
-        os.umask(before)
+    run(open_sqlite(tmp_path, clock, notes), written)
 
 
 @pytest.mark.parametrize(

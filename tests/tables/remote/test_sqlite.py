@@ -328,6 +328,7 @@ def test_a_database_in_wal_mode_without_a_writer_is_unavailable() -> None:
         path = Path(folder) / "wal.db"
         Path(folder).chmod(0o755)
         writer = sqlite3.connect(path)
+        path.chmod(0o644)
         writer.executescript("PRAGMA journal_mode = WAL; CREATE TABLE domains (name TEXT);")
         needs = Needs()
         table = domains(path)
