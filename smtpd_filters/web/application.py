@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aiohttp import web
 
 from smtpd_filters.errors import ConfigError, os_reason
+from smtpd_filters.settings import ENDPOINT
 from smtpd_filters.startup import ignore_strays
 
 from .bounds import DEFAULT
@@ -46,8 +47,7 @@ class Listening(NamedTuple):
     path: str = ""
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return self.path or f"{host}:{self.port}"
+        return self.path or ENDPOINT.show((self.host, self.port))
 
 
 def application(

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_filters.lookups.places import CROWDED
 from smtpd_filters.lookups.retry import Failure
 from smtpd_filters.runtime.pace import pace
+from smtpd_filters.settings import ENDPOINT
 
 from .message import UDP_PAYLOAD, Question, Stray, Trouble
 from .names import is_link_local
@@ -74,7 +75,7 @@ class Endpoint:
             self._family, self._sockaddr = socket.AF_INET6, (address, port)
             self._missing = address.partition("%")[2]
         self._pieces = pieces
-        self.label = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        self.label = ENDPOINT.show((address, port))
 
     @property
     def server(self) -> tuple[str, int]:
