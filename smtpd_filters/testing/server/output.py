@@ -65,6 +65,11 @@ class Output:
         if file is not None:
             file.close()
 
+    def wait(self, timeout: float) -> None:
+        """Wait until the output has ended, for so many seconds at most."""
+        with self.news:
+            self.news.wait_for(lambda: self.ended, timeout)
+
     def find(self, pattern: str, timeout: float, since: int = 0) -> re.Match[str] | None:
         """Wait for a line in which the regular expression matches; return the match or None.
 

@@ -226,8 +226,9 @@ class Smtpd:
         self._end_expected = True
 
     def terminate(self, timeout: float = STOP_TIMEOUT) -> None:
-        """End smtpd as an operator does; wait for it and its filters, `timeout` seconds each.
+        """End smtpd as an operator does; wait for it, its filters and its log's end.
 
+        `timeout` is in seconds, for each of them.
         Files stay until the lab is closed. Processes that didn't end are in `leftovers`.
         """
         self._end_expected = True
@@ -241,6 +242,8 @@ class Smtpd:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout)
         self.leftovers = wait_ended(family, timeout)
+        if not self.leftovers:
+            self._output.wait(timeout)
 
     def close(self) -> None:
         """Terminate the server, and close the lab."""
