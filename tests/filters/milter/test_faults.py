@@ -142,10 +142,9 @@ def test_a_pause_between_commands_is_no_silence() -> None:
         slow = event.command == v.MAIL and b"slow" in event.fields[0]
         return b"" if slow else stub.usual(event)
 
-    flags = ("--command-timeout", "0.2")
     with (
         milter(script=script) as stub,
-        Conversation(Milter, "--milter", stub.address, *flags) as to,
+        Conversation(Milter, "--milter", stub.address, *hasty()) as to,
     ):
         there = greeted(to)
         assert there.mail_from("bob@example.net").reply == ""
@@ -550,8 +549,7 @@ def test_exchanges_are_counted() -> None:
 def test_failed_exchanges_are_counted(event: bytes, answer: bytes | None, cause: str) -> None:
     gained = Gained("milter")
     with milter(answers={event: answer}) as stub:
-        flags = ("--command-timeout", "0.2", "--content-timeout", "0.2")
-        assert outcome(stub, *flags)[0] == LATER
+        assert outcome(stub, "--content-timeout", f"{brief(0.2)}")[0] == LATER
     assert gained.failures == {cause: 1}
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 OK = {"verdict": "ok"}
 NO = {"verdict": "no"}
+#: Seconds for what is not to time out; the machine may be busy.
+PATIENCE = 60
 TOKEN = "t"  # noqa: S105  # of a stub
 
 
@@ -166,7 +168,9 @@ def test_paths_and_queries(stub: HTTPStub) -> None:
     stub.answer = {"ok": 1}
 
     async def work() -> None:
-        service = Service([stub.url], timeout=1, deadline=1, keep=9, connections=1, token=TOKEN)
+        service = Service(
+            [stub.url], timeout=PATIENCE, deadline=PATIENCE, keep=9, connections=1, token=TOKEN
+        )
         for _ in range(2):
             assert await service.get() == {"ok": 1}
             assert await service.get(query={"a": "b c+\udcff&", "d": ""}) == {"ok": 1}
@@ -231,7 +235,7 @@ def test_what_a_service_does_not_know(stub: HTTPStub) -> None:
     import asyncio
 
     async def work() -> None:
-        service = Service([stub.url], timeout=1, deadline=1, keep=9, connections=1)
+        service = Service([stub.url], timeout=PATIENCE, deadline=PATIENCE, keep=9, connections=1)
         stub.answer = Answer(b"no such mailbox", status=404)
         for _ in range(2):
             assert await service.get("x", missing=None) is None
@@ -286,7 +290,7 @@ class Tells(Filter):
 )
 def test_a_notice_is_taken_whatever_the_reply_has(stub: HTTPStub, answer: Answer) -> None:
     stub.answer = answer
-    with Conversation(Tells, "--hook", f"{stub.url}/v1", "--hook-timeout", "2s") as smtpd:
+    with Conversation(Tells, "--hook", f"{stub.url}/v1", "--hook-timeout", f"{PATIENCE}s") as smtpd:
         for _ in range(2):  # not kept
             assert greet(smtpd) == ""
     [first, second] = stub.requests
@@ -399,7 +403,7 @@ def test_a_number_or_a_depth_that_a_function_cannot_use(stub: HTTPStub, *, kept:
         raise RecursionError
 
     async def work() -> None:
-        service = Service([stub.url], timeout=1, deadline=1, keep=9, connections=1)
+        service = Service([stub.url], timeout=PATIENCE, deadline=PATIENCE, keep=9, connections=1)
         for read in (overflow, recursion):
             if kept:
                 await service.get("x")
@@ -427,7 +431,7 @@ def test_answers_that_arrive_together_are_parsed_at_the_pace_of_look_ups(stub: H
             await admit(work)
 
         budget.admit = record  # type: ignore[method-assign]
-        service = Service([stub.url], timeout=5, deadline=5, keep=9, connections=8)
+        service = Service([stub.url], timeout=PATIENCE, deadline=PATIENCE, keep=9, connections=8)
         for name in ("x", "x", "y"):
             await service.get(name)
         await service.aclose()
@@ -598,7 +602,7 @@ def test_after_its_end_it_is_unavailable(stub: HTTPStub) -> None:
     import asyncio
 
     async def work() -> None:
-        service = Service([stub.url], timeout=1, deadline=1, connections=1)
+        service = Service([stub.url], timeout=PATIENCE, deadline=PATIENCE, connections=1)
         await service.aclose()
         with pytest.raises(UnavailableError):
             await service.ask("x")
