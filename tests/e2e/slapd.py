@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
+from tests.stores.redis_server import free_port
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 SLAPD = shutil.which("slapd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/libexec")
 BASE = "dc=example,dc=org"
 ADMIN, PASSWORD = f"cn=admin,{BASE}", "secret"
+#: Seconds for it to start or to end; the machine may be busy.
+PATIENCE = 60.0
 
 _PERSON = """
 dn: uid={uid},{base}
@@ -48,12 +52,6 @@ ref: ldap://192.0.2.1/ou=elsewhere,{BASE}
 def person(uid: str, mail: Sequence[str], network: str = "192.0.2.0/24") -> str:
     """An entry in LDIF."""
     return _PERSON.format(uid=uid, base=BASE, mail="\nmail: ".join(mail), network=network)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 class Slapd:
@@ -127,7 +125,7 @@ class Slapd:
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-        until = monotonic() + 20
+        until = monotonic() + PATIENCE
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
                 return
@@ -141,7 +139,7 @@ class Slapd:
         if process is not None:
             process.send_signal(signal.SIGCONT)
             process.terminate()
-            process.wait(20)
+            process.wait(PATIENCE)
 
     def pause(self) -> None:
         """Have it answer nothing."""

@@ -16,9 +16,10 @@ from smtpd_filters.filters.rcpt import Rcpt
 from smtpd_filters.tables import AddressTable, DomainTable, MappingTable, NetworkTable
 from smtpd_filters.tables.remote.ldap_client.filters import escape
 from smtpd_filters.testing import Conversation
-from tests.e2e.slapd import ADMIN, BASE, PASSWORD, SLAPD, Slapd, certificate, free_port, person
+from tests.e2e.slapd import ADMIN, BASE, PASSWORD, SLAPD, Slapd, certificate, person
 from tests.effort import brief
 from tests.needed import need
+from tests.stores.redis_server import free_port
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
