@@ -120,6 +120,7 @@ def test_every_phase_of_a_session(start: Start, group: list[tuple[str, bool]]) -
     assert len(touched) == 2 * ("header-break" in dict(group))
     delivered = [content.replace(BOTTOM, b"") for content in delivered]
     assert {_undated(content) for content in delivered} == {local(MESSAGE)}
+    server.terminate()  # the log is complete then
     assert not [line for line in server.log if SECRET in line or password("alice") in line]
 
 

@@ -96,6 +96,7 @@ def test_all_filters_work(start: Start) -> None:
     server.wait_for("dyndns reload table=allow result=ok")
     assert attempt(server, DYNAMIC).stage == ""
     assert len(folders(server)) == 2
+    server.terminate()  # the log is complete then
     complaints = [line for line in server.log if "sandbox" in line or "PermissionError" in line]
     assert complaints == []
 
