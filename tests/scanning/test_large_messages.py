@@ -48,7 +48,6 @@ class Scanner:
                     scanner.sizes.append(size)
 
         self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Self:
@@ -59,7 +58,7 @@ class Scanner:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._thread.join()
-        self._server.server_close()
+        self._server.server_close()  # waits for the threads, which note sizes after their replies
 
 
 def read(link: socket.socket, end: bytes = b"") -> int:
