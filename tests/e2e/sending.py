@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 ALICE = "alice@local.example"
 BOB = "bob@local.example"
 SENDER = "someone@good.example"
+#: Seconds to send a message, and for each reply: several clients may send 35 MB at once.
+PATIENCE = 300
 MESSAGE = b"From: someone@good.example\r\nSubject: hello\r\n\r\nhello\r\n"
 
 GOOD, GOOD6 = "192.0.2.9", "2001:db8::9"
@@ -66,7 +68,7 @@ def attempt(  # noqa: PLR0913  # keyword-only, each with a default
     helo: str = "EHLO client.example",
 ) -> Outcome:
     """Send a message as far as the server lets us; as `user` over STARTTLS and AUTH."""
-    with server.connection(source) as connection:
+    with server.connection(source, timeout=PATIENCE) as connection:
         outcome = _greet(connection, connection.reply(), helo)
         if outcome is None and user is not None:
             outcome = _log_in(connection, user, helo)
