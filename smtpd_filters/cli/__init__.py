@@ -19,7 +19,7 @@ from importlib import import_module
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import die, package
 from smtpd_filters.settings.declare import RESERVED, nearest
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.startup import handle_interrupt
 
 from .streams import prepare, write_nowhere

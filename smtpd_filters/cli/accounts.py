@@ -7,7 +7,7 @@ import os
 import pwd
 from typing import NamedTuple
 
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 #: The name of smtpd's unprivileged user: on the BSDs, on Debian, elsewhere.
 USERS = ("_smtpd", "opensmtpd", "smtpd")

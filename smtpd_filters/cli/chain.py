@@ -29,7 +29,7 @@ from smtpd_filters.settings import (
     parse_flags,
     start_status,
 )
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from .chain_file import ChainFile
 

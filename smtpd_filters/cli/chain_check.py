@@ -14,7 +14,7 @@ from smtpd_filters.errors import ConfigError, user_name
 from smtpd_filters.runtime.log import Log
 from smtpd_filters.settings import Pool
 from smtpd_filters.settings.flags import Checking
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 
 from .accounts import UnknownError, filters_user
 from .chain import PROG, composed, default_path, prepared

@@ -33,7 +33,7 @@ from smtpd_filters.settings import (
     policy_options,
 )
 from smtpd_filters.settings.declare import nearest
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.tables.source import MARK
 
 from .chain_use import UnknownFilterError, find, read_safely

@@ -23,7 +23,7 @@ from smtpd_filters.filter import Filter
 from smtpd_filters.runtime.log import fold_traceback
 from smtpd_filters.settings.declare import listed, suggest
 from smtpd_filters.settings.files import read_file
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

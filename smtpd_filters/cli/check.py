@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import LIST, PATH, SECONDS, SWITCH, TEXT, Settings, operand, option
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 from . import chain, smtpd_conf
 from .accounts import UnknownError, filters_user

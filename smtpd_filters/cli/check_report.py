@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 
 from .streams import has_colours
 

@@ -46,7 +46,7 @@ from smtpd_filters.settings import (
     package,
 )
 from smtpd_filters.settings.files import replace_file
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 
 from .stores import StoreOptions, with_store
 from .streams import say

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import LIST, SWITCH, TEXT, choice, operand, option
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.stores import Delete, join, split
 from smtpd_filters.stores.keys import is_key
 

@@ -13,7 +13,7 @@ from smtpd_filters.journal.places import DIRECTORY, KEY, SOCKET, read_key
 from smtpd_filters.journal.privacy import MODES, Privacy
 from smtpd_filters.journal.service import Service
 from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, TEXT, Settings, choice, option
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from .accounts import UnknownError, filters_user
 from .verb import Verb

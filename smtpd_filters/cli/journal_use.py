@@ -10,7 +10,7 @@ from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.journal.places import DIRECTORY, read_key
 from smtpd_filters.journal.query import Journal, TooSlowError
 from smtpd_filters.settings import PATH, SECONDS, SWITCH, Settings, choice, option
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from .streams import OutputError, has_colours
 

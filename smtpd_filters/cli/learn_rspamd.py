@@ -19,7 +19,7 @@ from time import monotonic
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.sandbox.needs import packed_address
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from smtpd_filters.filters.limit.subjects import (
 )
 from smtpd_filters.filters.limit.uses import Use, forget, key_prefix, most_used, uses_of
 from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice, operand, option
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.stores import Delete, Put
 
 from .store_search import find_values

@@ -7,7 +7,7 @@ import sys
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import TEXT, Settings, operand
 from smtpd_filters.settings.declare import suggest
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 
 from . import PROG, VERBS, load
 from .verb import Verb

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings import LIST, TEXT, Settings, operand
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 from smtpd_filters.supervise.loop import MARK
 from smtpd_filters.supervise.program import split_command
 

@@ -31,7 +31,7 @@ from smtpd_filters.settings import (
     operand,
     option,
 )
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from .player import FatalError, Process, find
 from .progress import PROGRESS, Progress

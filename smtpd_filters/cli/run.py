@@ -7,7 +7,7 @@ import sys
 
 from smtpd_filters import main as executable
 from smtpd_filters.settings import TEXT, Settings, operand
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from . import PROG
 from .verb import Verb

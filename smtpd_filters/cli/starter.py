@@ -29,7 +29,7 @@ from smtpd_filters.protocol.smtpd_side import SmtpdConnection
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import CHECKING, ONLINE, TRAITS
 from smtpd_filters.settings.declare import suggest
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.supervise.process import LIBEXEC
 
 from .accounts import UnknownError, filters_user

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.files import read_file
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.stores.setting import StoreSetting, default_address
 from smtpd_filters.tables.source import MARK
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, UnavailableError, os_reason
 from smtpd_filters.settings import Settings, option
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 from smtpd_filters.stores.setting import STORE, default_address, open_store
 
 from . import PROG

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, operand, option
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 from smtpd_filters.tables import (
     AddressTable,
     DomainTable,

@@ -7,7 +7,7 @@ import sys
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import parse_command
 from smtpd_filters.settings.declare import spellings
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from . import PROG
 

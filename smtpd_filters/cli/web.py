@@ -22,7 +22,7 @@ from smtpd_filters.settings import (
     operand,
     option,
 )
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.settings.secrets import read_secret
 from smtpd_filters.startup import python
 from smtpd_filters.stores.setting import STORE, open_store

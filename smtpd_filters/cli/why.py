@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from smtpd_filters.journal.records import Search
 from smtpd_filters.journal.telling import plain, tell
 from smtpd_filters.settings import INTEGER, TEXT, operand, option
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from .journal_use import DAY, SINCE, JournalOptions, in_colour, reading, since
 from .streams import print_json

@@ -29,7 +29,7 @@ from smtpd_filters.recording.redaction import mask
 from smtpd_filters.recording.writer import Recorder, Rows
 from smtpd_filters.session import FIELDS
 from smtpd_filters.settings import INTEGER, PATH, SIZE, SWITCH, Settings, choice, option
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from functools import partial
 from smtpd_filters.mime.limits import BLOCK, TEXTS
 from smtpd_filters.mime.scanner import Scanner
 from smtpd_filters.runtime.pace import pace, paced
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 from .part import described
 

@@ -46,7 +46,7 @@ from smtpd_filters.protocol.decisions import (
 from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
 from smtpd_filters.runtime.coroutines import begin
 from smtpd_filters.session import FIELDS, TOGETHER, text
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 from .bypass import BypassState, BypassTables
 from .rules import EXEMPT, Bypass, RuleError, Treatment, actions_of

@@ -25,7 +25,7 @@ from smtpd_filters.settings import (
     option,
     table,
 )
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.tables import AddressTable, HostTable, NetworkTable, StringTable
 
 from .tally import Scale

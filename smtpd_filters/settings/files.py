@@ -11,7 +11,7 @@ import stat
 
 from smtpd_filters.errors import ConfigError, unreadable
 
-from .kinds import printable
+from .quoting import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

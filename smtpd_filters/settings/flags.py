@@ -26,7 +26,7 @@ import sys
 from smtpd_filters.errors import ConfigError
 
 from .declare import RESERVED, Settings, absent, build, listed, spellings, suggest
-from .kinds import printable, quote
+from .quoting import printable, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from __future__ import annotations
 from math import isfinite
 
 from smtpd_filters.protocol.decisions import check_reply
-from smtpd_filters.runtime.log import escaped
+
+from .quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ else:  # the same names without the cost of importing typing
     Loadable = object
 
 _LONGEST_NAME = 64
-_QUOTED_MAX = 60  # longer values are cut in error messages, which are one line
 _PORT_MAX = 65535
 _CODE_DIGITS = 3  # RFC 5321 section 4.2
 _LABEL_MAX = 63  # RFC 1035 section 2.3.1
@@ -61,20 +61,6 @@ _BOOLEANS = {"1": True, "t": True, "true": True, "0": False, "f": False, "false"
 _TIMES = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 # Powers of 1024, as in smtpd.conf(5), by scan_scaled(3).
 _SIZES = (("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10))
-
-
-def quote(text: str) -> str:
-    """Format a value for an error message: in quotes, printable, of limited length."""
-    if len(text) > _QUOTED_MAX:
-        text = text[:_QUOTED_MAX] + "..."
-    return f'"{printable(text)}"'
-
-
-def printable(text: str) -> str:
-    """Escape what would break a log line: line breaks, control characters, bytes not in UTF-8."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
 class Kind(Generic[T]):

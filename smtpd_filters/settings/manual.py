@@ -9,7 +9,7 @@ import textwrap
 from typing import NamedTuple
 
 from .declare import RESERVED
-from .kinds import printable
+from .quoting import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

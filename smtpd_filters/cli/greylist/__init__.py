@@ -21,7 +21,7 @@ from smtpd_filters.filters.greylist.records import ALL, Record, records
 from smtpd_filters.filters.greylist.triplets import ALLOWED, client_key, triplet_key
 from smtpd_filters.settings import LIST, SECONDS, SWITCH, TEXT, choice, operand, option
 from smtpd_filters.settings.files import open_input
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.stores import Delete, Put
 from smtpd_filters.tables.networks import network_of
 

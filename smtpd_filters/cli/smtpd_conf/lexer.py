@@ -8,7 +8,7 @@ from typing import NamedTuple
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.files import open_file
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import re
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.declare import nearest
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 from .lexer import MARK, STRING, WORD, Lexer, Place, StatementError, Token
 from .model import Configuration, Filter, Listener, Problem, Program, Table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 from .lexer import MARK, NUMBER, STRING, WORD, Place, StatementError, Token
 

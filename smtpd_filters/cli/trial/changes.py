@@ -17,7 +17,7 @@ from smtpd_filters.lookups.dns.setting import ResolverSetting
 from smtpd_filters.sandbox import Needs
 from smtpd_filters.scoring.rules import RuleSettings
 from smtpd_filters.settings import SWITCH, PolicySettings
-from smtpd_filters.settings.kinds import printable, quote
+from smtpd_filters.settings.quoting import printable, quote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

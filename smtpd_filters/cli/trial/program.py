@@ -22,7 +22,7 @@ from smtpd_filters.cli.player import FatalError, Process
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.recording import Recording
 from smtpd_filters.recording.replay import Replay
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 from smtpd_filters.startup import python
 
 from . import past

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from smtpd_filters.protocol.decisions import MAX_POINTS
 from smtpd_filters.settings import NUMBER, Kind
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 POINTS = "points"
 WORDS = ("ignore", "log", "junk", "tempfail", "reject")

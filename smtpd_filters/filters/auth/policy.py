@@ -32,7 +32,7 @@ from smtpd_filters.main import run
 from smtpd_filters.message.disguise import Name
 from smtpd_filters.protocol.decisions import MAX_POINTS, PROCEED, Junk, Points, Proceed, Reject
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, option, table
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.stores.setting import STORE, StoreSetting
 from smtpd_filters.tables import DomainTable
 

@@ -19,7 +19,7 @@ from smtpd_filters.message.folding import field_lines
 from smtpd_filters.protocol.decisions import Reject, check_reply, reply
 from smtpd_filters.settings import Kind
 from smtpd_filters.settings.files import read_file
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.tables.captures import Captures
 from smtpd_filters.tables.dialects import compiled
 from smtpd_filters.tables.postfix import divided, filled, pieces

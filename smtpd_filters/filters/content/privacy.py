@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from smtpd_filters.message.folding import field_lines
 from smtpd_filters.settings import Kind
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

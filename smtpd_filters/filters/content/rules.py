@@ -23,7 +23,7 @@ from smtpd_filters.parts.dangerous import DANGEROUS
 from smtpd_filters.settings import NUMBER, REPLY, SIZE
 from smtpd_filters.settings.declare import nearest
 from smtpd_filters.settings.files import read_file
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 from .patterns import Patterns, posix
 from .scripts import SCRIPTS

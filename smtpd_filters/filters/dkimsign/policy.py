@@ -43,7 +43,8 @@ from smtpd_filters.protocol.long_lines import content_limit
 from smtpd_filters.protocol.versions import cuts_lines
 from smtpd_filters.runtime.pace import pace
 from smtpd_filters.settings import INTEGER, LIST, SWITCH, TEXT, Settings, Shared, option, table
-from smtpd_filters.settings.kinds import choice, quote
+from smtpd_filters.settings.kinds import choice
+from smtpd_filters.settings.quoting import quote
 
 from .author import author_domain
 from .keys import KEY, DomainList, KeyTable

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from smtpd_filters.errors import ConfigError, os_reason
 from smtpd_filters.runtime.helpers import end_helper, start_helper
 from smtpd_filters.settings import Shared
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 
 from . import notifier
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from smtpd_filters.settings import SECONDS, SIZE, Kind
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import sys
 
 from smtpd_filters.addresses import canonical, folded, path
 from smtpd_filters.checks.exemptions import client_address
-from smtpd_filters.settings.kinds import printable
+from smtpd_filters.settings.quoting import printable
 from smtpd_filters.stores import join, split
 from smtpd_filters.tables.networks import network_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from smtpd_filters.addresses import canonical
 from smtpd_filters.settings import Kind
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.tables.domains import domain_entry
 
 TYPE_CHECKING = False

@@ -26,7 +26,7 @@ from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import MAX_PARAMETER, PROCEED, Proceed, Rewrite
 from smtpd_filters.session import parameters
 from smtpd_filters.settings import LIST, TEXT, Settings, choice, option, table
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 from smtpd_filters.tables import AddressTable, StringTable
 
 from .addresses import checked, same, written

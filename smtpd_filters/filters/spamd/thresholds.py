@@ -8,7 +8,7 @@ from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.outcome import Value
 from smtpd_filters.lookups.spamd import MAX_SCORE
 from smtpd_filters.settings import NUMBER, Kind
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

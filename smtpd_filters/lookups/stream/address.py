@@ -7,7 +7,7 @@ import os
 from smtpd_filters.lookups.failover.failures import declare_host
 from smtpd_filters.lookups.outcome import Value
 from smtpd_filters.settings import ENDPOINT, Kind
-from smtpd_filters.settings.kinds import quote
+from smtpd_filters.settings.quoting import quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
