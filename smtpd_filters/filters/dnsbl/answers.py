@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from .inquiry import Inquiry, Question
+from .inquiry import Inquiry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from smtpd_filters.lookups.dns import Resolver
     from smtpd_filters.lookups.outcome import Outcome
 
     from .lists import Watch
-    from .questions import Asked
+    from .questions import Question
     from .score import Thresholds
 
 
@@ -25,18 +25,18 @@ class Answers:
         self._watch = watch
         self._thresholds = thresholds
 
-    def cached(self, asked: Iterable[Asked]) -> Inquiry:
+    def cached(self, questions: Sequence[Question]) -> Inquiry:
         """Return an inquiry with the cached answers."""
-        inquiry = Inquiry([Question(*each) for each in asked], self._thresholds)
+        inquiry = Inquiry(questions, self._thresholds)
         for question in list(inquiry.pending):
             outcome = self._dns.known(question.name, "A")
             if outcome is not None:
                 self._take(inquiry, question, outcome)
         return inquiry
 
-    async def enough(self, asked: Iterable[Asked]) -> Inquiry:
+    async def enough(self, questions: Sequence[Question]) -> Inquiry:
         """Return an inquiry whose level no pending answer can change."""
-        inquiry = self.cached(asked)
+        inquiry = self.cached(questions)
         if not inquiry.finished:
             await self.wait(inquiry, early=True)
         return inquiry

@@ -10,23 +10,9 @@ if TYPE_CHECKING:
 
     from smtpd_filters.lookups.outcome import Outcome
 
-    from .lists import List, Reading
+    from .lists import Reading
+    from .questions import Question
     from .score import Thresholds
-
-
-class Question:
-    """A query to one list: `name` is looked up, `subject` is the address or name it is about."""
-
-    __slots__ = ("list", "low", "name", "subject", "trusted")
-
-    def __init__(self, to: List, subject: str, name: str, trusted: bool) -> None:  # noqa: FBT001  # in the order of `Asked`
-        self.list = to
-        self.subject = subject
-        self.name = name
-        #: Whether the subject is verified to be the client's, so that it may count in its favour.
-        self.trusted = trusted
-        #: The minimum that the answer can add.
-        self.low = to.low if trusted else 0
 
 
 class Listing:

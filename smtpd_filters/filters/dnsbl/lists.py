@@ -194,13 +194,13 @@ def _records(outcomes: Iterable[Outcome[Any]]) -> list[str]:
 class Watch:
     """The tests of the lists, which switch them off and on and log it.
 
-    `asked` are the lists with the kinds of their subjects, `log` is the filter's.
+    `lists` are the lists with the kinds of their subjects, `log` is the filter's.
     """
 
     def __init__(
-        self, asked: Iterable[tuple[List, str]], resolver: Resolver, log: FilterLog
+        self, lists: Iterable[tuple[List, str]], resolver: Resolver, log: FilterLog
     ) -> None:
-        self._asked = _testable(asked)
+        self._lists = _testable(lists)
         self._resolver = resolver
         self._log = log
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -210,13 +210,13 @@ class Watch:
         #: Whether the log says that no list answers.
         self._silent = False
         #: Whether all have been tested once.
-        self.done = not self._asked
+        self.done = not self._lists
 
-    def replace(self, asked: Iterable[tuple[List, str]]) -> None:
+    def replace(self, lists: Iterable[tuple[List, str]]) -> None:
         """Test these from now on; new ones are off until they have been tested."""
-        before = {(each.zone, about) for each, about in self._asked}
-        self._asked = _testable(asked)
-        new = [(each, about) for each, about in self._asked if (each.zone, about) not in before]
+        before = {(each.zone, about) for each, about in self._lists}
+        self._lists = _testable(lists)
+        new = [(each, about) for each, about in self._lists if (each.zone, about) not in before]
         for each, about in new:
             each.switch(about, UNTESTED)
         if new and self._loop is not None:
@@ -225,7 +225,7 @@ class Watch:
     @property
     def fresh(self) -> bool:
         """Whether the last test is recent enough to refuse a client."""
-        return not self._asked or asyncio.get_running_loop().time() - self._last < FRESH
+        return not self._lists or asyncio.get_running_loop().time() - self._last < FRESH
 
     async def test(self, *, remind: bool = False) -> None:
         """Test all lists, or wait for the test in progress.
@@ -244,7 +244,7 @@ class Watch:
         async def test(each: List, about: str) -> str:
             return (await each.test(about, self._resolver))[0]
 
-        for each, about in self._asked:
+        for each, about in self._lists:
             if about != V6:
                 kind = "addresses" if about == V4 else "names"
                 yield Probe(f"list {each.shown} of {kind}", partial(test, each, about))
@@ -269,21 +269,21 @@ class Watch:
 
     async def _test(self, *, remind: bool) -> None:
         self._loop = asyncio.get_running_loop()
-        asked: list[tuple[List, str]] = []
-        while asked is not self._asked:  # `replace` may be called meanwhile
-            asked = self._asked
-            off = await self._test_these(asked, remind=remind)
+        lists: list[tuple[List, str]] = []
+        while lists is not self._lists:  # `replace` may be called meanwhile
+            lists = self._lists
+            off = await self._test_these(lists, remind=remind)
         self.done = True
         if self._again is not None:
             self._again.cancel()
         self._again = self._loop.call_later(RECHECK, self.suspect) if off else None
 
-    async def _test_these(self, asked: Sequence[tuple[List, str]], *, remind: bool) -> bool:
+    async def _test_these(self, lists: Sequence[tuple[List, str]], *, remind: bool) -> bool:
         """Test these lists; return whether any is off, or should be."""
-        found = await asyncio.gather(*(each.test(about, self._resolver) for each, about in asked))
+        found = await asyncio.gather(*(each.test(about, self._resolver) for each, about in lists))
         all_silent = all(silent for _, silent in found)
         logged: set[tuple[str, str]] = set()
-        for (each, about), (why, silent) in zip(asked, found, strict=True):
+        for (each, about), (why, silent) in zip(lists, found, strict=True):
             cause = "" if silent and all_silent else why
             changed = each.switch(about, cause)
             # Log once only that a list has no IPv6 addresses.
@@ -306,5 +306,5 @@ class Watch:
         return any(why for why, _ in found)
 
 
-def _testable(asked: Iterable[tuple[List, str]]) -> list[tuple[List, str]]:
-    return [(each, about) for each, about in asked if each.tested]
+def _testable(lists: Iterable[tuple[List, str]]) -> list[tuple[List, str]]:
+    return [(each, about) for each, about in lists if each.tested]

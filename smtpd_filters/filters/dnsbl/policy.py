@@ -77,7 +77,7 @@ if TYPE_CHECKING:
     from .inquiry import Inquiry
     from .lists import Watch
     from .options import Sites
-    from .questions import Asked, Book
+    from .questions import Book, Question
     from .score import Thresholds
 
     Verdict: TypeAlias = Proceed | Junk | Points | Reject | Disconnect
@@ -324,7 +324,7 @@ class Dnsbl(Filter):
         settings = self.settings
         self._pace = pace
         self._book = Book(given, settings.key, settings.untested)
-        self._watch = Watch(self._book.asked, self.dns, self.log)
+        self._watch = Watch(self._book.watched, self.dns, self.log)
         self._answers = Answers(self.dns, self._watch, self._thresholds)
         for sites in given.values():
             sites.reloaded = self._reload
@@ -336,7 +336,7 @@ class Dnsbl(Filter):
     def _reload(self) -> None:
         """Use the lists of a reloaded file."""
         self._book.renew()
-        self._watch.replace(self._book.asked)
+        self._watch.replace(self._book.watched)
 
     def probes(self) -> Iterator[Probe]:
         """Yield a probe of each list's test entries."""
@@ -361,9 +361,9 @@ class Dnsbl(Filter):
         if not self._exempt.reason(session):
             self._start(self._book.about_name("helo", session.identity or ""))
 
-    def _start(self, asked: Iterable[Asked]) -> None:
-        for _, _, name, _ in asked:
-            self.dns.start(name, "A")
+    def _start(self, questions: Iterable[Question]) -> None:
+        for question in questions:
+            self.dns.start(question.name, "A")
 
     # -- phases ----------------------------------------------------------------------------
 
@@ -449,15 +449,15 @@ class Dnsbl(Filter):
             if self._now() < known.until:
                 raise UnavailableError(known.cause, DNS_FAILURE)
         if self._watch.done and self._pace().take(_ASK * self._book.size):
-            asked = self._book.about(session, address, *key)
-            if self.dns.missing([name for _, _, name, _ in asked], "A"):
+            questions = self._book.about(session, address, *key)
+            if self.dns.missing([each.name for each in questions], "A"):
                 # The most frequent case.
-                for each in asked:
-                    each[0].silences = 0
+                for each in questions:
+                    each.list.silences = 0
                 if known is not None:
                     del session.scratch[self]
                 return PROCEED
-            inquiry = self._answers.cached(asked)
+            inquiry = self._answers.cached(questions)
             if inquiry.finished and self._is_ready(inquiry):
                 return self._decide(session, key, inquiry)
         return await self._wait(session, key)

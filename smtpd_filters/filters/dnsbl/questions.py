@@ -24,19 +24,29 @@ from .lists import List
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from typing import TypeAlias
 
     from smtpd_filters.session import Session
 
     from .options import Sites
     from .sites import Site
 
-    #: A list, the subject, the name to look up, and whether the subject is verified to be the
-    #: client's, so that it may count in its favour.
-    Asked: TypeAlias = tuple[List, str, str, bool]
-
 #: The kinds of lists, by their subjects.
 CLIENT, RDNS, HELO, SENDER = KINDS = ("client", "rdns", "helo", "sender")
+
+
+class Question:
+    """A query to one list: `name` is looked up, `subject` is the address or name it is about."""
+
+    __slots__ = ("list", "low", "name", "subject", "trusted")
+
+    def __init__(self, to: List, subject: str, name: str, *, trusted: bool) -> None:
+        self.list = to
+        self.subject = subject
+        self.name = name
+        #: Whether the subject is verified to be the client's, so that it may count in its favour.
+        self.trusted = trusted
+        #: The minimum that the answer can add.
+        self.low = to.low if trusted else 0
 
 
 class Book:
@@ -84,8 +94,8 @@ class Book:
                 raise ConfigError(f"--untested: {shown} is not the zone of a configured list")
 
     @property
-    def asked(self) -> list[tuple[List, str]]:
-        """The lists, each with the kinds of its subjects."""
+    def watched(self) -> list[tuple[List, str]]:
+        """The lists to test, each with the kinds of its subjects."""
         return [
             (each, about)
             for kind, lists in self._lists.items()
@@ -104,35 +114,36 @@ class Book:
 
     # -- queries -------------------------------------------------------------------------------
 
-    def about(self, session: Session, address: str, identity: str, sender: str) -> list[Asked]:
+    def about(self, session: Session, address: str, identity: str, sender: str) -> list[Question]:
         """Return the queries for a decision on a client with this `address`.
 
         `identity` and `sender` are "" if unknown.
         """
-        asked = self.about_client(session, address)
+        questions = self.about_client(session, address)
         if identity:
-            asked += self.about_name(HELO, identity)
+            questions += self.about_name(HELO, identity)
         if sender:
-            asked += self.about_sender(sender)
-        return asked
+            questions += self.about_sender(sender)
+        return questions
 
-    def about_client(self, session: Session, address: str) -> list[Asked]:
+    def about_client(self, session: Session, address: str) -> list[Question]:
         """Return the queries about the client's address and reverse name, if it has an address."""
-        asked: list[Asked] = []
+        questions: list[Question] = []
         if not address:
-            return asked
+            return questions
         if self._lists[CLIENT]:
             about, reverse, address = _reversed(address)
-            asked = [
-                (each, address, reverse + each.zone, True)
+            questions = [
+                Question(each, address, reverse + each.zone, trusted=True)
                 for each in self._lists[CLIENT]
                 if about not in each.off
             ]
         if self._lists[RDNS] and session.rdns:
-            asked += self.about_name(RDNS, session.rdns, trusted=session.fcrdns == "pass")
-        return asked
+            trusted = session.fcrdns == "pass"
+            questions += self.about_name(RDNS, session.rdns, trusted=trusted)
+        return questions
 
-    def about_name(self, kind: str, name: str, *, trusted: bool = True) -> list[Asked]:
+    def about_name(self, kind: str, name: str, *, trusted: bool = True) -> list[Question]:
         """Return the queries about a name; none if it is invalid."""
         if not self._lists[kind]:
             return []
@@ -140,16 +151,17 @@ class Book:
         known = _known_to_dns(whole)
         if not known:
             return []
-        asked: list[Asked] = []
+        questions: list[Question] = []
         for each in self._lists[kind]:
             if zone_names.NAME not in each.off:
                 # `sites.MAX_ZONE` leaves room for two labels.
                 subject = names.ending(known, names.MAX_NAME - len(each.zone) - 1)
+                name = f"{subject}.{each.zone}"
                 favourable = trusted and subject == whole
-                asked.append((each, subject, f"{subject}.{each.zone}", favourable))
-        return asked
+                questions.append(Question(each, subject, name, trusted=favourable))
+        return questions
 
-    def about_sender(self, address: str) -> list[Asked]:
+    def about_sender(self, address: str) -> list[Question]:
         """Return the queries about the domain of a sender's address."""
         return self.about_name(SENDER, path(address).domain)
 
