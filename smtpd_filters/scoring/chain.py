@@ -30,8 +30,8 @@ from smtpd_filters.combining import (
     scrub,
 )
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.guard import FAILED, REFUSALS
-from smtpd_filters.handlers import CONTENT, SCORED
+from smtpd_filters.guard import REFUSALS
+from smtpd_filters.handlers import CONTENT
 from smtpd_filters.own_field import OwnField
 from smtpd_filters.protocol.decisions import (
     JUNK,
@@ -43,13 +43,14 @@ from smtpd_filters.protocol.decisions import (
     Rewrite,
     show_points,
 )
-from smtpd_filters.protocol.vocabulary import HANDLERS, PHASES
+from smtpd_filters.protocol.vocabulary import PHASES
 from smtpd_filters.runtime.coroutines import begin
 from smtpd_filters.session import FIELDS, TOGETHER, text
-from smtpd_filters.settings.quoting import quote
 
 from .bypass import BypassState, BypassTables
-from .rules import EXEMPT, Bypass, RuleError, Treatment, actions_of
+from .rule_check import check_rules
+from .rules import Bypass
+from .scored import Scored
 from .tally import ORDER, Outlook, Plan, Slot, Tally
 
 TYPE_CHECKING = False
@@ -117,11 +118,6 @@ class ScoringChain(Chain):
         self._from = ORDER[settings.score_at]
         self._header = settings.score_header
         self.reads_headers = settings.score_header
-        self._slots: dict[Guard, Slot] = {}
-        #: The handlers that can only add points, of filters whose handlers all are like that.
-        self._only_points: set[Guard] = set()
-        #: The least score from which a handler is called.
-        self._least: dict[Guard, int] = {}
         for table in self.further_remotes():
             if table.remote is not None:
                 table.remote.attach(partial(log.event, NAME))
@@ -141,7 +137,8 @@ class ScoringChain(Chain):
         self._plans["content"] = self._plan(
             ORDER["message"], [each for each, _ in self._content], every
         )
-        self._check_rules()
+        names = [each.name for each in self.filters]
+        check_rules(rules, names, every, has_greylist=bool(self._least))
 
     def _plan(self, order: int, guards: Iterable[Guard], every: Iterable[Slot]) -> Plan:
         return Plan(order, [self._slots[each] for each in guards if each in self._slots], every)
@@ -149,20 +146,11 @@ class ScoringChain(Chain):
     # -- registration --------------------------------------------------------------------
 
     def _prepare(self, guards: dict[str, list[Guard]]) -> None:
-        """Treat the handlers as the rules say, and add the phases at which the score acts."""
-        for handler, of in guards.items():
-            for guard in of:
-                self._prepare_guard(handler, guard)
-        only_points = {
-            filter_.name: all(
-                guard in self._only_points
-                for of in guards.values()
-                for guard in of
-                if guard.filter == filter_.name
-            )
-            for filter_ in self.filters
-        }
-        self._only_points = {each for each in self._only_points if only_points[each.filter]}
+        """Have the guards apply the rules, and add the phases at which the score acts."""
+        greylists = {each.name for each in self.filters if type(each).name == "greylist"}
+        scored = Scored(guards, self._rules, greylists)
+        self._slots, self._least = scored.slots, scored.least
+        self._only_points = scored.only_points
         if self._scale.junk is not None and not (self._header or guards.keys() & CONTENT.keys()):
             guards.setdefault("data", [])
         if self._scale.reject is not None:
@@ -171,78 +159,6 @@ class ScoringChain(Chain):
                 guards.setdefault(handler, [])
         if self._tables.recipients is not None:
             guards.setdefault("rcpt_to", [])
-
-    def _prepare_guard(self, handler: str, guard: Guard) -> None:
-        rules = self._rules.filters.get(guard.filter)
-        if handler not in SCORED:
-            return
-        treatment = Treatment(rules) if rules is not None else None
-        points = [*treatment.points.values()] if treatment is not None else []
-        if guard.points is not None:
-            points += [round(each * 1000) for each in guard.points]
-        if treatment is not None:
-            guard.treat = lambda each: treatment.apply(each, failed=each.reason is FAILED)
-            if EXEMPT in treatment.bypass:
-                guard.log.keep_exemptions()
-        elif points:
-            guard.treat = _itself
-        if points:
-            phase = HANDLERS[handler].name if handler in HANDLERS else handler
-            self._slots[guard] = self._slot(guard.filter, phase, min(points), max(points))
-            actions = actions_of(guard.legal, guard.fallback)
-            if treatment is not None and EXEMPT in treatment.bypass:
-                actions.add(EXEMPT)
-            scored = set(treatment.points) if treatment is not None else set()
-            if handler not in CONTENT and actions <= scored:
-                self._only_points.add(guard)
-        if self._scale.greylist is not None and self._is_greylist(guard.filter):
-            self._least[guard] = self._scale.greylist
-
-    def _slot(self, filter_: str, phase: str, low: int, high: int) -> Slot:
-        """Return the slot of a filter at a phase; HELO and EHLO share one."""
-        for slot in self._slots.values():
-            if slot.filter == filter_ and slot.order == ORDER[phase] < ORDER["mail-from"]:
-                slot.low, slot.high = min(slot.low, low), max(slot.high, high)
-                return slot
-        return Slot(filter_, phase, low, high)
-
-    def _is_greylist(self, name: str) -> bool:
-        return any(type(each).name == "greylist" for each in self.filters if each.name == name)
-
-    def _check_rules(self) -> None:
-        """Raise ConfigError for rules without effect or against each other."""
-        settings, scale = self._rules.settings, self._scale
-        names = [each.name for each in self.filters]
-        for name in self._rules.filters:
-            if name not in names:
-                known = ", ".join(map(quote, names))
-                raise RuleError(f"no filter {quote(name)} in the chain, which has {known}", name)
-        if settings.greylist_at is not None and not self._least:
-            raise RuleError("greylist-at: requires a filter of the kind greylist in the chain")
-        for name, rules in self._rules.filters.items():
-            self._check_filter(name, *map(set, (rules.score or {}, rules.bypass)))
-        if scale.junk is not None and scale.reject is not None and scale.junk >= scale.reject:
-            both = show_points(scale.junk), show_points(scale.reject)
-            raise RuleError(f"junk-at: {both[0]} must be below reject-at, {both[1]}")
-        if scale.reject is None and (useless := {"score_at", "score_reply"} & settings.given):
-            raise RuleError(f"{min(useless).replace('_', '-')}: requires reject-at")
-        slots = dict.fromkeys(self._slots.values())
-        most = sum(slot.high for slot in slots)
-        pointless = [each for each in names if all(each != slot.filter for slot in slots)]
-        steps = (("junk", scale.junk), ("reject", scale.reject), ("greylist", scale.greylist))
-        for name, at in steps:
-            if at is not None and at > most:
-                raise RuleError(
-                    f"{name}-at: {show_points(at)} cannot be reached, the points of the filters "
-                    f"add up to {show_points(most)} at most"
-                    + (f"; without points: {', '.join(pointless)}" if pointless else "")
-                )
-
-    def _check_filter(self, name: str, scored: set[str], bypassing: set[str]) -> None:
-        if both := scored & bypassing:
-            raise RuleError(f"bypass: {min(both)} has points, too; see score", name)
-        if scored and not self._rules.scores:
-            raise RuleError("score: requires junk-at, reject-at or score-header in the chain", name)
 
     def _required_reports(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         fields, reports = super()._required_reports()
@@ -598,8 +514,3 @@ class ScoringChain(Chain):
             self.log.event("bypass", phase, session.id, result="proceed", reason=why)
         if self.journal is not None:
             self.journal.noted(session, "bypass", phase, "proceed", reason=why, setting="bypass")
-
-
-def _itself(decision: Decision) -> Decision:
-    """Return a decision as it is: the chain counts points, which `Guard` would suppress."""
-    return decision

@@ -249,6 +249,11 @@ class Rules:
         given = (settings.junk_at, settings.reject_at, settings.greylist_at)
         return Scale(*(None if each is None else round(each * 1000) for each in given))
 
+    def treatment(self, filter_: str) -> Treatment | None:
+        """Return what becomes of a filter's decisions; None without rules for the filter."""
+        rules = self.filters.get(filter_)
+        return None if rules is None else Treatment(rules)
+
     @property
     def tables(self) -> Iterable[tuple[str, Any]]:
         """The names and tables of what bypasses the chain."""
