@@ -32,11 +32,11 @@ from .archive import files, quoted, size_of
 from .day import NewerError, check_version
 from .merging import joined
 from .reception import MAX_TEXT
-from .records import Overview, Passing, Ranked, Search, Totals
-from .rollups import BUCKETS, HOUR
+from .records import Overview, Ranked, Search, Totals
 from .searching import rows, words_of
 from .states import States, read
 from .stories import OUTCOMES, Story, loaded, story
+from .summing import OverviewSums, passings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ MAX_RANKED = 200
 STILL = 2_000_000_000
 #: The last second that `datetime` has: 9999-12-31 23:59:59.
 _LAST = 253_402_300_799.0
-#: A number above every story's id and every hour.
+#: A number above every story's id.
 _END = 1 << 62
 #: A whole address of a mailbox or a client: not looked for as a part of a longer one.
 _WHOLE = re.compile(
@@ -236,54 +236,12 @@ class Journal:
     def overview(self, since: float, until: float, *, steps: int = 48) -> Overview:
         """Return sums from `since` to `until`, in at most so many steps of whole hours."""
         self._begin()
-        hours = max(1, int(until - since) // HOUR)
-        step = HOUR * max(1, -(-hours // max(1, steps)))
-        start = int(since) // HOUR * HOUR
-        starts = [float(at) for at in range(start, int(until) + 1, step)]
-
-        def begin(hour: int) -> float:
-            return float(start + (hour - start) // step * step)
-
-        series: dict[float, Counter[str]] = {at: Counter() for at in starts}
-        acts: dict[float, Counter[str]] = {at: Counter() for at in starts}
-        totals: Counter[str] = Counter()
-        verdicts: dict[tuple[str, str, str], Passing] = {}
-        reasons: Counter[tuple[str, str, str]] = Counter()
+        sums = OverviewSums(since, until, steps)
         for _, _, path in self._files(since, until, newest_first=False):
             with self._reading(path) as connection:
-                if connection is None:
-                    continue
-                times = start, int(until)
-                for hour, number, n in connection.execute(
-                    "SELECT hour, outcome, n FROM outcomes WHERE hour >= ? AND hour <= ?", times
-                ):
-                    series[begin(hour)][OUTCOMES[number]] += n
-                    totals[OUTCOMES[number]] += n
-                for hour, verb, n in connection.execute(
-                    "SELECT hour, verb, sum(n) FROM verdicts"
-                    " WHERE hour >= ? AND hour <= ? AND verb <> 'proceed' GROUP BY hour, verb",
-                    times,
-                ):
-                    acts[begin(hour)][verb] += n
-                for each in _passings(connection, *times):
-                    key = each.filter, each.phase, each.verb
-                    verdicts.setdefault(key, Passing(*key)).add(each)
-                for name, number, reason, n in connection.execute(
-                    "SELECT filter, outcome, reason, sum(n) FROM reasons"
-                    " WHERE hour >= ? AND hour <= ? GROUP BY filter, outcome, reason",
-                    times,
-                ):
-                    reasons[name, OUTCOMES[number], reason] += n
-        return Overview(
-            since,
-            until,
-            step,
-            tuple((at, dict(counts)) for at, counts in series.items()),
-            {name: totals[name] for name in OUTCOMES},
-            tuple((at, dict(counts)) for at, counts in acts.items()),
-            tuple(sorted(verdicts.values(), key=lambda each: (-each.count, each.filter))),
-            tuple((*key, n) for key, n in reasons.most_common()),
-        )
+                if connection is not None:
+                    sums.read(connection)
+        return sums.overview()
 
     def rankings(self, kind: str, since: float, until: float, limit: int = 20) -> list[Ranked]:
         """Return the most active `senders`, `clients` or `users` of the days of a time, in UTC.
@@ -337,7 +295,7 @@ class Journal:
                         "SELECT outcome, sum(n) FROM outcomes GROUP BY outcome"
                     )
                 }
-                found[path] = Totals(outcomes, list(_passings(connection)))
+                found[path] = Totals(outcomes, list(passings(connection)))
         for path in written:
             if path not in found:
                 marks[path] = marks[path]._replace(stamp=())  # read it next time
@@ -439,19 +397,6 @@ class Journal:
             connection.close()
             return None
         return None
-
-
-def _passings(
-    connection: sqlite3.Connection, first: int = 0, last: int = _END
-) -> Iterator[Passing]:
-    """Yield the sums of a file's verdicts from the first to the last hour."""
-    columns = ", ".join(f"sum(b{at})" for at in range(len(BUCKETS) + 1))
-    for name, phase, verb, n, seconds, longest, *buckets in connection.execute(
-        f"SELECT filter, phase, verb, sum(n), sum(seconds), max(longest), {columns}"  # noqa: S608  # constants
-        " FROM verdicts WHERE hour >= ? AND hour <= ? GROUP BY filter, phase, verb",
-        (first, last),
-    ):
-        yield Passing(name, phase, verb, n, seconds, longest, buckets)
 
 
 def _as_stored(text: str) -> str:
