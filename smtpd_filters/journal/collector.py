@@ -14,22 +14,13 @@ from __future__ import annotations
 
 from time import monotonic, time
 
-from smtpd_filters.protocol.decisions import (
-    PROCEED,
-    Decision,
-    Disconnect,
-    Marked,
-    Points,
-    Reject,
-    Rewrite,
-)
 from smtpd_filters.protocol.vis import unvis
-from smtpd_filters.runtime.log import EDIT, EXEMPT_FOR, exemption, fold_traceback
-from smtpd_filters.session import bare
+from smtpd_filters.runtime.log import EXEMPT_FOR, exemption, fold_traceback
 
 from . import process_state
 from .outbox import SPACING, Outbox
 from .passed import rows_of
+from .rows import CONFIDENTIAL, MAX_ADDRESS, MAX_TEXT, clip, decision_row
 from .wire import (
     ARGUMENT,
     AT,
@@ -49,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
+    from smtpd_filters.protocol.decisions import Decision
     from smtpd_filters.runtime.log import Log
 
     from .passed import Group, Source
@@ -78,14 +70,12 @@ MAX_ANSWERS = 16
 MAX_EXEMPTIONS = 256
 #: Junk marks of a session that are kept: more than the phases of a chain's filters make.
 MAX_MARKS = 16
-#: Characters of an address, of a name, of a text and of smtpd's ids.
-MAX_ADDRESS, MAX_NAME, MAX_TEXT, MAX_ID = 320, 255, 200, 16
+#: Characters of a name and of smtpd's ids; those of an address and of a text are in `rows`.
+MAX_NAME, MAX_ID = 255, 16
 _RESULTS = {b"ok": 0, b"tempfail": 1, b"permfail": 2}
 _REFUSALS = frozenset({"reject", "disconnect"})
-#: Decisions on a message of which an edit is a part, or that make edits vain.
-_WITH_OR_WITHOUT_EDITS = frozenset({Disconnect, Marked, Reject})
 _NEVER = float("inf")
-RCPT_TO, CONFIDENTIAL = "rcpt-to", "auth"
+RCPT_TO = "rcpt-to"
 #: Phases at which smtpd takes junk for all messages of the session; `noop` between messages only.
 _OF_SESSIONS = frozenset({"connect", "helo", "ehlo", "starttls", "auth", "noop"})
 
@@ -145,7 +135,7 @@ class Collector:
     def __init__(self, sender: Sender, who: str, log: Log, *, spacing: float = SPACING) -> None:
         self.sender = sender
         self._outbox = Outbox(sender, spacing=spacing)
-        self._who, self._log = _clip(who, MAX_NAME), log
+        self._who, self._log = clip(who, MAX_NAME), log
         #: Of a story without a verdict nothing is sent: another process tells it.
         self.sparing = False
         self._state = process_state.ProcessState(sender, self._who)
@@ -211,32 +201,11 @@ class Collector:
             passes = decision.verb == "proceed" and not (failure or edited)
             if passes and (why := exemption(decision)):
                 few = len(_story_of(session).passed) < MAX_EXEMPTIONS
-                exempt = (source, _clip(why)) if few else source
+                exempt = (source, clip(why)) if few else source
                 self.passed(session, exempt, monotonic() - took)
                 return
-            flags = ("d" if source.dry else "") + ("f" if failure else "")
-            points = 0
-            verb, reply, reason = decision.verb, "", decision.reason
-            setting = "--on-error" if failure else ""
-            if type(decision) is Points:
-                verb, points = "points", decision.thousandths
-                flags += "t" if decision.temporary else ""
-                setting = setting or ("score" if decision.instead else "")
-            elif source.phase != CONFIDENTIAL:
-                reply = _clip(decision.text)
-                if type(decision) is Rewrite:
-                    reply = _clip(bare(decision.text), MAX_ADDRESS)
-            if edited and verb == "proceed":
-                verb = EDIT
-            elif edited and type(decision) not in _WITH_OR_WITHOUT_EDITS:
-                flags += "e"
-            if not setting:
-                setting = setting_of(source.settings, decision)
-            self._keep(
-                session,
-                [source.filter, source.phase, verb, 0, int(took * 1e6), 1, 0,
-                 _clip(failure or reason), reply, "", points, flags, setting],
-            )  # fmt: skip
+            row = decision_row(source, decision, took, failure, edited=edited)
+            self._keep(session, row)
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
@@ -256,7 +225,7 @@ class Collector:
     ) -> None:
         """Note a verdict that isn't a handler's, such as the score's."""
         try:
-            texts = [_clip(reason), _clip(reply)]
+            texts = [clip(reason), clip(reply)]
             row = [name, phase, verb, 0, int(took * 1e6), 1, 0, *texts, "", points, flags, setting]
             self._keep(session, row)
         except BaseException as error:  # noqa: BLE001  # *Never raises*
@@ -384,8 +353,8 @@ class Collector:
         try:
             story = session.story
             if story is not None:
-                story.message_id = _clip((headers.get("Message-ID") or "").strip(), MAX_NAME)
-                story.subject = _clip((headers.get("Subject") or "").strip())
+                story.message_id = clip((headers.get("Message-ID") or "").strip(), MAX_NAME)
+                story.subject = clip((headers.get("Subject") or "").strip())
         except BaseException as error:  # noqa: BLE001  # *Never raises*
             self._failed(session, error)
 
@@ -498,26 +467,6 @@ def _story_of(session: Keeper) -> Story:
     return story
 
 
-def setting_of(settings: object, decision: Decision) -> str:
-    """Return the flag whose value is this decision; "" if none or several have it.
-
-    Of several the one that is given counts, rather than those with their defaults.
-    """
-    if decision is PROCEED:
-        return ""
-    found = [
-        name
-        for name, value in getattr(settings, "__dict__", {}).items()
-        if value is not PROCEED
-        and (
-            value == decision.verb or (isinstance(value, Decision) and value.wire == decision.wire)
-        )
-    ]
-    if len(found) > 1:
-        found = [name for name in found if name in getattr(settings, "given", ())]
-    return f"--{found[0].replace('_', '-')}" if len(found) == 1 else ""
-
-
 def _earlier(story: Story) -> list[Row]:
     """Return rows for the marks of the session that were made before the transaction."""
     made = [each for each in story.marks if not any(each is own for own in story.verdicts)]
@@ -526,8 +475,4 @@ def _earlier(story: Story) -> list[Row]:
 
 
 def _text(value: bytes, limit: int) -> str:
-    return _clip(value.decode("utf-8", "backslashreplace"), limit)
-
-
-def _clip(text: str, limit: int = MAX_TEXT) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return clip(value.decode("utf-8", "backslashreplace"), limit)
