@@ -263,9 +263,13 @@ class Engine:
         fields = row[:-1].split(b"|", 7)
         kind = fields[0]
         try:
-            if kind == b"filter":
-                return self._request(row, fields)
-            if kind == b"config":
+            if kind == b"filter" and len(fields) > 6:
+                if fields[4] == _DATA_LINE:
+                    return self._data_line(row, fields)
+                self._request(row, fields)
+            elif kind == b"filter":
+                self._unexpected("request")
+            elif kind == b"config":
                 self.handshake.configure(row, fields)
             elif kind == b"report" and len(fields) > 5:
                 self._report(row, fields[3], fields[4], fields[5])
@@ -418,20 +422,24 @@ class Engine:
 
     # -- requests ------------------------------------------------------------------------
 
-    def _request(self, row: bytes, fields: list[bytes]) -> bytes:  # noqa: C901, PLR0912  # one each
-        """Process a request; return the key of a message that begins with it."""
-        if len(fields) < 7:
-            self._unexpected("request")
-            return b""
-        id_ = fields[5]
+    def _data_line(self, row: bytes, fields: list[bytes]) -> bytes:
+        """Process a line of a message; return the message's key if it begins with this line."""
+        session = self.sessions.get(fields[5]) or self._new_session(fields[5])
+        link = session.link
+        if link is None and session.message is None:
+            link = self._bind(session)
+        argument = fields[7] if len(fields) > 7 else b""
+        return self.transit.line(session, fields[6], row, argument, link)
+
+    def _request(self, row: bytes, fields: list[bytes]) -> None:
+        """Process a request: answer it, pass it to a program, or let it wait for one.
+
+        `SmtpdSide` passes most requests on by itself, in the same way.
+        """
+        id_, token = fields[5], fields[6]
         session = self.sessions.get(id_) or self._new_session(id_)
         link = session.link
-        argument = fields[7] if len(fields) > 7 else b""
-        if fields[4] == _DATA_LINE:
-            if link is None and session.message is None:
-                link = self._bind(session)
-            return self.transit.line(session, fields[6], row, argument, link)
-        phase, token = PHASES_ON_WIRE.get(fields[4]), fields[6]
+        phase, argument = PHASES_ON_WIRE.get(fields[4]), fields[7] if len(fields) > 7 else b""
         if session.asked and session.phase is None:
             session.keep_request()
         self._observer.asked(session, phase, row)
@@ -448,22 +456,25 @@ class Engine:
         elif link is None and (link := self._bind(session)) is None:
             self._ask_nobody(session, phase, token, row)
         elif phase.wire in link.phases:
-            expected = id_ + b"|" + token
-            link.open[expected] = session
-            try:
-                link.out.append(row)
-            except MemoryError:  # the program has not got it
-                del link.open[expected]
-                raise
-            # From here on no memory is needed.
-            session.expected = expected
-            session.phase, session.since = phase, self.transit.now
-            session.asked, session.asked_at = row if phase is not AUTH else b"", phase.wire
-            if phase is COMMIT:
-                session.judged = False  # the program is asked for it
+            self._ask(session, link, phase, token, row)
         else:
             self._answer(id_, token, PROCEED.wire)
-        return b""
+
+    def _ask(self, session: Session, link: Link, phase: Phase, token: bytes, row: bytes) -> None:
+        """Pass a request to the program of its session."""
+        expected = session.id + b"|" + token
+        link.open[expected] = session
+        try:
+            link.out.append(row)
+        except MemoryError:  # the program has not got it
+            del link.open[expected]
+            raise
+        # From here on no memory is needed.
+        session.expected = expected
+        session.phase, session.since = phase, self.transit.now
+        session.asked, session.asked_at = row if phase is not AUTH else b"", phase.wire
+        if phase is COMMIT:
+            session.judged = False  # the program is asked for it
 
     def _cut_short(self, message: Message) -> None:
         """End a message before a request: smtpd exits on a result before the final dot."""
