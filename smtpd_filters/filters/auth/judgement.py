@@ -104,6 +104,16 @@ class Finding:
         return PROCEED
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """A failure under a DMARC policy; `unknown` is whether the message may pass as well."""
+
+    policy: str
+    action: str
+    reason: str
+    unknown: bool = False
+
+
 class Judgement:
     """The findings on one message; `troubles` are the failures of look-ups that matter.
 
@@ -189,29 +199,41 @@ class Judgement:
 
     def _judge_policy(self, verdict: dmarc.Verdict, evidence: Evidence) -> None:
         """Judge a message that fails under a policy, or may do so."""
-        domain, unknown = verdict.policy.domain, verdict.result == "temperror"
+        domain, failure = verdict.policy.domain, self._failure(verdict)
+        try:
+            if sealer := self._sealer(domain, evidence):
+                failure = self._sealed(failure, domain, sealer, evidence)
+        except UnavailableError as error:
+            failure = replace(failure, action=self._unknown(failure.action, error))
+        refusal = "7.26", f"Not authenticated, refused per DMARC policy of {domain}"
+        if failure.unknown:
+            refusal = "4.3", f"DMARC of {domain} can't be checked now, please try again later"
+        self.taken[domain] = self._add(
+            domain, failure.action, failure.reason, refusal, unknown=failure.unknown
+        )
+
+    def _failure(self, verdict: dmarc.Verdict) -> _Failure:
+        """Return the failure with the action for the policy."""
+        unknown = verdict.result == "temperror"
         policy = verdict.at_stake if unknown else verdict.disposition
-        action = self._actions.of_error(policy) if unknown else self._actions.of_fail(policy)
-        reason = f"dmarc={verdict.result} {domain} policy={policy}"
+        reason = f"dmarc={verdict.result} {verdict.policy.domain} policy={policy}"
         if unknown:
             reason = f"{reason}: {verdict.problem}"
+            return _Failure(policy, self._actions.of_error(policy), reason, unknown=True)
+        return _Failure(policy, self._actions.of_fail(policy), reason)
+
+    def _sealed(self, failure: _Failure, domain: str, sealer: str, evidence: Evidence) -> _Failure:
+        """Return the failure of a message for which a trusted sealer states that DMARC passed."""
         arc = evidence.verified.arc
-        sealer = ""
-        try:
-            sealer = self._sealer(domain, evidence)
-        except UnavailableError as error:
-            action = self._unknown(action, error)
-        if sealer and arc.result == "pass":
+        if arc.result == "pass":
             self.overridden.append(domain)
-            action, reason = "log", f"{reason}, overridden by ARC sealer {sealer}"
-        elif sealer and self._actions.of_error(policy) == "tempfail":
-            # The sealer's word may count at the next attempt.
-            action, unknown = "tempfail", True
-            reason = f"{reason}, ARC sealer {sealer}: {arc.reason}"
-        refusal = "7.26", f"Not authenticated, refused per DMARC policy of {domain}"
-        if unknown:
-            refusal = "4.3", f"DMARC of {domain} can't be checked now, please try again later"
-        self.taken[domain] = self._add(domain, action, reason, refusal, unknown=unknown)
+            reason = f"{failure.reason}, overridden by ARC sealer {sealer}"
+            return replace(failure, action="log", reason=reason)
+        if self._actions.of_error(failure.policy) != "tempfail":
+            return failure
+        # The sealer's word may count at the next attempt.
+        reason = f"{failure.reason}, ARC sealer {sealer}: {arc.reason}"
+        return replace(failure, action="tempfail", reason=reason, unknown=True)
 
     def trusts(self, domain: str) -> bool:
         """Return whether the ARC seals of a domain are trusted."""
