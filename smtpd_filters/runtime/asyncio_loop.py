@@ -167,18 +167,21 @@ class _Loop:
         self.watchdog, self.signals = watchdog, signals
         self.failure: ConfigError | None = None
         self.ending = False
-        self.reading = self.writing = self.beating = False
-        self.beat = 0.0
+        self.reading = self.writing = False
+        #: Whether heartbeats are scheduled, by which the watchdog notices that the loop is blocked.
+        self.beating = False
+        self.last_heartbeat = 0.0
         #: The timer of the next `engine.beat`, and whether it is for stories that the engine holds.
-        self.telling: asyncio.TimerHandle | None = None
-        self.telling_soon = False
+        self.journal_timer: asyncio.TimerHandle | None = None
+        self.stories_due = False
         self.refreshing: set[asyncio.Task[None]] = set()
         self.draining: asyncio.Task[None] | None = None
         #: The scheduled turn of messages; only one is scheduled at a time.
         self.next_turn: asyncio.Handle | None = None
         #: Memory has run out since the last round.
-        self.short = False
-        self.nap = select.poll()
+        self.out_of_memory = False
+        #: Watches nothing: its `poll` sleeps without taking memory.
+        self.sleeper = select.poll()
         #: The budget of the coroutines of messages in one round of the loop.
         self.pace = Pace(STEPS)
         #: Background work, one step per round: the reloading of tables.
@@ -193,7 +196,7 @@ class _Loop:
         loop.add_reader(self.signals.wakeup, self._signalled)
         for refresher in self.service.refreshing:
             loop.call_soon(self._refresh, refresher)
-        self._tell()
+        self._send_journal()
         self._turn()
         self._forever(lambda: not self.ending)
         if self.failure is not None:
@@ -212,7 +215,7 @@ class _Loop:
             try:
                 self._run_rounds(going)
             except BaseException:  # noqa: BLE001  # never exits; nothing here may allocate
-                self.short = True
+                self.out_of_memory = True
             else:
                 return
 
@@ -230,35 +233,35 @@ class _Loop:
                     self.log.limited(
                         "loop", "smtpd-filters", "a task raised out of the event loop", error=why
                     )
-                if self.short:
+                if self.out_of_memory:
                     self._resume()
                 if not going():
                     return
-                # If it is `short` again, this is one round, so that deadlines can pass.
+                # If it is `out_of_memory` again, this is one round, so that deadlines can pass.
                 self.loop.run_forever()
             except MemoryError:  # nothing here may allocate
-                self.short = True
+                self.out_of_memory = True
             except SystemError:  # raised if there is no memory for the MemoryError
-                self.short = True
+                self.out_of_memory = True
             except BaseException as error:  # noqa: BLE001  # never exits
                 thrown = error
 
     def _resume(self) -> None:
         """Continue after a pause for lack of memory."""
-        self.short = False
-        self.nap.poll(PAUSE)
+        self.out_of_memory = False
+        self.sleeper.poll(PAUSE)
         self.engine.relieve()
         # Replaces calls that could not be scheduled for lack of memory.
         if self.next_turn is not None:
             self.next_turn.cancel()
             self.next_turn = None
         self.pace.renew()
-        self._tell_again()
+        self._restart_journal()
         self._turn()
 
-    def _stop_short(self) -> None:
+    def _wait_for_memory(self) -> None:
         """Have `_forever` wait for memory and continue.  Takes none."""
-        self.short = True
+        self.out_of_memory = True
         self.loop.stop()
 
     # -- reading and writing -------------------------------------------------------------
@@ -305,9 +308,9 @@ class _Loop:
         try:
             self._take_turn()
         except MemoryError:  # the rest is written later
-            self._stop_short()
+            self._wait_for_memory()
         except SystemError:  # see `_forever`
-            self._stop_short()
+            self._wait_for_memory()
 
     def _take_turn(self) -> None:
         """Write answers, do a turn of messages, and update what the loop waits for."""
@@ -316,8 +319,8 @@ class _Loop:
             self._receive()
             self._retry_input()
         send(engine, channel)
-        if engine.holds and not self.telling_soon:
-            self._tell()
+        if engine.holds and not self.stories_due:
+            self._send_journal()
         if self.next_turn is None and may_work(engine, channel):
             self._watch()
             engine.work()
@@ -344,7 +347,7 @@ class _Loop:
         """Schedule another attempt at input that could not be processed, if there is some."""
         if self.engine.stalled:
             if self.engine.scarce:
-                self._stop_short()
+                self._wait_for_memory()
             else:
                 self._turn_soon()
 
@@ -398,7 +401,7 @@ class _Loop:
             self.watchdog.arm()
 
     def _heartbeat(self) -> None:
-        self.beat = monotonic()
+        self.last_heartbeat = monotonic()
         try:
             # A policy's own tasks may block the process as well.
             self.beating = bool(asyncio.all_tasks(self.loop))
@@ -407,20 +410,21 @@ class _Loop:
         except MemoryError:  # the next coroutine restarts it
             self.beating = False
 
-    def _tell(self) -> None:
+    def _send_journal(self) -> None:
         """Send the journal stories and the state that are due, and again when it is time."""
-        if self.telling is not None:
-            self.telling.cancel()
-        self.telling, self.telling_soon = None, False  # first: a MemoryError may end this anywhere
+        if self.journal_timer is not None:
+            self.journal_timer.cancel()
+        # First: a MemoryError may end this anywhere.
+        self.journal_timer, self.stories_due = None, False
         pause = self.engine.beat()
         if pause is not None and not self.ending:
-            self.telling = self.loop.call_later(pause, self._tell)
-            self.telling_soon = self.engine.holds
+            self.journal_timer = self.loop.call_later(pause, self._send_journal)
+            self.stories_due = self.engine.holds
 
-    def _tell_again(self) -> None:
+    def _restart_journal(self) -> None:
         """Go on to send the state after a lack of memory has ended that."""
-        if self.telling is None:
-            self._tell()
+        if self.journal_timer is None:
+            self._send_journal()
 
     def blocked(self, frame: FrameType | None) -> float:
         """Return for how many seconds the interrupted coroutine or callback has blocked the loop.
@@ -430,7 +434,7 @@ class _Loop:
         watchdog = self.watchdog
         task = asyncio.current_task(self.loop)
         if self.beating and task is not None and task is not self.draining:
-            return monotonic() - self.beat - watchdog.tick
+            return monotonic() - self.last_heartbeat - watchdog.tick
         # A descriptor's callback has one handle for all its calls: in another round it is another.
         called = _callback(frame)
         seconds = watchdog.held(called or watchdog.policy(frame))
@@ -458,7 +462,7 @@ class _Loop:
     def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, MemoryError | SystemError):
-            self._stop_short()
+            self._wait_for_memory()
         text = fold_traceback(error) if error is not None else str(context.get("message"))
         self.log.limited("unhandled", "smtpd-filters", "a task of a policy failed", error=text)
 

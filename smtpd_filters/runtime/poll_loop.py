@@ -58,7 +58,9 @@ class _Loop:
     ) -> None:
         self.engine, self.channel, self.service = engine, channel, service
         self.log, self.watchdog, self.signals = log, watchdog, signals
-        self.poll, self.nap = select.poll(), select.poll()
+        self.poll = select.poll()
+        #: Watches nothing: its `poll` sleeps without taking memory.
+        self.sleeper = select.poll()
         self.poll.register(signals.wakeup, select.POLLIN)
         self.reading = self.writing = self.ending = False
         #: Background work, one step per round: the reloading of tables.
@@ -79,17 +81,17 @@ class _Loop:
             pass
 
     def _run_rounds(self) -> None:
-        short = False
+        out_of_memory = False
         while not self.signals.stop:
             try:
-                if short:
-                    short = False
+                if out_of_memory:
+                    out_of_memory = False
                     self._relieve()
                 self._round()
             except MemoryError:  # nothing here may allocate
-                short = True
+                out_of_memory = True
             except SystemError:  # raised if there is no memory for the MemoryError
-                short = True
+                out_of_memory = True
             except UnsupportedProtocolError:
                 raise
             except BaseException as error:
@@ -98,7 +100,7 @@ class _Loop:
                 self._failed(error)
 
     def _relieve(self) -> None:
-        self.nap.poll(PAUSE)
+        self.sleeper.poll(PAUSE)
         self.engine.relieve()
 
     def _round(self) -> None:
@@ -106,7 +108,7 @@ class _Loop:
         source, signals, engine = self.channel.source, self.signals, self.engine
         if engine.stalled:
             if engine.scarce:
-                self.nap.poll(PAUSE)
+                self.sleeper.poll(PAUSE)
             self._receive()
         busy = self.chores or engine.stalled or (engine.queue and may_work(engine, self.channel))
         self.watchdog.settle()

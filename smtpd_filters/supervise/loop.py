@@ -75,7 +75,9 @@ class Loop:
         signal.signal(signal.SIGALRM, signal.SIG_IGN)  # no watchdog uses it here
         # Its wake-up is all that is needed.
         signal.signal(signal.SIGCHLD, _ignore)
-        self.poll, self.nap = select.poll(), select.poll()
+        self.poll = select.poll()
+        #: Watches nothing: its `poll` sleeps without taking memory.
+        self.sleeper = select.poll()
         self._masks: dict[int, int] = {}
         #: What to call when a descriptor is ready.
         self._by_fd: dict[int, Callable[[], object]] = {}
@@ -94,22 +96,22 @@ class Loop:
 
     def run(self) -> int:
         """Serve until the input of smtpd ends, or a program refuses to start; return the status."""
-        short = False
+        out_of_memory = False
         while not (self.stop or self.signals.stop or self.fleet.refused):
             try:
-                if short:
-                    short = False
+                if out_of_memory:
+                    out_of_memory = False
                     self._soon = True  # the tick is repeated
-                    self.nap.poll(PAUSE)
+                    self.sleeper.poll(PAUSE)
                     self.engine.relieve()
                 self._round()
             except MemoryError:  # nothing here may allocate
-                short = True
+                out_of_memory = True
             except SystemError:  # raised if there is no memory for the MemoryError
-                short = True
+                out_of_memory = True
             except Exception as error:  # noqa: BLE001  # Alive
                 self.log.limited("loop", NAME, "bug", error=fold_traceback(error))
-                self.nap.poll(PAUSE)
+                self.sleeper.poll(PAUSE)
         self._finish()
         return self.fleet.refused
 

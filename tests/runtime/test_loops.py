@@ -630,12 +630,12 @@ def test_the_state_is_told_again_after_a_lack_of_memory() -> None:
     stub: Any = SimpleNamespace()
     engine: Any = Telling()
     filter_loop = asyncio_loop._Loop(loop, stub, engine, stub, stub, Log(), stub, stub)
-    filter_loop._tell()
-    filter_loop._tell_again()
+    filter_loop._send_journal()
+    filter_loop._restart_journal()
     assert engine.told == 1  # the next time is scheduled
     with pytest.raises(MemoryError):
-        filter_loop._tell()
-    filter_loop._tell_again()
+        filter_loop._send_journal()
+    filter_loop._restart_journal()
     assert engine.told == 3
     loop.close()
 
@@ -656,7 +656,7 @@ def test_the_loop_goes_on_when_a_signal_finds_no_memory_between_two_rounds() -> 
     filter_loop._turn = lambda: None  # type: ignore[method-assign]
     filter_loop._forever(lambda: False)
     assert filter_loop.rounds == 2
-    assert not filter_loop.short
+    assert not filter_loop.out_of_memory
     loop.close()
 
 
