@@ -39,7 +39,7 @@ FRAMEWORK = {
         "asked_keys",
         "contents",
         "files",
-        "load_asking",
+        "load_by_key",
         "refresher",
         "reload",
         "remote",

@@ -140,7 +140,7 @@ class Chain(Calls):
         #: The filters that maintain something beside their sessions, and loaded remote tables.
         self.refreshing: list[Filter | Refresher] = [
             *(each for each in self.filters if "refresh" in each.events),
-            *(each.refresher() for each in self.remote_tables if not each.asks),
+            *(each.refresher() for each in self.remote_tables if not each.by_key),
         ]
 
     def _let_wait(self, guards: dict[str, list[Guard]]) -> None:

@@ -134,7 +134,7 @@ def opened(spec: str, kind: str | None, service: str, *, by_key: bool) -> Table:
     if service:
         cls = type(cls.__name__, (cls,), {"__slots__": (), "service": service})
     try:
-        return cls.load_asking(spec) if by_key and kind not in _LOADED else cls.load(spec)
+        return cls.load_by_key(spec) if by_key and kind not in _LOADED else cls.load(spec)
     except ConfigError as error:
         fitting = "" if kind_is_given else _kind_of(spec)
         raise ConfigError(f"{error}{fitting and f' (--kind {fitting} fits)'}") from None
@@ -153,7 +153,7 @@ async def _get(table: Table, options: Options) -> int:
     begun = perf_counter()
     origin, value, entry, cause = "memory", None, None, ""
     try:
-        if table.asks and table.remote is not None:
+        if table.by_key and table.remote is not None:
             origin = f"{options.table.partition(':')[0]}, by key"
         if isinstance(table, MappingTable):
             value = await table.look_up_value(options.key)
@@ -236,7 +236,7 @@ async def _probe(table: Table, options: Options) -> int:
     begun = perf_counter()
     found = f"{len(table)} entries"
     try:
-        if table.asks:
+        if table.by_key:
             # A key that no table has: the answer is of no interest, only that there is one.
             await table.look_up(PROBED)
             found = f"answers, in {(perf_counter() - begun) * 1000:.1f} ms"

@@ -101,7 +101,7 @@ class _Server:
         self._refreshers = [
             each.refresher()
             for each in tables.values()
-            if each.remote is not None and not each.asks
+            if each.remote is not None and not each.by_key
         ]
         self._loading = asyncio.Lock()
 
@@ -178,8 +178,8 @@ class _Server:
         causes = []
         async with self._loading:
             for table in self._tables.values():
-                if table.remote is not None and table.remote.asked is not None:
-                    table.remote.asked.forget()
+                if table.remote is not None and table.remote.key_lookups is not None:
+                    table.remote.key_lookups.forget()
                 if table.is_file:
                     try:
                         for _ in table.reload():

@@ -72,7 +72,7 @@ class Dyndns(ClientFilter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(HostTable, asks=True),
+            table(HostTable, by_key=True),
             default=None,
             help="Reverse names that are never refused, such as mail.example.org or *.example.org. "
             "A star covers one label.",

@@ -149,7 +149,7 @@ class Helo(Filter):
             "forbids refusing mail for this alone.",
         )
         own_names = option(
-            table(HostTable, asks=True),
+            table(HostTable, by_key=True),
             default=None,
             help="Further own names. A star covers one label: *.example.org is a.example.org, but "
             "neither example.org nor a.b.example.org.",
@@ -160,7 +160,7 @@ class Helo(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(DomainTable, asks=True),
+            table(DomainTable, by_key=True),
             default=None,
             help="Greetings that are never refused. Any client can use them.",
         )
@@ -213,7 +213,7 @@ class Helo(Filter):
         """Start to look up the name ahead of the client's mail."""
         identity = session.identity or ""
         tables = (self.settings.allow_names, self.settings.own_names)
-        if any(names is not None and names.asks for names in tables):
+        if any(names is not None and names.by_key for names in tables):
             return  # they may have to be waited for
         if self._exempt.reason(session) or done(self._allowed(identity)):
             return

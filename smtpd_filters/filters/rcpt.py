@@ -81,7 +81,7 @@ class Rcpt(Filter):
         """The checks, their tables and limits, and the exemptions."""
 
         domains = option(
-            table(DomainTable, asks=True),
+            table(DomainTable, by_key=True),
             default=None,
             help="Own domains, for which mail is not relayed. A star covers one label.",
         )
@@ -97,7 +97,7 @@ class Rcpt(Filter):
             "MX). Requires --domains.",
         )
         traps = option(
-            table(AddressTable, asks=True),
+            table(AddressTable, by_key=True),
             default=None,
             help="Spam traps: addresses that were never in use and never published.",
         )

@@ -161,7 +161,7 @@ class Sender(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_senders = option(
-            table(AddressTable, asks=True),
+            table(AddressTable, by_key=True),
             default=None,
             help="Senders that are never refused: user@example.org, @example.org.",
         )

@@ -492,21 +492,21 @@ class _Table(Kind[L]):
     noun = 'a table: "{ a, b }", "file:PATH", "sqlite:PATH" and the like, or one entry'
 
     def __init__(
-        self, table_class: type[L], *, asks: bool = False, values: Kind[Any] | None = None
+        self, table_class: type[L], *, by_key: bool = False, values: Kind[Any] | None = None
     ) -> None:
         if values is not None and not hasattr(table_class, "checking"):
             raise TypeError(
                 f"table({table_class.__name__}, values=...): only mappings and lists of words"
             )
         self.table_class = table_class
-        self.asks = asks
+        self.by_key = by_key
         self.values = values
         #: Whether a list in the flag itself may be empty.
         self._optional = True
 
     def required(self) -> _Table[L]:
         """Return a kind without empty lists: like an empty file, they are a mistake."""
-        kind = _Table(self.table_class, asks=self.asks, values=self.values)
+        kind = _Table(self.table_class, by_key=self.by_key, values=self.values)
         kind._optional = False
         return kind
 
@@ -514,7 +514,7 @@ class _Table(Kind[L]):
         cls: Any = self.table_class
         if self.values is not None:
             cls = cls.checking(self.values.parse)
-        loaded: L = cls.load_asking(text) if self.asks else cls.load(text)
+        loaded: L = cls.load_by_key(text) if self.by_key else cls.load(text)
         if not self._optional and _is_empty_list(loaded):
             raise ValueError(f"no entries in {loaded.source}")
         return loaded
@@ -568,10 +568,12 @@ def choice(*choices: W) -> Kind[W]:
     return _Choice(choices)
 
 
-def table(table_class: type[L], *, asks: bool = False, values: Kind[Any] | None = None) -> Kind[L]:
+def table(
+    table_class: type[L], *, by_key: bool = False, values: Kind[Any] | None = None
+) -> Kind[L]:
     """Return the kind that loads a table of this class: an inline list, a file or one entry.
 
-    Of a remote table all entries are loaded. With `asks` its keys are looked up one by one where
+    Of a remote table all entries are loaded. With `by_key` its keys are looked up one by one where
     its source can answer so; the filter then calls `look_up` and its like, which wait, in place of
     `match`, `find` and `get`.
 
@@ -582,4 +584,4 @@ def table(table_class: type[L], *, asks: bool = False, values: Kind[Any] | None 
     An option that is required doesn't accept a list without entries, as no table accepts a file
     with neither entries nor comments.
     """
-    return _Table(table_class, asks=asks, values=values)
+    return _Table(table_class, by_key=by_key, values=values)

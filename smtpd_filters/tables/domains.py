@@ -158,7 +158,7 @@ class DomainTable(Table):
 
         That is asked for the domain and the domains above it with at most eight labels.
         """
-        if self._asked is None:
+        if self._key_lookups is None:
             return self.match_subdomain(key)
         name, *parents = _with_parents(key)
         return await self._first((name, *parents[-_ASKED_LABELS:]))
@@ -261,7 +261,7 @@ class AddressTable(Table):
 
     async def look_up_address(self, address: Address) -> str | None:
         """Do as `find`, and wait for the answer of a remote table."""
-        if self._asked is None:
+        if self._key_lookups is None:
             return self._content.of(address)
         return await self._first(_keys(address))
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from typing import Any, ClassVar, Self
 
-    from .remote.asked import Asked
+    from .remote.key_lookups import KeyLookups
     from .remote.source import Refresher, RemoteSource
     from .source import Source
 
@@ -95,7 +95,7 @@ class Table:
     Raises ConfigError if the table can't be loaded.
     """
 
-    __slots__ = ("_asked", "_content", "_from")
+    __slots__ = ("_content", "_from", "_key_lookups")
     _content: Content
     #: The class of the content.
     contents: ClassVar[type[Content]]
@@ -111,7 +111,7 @@ class Table:
         return cls(spec)
 
     @classmethod
-    def load_asking(cls, spec: str) -> Self:
+    def load_by_key(cls, spec: str) -> Self:
         """Create a table whose keys are looked up one by one if it is remote and can answer so.
 
         Only `look_up` and its like can be used then, which wait; `match`, `find` and `get` raise
@@ -119,7 +119,7 @@ class Table:
         """
         source = parse(spec, cls.service)
         remote: Any = source
-        if not source.is_remote or not remote.ask_by_key():
+        if not source.is_remote or not remote.look_up_by_key():
             return cls.load(spec)
         table = cls.__new__(cls)
         table._ask(remote)  # noqa: SLF001  # an instance of its own class
@@ -137,7 +137,7 @@ class Table:
 
     def _begin(self, source: Source) -> None:
         self._from = source
-        self._asked: Asked | None = None
+        self._key_lookups: KeyLookups | None = None
         self._content = self.contents(0)  # replaced and released by `_load`
         if source.is_remote:
             remote: Any = source
@@ -160,7 +160,7 @@ class Table:
 
     def _ask(self, source: RemoteSource) -> None:
         self._from = source
-        self._asked = source.asked
+        self._key_lookups = source.key_lookups
         from .remote.source import AskedOnly  # it is loaded
 
         content: Any = AskedOnly(self.source)
@@ -192,9 +192,9 @@ class Table:
         return Refresher(self, remote, self._load_changed)
 
     @property
-    def asks(self) -> bool:
+    def by_key(self) -> bool:
         """Whether its keys are looked up one by one."""
-        return self._asked is not None
+        return self._key_lookups is not None
 
     @property
     def source(self) -> str:
@@ -256,7 +256,7 @@ class Table:
 
     async def look_up(self, key: str) -> str | None:
         """Do as `match`, and wait for the answer of a remote table."""
-        if self._asked is None:
+        if self._key_lookups is None:
             return self._content.find(key)
         return await self._first(self.asked_keys(key))
 
@@ -266,12 +266,12 @@ class Table:
 
     async def _first(self, keys: Sequence[str]) -> str | None:
         """Return the first of these keys that the source has. Raises UnavailableError."""
-        asked = self._asked
-        assert asked is not None  # noqa: S101  # checked by the callers
+        lookups = self._key_lookups
+        assert lookups is not None  # noqa: S101  # checked by the callers
         if len(keys) > 1:
-            asked.start(keys)
+            lookups.start(keys)
         for key in keys:
-            if await asked.look_up(key) is not None:
+            if await lookups.look_up(key) is not None:
                 return key
         return None
 
@@ -476,9 +476,9 @@ class MappingTable(Checked):
 
     async def look_up_value(self, key: str) -> str | None:
         """Do as `get`, and wait for the answer of a remote table."""
-        if self._asked is None:
+        if self._key_lookups is None:
             return self._content.value(key)
-        value = await self._asked.look_up(lower(key))
+        value = await self._key_lookups.look_up(lower(key))
         check = self.contents.check_value
         if value is not None and check is not None:
             try:

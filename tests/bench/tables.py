@@ -70,7 +70,7 @@ def measure(sizes: Sizes) -> Iterator[Figure]:
 
 async def _cached(spec: str, sizes: Sizes) -> float:
     """Return look-ups a second of keys in the cache."""
-    table = DomainTable.load_asking(spec)
+    table = DomainTable.load_by_key(spec)
     keys = [f"d{number}.example" for number in range(100)]
     await asyncio.gather(*map(table.look_up, keys))
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def _at_once(source: str, spec: str) -> Figure:
 
 async def _cold(spec: str) -> float:
     """Return the milliseconds for keys that are looked up at once, after a first one."""
-    table = DomainTable.load_asking(spec)
+    table = DomainTable.load_by_key(spec)
     await table.look_up("first.example")
     keys = [f"d{number}.example" for number in range(COLD)]
     start = time.perf_counter()

@@ -86,7 +86,7 @@ def another(people: str = "") -> Iterator[Slapd]:
 
 
 def test_addresses_are_found_as_ldapsearch_finds_them(slapd: Slapd, folder: Path) -> None:
-    table = AddressTable.load_asking(file_of(folder, f"url {slapd.url}"))
+    table = AddressTable.load_by_key(file_of(folder, f"url {slapd.url}"))
 
     async def main() -> None:
         for address in (
@@ -104,7 +104,7 @@ def test_addresses_are_found_as_ldapsearch_finds_them(slapd: Slapd, folder: Path
 
 @pytest.mark.parametrize("key", ["*", "*)(uid=*", "\\2a", "alice*", "a(b)c", "ü", "a\\", "("])
 def test_no_key_is_a_filter(slapd: Slapd, folder: Path, key: str) -> None:
-    table = MappingTable.load_asking(
+    table = MappingTable.load_by_key(
         file_of(folder, f"url {slapd.url}", "filter (uid=%u)", "mapping_filter (|(uid=%u)(sn=%u))",
                 "attributes mail")
     )  # fmt: skip
@@ -118,8 +118,8 @@ def test_no_key_is_a_filter(slapd: Slapd, folder: Path, key: str) -> None:
 
 def test_values_and_ambiguous_keys(slapd: Slapd, folder: Path) -> None:
     lines = (f"url {slapd.url}", "mapping_filter (mail=%u)", "mapping_attributes uid")
-    table = MappingTable.load_asking(file_of(folder, *lines))
-    several = MappingTable.load_asking(file_of(folder, lines[0], "attributes mail"))
+    table = MappingTable.load_by_key(file_of(folder, *lines))
+    several = MappingTable.load_by_key(file_of(folder, lines[0], "attributes mail"))
 
     async def main() -> None:
         assert await table.look_up_value("sales@example.org") == "alice"
@@ -153,7 +153,7 @@ def test_every_way_to_connect_and_identify(slapd: Slapd, folder: Path) -> None:
     secret.chmod(0o600)
     tls = f"ca_file {folder}/certificate.pem"
     tables = [
-        AddressTable.load_asking(file_of(folder, *lines))
+        AddressTable.load_by_key(file_of(folder, *lines))
         for lines in (
             (f"url 127.0.0.1:{slapd.port}",),
             (f"url {slapd.url}", f"username {ADMIN}", f"password {PASSWORD}"),
@@ -194,7 +194,7 @@ def test_refusals_are_failures(
     further = [f"{key} {more[key]}" for key in more if not any(key in line for line in lines)]
     path.write_text("\n".join((f"url {slapd.url}", "timeout 20s", *further, *lines)))
     path.chmod(0o640)
-    table = AddressTable.load_asking(f"ldap:{path}")
+    table = AddressTable.load_by_key(f"ldap:{path}")
 
     async def main() -> None:
         with pytest.raises(UnavailableError) as raised:
@@ -238,7 +238,7 @@ def test_another_name_of_an_attribute_is_a_failure(
 ) -> None:
     lines = (f"url {slapd.url}", "filter (mail=%u)", f"attributes {name}")
     spec = file_of(folder, *lines, f"list_attributes mail, {name}")
-    table = MappingTable.load_asking(spec)
+    table = MappingTable.load_by_key(spec)
 
     async def look_up() -> None:
         assert await table.look_up_value("nobody@example.org") is None
@@ -257,7 +257,7 @@ def test_an_entry_that_is_too_large_does_not_stop_other_look_ups(folder: Path) -
         path = folder / "large.conf"
         lines = (f"url {slapd.url}", f"basedn {BASE}", "filter (uid=%u)", "attributes mail")
         path.write_text("\n".join((*lines, "timeout 10s")))
-        table = MappingTable.load_asking(f"ldap:{path}")
+        table = MappingTable.load_by_key(f"ldap:{path}")
 
         async def main() -> None:
             for _ in range(5):
@@ -269,7 +269,7 @@ def test_an_entry_that_is_too_large_does_not_stop_other_look_ups(folder: Path) -
 
 
 def test_a_subordinate_referral_is_not_an_entry(slapd: Slapd, folder: Path) -> None:
-    table = DomainTable.load_asking(file_of(folder, f"url {slapd.url}", "domain_filter (ou=%u)"))
+    table = DomainTable.load_by_key(file_of(folder, f"url {slapd.url}", "domain_filter (ou=%u)"))
 
     async def main() -> None:
         assert await table.look_up("elsewhere") is None
@@ -279,7 +279,7 @@ def test_a_subordinate_referral_is_not_an_entry(slapd: Slapd, folder: Path) -> N
 
 def test_a_server_that_stops_and_one_that_is_slow(folder: Path) -> None:
     with another(person("alice", ["alice@example.org"])) as slapd:
-        table = AddressTable.load_asking(
+        table = AddressTable.load_by_key(
             file_of(
                 folder,
                 f"url {slapd.url}",
@@ -291,8 +291,8 @@ def test_a_server_that_stops_and_one_that_is_slow(folder: Path) -> None:
 
         async def asks(name: str = "alice") -> str:
             assert table.remote is not None
-            assert table.remote.asked is not None
-            answer = await table.remote.asked.ask(f"{name}@example.org")
+            assert table.remote.key_lookups is not None
+            answer = await table.remote.key_lookups.ask(f"{name}@example.org")
             return answer.cause or ("found" if answer.value is not None else "absent")
 
         async def answers() -> None:
@@ -320,7 +320,7 @@ def test_a_server_that_stops_and_one_that_is_slow(folder: Path) -> None:
 
 
 def test_the_loop_is_not_held_and_fifty_keys_share_a_connection(slapd: Slapd, folder: Path) -> None:
-    table = AddressTable.load_asking(file_of(folder, f"url {slapd.url}"))
+    table = AddressTable.load_by_key(file_of(folder, f"url {slapd.url}"))
 
     async def main() -> None:
         keys = [f"u{number}@example.net" for number in range(50)]

@@ -35,11 +35,11 @@ def test_sets_hashes_and_keys(tmp_path: Path) -> None:
     try:
         url = f"url unix://{server.socket}"
         right = (url, "password right")
-        domains = DomainTable.load_asking(file_of(tmp_path, "set", *right, "set domains"))
-        wrong = DomainTable.load_asking(file_of(tmp_path, "wrong", *right, "set users"))
-        users = MappingTable.load_asking(file_of(tmp_path, "hash", *right, "hash users"))
-        keys = MappingTable.load_asking(file_of(tmp_path, "prefix", *right, "prefix user:"))
-        denied = DomainTable.load_asking(
+        domains = DomainTable.load_by_key(file_of(tmp_path, "set", *right, "set domains"))
+        wrong = DomainTable.load_by_key(file_of(tmp_path, "wrong", *right, "set users"))
+        users = MappingTable.load_by_key(file_of(tmp_path, "hash", *right, "hash users"))
+        keys = MappingTable.load_by_key(file_of(tmp_path, "prefix", *right, "prefix user:"))
+        denied = DomainTable.load_by_key(
             file_of(tmp_path, "denied", url, "password no", "set domains")
         )
         tables: list[Table] = [domains, wrong, users, keys, denied]
@@ -104,7 +104,7 @@ def test_a_reply_too_many_is_no_answer_to_the_next_look_up(tmp_path: Path, *, la
 
         async with answering(reply_to) as port:
             url = f"url redis://127.0.0.1:{port}"
-            users = MappingTable.load_asking(file_of(tmp_path, "hash", url, "hash users"))
+            users = MappingTable.load_by_key(file_of(tmp_path, "hash", url, "hash users"))
             assert users.remote is not None
             assert await users.look_up_value("joe") == "joe"
             with suppress(UnavailableError):
@@ -123,7 +123,7 @@ def test_a_user_who_may_only_look_up(tmp_path: Path) -> None:
         server.command("HSET", "users", "joe", "joe@example.org")
         server.command("ACL", "SETUSER", "reader", "on", ">right", "~users", "+hget", "+select")
         lines = (f"url unix://reader@{server.socket}", "password right", "hash users")
-        users = MappingTable.load_asking(file_of(tmp_path, "hash", *lines))
+        users = MappingTable.load_by_key(file_of(tmp_path, "hash", *lines))
 
         async def steps() -> None:
             assert users.remote is not None
@@ -148,6 +148,6 @@ def test_a_user_who_may_only_look_up(tmp_path: Path) -> None:
 )
 def test_mistakes_are_found_at_start(tmp_path: Path, lines: tuple[str, ...], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
-        DomainTable.load_asking(file_of(tmp_path, "conf", *lines))
+        DomainTable.load_by_key(file_of(tmp_path, "conf", *lines))
     with pytest.raises(ConfigError, match="needs the path of a configuration file"):
-        DomainTable.load_asking("redis://127.0.0.1/0")
+        DomainTable.load_by_key("redis://127.0.0.1/0")

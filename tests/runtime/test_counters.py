@@ -27,9 +27,9 @@ from smtpd_filters.stores import Get, join
 from smtpd_filters.stores.address import parse
 from smtpd_filters.stores.redis_store import RedisStore
 from smtpd_filters.stores.sqlite import SQLiteStore
-from smtpd_filters.tables.remote.asked import FAILURES as TABLE_FAILURES
-from smtpd_filters.tables.remote.asked import Asked
 from smtpd_filters.tables.remote.backend import AnswerError, Backend, BackendError
+from smtpd_filters.tables.remote.key_lookups import FAILURES as TABLE_FAILURES
+from smtpd_filters.tables.remote.key_lookups import KeyLookups
 from smtpd_filters.testing.dns import DNSServer
 from tests.lookups.stream.peer import echo, flood, hang, served
 from tests.lookups.stream.test_client import line
@@ -206,7 +206,7 @@ def test_a_table_that_fails(error: Exception | None, cause: str) -> None:
     is_passed_over = cause != INVALID or not isinstance(error, AnswerError)
 
     async def main() -> None:
-        asked = Asked(Failing(error))
+        asked = KeyLookups(Failing(error))
         for number in range(TABLE_FAILURES + 1):
             await asked.ask(str(number))
         assert ("table", asked.backend.label, is_passed_over) in COUNTERS.circuits()

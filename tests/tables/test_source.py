@@ -300,7 +300,7 @@ def test_checked_values(tmp_path: Path) -> None:
     assert str(caught.value) == "inline table: entry 2: invalid value: not a number: 'b'"
     path = tmp_path / "mapping"
     path.write_text("a 1\nb 2\n")
-    table = checked.load_asking(str(path))
+    table = checked.load_by_key(str(path))
     path.write_text("a 2\nb many\n")
     assert (
         rejection(lambda: run(table.reload())) == f"{path}:2: invalid value: not a number: 'b many'"

@@ -189,19 +189,19 @@ class Greylist(Filter):
         exempt = exempt_option("local", "authenticated")
         allow = allow_option()
         allow_names = option(
-            table(HostTable, asks=True),
+            table(HostTable, by_key=True),
             default=None,
             help="Reverse names of clients that never wait, if they resolve to the client. A star "
             "covers one label: *.example.org is a.example.org, but neither example.org nor "
             "a.b.example.org.",
         )
         allow_senders = option(
-            table(AddressTable, asks=True),
+            table(AddressTable, by_key=True),
             default=None,
             help="Senders that never wait: user@example.org, @example.org. Senders can be forged.",
         )
         allow_recipients = option(
-            table(AddressTable, asks=True),
+            table(AddressTable, by_key=True),
             default=None,
             help="Recipients whose mail never waits.",
         )

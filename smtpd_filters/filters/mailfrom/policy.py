@@ -115,7 +115,7 @@ class Mailfrom(Filter):
         """The own addresses, the clients and users that may use them, and the action."""
 
         domains = option(
-            table(DomainTable, asks=True),
+            table(DomainTable, by_key=True),
             default=None,
             help="Own domains. A star covers one label: *.example.org is a.example.org, but "
             "neither example.org nor a.b.example.org; see --subdomains.",
@@ -126,7 +126,7 @@ class Mailfrom(Filter):
             help="Treat everything below an own domain as own as well.",
         )
         addresses = option(
-            table(AddressTable, asks=True),
+            table(AddressTable, by_key=True),
             default=None,
             help="Own addresses in domains that are not in --domains: user@example.org, "
             "@example.org.",
@@ -144,7 +144,7 @@ class Mailfrom(Filter):
             "authentication: the same as --exempt TABLE.",
         )
         senders = option(
-            table(SendersTable, asks=True),
+            table(SendersTable, by_key=True),
             default=None,
             help="Users and the addresses that each may use, as for smtpd's senders: a user name, "
             "then addresses separated by commas; @example.org is every address there. Users not "

@@ -148,7 +148,7 @@ class _Maps(Repeated[Maps]):
         for kind in (PatternTable, PerlTable):
             if text.startswith(kind.prefix):
                 return Maps((kind.load(text),))
-        return Maps((AddressMap.load_asking(text),))
+        return Maps((AddressMap.load_by_key(text),))
 
     def words(self, value: Maps) -> list[str]:
         return [each.source for each in value.tables]

@@ -105,7 +105,7 @@ class Rewriter(Filter):
             TEXT, default=DELIMITER, help="The characters between a user and a tag."
         )
         mailboxes = option(
-            table(AddressTable, asks=True),
+            table(AddressTable, by_key=True),
             default=None,
             help="The addresses that have a mailbox: only they have tags, and an address that is "
             "one of them has none.",
@@ -128,7 +128,7 @@ class Rewriter(Filter):
             "mail.",
         )
         users = option(
-            table(StringTable, asks=True),
+            table(StringTable, by_key=True),
             default=None,
             help="Authenticated users whose mail is changed, and no other mail.",
         )

@@ -64,8 +64,8 @@ class Backend:
     #: Its label for the log: the specification of the table.
     label = ""
     timeout = TIMEOUT
-    #: Whether it can be asked for a key, and for all entries.
-    asks = True
+    #: Whether it can look up a key, and list all entries.
+    by_key = True
     lists = True
     #: The number of the content that the last answer came from: answers of another one are stale.
     version = 0

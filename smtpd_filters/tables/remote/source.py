@@ -3,7 +3,7 @@ r"""The remote sources of tables, by the scheme of their specification.
 `sqlite:PATH`, `ldap:PATH`, `redis:PATH` name configuration files; `sqlite:PATH?query=SQL` and
 `sqlite:PATH?list=SQL` a database with the query itself; `proc:COMMAND` starts a table program.
 
-An option that can wait for an answer (`table(DomainTable, asks=True)`) has its keys looked up one
+An option that can wait for an answer (`table(DomainTable, by_key=True)`) has its keys looked up one
 by one if the source can answer so. Every other option loads all entries at start, and again every
 `refresh` seconds; the source must then be able to list them. Networks and regular expressions are
 always loaded, since no source could find the entry that covers a key.
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from smtpd_filters.runtime.probes import Probe
     from smtpd_filters.sandbox import Needs
 
-    from .asked import Asked
     from .backend import Backend
+    from .key_lookups import KeyLookups
 
 #: The modules of the schemes; each has a function `open_backend(text, service)` that returns the
 #: back-end and the times of its configuration.
@@ -67,8 +67,8 @@ class RemoteSource(Source):
     """A remote source; `service` is what smtpd calls the kind of its table (table(5))."""
 
     __slots__ = (
-        "_key", "_loaded", "_logged", "_note", "_read", "_unsaid", "asked", "backend", "down",
-        "entries", "refresh_interval", "rows", "times",
+        "_key", "_loaded", "_logged", "_note", "_read", "_unsaid", "backend", "down",
+        "entries", "key_lookups", "refresh_interval", "rows", "times",
     )  # fmt: skip
     is_remote = True
 
@@ -85,7 +85,7 @@ class RemoteSource(Source):
         self.backend.timeout = self.times["timeout"]
         self._key = spec, service, _state(text.partition("?")[0])
         #: The look-ups, if its keys are looked up one by one.
-        self.asked: Asked | None = None
+        self.key_lookups: KeyLookups | None = None
         #: The entries that were listed last, until they are loaded.
         self.rows: list[tuple[str, str]] = []
         #: The number of those that are loaded.
@@ -100,21 +100,21 @@ class RemoteSource(Source):
         self._note: Callable[[str], object] | None = None
         self._unsaid = ""
 
-    def ask_by_key(self) -> bool:
+    def look_up_by_key(self) -> bool:
         """Have keys looked up one by one; return False if the source can't answer so."""
-        if not self.backend.asks:
+        if not self.backend.by_key:
             return False
-        from .asked import Asked
+        from .key_lookups import KeyLookups
 
         shared = _SHARED.get(self._key)
         if shared is None:
-            shared = _SHARED[self._key] = Asked(
+            shared = _SHARED[self._key] = KeyLookups(
                 self.backend,
                 ttl=self.times["cache"],
                 missing=self.times["cache_missing"],
                 stale=self.times["stale"],
             )
-        self.asked, self.backend = shared, shared.backend
+        self.key_lookups, self.backend = shared, shared.backend
         return True
 
     def attach(self, note: Callable[[str], object]) -> None:
@@ -123,13 +123,13 @@ class RemoteSource(Source):
         if self._unsaid:
             note(self._unsaid)
             self._unsaid = ""
-        if self.asked is not None:
-            self.asked.note = note
+        if self.key_lookups is not None:
+            self.key_lookups.note = note
 
     def declare(self, needs: Needs) -> None:
         """Declare what it needs after the start."""
         self.backend.declare(needs)
-        if self.asked is None:
+        if self.key_lookups is None:
             needs.to_allocate(_ROOM + _PER_ENTRY * self.entries)
 
     def probe(self) -> Probe:
@@ -137,8 +137,8 @@ class RemoteSource(Source):
         from smtpd_filters.runtime.probes import Probe
 
         async def ask() -> str:
-            if self.asked is not None:
-                return (await self.asked.ask(PROBED)).cause
+            if self.key_lookups is not None:
+                return (await self.key_lookups.ask(PROBED)).cause
             await self.list()
             return self.down
 
@@ -256,15 +256,15 @@ class RemoteSource(Source):
 
     async def aclose(self) -> None:
         """Release everything; never raise."""
-        if self.asked is not None:
-            await self.asked.aclose()
+        if self.key_lookups is not None:
+            await self.key_lookups.aclose()
         else:
             await self.backend.aclose()
 
 
 #: The look-ups of tables by specification, service, and state of the file: tables of a process
 #: that are configured alike share connections and caches.
-_SHARED: WeakValueDictionary[tuple[str, str, tuple[int, ...]], Asked] = WeakValueDictionary()
+_SHARED: WeakValueDictionary[tuple[str, str, tuple[int, ...]], KeyLookups] = WeakValueDictionary()
 
 
 def _state(path: str) -> tuple[int, ...]:

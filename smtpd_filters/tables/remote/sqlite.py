@@ -106,7 +106,7 @@ class SQLite(Backend):
     ) -> None:
         self.path = path
         self.timeout = timeout
-        self.asks, self.lists = query is not None, listing is not None
+        self.by_key, self.lists = query is not None, listing is not None
         self._query, self._listing = query, listing
         self._joined = service in JOINED
         self._mapping = service in _MAPPINGS

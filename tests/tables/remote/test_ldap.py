@@ -45,7 +45,7 @@ def test_mistakes_are_found_at_start(tmp_path: Path, lines: tuple[str, ...], err
     path.write_text("\n".join((*further, *lines)))
     path.chmod(0o600)
     with pytest.raises(ConfigError) as raised:
-        AddressTable.load_asking(f"ldap:{path}")
+        AddressTable.load_by_key(f"ldap:{path}")
     assert error in str(raised.value)
     assert str(path) in str(raised.value)
 
@@ -79,7 +79,7 @@ def test_a_file_that_others_may_read_has_no_password(tmp_path: Path) -> None:
     path.chmod(0o644)
     assert path.stat().st_mode & stat.S_IROTH
     with pytest.raises(ConfigError, match="others may read the password"):
-        AddressTable.load_asking(f"ldap:{path}")
+        AddressTable.load_by_key(f"ldap:{path}")
 
 
 @pytest.mark.parametrize("heading", ["LDAP", "SQLite", "Redis and Valkey"])
@@ -97,13 +97,13 @@ def test_the_samples_of_the_page_are_right(tmp_path: Path, heading: str) -> None
     file.write_text(sample)
     assert len(Configuration(str(file), (*known, "set")).values) == len(sample.splitlines())
     if heading == "LDAP":
-        assert AddressTable.load_asking(f"ldap:{file}").asks
+        assert AddressTable.load_by_key(f"ldap:{file}").by_key
 
 
 def test_what_it_needs(tmp_path: Path) -> None:
     path = tmp_path / "ldap.conf"
     path.write_text("url ldap://192.0.2.1 ldapi://%2Frun%2Fldapi\nbasedn x\nfilter (a=%u)\n")
-    table = AddressTable.load_asking(f"ldap:{path}")
+    table = AddressTable.load_by_key(f"ldap:{path}")
     assert table.remote is not None
     needs = Needs()
     table.remote.declare(needs)

@@ -52,8 +52,8 @@ async def failure(table: TableProgram, key: str) -> str:
 
 
 def test_domains_and_mappings() -> None:
-    domains = DomainTable.load_asking(PROGRAM)
-    users = MappingTable.load_asking(PROGRAM)
+    domains = DomainTable.load_by_key(PROGRAM)
+    users = MappingTable.load_by_key(PROGRAM)
 
     async def main() -> None:
         assert await domains.look_up("EXAMPLE.org") == "example.org"
@@ -172,14 +172,14 @@ def test_mistakes_are_found_at_start() -> None:
         ("proc:'", "No closing quotation"),
     ):
         with pytest.raises(ConfigError, match=error):
-            DomainTable.load_asking(spec)
+            DomainTable.load_by_key(spec)
     with pytest.raises(ConfigError, match="loads all entries"):
         NetworkTable.load(PROGRAM)
 
 
 def test_the_program_is_started_outside_the_sandbox() -> None:
     needs = Needs()
-    table = DomainTable.load_asking(PROGRAM)
+    table = DomainTable.load_by_key(PROGRAM)
     assert table.remote is not None
     table.remote.declare(needs)
     assert not needs.runs

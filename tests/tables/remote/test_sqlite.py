@@ -106,7 +106,7 @@ def run(work: Coroutine[Any, Any, None], *tables: Table) -> None:
 
 
 def domains(database: Path) -> DomainTable:
-    return DomainTable.load_asking(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
+    return DomainTable.load_by_key(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
 
 
 def test_a_domain_is_looked_up_with_those_above_it(database: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_domain_is_looked_up_with_those_above_it(database: Path) -> None:
         assert len(asked) - before == 9
 
     asked: list[str] = []
-    answers = table._asked
+    answers = table._key_lookups
     assert answers
     look_up = answers.look_up
 
@@ -154,27 +154,27 @@ def test_a_domain_is_looked_up_in_its_canonical_form(database: Path) -> None:
 
 def test_tables_that_are_configured_alike_share_look_ups(database: Path) -> None:
     first, second = domains(database), domains(database)
-    other = AddressTable.load_asking(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
+    other = AddressTable.load_by_key(asking(database, "SELECT 1 FROM domains WHERE name = ?"))
     assert first.remote is not None
     assert second.remote is not None
     assert other.remote is not None
-    assert first.remote.asked is second.remote.asked is not other.remote.asked
+    assert first.remote.key_lookups is second.remote.key_lookups is not other.remote.key_lookups
     changed(database, "INSERT INTO domains VALUES ('new.example')")
     later = domains(database)
     assert later.remote is not None
-    assert later.remote.asked is not first.remote.asked
+    assert later.remote.key_lookups is not first.remote.key_lookups
 
     async def main() -> None:
         assert await first.look_up("example.org") == "example.org"
         assert second.remote is not None
-        assert second.remote.asked is not None
-        assert (await second.remote.asked.ask("example.org")).origin == "cache"
+        assert second.remote.key_lookups is not None
+        assert (await second.remote.key_lookups.ask("example.org")).origin == "cache"
 
     run(main(), first, second)
 
 
 def test_an_address_is_looked_up_with_its_tag_without_it_and_by_domain(database: Path) -> None:
-    table = AddressTable.load_asking(asking(database, "SELECT 1 FROM people WHERE address=?"))
+    table = AddressTable.load_by_key(asking(database, "SELECT 1 FROM people WHERE address=?"))
 
     async def main() -> None:
         for key, entry in (
@@ -201,7 +201,7 @@ def test_the_configuration_of_table_sqlite(database: Path, tmp_path: Path) -> No
         "cache 5m",
     )
     file.write_text("\n".join(lines))
-    table = DomainTable.load_asking(f"sqlite:{file}")
+    table = DomainTable.load_by_key(f"sqlite:{file}")
     senders = Mailfrom.Options.options["senders"].kind.parse(f"sqlite:{file}")
 
     async def main() -> None:
@@ -273,7 +273,7 @@ def test_mistakes_are_found_at_start(database: Path, spec: str, error: str) -> N
     if spec == "{0}":
         database.write_bytes(b"\xff")
     with pytest.raises(ConfigError) as raised:
-        DomainTable.load_asking("sqlite:" + spec.format(database, file))
+        DomainTable.load_by_key("sqlite:" + spec.format(database, file))
     assert error.format(database) in str(raised.value)
 
 
@@ -312,7 +312,7 @@ def test_a_change_is_seen_with_the_next_query(database: Path) -> None:
 
 
 def test_a_statement_that_never_ends_is_interrupted(database: Path) -> None:
-    table = DomainTable.load_asking(hasty(database, "query", "i = ?"))
+    table = DomainTable.load_by_key(hasty(database, "query", "i = ?"))
 
     async def main() -> None:
         with pytest.raises(UnavailableError, match=r"took too long|no answer within"):
@@ -345,7 +345,7 @@ def test_a_database_in_wal_mode_without_a_writer_is_unavailable() -> None:
             try:
                 with pytest.raises(UnavailableError, match="in WAL mode"):
                     await table.look_up("example.com")
-                assert domains(path).asks
+                assert domains(path).by_key
             finally:
                 os.seteuid(0)
 
@@ -435,7 +435,7 @@ def test_a_remote_value_is_checked_when_it_arrives(database: Path) -> None:
             raise ValueError(f"{text} is not Anna")
 
     async def ask() -> None:
-        table = MappingTable.checking(anna).load_asking(spec)
+        table = MappingTable.checking(anna).load_by_key(spec)
         table.check_values(anna)  # there are none in memory
         assert await table.look_up_value("anna@example.org") == "anna"
         assert await table.look_up_value("bob@example.org") is None
@@ -482,8 +482,8 @@ def test_check_online_asks_tables(database: Path) -> None:
             assert all(bool(answer.fault) == bool(fault) for answer in answers)
             for table in filter_.remote_tables():
                 await table.remote.aclose()
-                if table.asks:
-                    table.remote.asked._cache.clear()
+                if table.by_key:
+                    table.remote.key_lookups._cache.clear()
             gone(database)
 
     asyncio.run(main())
@@ -665,24 +665,24 @@ def test_a_hundred_thousand_entries(tmp_path: Path) -> None:
 
 def test_a_database_in_place_of_its_configuration(database: Path) -> None:
     with pytest.raises(ConfigError, match=r"mail\.db: a database.* add \?query=SQL"):
-        DomainTable.load_asking(f"sqlite:{database}")
+        DomainTable.load_by_key(f"sqlite:{database}")
 
 
 def test_a_statement_that_returns_other_columns_than_at_start(database: Path) -> None:
     async def work() -> None:
         lists = SQLite(str(database), "mapping", None, "SELECT * FROM people")
-        asks = SQLite(str(database), "domain", "SELECT * FROM domains WHERE name = ?", None)
-        assert await asks.look_up("example.org") == "example.org"
+        by_key = SQLite(str(database), "domain", "SELECT * FROM domains WHERE name = ?", None)
+        assert await by_key.look_up("example.org") == "example.org"
         with sqlite3.connect(database) as connection:
             connection.executescript(
                 "ALTER TABLE people DROP COLUMN user; ALTER TABLE domains ADD COLUMN x DEFAULT 1"
             )
         connection.close()
-        for wrong in (lists.entries(5), asks.look_up("example.org")):
+        for wrong in (lists.entries(5), by_key.look_up("example.org")):
             with pytest.raises(BackendError, match="the statement returns"):
                 await wrong
         await lists.aclose()
-        await asks.aclose()
+        await by_key.aclose()
 
     asyncio.run(work())
 

@@ -104,7 +104,7 @@ class Breaker:
         self.cause = cause
 
 
-class Asked:
+class KeyLookups:
     """The look-ups of one table.
 
     `ttl` is how long an answer is used, `missing` the same for a key without an entry, `stale` how

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.tables.remote.asked import FAILURES, REST, Asked, askable
 from smtpd_filters.tables.remote.backend import (
     VALUE_MAX,
     AnswerError,
@@ -15,6 +14,7 @@ from smtpd_filters.tables.remote.backend import (
     BackendError,
     value_of,
 )
+from smtpd_filters.tables.remote.key_lookups import FAILURES, REST, KeyLookups, askable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,22 +53,22 @@ def run(work: Coroutine[Any, Any, None]) -> None:
     asyncio.run(work)
 
 
-def table(backend: Backend, clock: Clock, stale: float = 0.0) -> Asked:
-    return Asked(backend, ttl=60, missing=10, stale=stale, clock=clock)
+def table(backend: Backend, clock: Clock, stale: float = 0.0) -> KeyLookups:
+    return KeyLookups(backend, ttl=60, missing=10, stale=stale, clock=clock)
 
 
 def test_answers_are_cached_each_for_its_time() -> None:
     async def main() -> None:
         backend, clock = Scripted(a="1", b=""), Clock()
-        asked = table(backend, clock)
-        assert [await asked.look_up(key) for key in "abcabc"] == ["1", "", None] * 2
+        lookups = table(backend, clock)
+        assert [await lookups.look_up(key) for key in "abcabc"] == ["1", "", None] * 2
         assert backend.asked == ["a", "b", "c"]
         clock.now += 11
-        assert [await asked.look_up(key) for key in "abc"] == ["1", "", None]
+        assert [await lookups.look_up(key) for key in "abc"] == ["1", "", None]
         assert backend.asked == ["a", "b", "c", "c"]
         clock.now += 50
-        assert (await asked.ask("a")).origin == "source"
-        assert (await asked.ask("a")).origin == "cache"
+        assert (await lookups.ask("a")).origin == "source"
+        assert (await lookups.ask("a")).origin == "cache"
 
     run(main())
 
@@ -77,15 +77,15 @@ def test_a_key_is_asked_once_at_a_time_and_survives_a_caller() -> None:
     async def main() -> None:
         backend = Scripted(a="1")
         backend.gate = asyncio.Event()
-        asked = table(backend, Clock())
-        callers = [asyncio.ensure_future(asked.look_up("a")) for _ in range(20)]
+        lookups = table(backend, Clock())
+        callers = [asyncio.ensure_future(lookups.look_up("a")) for _ in range(20)]
         await asyncio.sleep(0)
         callers[0].cancel()
         await asyncio.sleep(0)
         backend.gate.set()
         assert await asyncio.gather(*callers[1:]) == ["1"] * 19
         assert backend.asked == ["a"]
-        await asked.aclose()
+        await lookups.aclose()
 
     run(main())
 
@@ -94,11 +94,11 @@ def test_a_failure_is_never_an_absence() -> None:
     async def main() -> None:
         backend = Scripted()
         backend.fails = "connection refused"
-        asked = table(backend, Clock())
+        lookups = table(backend, Clock())
         with pytest.raises(UnavailableError, match=r"^scripted:: connection refused$"):
-            await asked.look_up("a")
+            await lookups.look_up("a")
         backend.fails = ""
-        assert await asked.look_up("a") is None
+        assert await lookups.look_up("a") is None
 
     run(main())
 
@@ -106,21 +106,21 @@ def test_a_failure_is_never_an_absence() -> None:
 def test_a_source_that_fails_is_left_in_peace_and_logged_once() -> None:
     async def main() -> None:
         backend, clock = Scripted(a="1"), Clock()
-        asked = table(backend, clock)
+        lookups = table(backend, clock)
         said: list[str] = []
-        asked.note = said.append
+        lookups.note = said.append
         backend.fails = "down"
         for _ in range(20):
-            assert (await asked.ask("a")).cause == "scripted:: down"
+            assert (await lookups.ask("a")).cause == "scripted:: down"
         assert len(backend.asked) == FAILURES
         clock.now += REST
-        assert (await asked.ask("a")).cause
-        assert (await asked.ask("b")).cause
+        assert (await lookups.ask("a")).cause
+        assert (await lookups.ask("b")).cause
         assert len(backend.asked) == FAILURES + 1
         backend.fails = ""
         clock.now += REST
-        assert await asked.look_up("a") == "1"
-        assert await asked.look_up("b") is None
+        assert await lookups.look_up("a") == "1"
+        assert await lookups.look_up("b") is None
         assert said == ["scripted:: unavailable: down", "scripted:: answers again"]
 
     run(main())
@@ -129,20 +129,20 @@ def test_a_source_that_fails_is_left_in_peace_and_logged_once() -> None:
 def test_one_look_up_tries_again_while_the_others_fail() -> None:
     async def main() -> None:
         backend, clock = Scripted(), Clock()
-        asked = table(backend, clock)
+        lookups = table(backend, clock)
         backend.fails = "down"
         for _ in range(FAILURES):
-            await asked.ask("a")
+            await lookups.ask("a")
         backend.fails, backend.gate = "", asyncio.Event()
         backend.asked.clear()
         clock.now += REST
-        first = asyncio.ensure_future(asked.ask("a"))
+        first = asyncio.ensure_future(lookups.ask("a"))
         while not backend.asked:  # noqa: ASYNC110  # the first one is asked for
             await asyncio.sleep(0)
-        assert (await asked.ask("b")).cause == "scripted:: down"
+        assert (await lookups.ask("b")).cause == "scripted:: down"
         backend.gate.set()
         assert (await first).cause == ""
-        assert (await asked.ask("b")).cause == ""
+        assert (await lookups.ask("b")).cause == ""
         assert backend.asked == ["a", "b"]
 
     run(main())
@@ -169,12 +169,12 @@ def test_errors_for_a_key_are_not_failures_of_the_source() -> None:
 
     async def main() -> None:
         backend = Choosy(a="1")
-        asked = table(backend, Clock())
+        lookups = table(backend, Clock())
         said: list[str] = []
-        asked.note = said.append
+        lookups.note = said.append
         for _ in range(FAILURES + 5):
-            assert "several entries" in (await asked.ask("twins")).cause
-        assert await asked.look_up("a") == "1"
+            assert "several entries" in (await lookups.ask("twins")).cause
+        assert await lookups.look_up("a") == "1"
         assert said == []
 
     run(main())
@@ -184,14 +184,14 @@ def test_a_stale_answer_is_used_for_its_time_if_it_is_configured() -> None:
     async def main() -> None:
         for stale in (0.0, 300.0):
             backend, clock = Scripted(a="1"), Clock()
-            asked = table(backend, clock, stale)
-            await asked.look_up("a")
+            lookups = table(backend, clock, stale)
+            await lookups.look_up("a")
             clock.now += 61
             backend.fails = "down"
-            answer = await asked.ask("a")
+            answer = await lookups.ask("a")
             assert (answer.value, answer.origin) == (("1", "stale") if stale else (None, "source"))
             clock.now += 300
-            assert (await asked.ask("a")).cause
+            assert (await lookups.ask("a")).cause
 
     run(main())
 
@@ -201,8 +201,8 @@ def test_a_slow_source_misses_its_deadline() -> None:
         backend = Scripted()
         backend.timeout = 0.01
         backend.gate = asyncio.Event()
-        asked = table(backend, Clock())
-        assert "no answer within 0.01 s" in (await asked.ask("a")).cause
+        lookups = table(backend, Clock())
+        assert "no answer within 0.01 s" in (await lookups.ask("a")).cause
 
     run(main())
 
@@ -211,13 +211,13 @@ def test_pending_look_ups_are_bounded() -> None:
     async def main() -> None:
         backend = Scripted()
         backend.gate = asyncio.Event()
-        asked = table(backend, Clock())
-        asked.max_pending = 5
-        asked.start(str(number) for number in range(50))
+        lookups = table(backend, Clock())
+        lookups.max_pending = 5
+        lookups.start(str(number) for number in range(50))
         await asyncio.sleep(0)
         assert len(backend.asked) == 5
-        assert "too many look-ups" in (await asked.ask("x")).cause
-        await asked.aclose()
+        assert "too many look-ups" in (await lookups.ask("x")).cause
+        await lookups.aclose()
 
     run(main())
 
@@ -225,12 +225,12 @@ def test_pending_look_ups_are_bounded() -> None:
 def test_a_change_of_the_source_empties_the_cache() -> None:
     async def main() -> None:
         backend = Scripted(a="1", b="2")
-        asked = table(backend, Clock())
-        await asked.look_up("a")
+        lookups = table(backend, Clock())
+        await lookups.look_up("a")
         backend.values = {"a": "3"}
         backend.version += 1
-        assert await asked.look_up("b") is None
-        assert await asked.look_up("a") == "3"
+        assert await lookups.look_up("b") is None
+        assert await lookups.look_up("a") == "3"
 
     run(main())
 
