@@ -9,10 +9,11 @@ need it import it from there.
 from __future__ import annotations
 
 from . import disguise  # noqa: F401  # loaded at start, not at the first message
+from .body import Body
 from .dots import stuff, unstuff
 from .folding import encoded_word
 from .headers import Field, Headers
-from .message import Body, Message
+from .message import Message
 from .spool import Spool, SpoolError
 
 __all__ = [

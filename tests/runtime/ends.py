@@ -35,7 +35,7 @@ from smtpd_filters import (
 from smtpd_filters.chain import Chain
 from smtpd_filters.journal.collector import Collector
 from smtpd_filters.message import Spool
-from smtpd_filters.message.message import Body
+from smtpd_filters.message.body import Body
 from smtpd_filters.message.spool import Store
 from smtpd_filters.oracle.rules import Kind
 from smtpd_filters.protocol.events import Line

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from smtpd_filters.message import Message
-    from smtpd_filters.message.message import Body
+    from smtpd_filters.message.body import Body
     from smtpd_filters.milter import Edit
     from smtpd_filters.milter.answers import EnvelopeEdit, HeaderEdit
 
