@@ -16,7 +16,7 @@ from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.protocol.decisions import PROCEED, Exemption
 from smtpd_filters.runtime.log import EXEMPT_FOR
 from smtpd_filters.settings import SWITCH, choice, option, table
-from smtpd_filters.settings.kinds import Repeated
+from smtpd_filters.settings.kind import Repeated
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.networks import parse_address
 from smtpd_filters.tables.table import Tables

@@ -37,7 +37,7 @@ from smtpd_filters.settings import (
     option,
 )
 from smtpd_filters.settings.files import open_file
-from smtpd_filters.settings.kinds import Kind
+from smtpd_filters.settings.kind import Kind
 from smtpd_filters.settings.quoting import printable, quote
 
 from . import mailboxes

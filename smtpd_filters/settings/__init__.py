@@ -28,6 +28,7 @@ from .flags import (
     parse_flags,
     start_status,
 )
+from .kind import Kind
 from .kinds import (
     ENDPOINT,
     FILTER_NAME,
@@ -40,7 +41,6 @@ from .kinds import (
     SIZE,
     SWITCH,
     TEXT,
-    Kind,
     Loadable,
     choice,
     table,

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError, first_of
 
-from .kinds import Kind
+from .kind import Kind
 from .quoting import printable, quote
 
 TYPE_CHECKING = False

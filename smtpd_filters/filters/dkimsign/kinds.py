@@ -1,6 +1,6 @@
 """Kinds of settings of filter-dkimsign: algorithms, forms, names of fields, clients.
 
-The invariants are those of `smtpd_filters.settings.kinds`.
+The invariants are those of `smtpd_filters.settings.kind`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 
 from smtpd_filters.authentication.dkim.canonical import RELAXED, SIMPLE
 from smtpd_filters.settings import Kind
-from smtpd_filters.settings.kinds import not_an_array
+from smtpd_filters.settings.kind import not_an_array
 
 from .keys import domain_name, selector_name
 

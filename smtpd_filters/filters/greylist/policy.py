@@ -44,7 +44,7 @@ from smtpd_filters.settings import (
     option,
     table,
 )
-from smtpd_filters.settings.kinds import Kind
+from smtpd_filters.settings.kind import Kind
 from smtpd_filters.settings.quoting import quote
 from smtpd_filters.stores import Store
 from smtpd_filters.tables import AddressTable, HostTable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from smtpd_filters.checks.exemptions import Exempt
-from smtpd_filters.settings.kinds import Repeated
+from smtpd_filters.settings.kind import Repeated
 from smtpd_filters.settings.quoting import quote
 from smtpd_filters.tables import NetworkTable
 from smtpd_filters.tables.table import Tables

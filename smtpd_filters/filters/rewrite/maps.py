@@ -13,7 +13,7 @@ Invariants
 from __future__ import annotations
 
 from smtpd_filters.addresses import canonical, folded, path
-from smtpd_filters.settings.kinds import Repeated
+from smtpd_filters.settings.kind import Repeated
 from smtpd_filters.tables import MappingTable
 from smtpd_filters.tables.table import Pairs, Tables, checked_key
 

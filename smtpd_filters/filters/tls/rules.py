@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import INTEGER
-from smtpd_filters.settings.kinds import Repeated
+from smtpd_filters.settings.kind import Repeated
 from smtpd_filters.settings.quoting import quote
 from smtpd_filters.tables import (
     AddressTable,

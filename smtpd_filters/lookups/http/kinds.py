@@ -1,6 +1,6 @@
 """The kind of setting for the address of an HTTP server.
 
-The invariants are those of `smtpd_filters.settings.kinds`.
+The invariants are those of `smtpd_filters.settings.kind`.
 """
 
 from __future__ import annotations
