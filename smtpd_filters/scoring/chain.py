@@ -37,9 +37,7 @@ from smtpd_filters.protocol.decisions import (
     JUNK,
     PROCEED,
     Decision,
-    Disconnect,
     Points,
-    Reject,
     Rewrite,
     show_points,
 )
@@ -48,6 +46,7 @@ from smtpd_filters.runtime.coroutines import begin
 from smtpd_filters.session import FIELDS, TOGETHER, text
 
 from .bypass import BypassState, BypassTables
+from .replies import field_value, refusal, temporary_refusal
 from .rule_check import check_rules
 from .rules import Bypass
 from .scored import Scored
@@ -74,13 +73,6 @@ if TYPE_CHECKING:
 FIELD = OwnField("X-Smtpd-Filters-Score")
 #: The name in the log of what the score does.
 NAME = "score"
-#: RFC 5321 section 3.1: "A 554 response MAY be given in the initial connection opening message
-#: instead of the 220".
-AT_CONNECT = "554 5.7.1 Refused as probable spam"
-REPLY = "550 5.7.1 Refused as probable spam"
-#: By RFC 5321 section 3.8, 421 is the code to close a connection with.
-TEMPORARY_AT_CONNECT = "421 4.7.1 Checks could not be completed, please try again later"
-TEMPORARY = "451 4.7.1 Checks could not be completed, please try again later"
 RCPT_TO = PHASES["rcpt-to"]
 
 
@@ -344,14 +336,8 @@ class ScoringChain(Chain):
         """Return the refusal of the score at a phase, and log it."""
         # *Temporary when in doubt*
         permanent = self._scale.refuses(outlook.low - outlook.tally.temporary)
-        decision: Decision
-        if phase == "connect":
-            # smtpd would keep the connection open after a reject.
-            given = self._rules.settings.score_reply or AT_CONNECT
-            decision = Disconnect(given if permanent else TEMPORARY_AT_CONNECT)
-        else:
-            given = self._rules.settings.score_reply or REPLY
-            decision = Reject(given if permanent else TEMPORARY)
+        reply = self._rules.settings.score_reply
+        decision = refusal(phase, reply) if permanent else temporary_refusal(phase)
         self._log_score(phase, session, outlook.tally, decision.verb, decision.text)
         return decision
 
@@ -472,16 +458,8 @@ class ScoringChain(Chain):
         if marks or self.log.verbose:
             self._log_score("message", session, state.tally, "junk" if marks else "proceed")
         if self._header:
-            FIELD.prepend(headers, self._shown(state))
+            FIELD.prepend(headers, field_value(self._scale, state.tally))
         return PROCEED
-
-    def _shown(self, state: _State) -> str:
-        """Return the value of the header field: `7.5 (junk-at 5, reject-at 10) fcrdns=2.5`."""
-        scale = self._scale
-        steps = (("junk-at", scale.junk), ("reject-at", scale.reject))
-        given = ", ".join(f"{name} {show_points(at)}" for name, at in steps if at is not None)
-        words = [show_points(state.tally.total), f"({given})" if given else "", state.tally.shown()]
-        return " ".join(filter(None, words))
 
     # -- bypass --------------------------------------------------------------------------
 
