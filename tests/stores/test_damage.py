@@ -27,8 +27,9 @@ from smtpd_filters.filters.greylist.triplets import (
     client_key,
     triplet_key,
 )
-from smtpd_filters.filters.limit.ledger import Claim, Ledger
+from smtpd_filters.filters.limit.ledger import Ledger
 from smtpd_filters.filters.limit.rules import parse_rule
+from smtpd_filters.filters.limit.steps import Claim
 from smtpd_filters.filters.limit.subjects import BLOCK, key
 from smtpd_filters.filters.limit.uses import forget, key_prefix, uses_of
 from smtpd_filters.stores import Add, Count, Delete, Get, Join, Leave, Put, Replace, Take, join

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .ledger import Claim
 from .rules import (
     ADDRESSES,
     AUTH_FAILURES,
@@ -17,6 +16,7 @@ from .rules import (
     RECIPIENTS,
     REFUSED,
 )
+from .steps import Claim
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

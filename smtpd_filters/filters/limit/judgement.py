@@ -26,7 +26,7 @@ from .rules import (
 )
 
 if TYPE_CHECKING:
-    from .ledger import Breach
+    from .steps import Breach
 
 Decided: TypeAlias = Proceed | Junk | Reject | Disconnect
 

@@ -16,86 +16,49 @@ renewed, so a process that is killed holds none for longer.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from smtpd_filters.errors import UnavailableError
-from smtpd_filters.stores import Add, Count, Get, Join, Leave, Take
-from smtpd_filters.stores.operations import MAX_MEMBERS
+from smtpd_filters.stores import Add, Leave
 from smtpd_filters.stores.store import may_be_read
 
-from .rules import NETWORKS, REFUSED, Rule
-from .subjects import BLOCK, BREACH, PAST, key
+from .steps import (
+    DAY,
+    Breach,
+    Claim,
+    Found,
+    blocked_step,
+    give_back,
+    join,
+    once,
+    packed,
+    rise_steps,
+    steps_of,
+)
+from .subjects import BLOCK, BREACH, key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Coroutine, Iterable, Sequence
 
-    from smtpd_filters.stores import Entry, Store
+    from smtpd_filters.stores import Store
     from smtpd_filters.stores.operations import Operation
 
-#: Seconds after which a connection that isn't renewed no longer counts, and between renewals.
-LEASE = 180.0
+    from .steps import Step
+
+#: Seconds between renewals of a connection's lease.
 RENEWAL = 60.0
 #: Seconds for which a breach is not logged again.
 BREACH_TTL = 3600.0
 #: A block lasts until it is released: ten years, the longest that stores keep anything.
 FOREVER = 10 * 365 * 86400.0
-#: The days before this one with which a sudden rise is compared, and how many of them must have
-#: mail: an account without a past has no rise.
-DAYS, DAYS_MIN = 14, 3
-DAY = 86400
 #: Requests at a time for which no command waits.
 MAX_BACKGROUND = 2000
 #: Subjects whose past, or whose breaches, are remembered.
 REMEMBERED = 10_000
-#: Operations of a request (`stores.store.MAX_OPERATIONS`).
-AT_ONCE = 32
-#: Refused recipients that are counted at a time.
-REFUSED_MAX = 16
 #: Renewals made at the same time.
 RENEWED = 256
-
-
-class Claim(NamedTuple):
-    """A rule, with the amount for this subject, and what a command costs of it.
-
-    `member` is the connection or the network of a rule that counts members. A connection that is
-    there already, since a process that has ended had let it in, is `kept` beyond the limit.
-    `day` is that of the epoch on which a rise has counted it.
-    """
-
-    rule: Rule
-    subject: str
-    cost: int = 1
-    member: str = ""
-    kept: bool = False
-    day: int = 0
-
-    @property
-    def key(self) -> bytes:
-        """The key in the store."""
-        return _key_of(self.subject, self.rule)
-
-    @property
-    def name(self) -> bytes:
-        """The member's name in the store."""
-        return self.member.encode()
-
-
-# Each claim needs its key several times, and a client makes the same claims with each message.
-@lru_cache(2048)
-def _key_of(subject: str, rule: Rule) -> bytes:
-    return key(subject, rule.text.encode())
-
-
-class Breach(NamedTuple):
-    """A claim that exceeds its rule."""
-
-    claim: Claim
-    #: Seconds until there is room; 0.0 if that is not known.
-    wait: float
 
 
 class Result(NamedTuple):
@@ -147,16 +110,16 @@ class Ledger:
         Room under limits with these keys is `kept` for other commands, so that they are exceeded.
         Raises UnavailableError if the store fails and nothing refuses the command.
         """
-        wanted = _once({claim.key: claim for claim in claims}.values())
-        groups: dict[str, list[Sequence[_Step]]] = {}
+        wanted = once({claim.key: claim for claim in claims}.values())
+        groups: dict[str, list[Sequence[Step]]] = {}
         subjects = list(dict.fromkeys(blocks))
         for subject in subjects:
-            groups.setdefault(subject, []).append([_Blocked(subject)])
+            groups.setdefault(subject, []).append([blocked_step(subject)])
         for claim in wanted:
             groups.setdefault(claim.subject, []).append(self._steps(claim, kept))
             if claim.rule.at_once:  # before it is asked: the session may end meanwhile
                 self._held.setdefault(claim.member, {})[claim.key] = claim
-        found = _Found()
+        found = Found()
         try:
             await self._ask_all(
                 [batch for group in groups.values() for batch in packed(group)], found
@@ -171,13 +134,13 @@ class Ledger:
             self._held.get(breach.claim.member, {}).pop(breach.claim.key, None)
         return Result(found.breaches, found.taken, found.blocked)
 
-    async def _read_blocks(self, subjects: Iterable[str], found: _Found) -> None:
+    async def _read_blocks(self, subjects: Iterable[str], found: Found) -> None:
         try:
-            await self._ask_all(packed([_Blocked(each)] for each in subjects), found)
+            await self._ask_all(packed([blocked_step(each)] for each in subjects), found)
         except UnavailableError:
             pass  # as the request before
 
-    async def _ask_all(self, batches: Sequence[Sequence[_Step]], found: _Found) -> None:
+    async def _ask_all(self, batches: Sequence[Sequence[Step]], found: Found) -> None:
         if not batches:
             return
         requests = [[step.operation for step in batch] for batch in batches]
@@ -191,36 +154,17 @@ class Ledger:
         if failure is not None:
             raise failure
 
-    def _steps(self, claim: Claim, kept: Container[bytes]) -> Sequence[_Step]:
-        rule = claim.rule
-        if rule.amount.rise:
-            return self._rise(claim)
-        if rule.at_once:
-            return [_Member(claim)]
-        if rule.counted == NETWORKS:
-            here = _Here(claim)
-            return [here, _Member(claim, here)]
-        if rule.counted == REFUSED:
-            # One by one, so that none of them counts for nothing; then see if there is one left.
-            each = claim._replace(cost=1)
-            counts = [_Counted(each) for _ in range(min(claim.cost, REFUSED_MAX))]
-            return [*counts, _Tokens(claim._replace(cost=0))]
-        if claim.cost > rule.amount.burst:
-            return [_NoRoom(claim)]
-        return [_NoRoom(claim) if claim.key in kept else _Tokens(claim)]
-
     # -- the own past ------------------------------------------------------------------------
 
-    def _rise(self, claim: Claim) -> Sequence[_Step]:
-        """Count on this day, and read the past days unless they are known."""
+    def _steps(self, claim: Claim, kept: Container[bytes]) -> Sequence[Step]:
+        """Return the steps of a claim; a rise reads the past days unless they are known."""
+        if not claim.rule.amount.rise:
+            return steps_of(claim, kept)
         day = int(time() // DAY)
-        claim = claim._replace(day=day)
         known = self._past.get(claim.key)
-        past = _Past(claim, None if known is None or known[0] != day else known[1])
-        if past.highest is not None:
-            return [_Today(past)]
-        past.read_by = lambda highest: self._remember(claim.key, day, highest)
-        return [*(_Day(past, day - ago) for ago in range(1, DAYS + 1)), _Today(past)]
+        highest = None if known is None or known[0] != day else known[1]
+        learn = partial(self._remember, claim.key, day)
+        return rise_steps(claim._replace(day=day), highest, learn)
 
     def _remember(self, of: bytes, day: int, highest: int) -> None:
         if len(self._past) >= self._remembered:
@@ -248,16 +192,8 @@ class Ledger:
         for claim in claims:
             if claim.rule.at_once:
                 self._held.get(claim.member, {}).pop(claim.key, None)
-                operation: Operation[Any] = Leave(claim.key, claim.name)
-            elif not claim.cost:
-                continue
-            elif claim.rule.counted == NETWORKS:
-                operation = Leave(claim.key, claim.name)
-            elif claim.rule.amount.rise:
-                operation = _count(claim, -1)
-            else:
-                operation = _take(claim, -1)
-            requests.setdefault(claim.subject, []).append(operation)
+            if (operation := give_back(claim)) is not None:
+                requests.setdefault(claim.subject, []).append(operation)
         for operations in requests.values():
             self.later(self._store.ask(*operations))
 
@@ -274,7 +210,7 @@ class Ledger:
             part = every[at : at + RENEWED]
             # A session may have ended meanwhile.
             held = [each for each in part if each.key in self._held.get(each.member, ())]
-            asked = (self._store.ask(_join(each)) for each in held)
+            asked = (self._store.ask(join(each)) for each in held)
             for result in await asyncio.gather(*asked, return_exceptions=True):
                 if isinstance(result, BaseException):
                     failure = result  # of one node of a cluster, say
@@ -303,184 +239,3 @@ class Ledger:
             self.leave(session)
         if self._tasks:
             await asyncio.wait(self._tasks)
-
-
-# -- the operations of claims -------------------------------------------------------------------
-
-
-class _Found:
-    """What a command's requests have found so far."""
-
-    def __init__(self) -> None:
-        self.breaches: list[Breach] = []
-        self.taken: list[Claim] = []
-        self.blocked: list[tuple[str, str]] = []
-
-    def settle(self, claim: Claim, *, within: bool, wait: float = 0.0) -> None:
-        if within:
-            self.taken.append(claim)
-        else:
-            self.breaches.append(Breach(claim, wait))
-
-
-class _Step:
-    """An operation, and what its result means."""
-
-    operation: Operation[Any]
-
-    def read(self, result: Any, found: _Found) -> None:
-        raise NotImplementedError
-
-
-class _Blocked(_Step):
-    def __init__(self, subject: str) -> None:
-        self.subject = subject
-        self.operation = Get(key(subject, BLOCK))
-
-    def read(self, result: Entry | None, found: _Found) -> None:
-        if result is not None:
-            found.blocked.append((self.subject, result.value.decode("utf-8", "replace")))
-
-
-class _Tokens(_Step):
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self.operation = _take(claim, 1)
-
-    def read(self, result: float, found: _Found) -> None:
-        found.settle(self.claim, within=not result, wait=result)
-
-
-class _NoRoom(_Step):
-    """A claim that takes nothing: one larger than the bucket, or when its room is kept."""
-
-    def __init__(self, claim: Claim) -> None:
-        self.claim = claim
-        self.operation = _take(claim, 0)
-
-    def read(self, result: float, found: _Found) -> None:
-        found.settle(self.claim, within=False, wait=result)
-
-
-class _Counted(_Step):
-    """What has happened, and is counted if there is still room."""
-
-    def __init__(self, claim: Claim) -> None:
-        self.operation = _take(claim, 1)
-
-    def read(self, result: float, found: _Found) -> None:
-        del result, found
-
-
-class _Here(_Step):
-    """Whether a network is in its group already: then a refused command doesn't remove it."""
-
-    def __init__(self, claim: Claim) -> None:
-        self.known = False
-        self.operation = replace(_join(claim), limit=0)
-
-    def read(self, result: Any, found: _Found) -> None:
-        del found
-        self.known = result.joined
-
-
-class _Member(_Step):
-    def __init__(self, claim: Claim, here: _Here | None = None) -> None:
-        self.claim = claim
-        self._here = here
-        self.operation = _join(claim)
-
-    def read(self, result: Any, found: _Found) -> None:
-        known = self._here is not None and self._here.known
-        found.settle(self.claim._replace(cost=0) if known else self.claim, within=result.joined)
-
-
-class _Past:
-    """The highest of the past days, while it is read."""
-
-    def __init__(self, claim: Claim, highest: int | None) -> None:
-        self.claim = claim
-        self.highest = highest
-        self.days: list[int] = []
-        self.read_by: Callable[[int], None] | None = None
-
-    def most(self) -> int:
-        """Return the highest; 0 if there is too little of a past."""
-        if self.highest is None:
-            self.highest = max(self.days) if len(self.days) >= DAYS_MIN else 0
-            if self.read_by is not None:
-                self.read_by(self.highest)
-        return self.highest
-
-
-class _Day(_Step):
-    def __init__(self, past: _Past, day: int) -> None:
-        self._past = past
-        self.operation = Get(_day_key(past.claim, day))
-
-    def read(self, result: Entry | None, found: _Found) -> None:
-        del found
-        # A day on which each command was refused is 0.
-        if result is not None and result.number:
-            self._past.days.append(result.number)
-
-
-class _Today(_Step):
-    def __init__(self, past: _Past) -> None:
-        self._past = past
-        self.operation = _count(past.claim, 1)
-
-    def read(self, result: int, found: _Found) -> None:
-        claim = self._past.claim
-        amount = claim.rule.amount
-        most = self._past.most()
-        rises = most > 0 and result >= amount.burst and result > amount.number * most
-        found.settle(claim, within=not rises)
-
-
-def past_key(subject: str, counted: bytes, day: int) -> bytes:
-    """Return the key of what a subject has sent on a day."""
-    return key(subject, PAST, counted, b"%d" % day)
-
-
-def _once(claims: Iterable[Claim]) -> list[Claim]:
-    """Return the claims; of several rises with one past, only the first costs something."""
-    once: list[Claim] = []
-    rises: set[tuple[str, str]] = set()
-    for claim in claims:
-        past = claim.subject, claim.rule.counted
-        again = claim.rule.amount.rise and past in rises
-        if claim.rule.amount.rise:
-            rises.add(past)
-        once.append(claim._replace(cost=0) if again else claim)
-    return once
-
-
-def packed(groups: Iterable[Sequence[_Step]]) -> list[list[_Step]]:
-    """Pack the steps of claims into requests; those of one claim stay together."""
-    batches: list[list[_Step]] = []
-    for group in groups:
-        if not batches or len(batches[-1]) + len(group) > AT_ONCE:
-            batches.append([])
-        batches[-1] += group
-    return batches
-
-
-def _take(claim: Claim, sign: int) -> Take:
-    amount = claim.rule.amount
-    return Take(claim.key, amount.rate, amount.burst, sign * min(claim.cost, amount.burst))
-
-
-def _count(claim: Claim, sign: int) -> Count:
-    return Count(_day_key(claim, claim.day), window=(DAYS + 2) * DAY, by=sign * claim.cost)
-
-
-def _day_key(claim: Claim, day: int) -> bytes:
-    return past_key(claim.subject, claim.rule.counted.encode(), day)
-
-
-def _join(claim: Claim) -> Join:
-    amount = claim.rule.amount
-    ttl = LEASE if claim.rule.at_once else amount.period
-    limit = MAX_MEMBERS if claim.kept else amount.number
-    return Join(claim.key, claim.name, limit, ttl=ttl)

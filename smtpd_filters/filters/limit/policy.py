@@ -1,7 +1,7 @@
 """filter-limit: how much clients, users and senders may send, and how often a login may fail.
 
 `rules` are the limits as an operator writes them, `subjects` what they are counted by, `overrides`
-the exceptions, `ledger` what the store is asked.
+the exceptions, `ledger` what the store is asked, and `steps` the operations of that.
 
 Invariants
 ----------
@@ -54,8 +54,9 @@ if TYPE_CHECKING:
     from smtpd_filters.session import Session
 
     from .judgement import Decided
-    from .ledger import Breach, Claim, Result
+    from .ledger import Result
     from .rules import Rule
+    from .steps import Breach, Claim
 
 #: The reply to a blocked subject.
 BLOCKED = "450 4.7.1 Sending is suspended, please contact the postmaster"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .ledger import Breach
+    from .steps import Breach
 
 #: Seconds before a turn from which room is kept for it: more than a request to the store takes.
 KEPT = 0.1

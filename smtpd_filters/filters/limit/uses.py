@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from smtpd_filters.stores import Delete
 
-from .ledger import FOREVER, past_key
+from .ledger import FOREVER
 from .rules import NETWORKS, parse_rule
+from .steps import past_key
 from .subjects import BLOCK, BREACH, PAST, SPACE, key, read_key
 
 if TYPE_CHECKING:

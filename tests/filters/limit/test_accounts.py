@@ -12,8 +12,8 @@ import pytest
 
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.limit import Limit, ledger, notifier
-from smtpd_filters.filters.limit.ledger import DAY, DAYS
 from smtpd_filters.filters.limit.notices import Notices
+from smtpd_filters.filters.limit.steps import DAY, DAYS
 from smtpd_filters.filters.limit.subjects import BLOCK, key
 from smtpd_filters.runtime.log import FilterLog, Log
 from smtpd_filters.startup import STRAY

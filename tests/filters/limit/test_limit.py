@@ -8,7 +8,7 @@ import pytest
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.filters.limit import Limit, policy
 from smtpd_filters.filters.limit.credentials import user_of
-from smtpd_filters.filters.limit.ledger import LEASE
+from smtpd_filters.filters.limit.steps import LEASE
 from smtpd_filters.runtime.counters import INVALID, TIMEOUT
 from smtpd_filters.stores.memory import MemoryStore
 from smtpd_filters.stores.store import StoreUnavailableError

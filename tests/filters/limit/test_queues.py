@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from smtpd_filters.filters.limit.ledger import Breach, Claim
 from smtpd_filters.filters.limit.queues import Queues
 from smtpd_filters.filters.limit.rules import LIMIT
+from smtpd_filters.filters.limit.steps import Breach, Claim
 from smtpd_filters.protocol.decisions import PROCEED
 from smtpd_filters.stores.memory import MemoryStore
 from tests.filters.limit.limiting import Clock, Server, serving
