@@ -24,13 +24,13 @@ T = TypeVar("T")
 Known: TypeAlias = "Callable[[str, Any], Outcome[Any] | None]"
 #: A name and the type of its records.
 Question: TypeAlias = "tuple[str, RecordType]"
+Questions: TypeAlias = "Sequence[Question]"
 #: The outcomes of questions, in their order.
 Answers: TypeAlias = "Sequence[Outcome[Any]]"
-Asked: TypeAlias = "Sequence[Question]"
-Engine: TypeAlias = Generator["Asked", "Answers", T]
+Engine: TypeAlias = Generator["Questions", "Answers", T]
 
 
-def at_once(engine: Engine[T], resolver: Resolver) -> tuple[T, None] | tuple[None, Asked]:
+def at_once(engine: Engine[T], resolver: Resolver) -> tuple[T, None] | tuple[None, Questions]:
     """Begin an engine: return its result, or the first questions that the cache doesn't answer.
 
     At a pause it returns none.
@@ -61,7 +61,7 @@ def _turn() -> Generator[None, None, None]:
 async def settle(
     engine: Engine[T],
     resolver: Resolver,
-    questions: Asked | None = None,
+    questions: Questions | None = None,
     pause: Callable[[], Awaitable[None]] = _turn,
 ) -> T:
     """Return the result of an engine whose questions a resolver answers.
