@@ -166,7 +166,7 @@ COMPUTED: dict[str, tuple[str, ...] | None] = {
     "filters/dkimsign/policy.py: event": ("not signed", "not sealed"),
     "filters/dnsbl/score.py: text": ("cannot be reached, the weights of the lists add up to",),
     "filters/mailfrom/policy.py: REPLY_UNUSED": ("--reply has no effect",),
-    "filters/milter/asked.py: phase": None,
+    "filters/milter/dialogues.py: phase": None,
     "filters/policy/policy.py: phase.replace('_', '-')": None,
     "filters/trace.py: DATA_LINE": None,
     "filters/trace.py: report.name": None,

@@ -41,8 +41,8 @@ HELD = {
 }
 
 
-class Asked:
-    """What is asked in one session, for `policy`; `host` is the name of this machine."""
+class Dialogues:
+    """The dialogues with all milters about one session; `host` is the name of this machine."""
 
     __slots__ = ("_dialogues", "_policy", "_session", "facts")
 

@@ -1,7 +1,7 @@
 """filter-milter: ask milters, the filters of Sendmail and Postfix.
 
-`smtpd_filters.milter` speaks the protocol; `links` are the connections; `asked` asks all milters
-about a session, and `dialogue` brings one of them to a stage of it; `facts` is what it gets,
+`smtpd_filters.milter` speaks the protocol; `links` are the connections; `dialogues` asks all
+milters about a session, and `dialogue` brings one to a stage of it; `facts` is what it gets,
 `content` the message and its edits, `outcomes` are the replies. `probe` asks at start what a milter
 wants, so that smtpd is asked for nothing else.
 
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from smtpd_filters.sandbox import Needs
     from smtpd_filters.session import Session
 
-    from .asked import Asked
     from .dialogue import Milter as Configured
+    from .dialogues import Dialogues
 
 #: Seconds for all trials at start: smtpd waits for its filters.
 TRIALS = 10.0
@@ -158,8 +158,8 @@ class Milter(Filter):
     rest = REST
 
     _milters: list[Configured]
-    #: Creates what is asked in a session.
-    _ask: Callable[[Session], Asked]
+    #: Begins the dialogues about a session.
+    _begin: Callable[[Session], Dialogues]
 
     @classmethod
     def outcomes(cls) -> tuple[OnError, ...]:
@@ -175,8 +175,8 @@ class Milter(Filter):
 
         from smtpd_filters.milter import Offer  # not for --help
 
-        from .asked import Asked
         from .dialogue import Milter as Configured
+        from .dialogues import Dialogues
         from .links import Links  # imports asyncio
         from .outcomes import DISCARDED
 
@@ -200,7 +200,7 @@ class Milter(Filter):
             )
             for address in settings.milter
         ]
-        self._ask = partial(Asked, self, self._milters, host=gethostname())
+        self._begin = partial(Dialogues, self, self._milters, host=gethostname())
         self._try(offer)
         return Registration(self._phases(), reports=REPORTS)
 
@@ -262,41 +262,41 @@ class Milter(Filter):
 
     async def connect(self, session: Session) -> Answer:
         """Ask about the client."""
-        return self._exempted(session) or await self._asked(session).connect()
+        return self._exempted(session) or await self._dialogues(session).connect()
 
     async def helo(self, session: Session, identity: str) -> Answer:
         """Ask about the greeting."""
-        return self._exempted(session) or await self._asked(session).helo(identity)
+        return self._exempted(session) or await self._dialogues(session).helo(identity)
 
     ehlo = helo
 
     async def mail_from(self, session: Session, address: str) -> Answer:
         """Ask about the sender."""
-        asked = self._asked(session)
-        asked.facts.begin(address)
-        return self._exempted(session) or await asked.mail_from()
+        dialogues = self._dialogues(session)
+        dialogues.facts.begin(address)
+        return self._exempted(session) or await dialogues.mail_from()
 
     async def rcpt_to(self, session: Session, address: str) -> Answer:
         """Ask about a recipient."""
-        return self._exempted(session) or await self._asked(session).rcpt_to(address)
+        return self._exempted(session) or await self._dialogues(session).rcpt_to(address)
 
     async def data(self, session: Session) -> Answer:
         """Ask at DATA."""
-        return self._exempted(session) or await self._asked(session).data()
+        return self._exempted(session) or await self._dialogues(session).data()
 
     async def message(self, session: Session, message: Message) -> ContentAnswer:
         """Pass the message through the milters."""
-        return self._exempted(session) or await self._asked(session).message(message)
+        return self._exempted(session) or await self._dialogues(session).message(message)
 
     async def commit(self, session: Session) -> Proceed | Reject | Disconnect:
         """Ask milters that want nothing of a message."""
-        return self._exempted(session) or await self._asked(session).commit()
+        return self._exempted(session) or await self._dialogues(session).commit()
 
     def link_disconnect(self, session: Session) -> None:
         """Close the connections of the session."""
-        asked: Asked | None = session.scratch.pop(self, None)
-        if asked is not None:
-            asked.end()
+        dialogues: Dialogues | None = session.scratch.pop(self, None)
+        if dialogues is not None:
+            dialogues.end()
 
     def remove_forged(self, session: Session, headers: Headers) -> None:
         """Do so for clients that aren't exempt."""
@@ -310,12 +310,12 @@ class Milter(Filter):
         why = self.settings.exempt.reason(session)
         return exempted(self, why) if why else None
 
-    def _asked(self, session: Session) -> Asked:
-        """Return what is asked in a session."""
-        asked: Asked | None = session.scratch.get(self)
-        if asked is None:
-            asked = session.scratch[self] = self._ask(session)
-        return asked
+    def _dialogues(self, session: Session) -> Dialogues:
+        """Return the dialogues about a session."""
+        dialogues: Dialogues | None = session.scratch.get(self)
+        if dialogues is None:
+            dialogues = session.scratch[self] = self._begin(session)
+        return dialogues
 
 
 def main(argv: Sequence[str] | None = None) -> int:
