@@ -145,13 +145,15 @@ def decided(work: Pending) -> asyncio.Future[Decision]:
 
 
 class Asker:
-    """A chain, a session, and who plays the engine."""
+    """A chain, a session, and who plays the engine. The deadline is that of the first filter."""
 
     def __init__(
         self, book: Logbook, *filters: Filter, deadline: float = DEADLINE, **on_error: str
     ) -> None:
+        deadlines = [deadline, *[DEADLINE] * len(filters)]
         made = [
-            (each, cast("Any", on_error.get(each.name, "proceed")), deadline) for each in filters
+            (each, cast("Any", on_error.get(each.name, "proceed")), seconds)
+            for each, seconds in zip(filters, deadlines, strict=False)
         ]
         self.chain = Chain(made, book.log)
         self.session = session()
