@@ -32,7 +32,7 @@ cat > $HOME/start <<'EOF'
 PROMPT=
 fpath=($FUNCTIONS $fpath)
 autoload -Uz compinit
-compinit -u -D
+compinit -u -d $HOME/functions
 compadd() {
     local -a hits
     if [[ ${@[1,(i)(-|--)]} != *-(O|A|D)\\ * ]]; then
@@ -59,7 +59,7 @@ def completing(shell: str, files: Path, words: Sequence[str]) -> list[str]:
     """The command that completes the last of the words with the files in this directory.
 
     It prints a line for each completion: zsh's begin with "+", and fish's have a description
-    behind a tab. zsh writes to HOME.
+    behind a tab. zsh notes in HOME which functions there are, for its next start there.
     """
     if shell == "bash":
         return ["bash", "-c", BASH, "bash", str(BASH_COMPLETION), str(files), *words]

@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,24 +16,33 @@ from smtpd_filters.cli import VERBS
 from smtpd_filters.cli.listing import discover
 from tests.packaging.shells import BASH_COMPLETION, completing
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).parents[2]
 FILES = ROOT / "packaging/completions"
 NAMES = {cls.name for cls in discover()[0]} | {"chain", "supervise"}
 EXECUTABLES = {f"filter-{name}" for name in NAMES}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home of the shells: fish makes directories there, and zsh looks for its functions once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 def lines(*command: str, **variables: str) -> set[str]:
-    with tempfile.TemporaryDirectory() as home:  # fish makes directories there
-        environment = {**os.environ, "LC_ALL": "C.UTF-8", "HOME": home, **variables}
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=True,
-            env=environment,
-            cwd=FILES,
-            timeout=60,
-        )
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8", **variables},
+        cwd=FILES,
+        timeout=60,
+    )
     assert done.stderr == ""
     return {line.partition("\t")[0] for line in done.stdout.splitlines() if line}
 
