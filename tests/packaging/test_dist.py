@@ -14,14 +14,18 @@ import sysconfig
 import tarfile
 import tomllib
 import zipfile
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from smtpd_filters.testing.server import Lab, root_of
 from tests.packaging.conftest import Dist, another_day, copy_of, make_dist
 from tests.packaging.roots import Machine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 PREFIX = "/usr/local"
 
@@ -165,7 +169,8 @@ def test_pip_and_pipx_install_it(dist: Dist, tmp_path: Path) -> None:
 # -- the FreeBSD package ---------------------------------------------------------------------------
 
 
-def opened(pkg: Path) -> tuple[list[tarfile.TarInfo], dict[str, bytes]]:
+@cache  # reading it takes most of the time of what looks at it
+def opened(pkg: Path) -> tuple[Sequence[tarfile.TarInfo], Mapping[str, bytes]]:
     """The members of a package in order, and the content of its files."""
     with tarfile.open(pkg, "r:xz") as archive:
         members = archive.getmembers()

@@ -180,12 +180,13 @@ def play(name: str, filter_: BufferedRWPair, registered: set[bytes]) -> int:
 def test_nothing_is_loaded_once_a_filter_is_ready(name: str, package: Path, tmp_path: Path) -> None:
     (tmp_path / "chain.toml").write_text(CHAIN)
     (tmp_path / "rules.toml").write_text(RULES)
-    subprocess.run(
-        ["openssl", "genrsa", "-out", "key", "2048"],  # noqa: S607  # wherever the system has it
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
+    if "FOLDER/key" in COMMANDS[name]:
+        subprocess.run(
+            ["openssl", "genrsa", "-out", "key", "2048"],  # noqa: S607  # where the system has it
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+        )
     module = "smtpd_filters.cli.chain" if name == "chain" else f"smtpd_filters.filters.{name}"
     zone = FIXTURES / name / "zone.json"
     ours, its = socket.socketpair()
