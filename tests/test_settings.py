@@ -79,8 +79,9 @@ _OWN = (
 )
 EVERY_KEY = f" (there is {_OWN})"
 EVERY_FLAG = (
-    " (there is --verbose, --long-lines, --journal, --sandbox, --on-error, --deadline, --dry-run, "
-    f"--filter-name, --supervised, --{_OWN.replace(', ', ', --')}, --help, --version)"
+    " (there is --verbose, --long-lines, --journal, --sandbox, --sub-addr-delim, --on-error, "
+    "--deadline, --dry-run, --filter-name, --supervised, "
+    f"--{_OWN.replace(', ', ', --')}, --help, --version)"
 )
 
 
@@ -815,14 +816,15 @@ def test_private_names_are_free() -> None:
 def test_common_options() -> None:
     common = common_options(("proceed", "tempfail"), "tempfail", 5)
     assert list(common.options) == [
-        *("verbose", "long_lines", "journal", "sandbox", "on_error", "deadline", "dry_run"),
-        *("filter_name", "supervised"),
+        *("verbose", "long_lines", "journal", "sandbox", "sub_addr_delim"),
+        *("on_error", "deadline", "dry_run", "filter_name", "supervised"),
     ]
     assert vars(common()) == {
         "verbose": False,
         "long_lines": "split",
         "journal": None,
         "sandbox": "on",
+        "sub_addr_delim": "+",
         "on_error": "tempfail",
         "deadline": 5,
         "dry_run": False,

@@ -11,6 +11,7 @@ from asyncio import gather
 from hashlib import sha256
 
 from smtpd_filters.addresses import canonical, folded, path
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings import choice, option
 from smtpd_filters.stores import Get, Put, join
@@ -116,5 +117,5 @@ def _hash(text: str) -> bytes:
     """Return the hash of an address without its tag, in hexadecimal digits."""
     address = path(text)
     local = folded(address.local)
-    name = f"{local.partition('+')[0] or local}@{canonical(address.domain)}"
+    name = f"{TAGS.without(local)}@{canonical(address.domain)}"
     return sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[: 2 * _HASH].encode()

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+from smtpd_filters.addresses.tags import PLUS
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.runtime.probes import TIMEOUT, Answer
 from smtpd_filters.settings import LIST, PATH, SECONDS, SWITCH, TEXT, Settings, operand, option
@@ -24,7 +25,8 @@ from . import chain, smtpd_conf
 from .accounts import UnknownError, filters_user
 from .chain_file import ChainFile
 from .check_report import JsonReport, TextReport
-from .smtpd_conf import Problem
+from .smtpd_conf import Problem, chain_run_by
+from .smtpd_conf.commands import file_name, flags_in, words_of
 from .starter import Conditions, try_program, try_table
 from .verb import Verb
 
@@ -38,6 +40,14 @@ if TYPE_CHECKING:
 FINE, FAULTY = 0, 1
 #: Filters that are tried at a time, with their services.
 AT_ONCE = 32
+#: The flag of the character that begins a tag, and the programs that it matters to.
+_DELIMITER = "--sub-addr-delim"
+_OF_ADDRESSES = frozenset(
+    {
+        *("filter-correspondents", "filter-greylist", "filter-limit", "filter-mailfrom"),
+        *("filter-rcpt", "filter-rewrite", "filter-sender", "filter-tls"),
+    }
+)
 #: The default paths of smtpd.conf: on OpenBSD, FreeBSD, Debian, elsewhere.
 PLACES = (
     "/etc/mail/smtpd.conf",
@@ -175,6 +185,31 @@ def _is_asked(path: str, programs: Sequence[Program], places: tuple[str, ...]) -
     return asked.issuperset(file.chains)
 
 
+def _delimiters(read: smtpd_conf.Configuration) -> Iterator[Problem]:
+    """Yield warnings of programs that take tags to begin with another character than smtpd does."""
+    for program in read.programs:
+        words = words_of(program.command)
+        known = _OF_ADDRESSES.intersection(map(file_name, words))
+        named = chain_run_by(words)
+        delimiter = next((value for flag, value in flags_in(words) if flag == _DELIMITER), PLUS)
+        if named is not None and not program.chroot:
+            try:
+                file = ChainFile.read(named[0] or _first(chain.PLACES) or "")
+                delimiter = file.process(file.chain(named[1])).sub_addr_delim
+            except ConfigError:  # the program's own check reports it
+                continue
+        elif not known:
+            continue
+        if delimiter != read.sub_addr_delim:
+            where = "sub-addr-delim of its chain" if named is not None else _DELIMITER
+            text = (
+                f"{program.statement} {quote(program.name)}: takes {quote(delimiter)} for the "
+                f"beginning of a tag, but smtpd takes {quote(read.sub_addr_delim)} "
+                f"(smtp sub-addr-delim); give it the same {where}"
+            )
+            yield Problem(program.place, text, warning=True)
+
+
 def _check_user(name: str) -> None:
     if name and os.geteuid():
         raise ConfigError("--user: only root can check as another user")
@@ -241,6 +276,7 @@ class _Check:
             warnings += smtpd_conf.about_program(program, foreign=result.foreign)
         warnings += smtpd_conf.behind_signers(read, traits)
         warnings += [*smtpd_conf.unasked(read, phases), *smtpd_conf.crowded(read, phases)]
+        warnings += _delimiters(read)
         for problem in warnings:
             report.problem(problem)
         if read.errors:

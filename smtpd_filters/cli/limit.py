@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from smtpd_filters.addresses import canonical, path
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filters.limit.ledger import FOREVER
 from smtpd_filters.filters.limit.rules import LIMIT, SUBJECTS
@@ -31,7 +32,7 @@ from smtpd_filters.settings import INTEGER, LIST, SECONDS, SWITCH, TEXT, choice,
 from smtpd_filters.settings.quoting import printable, quote
 from smtpd_filters.stores import Delete, Put
 
-from .store_search import find_values
+from .store_search import find_delimiter, find_values
 from .stores import StoreOptions, as_configured, with_store
 from .streams import print_json
 from .verb import Verb
@@ -90,6 +91,7 @@ class Options(StoreOptions):
 def run(options: Options, _rest: list[str]) -> int:
     """Do what the operand says."""
     options = as_configured(options, SPACE, PREFIXES)
+    TAGS.delimiter = find_delimiter()
     subject = subject_of(options)
     if options.action in {RESET, BLOCKING, RELEASE} and not subject:
         raise ConfigError(f"{options.action} requires a SUBJECT")

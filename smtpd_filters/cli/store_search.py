@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Any
 
+from smtpd_filters.addresses.tags import PLUS
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.settings.files import read_file
 from smtpd_filters.settings.quoting import quote
@@ -115,6 +116,16 @@ def find_options(
         if any(each is not None for each in given):
             found[option] = values.pop()
     return found
+
+
+def find_delimiter(places: Sequence[str] = PLACES) -> str:
+    """Return the character of `smtp sub-addr-delim` in the first smtpd.conf."""
+    for path in places:
+        try:
+            return read(path).sub_addr_delim
+        except ConfigError:
+            continue
+    return PLUS
 
 
 def _commands(places: Iterable[str]) -> Iterator[list[str]]:

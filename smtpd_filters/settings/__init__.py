@@ -30,6 +30,7 @@ from .flags import (
 )
 from .kind import Kind
 from .kinds import (
+    DELIMITER,
     ENDPOINT,
     FILTER_NAME,
     INTEGER,
@@ -49,6 +50,7 @@ from .shared import Pool, Shared
 
 __all__ = [
     "CHECKING",
+    "DELIMITER",
     "ENDPOINT",
     "FILTER_NAME",
     "INTEGER",

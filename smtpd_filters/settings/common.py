@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .declare import Settings, option
-from .kinds import FILTER_NAME, PATH, SECONDS, SWITCH, choice
+from .kinds import DELIMITER, FILTER_NAME, PATH, SECONDS, SWITCH, choice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class ProcessSettings(ConversationSettings):
         help="Give up, before the first client, the files, connections and system calls that the "
         "settings don't need, as far as the operating system can (on), or refuse to start if it "
         "can't (strict).",
+    )
+    sub_addr_delim = option(
+        DELIMITER,
+        default="+",
+        help="The character that begins the tag of an address, as smtp sub-addr-delim in "
+        "smtpd.conf(5): in tables and limits user+tag is user.",
     )
 
 

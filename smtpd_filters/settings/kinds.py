@@ -76,6 +76,17 @@ class _FilterName(_Text):
         return text
 
 
+class _Delimiter(_Text):
+    metavar = "CHARACTER"
+    inward = True
+    noun = "a printable character of ASCII, but not @"
+
+    def parse(self, text: str) -> str:
+        if len(text) != 1 or not "!" <= text <= "~" or text == "@":  # as smtpd's parse.y
+            raise ValueError(f"expected {self.noun}, not {quote(text)}")
+        return text
+
+
 class _Reply(_Text):
     inward = True
     noun = 'a reply with its codes, such as "550 5.7.1 Not from here"'
@@ -403,6 +414,8 @@ def _is_empty_list(loaded: Any) -> bool:
 TEXT = _Text()
 #: The name of a filter in the log and the journal, which replaces others (`journal.reception`).
 FILTER_NAME = _FilterName()
+#: A character between a user and a tag.
+DELIMITER = _Delimiter()
 #: An SMTP reply with its codes, "550 5.7.1 Text"; an error if the two codes disagree.
 REPLY = _Reply()
 #: A path, which is neither opened nor checked for existence. It is used at start only, unless it is

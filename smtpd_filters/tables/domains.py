@@ -16,6 +16,7 @@ import re
 
 from smtpd_filters.addresses.domains import LABEL_MAX, NAME_MAX, canonical, folded, literal
 from smtpd_filters.addresses.mailbox import Address, unquoted
+from smtpd_filters.addresses.tags import TAGS
 
 from .index import Index
 from .source import BLANKS
@@ -211,8 +212,7 @@ class _Addresses(_Names):
     def of(self, address: Address) -> str | None:
         """Return the entry that covers an address, or None."""
         user = folded(address.local)
-        # "+" is smtpd's default of `smtp sub-addr-delim`.
-        users = (user, user.partition("+")[0], "")
+        users = (user, TAGS.without(user), "")
         prefixes = tuple(f"{name}\0" for name in users)
         if (entry := self.covering(canonical(address.domain), prefixes)) is not None:
             return entry
@@ -270,7 +270,7 @@ def _keys(address: Address) -> tuple[str, ...]:
     if not address:
         return ()  # the null sender
     user, domain = folded(address.local), canonical(address.domain)
-    plain = user.partition("+")[0] or user
+    plain = TAGS.without(user)
     if not domain:
         return tuple(dict.fromkeys((user, plain)))
     return tuple(dict.fromkeys((f"{user}@{domain}", f"{plain}@{domain}", f"@{domain}")))

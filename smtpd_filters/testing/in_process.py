@@ -8,13 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smtpd_filters.addresses.tags import PLUS, TAGS
 from smtpd_filters.filter import Filter
 from smtpd_filters.main import make_chain, named, set_up
 from smtpd_filters.runtime.engine import Engine
 from smtpd_filters.runtime.jobs import Job
 from smtpd_filters.runtime.log import Log, fold_traceback
 from smtpd_filters.runtime.pace import Pace
-from smtpd_filters.settings import Pool, common_options, parse_flags, policy_options
+from smtpd_filters.settings import (
+    Pool,
+    ProcessSettings,
+    common_options,
+    parse_flags,
+    policy_options,
+)
 from smtpd_filters.stores.address import Address
 
 if TYPE_CHECKING:
@@ -94,8 +101,9 @@ class Served:
         rules: Rules | None = None,
     ) -> None:
         """Raise ConfigError as the executable does before it is ready."""
-        chosen, verbose, refuse_long_lines = _configured(filters, flags, settings)
-        self.log = _Captured(verbose=verbose)
+        chosen, process = _configured(filters, flags, settings)
+        self.log = _Captured(verbose=process.verbose)
+        TAGS.delimiter = process.sub_addr_delim
         # A test must neither need nor change the files of the filters of this machine.
         defaults: dict[str, object] = {"store": Address("memory")}
         if nameserver is not None:
@@ -105,7 +113,8 @@ class Served:
         self.chain = make_chain(ready, self.log, rules)
         # Unlike a filter's, this process allocates and frees the reserve many times, and then its
         # zeros are written.
-        self.engine = Engine(self.chain, self.log, refuse_long_lines=refuse_long_lines, reserve=0)
+        refuses = process.long_lines == "refuse"
+        self.engine = Engine(self.chain, self.log, refuse_long_lines=refuses, reserve=0)
         self.engine.spawn = self._spawn
         self._pace = Pace()
         self._loop = asyncio.new_event_loop()
@@ -209,6 +218,7 @@ class Served:
             for tap in self.chain.taps:
                 tap.close()
             self._loop.close()
+            TAGS.delimiter = PLUS
 
     def _spawn(self, pending: Pending, done: Callable[[Decision], None], price: int) -> Job:
         def decided(decision: Decision) -> None:
@@ -228,8 +238,8 @@ class Served:
 
 def _configured(
     filters: Filters, flags: Sequence[str], settings: Settings | None
-) -> tuple[list[tuple[Filter, PolicySettings | None]], bool, bool]:
-    """Return the filters with their settings, whether to be verbose, and to refuse long lines.
+) -> tuple[list[tuple[Filter, PolicySettings | None]], ProcessSettings]:
+    """Return the filters with their settings, and those of the process.
 
     An instance has its settings; those of a class are parsed from its flags.
     """
@@ -237,12 +247,12 @@ def _configured(
         if flags or settings is not None:
             raise TypeError("flags and settings require a class; an instance has its own settings")
         members = [filters] if isinstance(filters, Filter) else list(filters)
-        return [_member(each) for each in members], False, False
+        return [_member(each) for each in members], ProcessSettings()
     common = common_options(filters.outcomes(), filters.on_error, filters.deadline)
     own, general = parse_flags(filters.Options, flags, common=common, prog=f"filter-{filters.name}")
     made: Any = settings if settings is not None else own
     filter_ = named(filters(made), general)
-    return [(filter_, general)], general.verbose, general.long_lines == "refuse"
+    return [(filter_, general)], general
 
 
 def _member(given: Member) -> tuple[Filter, PolicySettings | None]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 #: The ends of errors about names that are like none.
-TOP_KEYS = " (there is filter, chain, verbose, long-lines, journal, sandbox)"
+TOP_KEYS = " (there is filter, chain, verbose, long-lines, journal, sandbox, sub-addr-delim)"
 FILTERS = f" (there is {', '.join(cls.name for cls in discover()[0])})"
 OWN_NAME = '; a name of your own requires use = "..."'
 ROOT = Path(__file__).parents[2]

@@ -783,6 +783,38 @@ def test_a_table_without_a_user(
     assert lines[0] == '1: table "t": no user none or nonesuch: smtpd will not start'
 
 
+def test_another_delimiter_of_tags_than_smtpds(
+    program: Callable[..., str], checked: Callable[..., tuple[int, list[str]]], tmp_path: Path
+) -> None:
+    rcpt = program(
+        "from smtpd_filters.filters.rcpt import main\nraise SystemExit(main())", "filter-rcpt"
+    )
+    chain = program(
+        "from smtpd_filters.cli.chain import main\nraise SystemExit(main())", "filter-chain"
+    )
+    file = tmp_path / "chains.toml"
+    file.write_text('sub-addr-delim = "="\n[chain.x]\nfilters = ["dyndns"]\n')
+    text = 'smtp sub-addr-delim "-"\n'
+    for name, command in {
+        "a": f"{rcpt} --domains x.example",
+        "b": f"{rcpt} --domains x.example --sub-addr-delim=-",
+        "c": f"{rcpt} --domains x.example --sub-addr-delim %",
+        "d": f"{chain} --config {file}",
+        "e": "/bin/sh",
+    }.items():
+        text += f'filter {name} proc-exec "{command}"\n'
+    status, lines = checked(f"{text}listen on lo filter {{ a, b, c, d, e }}\n")
+    assert status == 0, lines
+    takes = (
+        'for the beginning of a tag, but smtpd takes "-" (smtp sub-addr-delim); give it the same'
+    )
+    assert [line for line in lines if " takes " in line] == [
+        f'2: warning: filter "a": takes "+" {takes} --sub-addr-delim',
+        f'4: warning: filter "c": takes "%" {takes} --sub-addr-delim',
+        f'5: warning: filter "d": takes "=" {takes} sub-addr-delim of its chain',
+    ]
+
+
 def test_a_warning_is_no_error(checked: Callable[..., tuple[int, list[str]]]) -> None:
     status, lines = checked('filter f proc-exec "/bin/sh"\n')
     assert status == 0

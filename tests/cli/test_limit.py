@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.cli import main
+from smtpd_filters.cli.store_search import find_delimiter
 from smtpd_filters.filters.limit import Limit
 from smtpd_filters.filters.limit.subjects import key, part, read, read_key
 from smtpd_filters.filters.limit.subjects import shown as shown_subject
@@ -321,6 +323,23 @@ def test_a_block_of_another_network_is_noted(
         assert main(["limit", "block", subject]) == 0
         noted = f"smtpd-filters limit: this has no effect: {note}\n" if note else ""
         assert capsys.readouterr() == (f"{_counted(subject)}: blocked\n", noted)
+
+
+def test_tags_begin_as_in_smtpd_conf(
+    store: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "smtpd.conf"
+    path.write_text('smtp sub-addr-delim "-"\n')
+    monkeypatch.setattr(
+        "smtpd_filters.cli.limit.find_delimiter", lambda: find_delimiter((str(path),))
+    )
+    monkeypatch.setattr(TAGS, "delimiter", "+")
+    with talk(store):
+        assert limit(store, "block", "sender=A-b@Example.org") == 0
+    assert capsys.readouterr().out == "sender=a@example.org: blocked\n"
 
 
 def _counted(subject: str) -> str:

@@ -387,3 +387,18 @@ def no_bugs(request: pytest.FixtureRequest) -> Iterator[None]:
 
     for server in request.node.stash.get(SERVERS, []):
         assert not [line for line in server.log if " bug " in line or " unhandled " in line]
+
+
+def test_tags_begin_as_in_smtpd(start: Start) -> None:
+    server = rcpt(
+        start,
+        *("--traps", TRAP, "--sub-addr-delim", "-"),
+        declarations='smtp sub-addr-delim "-"',
+    )
+    local, domain = ALICE.split("@")
+    for tag, code in (("-list", 250), ("+list", 550)):
+        assert attempt(server, recipients=[f"{local}{tag}@{domain}"]).code == code
+    assert len(server.maildir("alice")) == 1
+    local, domain = TRAP.split("@")
+    assert attempt(server, GOOD6, recipients=[f"{local}-sale@{domain}"]).code == 550
+    assert logged(server, "is a spam trap: trap@local.example", 1)

@@ -84,6 +84,8 @@ class Configuration:
         self.filters: dict[str, Filter] = {}
         self.procs: dict[str, Place] = {}
         self.listeners: list[Listener] = []
+        #: The character of `smtp sub-addr-delim`.
+        self.sub_addr_delim = "+"
         #: The filters, or chains, that listeners and relay actions name.
         self.used: set[str] = set()
 

@@ -121,6 +121,7 @@ class _Parser:
             "listen": self._listen,
             "action": self._action,
             "table": self._table,
+            "smtp": self._smtp,
         }
         if first.kind != WORD or first.text not in _STATEMENTS:
             raise StatementError(
@@ -278,6 +279,12 @@ class _Parser:
             program = _table_program(tokens[1].text)
             if program is not None:
                 self._made.tables.append(Table(words.place, name, program))
+
+    def _smtp(self, words: Words) -> None:
+        """Note the delimiter of tags; `smtpd -n` reports the errors of the statement."""
+        if words.take(WORD, "sub-addr-delim"):
+            for value in words.rest():
+                self._made.sub_addr_delim = value.text
 
     def _listen(self, words: Words) -> None:
         rest = words.rest()

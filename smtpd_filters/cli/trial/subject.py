@@ -16,6 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.cli.chain_file import ChainFile
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.lookups.dns.recorded import RecordedResolver
@@ -74,6 +75,7 @@ def chain_of(facts: dict[str, Any], log: Log, missing: Callable[[str], object]) 
     name = facts["chain"]
     if (change := facts["change"]) is not None:
         file = file.with_changes(*change)
+    TAGS.delimiter = file.process(name).sub_addr_delim
     declared = [each for each in file.declared(name) if each.name in facts["filters"]]
     repeated = {each.name for each in declared if each.name in facts["repeated"]}
     for each in declared:

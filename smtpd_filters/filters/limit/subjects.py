@@ -11,6 +11,7 @@ import re
 import sys
 
 from smtpd_filters.addresses import canonical, folded, path
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.checks.exemptions import client_address
 from smtpd_filters.settings.quoting import printable
 from smtpd_filters.stores import join, split
@@ -111,8 +112,7 @@ def written(mailbox: Address) -> str:
 
     smtpd delivers `user+tag` to `user`; its sender is the same user as well.
     """
-    local = folded(mailbox.local)
-    local = local.partition("+")[0] or local
+    local = TAGS.without(folded(mailbox.local))
     return f"{local}@{canonical(mailbox.domain)}" if mailbox.domain else local
 
 

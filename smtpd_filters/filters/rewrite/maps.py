@@ -13,6 +13,7 @@ Invariants
 from __future__ import annotations
 
 from smtpd_filters.addresses import canonical, folded, path
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.settings.kind import Repeated
 from smtpd_filters.tables import MappingTable
 from smtpd_filters.tables.table import Pairs, Tables, checked_key
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from smtpd_filters.addresses import Address
-
-_DELIMITER = "+"
 
 
 class _Addresses(Pairs):
@@ -103,7 +102,7 @@ class Maps(Tables):
 
 async def _mapped(table: AddressMap, address: Address, server_name: str | None) -> str | None:
     """Look an address up in a mapping: with its tag, without it, then by user and by domain."""
-    user, delimiter, tag = address.local.partition(_DELIMITER)
+    user, delimiter, tag = address.local.partition(TAGS.delimiter)
     domain = canonical(address.domain)
     local = not domain or (server_name is not None and domain == canonical(server_name))
     for name, rest in ((address.local, ""), *([(user, delimiter + tag)] if delimiter else ())):
@@ -120,7 +119,7 @@ def _with_tag(found: str, rest: str, address: Address) -> str:
     if not rest or found.startswith("@"):
         return _expanded(found, address)
     to = path(found)
-    return found if _DELIMITER in to.local else written(to.local + rest, to.domain)
+    return found if TAGS.delimiter in to.local else written(to.local + rest, to.domain)
 
 
 def _expanded(found: str, address: Address) -> str:

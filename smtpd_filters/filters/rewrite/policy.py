@@ -18,6 +18,7 @@ from __future__ import annotations
 import sys
 
 from smtpd_filters.addresses import Address, path
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.checks.strictness import require_entries
 from smtpd_filters.errors import ConfigError
 from smtpd_filters.filter import Filter, Registration
@@ -34,7 +35,7 @@ from .clients import ALL, CLIENTS, OUTBOUND, Clients
 from .fields import Addresses
 from .maps import MAPS, Maps
 from .masquerade import ENTRY, masqueraded
-from .tags import DELIMITER, KEEP, MODES, PLUS, split
+from .tags import KEEP, MODES, PLUS, split
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,11 +100,9 @@ class Rewriter(Filter):
             choice(*MODES),
             default=KEEP,
             help="What to do with a tag in an envelope recipient: keep it, strip it, or write it "
-            "with a plus, which smtpd understands.",
+            "with a plus, which smtpd understands, or the character of --sub-addr-delim.",
         )
-        tag_delimiters = option(
-            TEXT, default=DELIMITER, help="The characters between a user and a tag."
-        )
+        tag_delimiters = option(TEXT, default="+", help="The characters between a user and a tag.")
         mailboxes = option(
             table(AddressTable, by_key=True),
             default=None,
@@ -318,7 +317,7 @@ class Rewriter(Filter):
         user, tag = found
         new = address
         if settings.tags == PLUS:
-            new = Address(f"{user.local}{DELIMITER}{tag}", user.domain)
+            new = Address(f"{user.local}{TAGS.delimiter}{tag}", user.domain)
         elif settings.tags != KEEP:
             new = user
         if settings.tag_field and session.tx is not None:

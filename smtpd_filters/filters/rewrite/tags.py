@@ -9,14 +9,13 @@ that are in it have tags.
 from __future__ import annotations
 
 from smtpd_filters.addresses import Address
+from smtpd_filters.addresses.tags import TAGS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from smtpd_filters.tables import AddressTable
 
 KEEP, STRIP, PLUS = MODES = ("keep", "strip", "plus")
-#: The delimiter that smtpd knows by default, `smtp sub-addr-delim`.
-DELIMITER = "+"
 # RFC 5321 section 4.5.3.1.1: a longer local part is invalid.
 _LOCAL_MAX = 64
 
@@ -38,10 +37,10 @@ async def split(
             return None
         at = places[0]
         return Address(local[:at], address.domain), local[at + 1 :]
-    if DELIMITER not in local and await mailboxes.look_up_address(address) is not None:
+    if TAGS.delimiter not in local and await mailboxes.look_up_address(address) is not None:
         return None
     for at in reversed(places):
         user = Address(local[:at], address.domain)
-        if DELIMITER not in user.local and await mailboxes.look_up_address(user) is not None:
+        if TAGS.delimiter not in user.local and await mailboxes.look_up_address(user) is not None:
             return user, local[at + 1 :]
     return None
