@@ -15,7 +15,8 @@ Each message is a `_Stream`. Either its lines are given to the listener, which s
 own, or they pass without being looked at. After its first line a message has a key: the bytes of
 its lines from the bar before `smtp-in` to the bar after the token. The key is at the same offset
 in each line as long as version and time stamp keep their width, and no text of the message can get
-there. Lines with known keys are processed in bulk, in C (`run`).
+there. Lines with known keys are processed in bulk, in C (`run`). What is before the key isn't
+looked at, since smtpd writes nothing but these lines with it.
 """
 
 from __future__ import annotations
