@@ -9,6 +9,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.errors import ConfigError, UnavailableError
 from smtpd_filters.settings import SWITCH, TEXT, Settings, choice, operand, option
 from smtpd_filters.settings.quoting import printable
@@ -26,6 +27,7 @@ from smtpd_filters.tables import (
 from smtpd_filters.tables.remote.backend import BackendError
 from smtpd_filters.tables.remote.source import PROBED
 
+from .store_search import find_delimiter
 from .verb import Verb
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class Options(Settings):
 
 def run(options: Options, _rest: list[str]) -> int:
     """Do what the operand says."""
+    TAGS.delimiter = find_delimiter()
     if options.action == SERVE:
         from .table_server import serve
 

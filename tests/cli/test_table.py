@@ -10,7 +10,9 @@ from time import monotonic
 
 import pytest
 
+from smtpd_filters.addresses.tags import TAGS
 from smtpd_filters.cli import main
+from smtpd_filters.cli.store_search import find_delimiter
 from smtpd_filters.cli.table import ABSENT, UNAVAILABLE
 from smtpd_filters.startup import STRAY
 from smtpd_filters.tables.remote.lines import Host
@@ -62,6 +64,22 @@ def test_get(database: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("bob: not found (from sqlite, by key, ")
     assert main(["table", "get", "{ 192.0.2.0/24 }", "192.0.2.7", "--kind", "networks"]) == 0
     assert capsys.readouterr().out.startswith("192.0.2.7: found as 192.0.2.0/24 (from memory, ")
+
+
+def test_tags_begin_as_in_smtpd_conf(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TAGS, "delimiter", "+")
+    path = tmp_path / "smtpd.conf"
+    path.write_text('smtp sub-addr-delim "-"\n')
+    monkeypatch.setattr(
+        "smtpd_filters.cli.table.find_delimiter", lambda: find_delimiter((str(path),))
+    )
+    table = tmp_path / "addresses"
+    table.write_text("joe@example.org\n")
+    for key, found in (("joe-news@example.org", 0), ("joe+news@example.org", ABSENT)):
+        command = ["table", "get", f"file:{table}", key, "--kind", "addresses"]
+        assert main(command) == found, capsys.readouterr()
 
 
 def test_what_is_unavailable(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
