@@ -125,6 +125,8 @@ class File:
             os.close(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
             if _is_denied(self.path):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            if reason := uncreated_files(folder):
+                raise FileError(reason)
             if _inode(self.path) == (0, 0):
                 return
             from urllib.parse import quote  # start-up time

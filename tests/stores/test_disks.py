@@ -120,6 +120,12 @@ async def read_only(folder: Path) -> None:
     again = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=notes.append)
     assert await cause(again) == "read-only"
     assert len(notes) == 1
+    # `smtpd-filters check` starts it as well, and its `--online` has the reason.
+    looked: list[str] = []
+    look = SQLiteStore(f"{folder}/store.sqlite", timeout=PATIENCE, note=looked.append, check=True)
+    assert looked == [f"{again.label}: read-only"]
+    assert look.fault() == "read-only"
+    await look.aclose()
     subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)  # noqa: ASYNC221, S607
     await again.ask(Put(join("t", b"0"), LARGE, ttl=900))
     assert notes[1:] == [f"{again.label}: answers again"]
