@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from .addresses.tags import TAGS
 from .chain import Chain
 from .errors import BugError, ConfigError, config_error, not_started
 from .filter import Registration
@@ -173,7 +172,10 @@ def serve_chain(
         # From here on the filters' own code runs, and its output must not reach smtpd.
         ends = Ends()
         log = Log(fd=ends.log(), verbose=process.verbose)
-        TAGS.delimiter = process.sub_addr_delim
+        if process.sub_addr_delim != "+":  # the default of smtpd and of TAGS
+            from .addresses.tags import TAGS  # start-up time
+
+            TAGS.delimiter = process.sub_addr_delim
     except (OSError, MemoryError) as error:
         raise not_started(error) from None
     note_hangup()
