@@ -1,4 +1,4 @@
-"""Servers of the kit have an event loop in a thread, which may lag behind their clients."""
+"""Wait until a server of the kit, whose event loop runs in a thread, has read what it was sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE = 30.0
 def catch_up(
     loop: asyncio.AbstractEventLoop,
     sockets: Callable[[], Iterable[HasFileno]],
-    busy: Callable[[], object] = bool,
+    busy: Callable[[], object] = lambda: False,
 ) -> None:
     """Wait until a loop of another thread has read all that was sent to it, and isn't `busy`.
 

@@ -103,7 +103,6 @@ class Served:
         """Raise ConfigError as the executable does before it is ready."""
         chosen, process = _configured(filters, flags, settings)
         self.log = _Captured(verbose=process.verbose)
-        TAGS.delimiter = process.sub_addr_delim
         # A test must neither need nor change the files of the filters of this machine.
         defaults: dict[str, object] = {"store": Address("memory")}
         if nameserver is not None:
@@ -111,6 +110,8 @@ class Served:
         pool = Pool(**defaults)
         ready = [set_up(filter_, self.log, general, pool) for filter_, general in chosen]
         self.chain = make_chain(ready, self.log, rules)
+        # Until `close`: so not before what may raise.
+        TAGS.delimiter = process.sub_addr_delim
         # Unlike a filter's, this process allocates and frees the reserve many times, and then its
         # zeros are written.
         refuses = process.long_lines == "refuse"

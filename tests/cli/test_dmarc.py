@@ -393,7 +393,7 @@ def test_a_report_on_very_many_rows(tool: Tool, monkeypatch: pytest.MonkeyPatch)
         (("--send", "--organization", "X\r\nY"), "--organization: expected a name in UTF-8"),
         (("--send", "--organization", ""), "--organization: expected a name in UTF-8"),
         (("--send", "--email", "-oQ@mx.example"), "begins with a hyphen"),
-        (("--output", "/nonexistent"), "--output: /nonexistent: not a directory"),
+        (("--output", "/dev/null/x"), "--output: /dev/null/x: not a directory"),
         (("--send", "--store", "memory:"), "--store: memory:"),
     ],
 )
