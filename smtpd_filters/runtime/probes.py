@@ -13,6 +13,7 @@ Invariants
 from __future__ import annotations
 
 from functools import partial
+from stat import S_ISSOCK, S_IWGRP
 from typing import NamedTuple
 
 from smtpd_filters.errors import UnavailableError
@@ -152,8 +153,28 @@ def _advised(subject: str, fault: str) -> str:
     address = subject.rpartition(" ")[2]
     fault = fault.removeprefix(f"{address} ").removeprefix(f"{address}: ")
     ending = fault.casefold()
-    if ending.endswith(("connection refused", "no such file or directory")):
-        return f"{fault}; does it run, and listen there?"
-    if address.startswith("/") and ending.endswith("permission denied"):
-        return f"{fault}; {_GROUP}"
-    return fault
+    unreachable = ending.endswith(("connection refused", "no such file or directory"))
+    denied = address.startswith("/") and ending.endswith("permission denied")
+    if not (unreachable or denied):
+        return fault
+    mode = _mode(address)
+    if mode is not None and not S_ISSOCK(mode):
+        advice = "it is no socket: remove it, and restart the server that should listen there"
+    elif unreachable:
+        advice = "does it run, and listen there?"
+    elif mode is not None and not mode & S_IWGRP:
+        allowed = f"{mode & 0o777:04o}"
+        advice = f"the socket has mode {allowed}: have its server let its group write to it"
+    else:
+        advice = _GROUP
+    return f"{fault}; {advice}"
+
+
+def _mode(path: str) -> int | None:
+    """Return the type and mode of a file; None for no path, or if they can't be read."""
+    from pathlib import Path
+
+    try:
+        return Path(path).stat().st_mode if path.startswith("/") else None
+    except (OSError, ValueError):  # its directory can't be searched, say
+        return None

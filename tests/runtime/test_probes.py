@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from tests.effort import part
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
     from typing import Any
 
     from smtpd_filters import Session
@@ -161,6 +163,32 @@ def test_a_socket_of_another_group_names_the_remedy() -> None:
     [answer] = asyncio.run(ask([Probe("milter /run/o.sock", says("permission denied"))]))
     assert answer.fault.startswith("permission denied; smtpd gives a filter the primary group")
     assert "group NAME" in answer.fault
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "advice"),
+    [
+        ("file", "permission denied", "it is no socket"),
+        ("directory", "connection refused", "it is no socket"),
+        ("socket 600", "permission denied", "the socket has mode 0600"),
+        ("socket 660", "permission denied", "smtpd gives a filter the primary group"),
+        ("socket 660", "connection refused", "does it run, and listen there?"),
+        ("socket 600", "connection refused", "does it run, and listen there?"),
+    ],
+)
+def test_the_remedy_fits_what_is_there(tmp_path: Path, kind: str, fault: str, advice: str) -> None:
+    path = tmp_path / "s"
+    what, _, mode = kind.partition(" ")
+    if what == "file":
+        path.touch()
+    elif what == "directory":
+        path.mkdir()
+    else:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+        path.chmod(int(mode, 8))
+    [answer] = asyncio.run(ask([Probe(f"daemon {path}", says(f"{path} {fault}"))]))
+    assert answer.fault.startswith(f"{fault}; {advice}")
 
 
 def test_each_service_is_asked_once() -> None:
